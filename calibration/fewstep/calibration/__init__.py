@@ -1,0 +1,1 @@
+"""fewstep's calibration: quantization and policy tuning on rollouts of the deployed engines."""

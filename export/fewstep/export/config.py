@@ -1,0 +1,49 @@
+"""The ``--config`` file: constructor arguments of models that are not a published size.
+
+A JSON object with the keys ``transformer``, ``tokenizer`` and ``policy``, each the official
+constructor's arguments, and optionally ``policy_residual`` (AdaNAT's ``heu``), ``name``,
+``class_names`` and ``defaults`` (what ``generate`` uses when nothing is said).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fewstep.runtime.errors import CheckpointError
+from fewstep.runtime.manifest import Defaults
+
+
+class ExportConfig(BaseModel):
+    """Contents of a ``--config`` file; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    transformer: dict[str, Any] | None = None
+    tokenizer: dict[str, Any] | None = None
+    policy: dict[str, Any] | None = None
+    policy_residual: bool | None = None
+    name: str | None = None
+    class_names: tuple[str, ...] | None = None
+    defaults: Defaults = Defaults()
+
+
+def read_config(path: Path | None) -> ExportConfig:
+    """Read a ``--config`` file; ``None`` gives an empty configuration.
+
+    Raises:
+        CheckpointError: unreadable, not JSON, or with unknown keys.
+    """
+    if path is None:
+        return ExportConfig()
+    try:
+        return ExportConfig.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from error
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors()
+        )
+        raise CheckpointError(f"{path} is not an export configuration: {problems}") from error

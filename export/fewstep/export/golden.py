@@ -1,0 +1,105 @@
+"""Golden rollouts: whole generations recorded with PyTorch, replayed later to verify an engine.
+
+For the bundle's default schedule, and for the policy if there is one, a few images are generated
+by the runtime's own loop with PyTorch behind the engine protocol. The file keeps what a replay
+needs: seeds, conditions, the parameters and tokens of every step, logits at a few positions, the
+policy's raw actions and the decoder's image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fewstep.export.torch_engine import TorchEngine
+from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.device import Array
+from fewstep.runtime.device.cpu import CpuBuffer, CpuDevice
+from fewstep.runtime.generator import Generator
+from fewstep.runtime.manifest import ClassCondition
+from fewstep.runtime.result import Result
+from fewstep.runtime.schedule import POLICY
+
+GOLDEN_FILE = "golden.npz"
+_IMAGES = 2
+_POSITIONS = 8
+_SEED = 20_220
+
+
+def record(bundle: Bundle, engines: Mapping[str, TorchEngine]) -> None:
+    """Record the golden rollouts of a bundle into its folder."""
+    model = bundle.manifest.model
+    schedules = [model.defaults.schedule]
+    if model.policy is not None and POLICY not in schedules:
+        schedules.append(POLICY)
+    arrays: dict[str, Array] = {}
+    with Generator(bundle, CpuDevice(), engines, max_batch=_IMAGES) as generator:
+        for schedule in schedules:
+            rollout = _rollout(generator, schedule)
+            arrays |= {f"{schedule}/{name}": value for name, value in rollout.items()}
+    np.savez_compressed(bundle.path / GOLDEN_FILE, **arrays)  # type: ignore[arg-type]
+
+
+def _rollout(generator: Generator, schedule: str) -> dict[str, Array]:
+    model = generator.bundle.manifest.model
+    rng = np.random.default_rng(_SEED)
+    request: dict[str, Any] = {"schedule": schedule, "seed": _SEED}
+    condition: Array
+    if isinstance(model.condition, ClassCondition):
+        count = model.condition.num_classes
+        condition = np.linspace(0, count - 1, _IMAGES).astype(np.int32)
+        request["class_ids"] = condition.tolist()
+    else:
+        shape = (_IMAGES, model.condition.length, model.condition.width)
+        condition = rng.standard_normal(shape, np.float32)
+        request["text"] = condition
+        if model.condition.unconditional_file is None and schedule != POLICY:
+            request["guidance"] = 0.0
+    result = generator.generate(**request)
+    positions = np.sort(rng.choice(model.num_tokens, min(_POSITIONS, model.num_tokens), False))
+    return {
+        "condition": condition,
+        "seeds": result.seeds,
+        "parameters": result.trace.parameters,
+        "tokens": result.trace.tokens,
+        "sampled": result.trace.sampled,
+        "positions": positions,
+        **_outputs(generator, result, condition, positions, schedule == POLICY),
+    }
+
+
+def _outputs(
+    generator: Generator,
+    result: Result,
+    condition: Array,
+    positions: npt.NDArray[np.intp],
+    policy: bool,
+) -> dict[str, Array]:
+    """Conditional logits ``[T, B, K, V]``, actions ``[T, B, 4]`` and image ``[B, 3, H, W]``."""
+    model, engines = generator.bundle.manifest.model, generator.engines
+    logits, actions = [], []
+    name = "condition" if isinstance(model.condition, ClassCondition) else "text"
+    for step, tokens in enumerate(result.trace.tokens[:-1]):
+        out = _run(engines["transformer"], {"tokens": tokens, name: condition})
+        logits.append(out["logits"][:, positions])
+        if policy and model.policy is not None:
+            steps = np.full(len(tokens), step, np.int32)
+            state = {"features": out["features"], "step": steps}
+            actions.append(_run(engines[model.policy.graph], state)["action"])
+    image = _run(engines["decoder"], {"tokens": result.tokens})["image"]
+    found = {"logits": np.stack(logits), "image": image}
+    return found | ({"actions": np.stack(actions)} if actions else {})
+
+
+def _run(engine: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    batch = len(next(iter(inputs.values())))
+    outputs = {
+        name: np.empty((batch, *info.shape[1:]), info.dtype)
+        for name, info in engine.outputs.items()
+    }
+    bound = {name: CpuBuffer(np.ascontiguousarray(value)) for name, value in inputs.items()}
+    engine.enqueue(bound | {name: CpuBuffer(value) for name, value in outputs.items()})
+    return outputs

@@ -1,0 +1,115 @@
+"""AdaNAT's policy network: transformer features and the step → four raw actions.
+
+Same constructor arguments and state-dict keys as ``libs/policy.py`` of the official AdaNAT
+repository, generalised from its 16×16 token grid to any even square grid (only
+``linear1.weight`` changes its width with the grid). The actions are raw: the decode loop turns
+them into mask ratio, masking temperature, sampling temperature and guidance scale.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_MAX_PERIOD = 10_000.0
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoidal embedding (cosines first, then sines) and a two-layer MLP: ``[B] → [B, C]``."""
+
+    def __init__(self, hidden_size: int, frequency_embedding_size: int = 256) -> None:
+        super().__init__()
+        self.half_width = frequency_embedding_size // 2
+        self.mlp = nn.Sequential(
+            nn.Linear(frequency_embedding_size, hidden_size),
+            nn.SiLU(),
+            nn.Linear(hidden_size, hidden_size),
+        )
+
+    def forward(self, step: Tensor) -> Tensor:
+        exponent = torch.arange(self.half_width, dtype=torch.float32, device=step.device)
+        frequencies = torch.exp(-math.log(_MAX_PERIOD) * exponent / self.half_width)
+        angles = step.float()[:, None] * frequencies
+        out: Tensor = self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
+        return out
+
+
+class AdaLN(nn.Module):
+    """LayerNorm without affine (eps 1e-6), shifted and scaled by a condition ``c [B, C]``."""
+
+    def __init__(self, dim: int, condition_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(condition_dim, 2 * dim))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(condition).chunk(2, dim=1)
+        if x.ndim == 3:
+            shift, scale = shift.unsqueeze(1), scale.unsqueeze(1)
+        out: Tensor = self.norm(x) * (1 + scale) + shift
+        return out
+
+
+class PolicyNet(nn.Module):
+    """The policy (actor) network of AdaNAT.
+
+    Args:
+        in_channels: width of the transformer's features.
+        out_channels: number of actions (4).
+        hidden_size: width of the network; ``x_embedder`` exists only if it differs from
+            ``in_channels``.
+        grid_size: side of the token grid, even (16 in the official class).
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 512,
+        out_channels: int = 4,
+        hidden_size: int = 1152,
+        grid_size: int = 16,
+    ) -> None:
+        super().__init__()
+        if grid_size % 2:
+            raise ValueError(f"grid_size must be even, got {grid_size}")
+        self.in_channels, self.grid_size = in_channels, grid_size
+        same = in_channels == hidden_size
+        self.x_embedder = None if same else nn.Linear(in_channels, hidden_size)
+        self.t_embedder = TimestepEmbedder(hidden_size)
+        self.adaLN1 = AdaLN(hidden_size, hidden_size)
+        self.dw_conv = nn.Conv2d(
+            hidden_size, hidden_size, kernel_size=3, stride=2, padding=1, groups=hidden_size
+        )
+        self.pw_conv = nn.Conv2d(hidden_size, 128, kernel_size=1)
+        self.linear1 = nn.Linear((grid_size // 2) ** 2 * 128, 1024)
+        self.adaLN2 = AdaLN(1024, hidden_size)
+        self.linear2 = nn.Linear(1024, 512)
+        self.adaLN3 = AdaLN(512, hidden_size)
+        self.linear3 = nn.Linear(512, out_channels)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for name, parameter in self.named_parameters():
+            if name.startswith("t_embedder") and name.endswith("weight"):
+                nn.init.normal_(parameter, std=0.02)
+            # No output and no modulation: an untrained policy is exactly its residual schedule.
+            if "adaLN_modulation" in name or name == "linear3.weight":
+                nn.init.zeros_(parameter)
+
+    def forward(self, features: Tensor, step: Tensor) -> Tensor:
+        """Map ``features [B, N, C]`` and ``step [B]`` to raw actions ``[B, 4]``."""
+        x = features if self.x_embedder is None else self.x_embedder(features)
+        condition = self.t_embedder(step)
+        x = self.adaLN1(x, condition)  # [B, N, C]
+        x = x.transpose(1, 2).unflatten(2, (self.grid_size, self.grid_size))  # [B, C, H, W]
+        x = F.gelu(self.pw_conv(F.gelu(self.dw_conv(x)))).flatten(1)  # [B, 128·H/2·W/2]
+        x = F.gelu(self.adaLN2(self.linear1(x), condition))
+        x = F.gelu(self.adaLN3(self.linear2(x), condition))
+        out: Tensor = self.linear3(x)
+        return out

@@ -1,0 +1,34 @@
+"""PyTorch behind the engine protocol: the reference that golden rollouts are recorded with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from fewstep.runtime.device import Buffer
+from fewstep.runtime.device.cpu import host_array
+from fewstep.runtime.manifest import GraphInfo, TensorInfo
+
+
+class TorchEngine:
+    """Runs a module on the CPU device, inputs and outputs named as in its graph."""
+
+    def __init__(self, name: str, module: nn.Module, info: GraphInfo) -> None:
+        self.name, self._module = name, module.eval()
+        self.inputs: Mapping[str, TensorInfo] = info.inputs
+        self.outputs: Mapping[str, TensorInfo] = info.outputs
+
+    @torch.no_grad()
+    def enqueue(self, bindings: Mapping[str, Buffer]) -> None:
+        """Run on buffers bound by name."""
+        fed = [torch.from_numpy(host_array(bindings[name])) for name in self.inputs]
+        result = self._module(*fed)
+        results = result if isinstance(result, tuple) else (result,)
+        for name, value in zip(self.outputs, results, strict=True):
+            np.copyto(host_array(bindings[name]), value.numpy())
+
+    def close(self) -> None:
+        """Nothing to release."""

@@ -1,0 +1,153 @@
+"""Reading and writing bundles: the manifest, its files, and their hashes.
+
+A bundle is a folder with ``bundle.json`` and the files it lists. Nothing outside the folder is
+ever read, and a file is hashed before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from fewstep.runtime.errors import BundleError, choose
+from fewstep.runtime.files import sha256
+from fewstep.runtime.manifest import MANIFEST_NAME, SCHEMA, FileInfo, Manifest
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A deployable folder: its path and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def read(cls, path: str | Path) -> Bundle:
+        """Read and validate the manifest; no other file is opened yet.
+
+        Raises:
+            BundleError: no bundle at ``path``, unreadable or invalid manifest, a newer schema.
+        """
+        folder = Path(path)
+        file = folder / MANIFEST_NAME
+        if not file.is_file():
+            raise BundleError(
+                f"no bundle at {folder}: expected a folder with {MANIFEST_NAME}; "
+                "make one with: fewstep export"
+            )
+        bundle = cls(folder, _parse(file))
+        for name in bundle.manifest.files:
+            bundle.locate(name)
+        return bundle
+
+    def locate(self, name: str) -> Path:
+        """Path of a listed file, known to lie inside the bundle; existence is not checked.
+
+        Raises:
+            BundleError: the file is not listed, or leads out of the bundle (``..``, an
+                absolute path, a symbolic link).
+        """
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.path}: {choose('file', name, self.manifest.files)}")
+        root = self.path.resolve()
+        target = (root / name).resolve()
+        if not target.is_relative_to(root):
+            raise BundleError(
+                f"{self.path}: '{name}' leads out of the bundle, to {target}; "
+                "export the bundle again, or copy the file into it"
+            )
+        return target
+
+    def verified(self, name: str) -> Path:
+        """Path of a listed file whose size and hash were just checked.
+
+        Raises:
+            BundleError: the file is missing, truncated or changed.
+        """
+        path, expected = self.locate(name), self.manifest.files[name]
+        problem = _difference(path, expected)
+        if problem:
+            raise BundleError(
+                f"{path} {problem}; the copy is damaged: copy or export the bundle again"
+            )
+        return path
+
+    def graph_path(self, graph: str) -> Path:
+        """Checked path of a graph's ONNX file; its external data is checked with it."""
+        try:
+            file = self.manifest.graphs[graph].file
+        except KeyError:
+            raise BundleError(
+                f"{self.path}: {choose('graph', graph, self.manifest.graphs)}"
+            ) from None
+        external = f"{file}.data"
+        if external in self.manifest.files:
+            self.verified(external)
+        return self.verified(file)
+
+    def arrays(self, name: str) -> dict[str, npt.NDArray[Any]]:
+        """The arrays of a listed ``.npz`` file (never pickled objects)."""
+        path = self.verified(name)
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                return {key: archive[key] for key in archive.files}
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path} is not an array archive: {error}") from error
+
+    def damage(self) -> dict[str, str]:
+        """Every listed file that is missing or changed, with what is wrong with it."""
+        found = {
+            name: _difference(self.locate(name), info) for name, info in self.manifest.files.items()
+        }
+        return {name: problem for name, problem in found.items() if problem}
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> Manifest:
+    """Complete ``manifest`` with the hashes of every file in ``folder`` and write it there."""
+    files = {
+        path.relative_to(folder).as_posix(): FileInfo(
+            bytes=path.stat().st_size, sha256=sha256(path)
+        )
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST_NAME
+    }
+    complete = Manifest.model_validate({**manifest, "files": files})
+    (folder / MANIFEST_NAME).write_text(complete.model_dump_json(indent=2) + "\n")
+    return complete
+
+
+def _difference(path: Path, expected: FileInfo) -> str:
+    if not path.is_file():
+        return "is missing"
+    size = path.stat().st_size
+    if size != expected.bytes:
+        return f"has {size:,} bytes where the manifest says {expected.bytes:,}"
+    return "" if sha256(path) == expected.sha256 else "does not have the manifest's SHA-256"
+
+
+def _parse(file: Path) -> Manifest:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{file} cannot be read as JSON: {error}") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > SCHEMA:
+        raise BundleError(
+            f"{file} has schema version {version}, this fewstep reads up to {SCHEMA}; "
+            "upgrade with: pip install --upgrade fewstep"
+        )
+    try:
+        return Manifest.model_validate_json(json.dumps(content))
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or 'top level'}: {item['msg']}"
+            for item in error.errors()
+        )
+        raise BundleError(f"{file} is not a valid manifest: {problems}") from error

@@ -1,0 +1,109 @@
+"""ONNX Runtime engines on the CPU provider, writing straight into device buffers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewstep.runtime.device import Buffer
+from fewstep.runtime.errors import EngineError, missing
+from fewstep.runtime.manifest import GraphInfo
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_MAX_BINDINGS = 512
+
+
+class OnnxRuntimeEngine:
+    """A graph in an ONNX Runtime session.
+
+    Args:
+        name: the graph's name in the bundle, for messages.
+        path: a checked ``.onnx`` file.
+        info: its inputs and outputs as the manifest states them.
+        threads: intra-op threads; 0 uses every core.
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+        EngineError: ONNX Runtime refuses the graph, or its inputs and outputs are not the
+            manifest's.
+    """
+
+    def __init__(self, name: str, path: Path, info: GraphInfo, *, threads: int = 0) -> None:
+        self.name, self.inputs, self.outputs = name, info.inputs, info.outputs
+        self._session = _session(name, path, threads)
+        self._names = {*info.inputs, *info.outputs}
+        self._check_against_manifest()
+        # Bindings by the addresses and shapes they were made for: a plan reuses few of them.
+        self._bound: dict[tuple[Any, ...], onnxruntime.IOBinding] = {}
+
+    def enqueue(self, bindings: Mapping[str, Buffer]) -> None:
+        """Run on buffers bound by name; outputs are written in place."""
+        key = tuple((name, b.pointer, b.shape) for name, b in bindings.items())
+        bound = self._bound.get(key)
+        if bound is None:
+            if len(self._bound) >= _MAX_BINDINGS:
+                self._bound.clear()
+            bound = self._bound[key] = self._bind(bindings)
+        try:
+            self._session.run_with_iobinding(bound)
+        except Exception as error:  # onnxruntime raises types of its own, without a common base
+            raise EngineError(f"graph '{self.name}' failed to run: {error}") from error
+
+    def close(self) -> None:
+        """Drop the session."""
+        self._bound.clear()
+        del self._session
+
+    def _bind(self, bindings: Mapping[str, Buffer]) -> onnxruntime.IOBinding:
+        if absent := sorted(self._names - bindings.keys()):
+            raise EngineError(f"graph '{self.name}': no buffer bound to {', '.join(absent)}")
+        bound = self._session.io_binding()
+        for name, buffer in bindings.items():
+            info = self.inputs.get(name) or self.outputs.get(name)
+            if info is None:
+                raise EngineError(f"graph '{self.name}' has no input or output '{name}'")
+            _check(self.name, name, buffer, info.dtype, info.shape)
+            bind = bound.bind_input if name in self.inputs else bound.bind_output
+            bind(name, "cpu", 0, buffer.dtype.type, buffer.shape, buffer.pointer)
+        return bound
+
+    def _check_against_manifest(self) -> None:
+        actual = {
+            tensor.name: tensor.type
+            for tensor in (*self._session.get_inputs(), *self._session.get_outputs())
+        }
+        if actual.keys() != self._names:
+            raise EngineError(
+                f"graph '{self.name}' has the inputs and outputs {sorted(actual)}, "
+                f"the manifest says {sorted(self._names)}; export the bundle again"
+            )
+
+
+def _check(graph: str, name: str, buffer: Buffer, dtype: str, shape: tuple[int | str, ...]) -> None:
+    fits = len(shape) == len(buffer.shape) and all(
+        isinstance(expected, str) or expected == actual
+        for expected, actual in zip(shape, buffer.shape, strict=True)
+    )
+    if not fits or buffer.dtype != dtype:
+        raise EngineError(
+            f"graph '{graph}', tensor '{name}': expected {dtype} {list(shape)}, "
+            f"got {buffer.dtype} {list(buffer.shape)}"
+        )
+
+
+def _session(name: str, path: Path, threads: int) -> onnxruntime.InferenceSession:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise missing("onnxruntime", "cpu") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises types of its own, without a common base
+        raise EngineError(f"ONNX Runtime refuses graph '{name}' ({path}): {error}") from error

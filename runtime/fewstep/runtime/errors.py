@@ -1,0 +1,61 @@
+"""The exceptions of fewstep, all under :class:`FewstepError`.
+
+Each message says what was expected, what was received and what to do next. The command line
+prints it as one line; anything that is *not* a ``FewstepError`` is a defect of fewstep.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FewstepError(Exception):
+    """Base of every error that fewstep raises on purpose."""
+
+
+class RequestError(FewstepError, ValueError):
+    """A generation request that the bundle cannot serve (class, steps, schedule, ...)."""
+
+
+class BundleError(FewstepError, ValueError):
+    """A bundle that is damaged, foreign, newer than this version, or unsafe to read."""
+
+
+class CheckpointError(FewstepError, ValueError):
+    """A checkpoint that does not hold the model it is said to hold."""
+
+
+class ExportError(FewstepError, RuntimeError):
+    """An ONNX graph that could not be made or does not agree with PyTorch."""
+
+
+class EngineError(FewstepError, RuntimeError):
+    """A graph that the backend refuses, or that computes something unusable."""
+
+
+class DeviceError(FewstepError, RuntimeError):
+    """A device that is absent, lost, closed or out of memory."""
+
+
+class MissingDependencyError(FewstepError, ImportError):
+    """An optional package is absent; the message names the extra that installs it."""
+
+
+class OutputError(FewstepError, OSError):
+    """A result could not be written."""
+
+
+def missing(package: str, extra: str) -> MissingDependencyError:
+    """The error for an absent optional package, naming the extra that brings it."""
+    return MissingDependencyError(
+        f"{package} is not installed; install it with: pip install 'fewstep[{extra}]'"
+    )
+
+
+def choose(what: str, received: str, choices: Iterable[str]) -> str:
+    """Say that ``received`` is none of ``choices`` and suggest the nearest one."""
+    known = sorted(choices)
+    near = difflib.get_close_matches(received, known, n=1, cutoff=0.5)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return f"unknown {what} '{received}'; expected one of: {', '.join(known)}.{hint}"

@@ -1,0 +1,146 @@
+"""The manifest of a bundle, ``bundle.json``: what the graphs are and where they came from.
+
+Unknown fields are refused at every level, so that a typing error or a field of a newer version
+never goes unnoticed. ``SCHEMA`` grows whenever a field changes its meaning or a new one is
+needed to run the bundle.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from typing_extensions import Self
+
+SCHEMA = 1
+MANIFEST_NAME = "bundle.json"
+
+DType = Literal["float32", "float16", "int32", "int64", "uint8"]
+Relative = Annotated[str, Field(min_length=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TensorInfo(_Strict):
+    """One graph input or output; a dimension that may vary carries its name."""
+
+    dtype: DType
+    shape: tuple[int | str, ...]
+
+
+class GraphInfo(_Strict):
+    """One ONNX file with its inputs and outputs, in the order of the graph."""
+
+    file: Relative
+    inputs: dict[str, TensorInfo]
+    outputs: dict[str, TensorInfo]
+
+
+class FileInfo(_Strict):
+    """Size and hash of one file of the bundle."""
+
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class ClassCondition(_Strict):
+    """Class ids 0 … ``num_classes − 1`` and the id that means "no class"."""
+
+    kind: Literal["class"] = "class"
+    num_classes: PositiveInt
+    unconditional_id: int = Field(ge=0)
+    class_names: tuple[str, ...] | None = None
+
+
+class TextCondition(_Strict):
+    """Text states ``[length, width]``, float32, and the file with those of the empty text."""
+
+    kind: Literal["text"] = "text"
+    length: PositiveInt
+    width: PositiveInt
+    unconditional_file: Relative | None = None
+
+
+class PolicyInfo(_Strict):
+    """How a policy network's raw actions become parameters (AdaNAT's ``heu`` option).
+
+    ``residual``: the heuristic schedule is added before the activations, so that a zero
+    action follows it.
+    """
+
+    graph: str = "policy"
+    residual: bool
+
+
+class Defaults(_Strict):
+    """What ``generate`` uses when the caller says nothing; ramps are (start, end)."""
+
+    steps: PositiveInt = 8
+    schedule: str = "cosine"
+    guidance: tuple[float, float] = (0.0, 3.0)
+    sampling_temperature: tuple[float, float] = (1.0, 1.0)
+    masking_temperature: tuple[float, float] = (4.5, 0.0)
+
+
+class MaskedModel(_Strict):
+    """A masked token transformer with a VQ tokenizer (MaskGIT, AdaNAT).
+
+    ``mask_token`` is the id of a masked position; tokens are 0 … ``codebook_size − 1``.
+    """
+
+    grid: tuple[PositiveInt, PositiveInt]
+    codebook_size: PositiveInt
+    mask_token: int = Field(ge=0)
+    feature_width: PositiveInt
+    image_size: tuple[PositiveInt, PositiveInt]
+    condition: ClassCondition | TextCondition = Field(discriminator="kind")
+    policy: PolicyInfo | None = None
+    defaults: Defaults = Defaults()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens per image, N."""
+        return self.grid[0] * self.grid[1]
+
+
+class CheckpointInfo(_Strict):
+    """A checkpoint file that went into the bundle."""
+
+    file: str
+    sha256: str
+
+
+class Provenance(_Strict):
+    """Where the bundle came from: enough to make it again."""
+
+    created: str
+    command: str
+    tools: dict[str, str]
+    checkpoints: dict[str, CheckpointInfo]
+
+
+class Manifest(_Strict):
+    """``bundle.json``."""
+
+    schema_version: Literal[1] = 1
+    family: Literal["maskgit", "adanat"]
+    name: str
+    model: MaskedModel
+    graphs: dict[str, GraphInfo]
+    golden: Relative | None = None
+    files: dict[Relative, FileInfo]
+    provenance: Provenance
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        needed = {"transformer", "decoder"}
+        if self.model.policy is not None:
+            needed.add(self.model.policy.graph)
+        if absent := sorted(needed - self.graphs.keys()):
+            raise ValueError(f"graphs lacks {', '.join(absent)}")
+        named = {graph.file for graph in self.graphs.values()} | {self.golden or ""}
+        if unlisted := sorted(named - self.files.keys() - {""}):
+            raise ValueError(f"files lacks {', '.join(unlisted)}")
+        return self

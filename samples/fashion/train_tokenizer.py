@@ -1,0 +1,136 @@
+"""Train the VQGAN tokenizer of the Fashion-MNIST sample (32×32 → 8×8 tokens of 512 codes).
+
+Losses as in VQGAN (Esser et al., CVPR 2021) less the perceptual one, which would lean on the
+feature network that the evaluation uses: absolute error, codebook and commitment terms, and,
+in the second half, a patch discriminator (hinge) whose weight balances the gradients at the
+last layer. The codebook starts from encoder outputs and codes that fall out of use restart
+from current ones.
+
+    python samples/fashion/train_tokenizer.py        # about 25 minutes on 2 cores
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import torch
+from data import load
+from torch import Tensor, nn
+from torch.nn import functional as F
+from training import Log, config, cosine_rate, save_weights
+
+from fewstep.export.models import VQModel
+
+COMMITMENT_WEIGHT = 0.25
+ADVERSARIAL_WEIGHT = 0.3
+RESTART_EVERY = 50
+
+
+class PatchDiscriminator(nn.Module):
+    """Scores overlapping 14×14 patches: ``[B, 3, 32, 32] → [B, 1, 8, 8]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 32, 4, 2, 1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(32, 64, 4, 2, 1),
+            nn.GroupNorm(8, 64),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(64, 64, 3, 1, 1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(64, 1, 1),
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        out: Tensor = self.layers(image)
+        return out
+
+
+def reconstruct(model: VQModel, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return reconstruction, latents, ids and the codebook + commitment loss."""
+    with torch.autocast("cpu", torch.bfloat16):
+        z = model.encoder(image)
+    z = z.float()
+    ids = model.quantize(z)
+    code = model.quantize.embedding(ids).permute(0, 3, 1, 2)
+    loss = F.mse_loss(code, z.detach()) + COMMITMENT_WEIGHT * F.mse_loss(z, code.detach())
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model.decoder(z + (code - z).detach())  # straight-through gradient
+    return out.float(), z, ids, loss
+
+
+def adversarial_scale(loss: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
+    """Ratio of gradient norms at the last layer (VQGAN, equation 7), at most 10."""
+    (main,) = torch.autograd.grad(loss, last_layer, retain_graph=True)
+    (other,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
+    return (main.norm() / (other.norm() + 1e-4)).clamp(max=10.0).detach()
+
+
+@torch.no_grad()
+def restart_codes(model: VQModel, z: Tensor, used: Tensor) -> int:
+    """Move codes not used since the last call onto random current latents."""
+    dead = (~used).nonzero().squeeze(1)
+    flat = z.permute(0, 2, 3, 1).flatten(0, 2)
+    chosen = flat[torch.randint(len(flat), (len(dead),))]
+    model.quantize.embedding.weight[dead] = chosen
+    return len(dead)
+
+
+def train(steps: int, batch: int, seed: int) -> VQModel:
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    images = load("train").images
+    model, critic = VQModel(**config("tokenizer")), PatchDiscriminator()
+    optimizer = torch.optim.Adam(model.parameters(), 6e-4, betas=(0.5, 0.9))
+    critic_optimizer = torch.optim.Adam(critic.parameters(), 4e-4, betas=(0.5, 0.9))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: cosine_rate(s, steps))
+    used = torch.zeros(config("tokenizer")["n_embed"], dtype=torch.bool)
+    log, restarted = Log("tokenizer"), 0
+    for step in range(steps):
+        chosen = images[rng.integers(len(images), size=batch)]
+        image = torch.from_numpy(chosen)[:, None].expand(-1, 3, -1, -1).float() / 255
+        if step == 0:
+            with torch.no_grad():
+                restart_codes(model, model.encoder(image), used)
+        out, z, ids, codebook_loss = reconstruct(model, image)
+        pixel = F.l1_loss(out, image) + F.mse_loss(out, image)
+        loss, critic_loss = pixel + codebook_loss, torch.zeros(())
+        if step >= steps // 2:
+            adversarial = -critic(out).mean()
+            scale = adversarial_scale(pixel, adversarial, model.decoder.conv_out.weight)
+            loss = loss + ADVERSARIAL_WEIGHT * scale * adversarial
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step >= steps // 2 - 100:
+            real, fake = critic(image), critic(out.detach())
+            critic_loss = (F.relu(1 - real) + F.relu(1 + fake)).mean()
+            critic_optimizer.zero_grad()
+            critic_loss.backward()
+            critic_optimizer.step()
+        used[ids.flatten()] = True
+        if step % RESTART_EVERY == RESTART_EVERY - 1:
+            if step < 0.75 * steps:
+                restarted = restart_codes(model, z, used)
+            figures = {
+                "pixel": pixel.item(),
+                "codebook": codebook_loss.item(),
+                "discriminator": critic_loss.item(),
+                "codes_used": int(used.sum()),
+                "restarted": restarted,
+            }
+            log.write(step + 1, figures)
+            used.zero_()
+    return model
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    save_weights(train(arguments.steps, arguments.batch, arguments.seed), "tokenizer")

@@ -1,0 +1,66 @@
+"""What the training scripts of this folder share: set-up, learning rate, log, weights."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+FOLDER = Path(__file__).parent
+WEIGHTS = FOLDER / "weights"
+LOGS = FOLDER / "logs"
+
+
+def config(part: str) -> dict[str, Any]:
+    """The constructor arguments of ``transformer``, ``tokenizer`` or ``policy``."""
+    arguments: dict[str, Any] = json.loads((FOLDER / "config.json").read_text())[part]
+    return arguments
+
+
+def cosine_rate(step: int, total: int, warm_up: int = 200) -> float:
+    """Learning-rate factor: linear warm-up, then a cosine down to zero."""
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 + 0.5 * math.cos(math.pi * (step - warm_up) / max(1, total - warm_up))
+
+
+class Log:
+    """A CSV of training figures, one row per interval, also printed."""
+
+    def __init__(self, name: str) -> None:
+        LOGS.mkdir(exist_ok=True)
+        self._path = LOGS / f"{name}.csv"
+        self._start = time.monotonic()
+        self._columns: list[str] = []
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Append one row; the first call starts the file afresh."""
+        row = {"step": step, "seconds": round(time.monotonic() - self._start)}
+        row |= {name: round(float(value), 5) for name, value in figures.items()}  # type: ignore[misc]
+        first = not self._columns
+        self._columns = self._columns or list(row)
+        with self._path.open("w" if first else "a", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            if first:
+                writer.writeheader()
+            writer.writerow(row)
+        print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+
+
+def save_weights(model: torch.nn.Module, name: str) -> None:
+    """Write half-precision weights under the official key names, with the command."""
+    WEIGHTS.mkdir(exist_ok=True)
+    half = {key: value.half().contiguous() for key, value in model.state_dict().items()}
+    metadata = {"command": " ".join(["python", *sys.argv]), "torch": torch.__version__}
+    path = WEIGHTS / f"{name}.safetensors"
+    temporary = path.with_suffix(".partial")
+    save_file(half, temporary, metadata)
+    temporary.rename(path)
