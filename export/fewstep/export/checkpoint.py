@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,21 +30,21 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path}: expected a dictionary of tensors, got {type(content).__name__}; "
-            "save model.state_dict() instead of the model"
-        )
-    return content
+    return _dictionary(path, content)
 
 
-def tensors(path: Path, content: Mapping[str, Any]) -> State:
+def tensors(path: Path, content: object) -> State:
     """The tensors of a flat dictionary, as float32 where they are floating point.
 
     Raises:
-        CheckpointError: an entry is not a tensor.
+        CheckpointError: not a dictionary, or an entry is not a named tensor.
     """
-    if others := [key for key, value in content.items() if not isinstance(value, Tensor)]:
+    content = _dictionary(path, content)
+    if others := [
+        str(key)
+        for key, value in content.items()
+        if not (isinstance(key, str) and isinstance(value, Tensor))
+    ]:
         raise CheckpointError(
             f"{path}: expected tensors only, but {_some(others)} hold other objects; "
             "is this another system's checkpoint?"
@@ -82,6 +83,15 @@ def load_into(model: nn.Module, state: State, path: Path) -> None:
     model.eval().requires_grad_(False)
 
 
+def _dictionary(path: Path, content: object) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path}: expected a dictionary of tensors, got {type(content).__name__}; "
+            "save model.state_dict() instead of the model"
+        )
+    return content
+
+
 def _read_safetensors(path: Path) -> object:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -93,17 +103,20 @@ def _read_safetensors(path: Path) -> object:
 
 
 def _read_torch(path: Path) -> object:
+    damaged = f"{path} is not a whole PyTorch checkpoint (truncated copy, another kind of file?)"
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # The official training scripts keep their command line, a plain namespace, with the model.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if "Unsupported operand" in str(error):  # not a pickle of any known kind
+            raise CheckpointError(damaged) from error
         raise CheckpointError(
             f"{path} needs pickled Python code, which is never run here; load it where you trust "
             "it and save the state dict alone: torch.save(model.state_dict(), ...)"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{path} is not a whole PyTorch checkpoint (truncated copy?): {error}"
-        ) from error
+    except Exception as error:  # damage shows as any type, from struct.error to AssertionError
+        raise CheckpointError(f"{damaged}: {error or type(error).__name__}") from error
 
 
 def _some(names: list[str]) -> str:

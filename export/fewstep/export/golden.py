@@ -17,7 +17,8 @@ import numpy.typing as npt
 from fewstep.export.torch_engine import TorchEngine
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.device import Array
-from fewstep.runtime.device.cpu import CpuBuffer, CpuDevice
+from fewstep.runtime.device.cpu import CpuDevice
+from fewstep.runtime.engine import run_once
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import ClassCondition
 from fewstep.runtime.result import Result
@@ -79,27 +80,16 @@ def _outputs(
     policy: bool,
 ) -> dict[str, Array]:
     """Conditional logits ``[T, B, K, V]``, actions ``[T, B, 4]`` and image ``[B, 3, H, W]``."""
-    model, engines = generator.bundle.manifest.model, generator.engines
+    model, engines, device = generator.bundle.manifest.model, generator.engines, generator.device
     logits, actions = [], []
     name = "condition" if isinstance(model.condition, ClassCondition) else "text"
     for step, tokens in enumerate(result.trace.tokens[:-1]):
-        out = _run(engines["transformer"], {"tokens": tokens, name: condition})
+        out = run_once(device, engines["transformer"], {"tokens": tokens, name: condition})
         logits.append(out["logits"][:, positions])
         if policy and model.policy is not None:
             steps = np.full(len(tokens), step, np.int32)
             state = {"features": out["features"], "step": steps}
-            actions.append(_run(engines[model.policy.graph], state)["action"])
-    image = _run(engines["decoder"], {"tokens": result.tokens})["image"]
+            actions.append(run_once(device, engines[model.policy.graph], state)["action"])
+    image = run_once(device, engines["decoder"], {"tokens": result.tokens})["image"]
     found = {"logits": np.stack(logits), "image": image}
     return found | ({"actions": np.stack(actions)} if actions else {})
-
-
-def _run(engine: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    batch = len(next(iter(inputs.values())))
-    outputs = {
-        name: np.empty((batch, *info.shape[1:]), info.dtype)
-        for name, info in engine.outputs.items()
-    }
-    bound = {name: CpuBuffer(np.ascontiguousarray(value)) for name, value in inputs.items()}
-    engine.enqueue(bound | {name: CpuBuffer(value) for name, value in outputs.items()})
-    return outputs

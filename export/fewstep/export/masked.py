@@ -62,7 +62,12 @@ class Checkpoints:
 
 
 @dataclass(frozen=True)
-class _Models:
+class Models:
+    """The loaded models, in evaluation mode.
+
+    Made by :func:`load_models`; ``policy`` is ``None`` for fixed schedules only.
+    """
+
     transformer: UViT
     tokenizer: VQModel
     policy: PolicyNet | None
@@ -100,7 +105,9 @@ def export_masked(
     config = read_config(checkpoints.config)
     with replacing_folder(out, overwrite=overwrite) as folder:
         progress("reading checkpoints")
-        models = _load(checkpoints, config)
+        models = load_models(
+            checkpoints.transformer, checkpoints.tokenizer, checkpoints.policy, config
+        )
         model = _describe(models, config, checkpoints, folder)
         graphs, modules = {}, {}
         for name, (module, inputs, outputs) in _graphs(models, model).items():
@@ -116,18 +123,21 @@ def export_masked(
     return Bundle.read(out)
 
 
-def _load(files: Checkpoints, config: ExportConfig) -> _Models:
-    transformer = published.transformer(
-        _transformer_state(files.transformer), files.transformer, config.transformer
+def load_models(
+    transformer: Path, tokenizer: Path, policy: Path | None, config: ExportConfig
+) -> Models:
+    """Load checkpoints that belong together.
+
+    Raises:
+        CheckpointError: a file does not load, or the models do not fit each other.
+    """
+    models = Models(
+        published.transformer(_transformer_state(transformer), transformer, config.transformer),
+        published.tokenizer(_tokenizer_state(tokenizer), tokenizer, config.tokenizer),
+        None if policy is None else published.policy(_policy_state(policy), policy, config.policy),
     )
-    tokenizer = published.tokenizer(
-        _tokenizer_state(files.tokenizer), files.tokenizer, config.tokenizer
-    )
-    policy = None
-    if files.policy is not None:
-        policy = published.policy(_policy_state(files.policy), files.policy, config.policy)
-    _check_fit(transformer, tokenizer, policy)
-    return _Models(transformer, tokenizer, policy)
+    _check_fit(models)
+    return models
 
 
 def _transformer_state(path: Path) -> checkpoint.State:
@@ -149,7 +159,8 @@ def _policy_state(path: Path) -> checkpoint.State:
     return published.strip_prefix(state, "policy_old.actor.") or state
 
 
-def _check_fit(transformer: UViT, tokenizer: VQModel, policy: PolicyNet | None) -> None:
+def _check_fit(models: Models) -> None:
+    transformer, tokenizer, policy = models.transformer, models.tokenizer, models.policy
     side = round(transformer.num_tokens**0.5)
     codes = tokenizer.quantize.embedding.num_embeddings
     pairs = [
@@ -170,7 +181,7 @@ def _check_fit(transformer: UViT, tokenizer: VQModel, policy: PolicyNet | None) 
 
 
 def _describe(
-    models: _Models, config: ExportConfig, files: Checkpoints, folder: Path
+    models: Models, config: ExportConfig, files: Checkpoints, folder: Path
 ) -> MaskedModel:
     transformer, side = models.transformer, round(models.transformer.num_tokens**0.5)
     policy = None
@@ -223,7 +234,7 @@ def _read_text(
 
 
 def _graphs(
-    models: _Models, model: MaskedModel
+    models: Models, model: MaskedModel
 ) -> dict[str, tuple[nn.Module, Mapping[str, Tensor], tuple[str, ...]]]:
     """Module, example inputs (batch 2) and output names of every graph."""
     generator = torch.Generator().manual_seed(0)

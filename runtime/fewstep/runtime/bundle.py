@@ -7,6 +7,7 @@ ever read, and a file is hashed before it is used.
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,13 +52,16 @@ class Bundle:
         """Path of a listed file, known to lie inside the bundle; existence is not checked.
 
         Raises:
-            BundleError: the file is not listed, or leads out of the bundle (``..``, an
-                absolute path, a symbolic link).
+            BundleError: the file is not listed, is no usable path, or leads out of the bundle
+                (``..``, an absolute path, a symbolic link).
         """
         if name not in self.manifest.files:
             raise BundleError(f"{self.path}: {choose('file', name, self.manifest.files)}")
         root = self.path.resolve()
-        target = (root / name).resolve()
+        try:
+            target = (root / name).resolve()
+        except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a null byte
+            raise BundleError(f"{self.path}: '{name}' is not a usable path: {error}") from error
         if not target.is_relative_to(root):
             raise BundleError(
                 f"{self.path}: '{name}' leads out of the bundle, to {target}; "
@@ -98,7 +102,7 @@ class Bundle:
         try:
             with np.load(path, allow_pickle=False) as archive:
                 return {key: archive[key] for key in archive.files}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise BundleError(f"{path} is not an array archive: {error}") from error
 
     def damage(self) -> dict[str, str]:

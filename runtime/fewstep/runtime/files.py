@@ -56,7 +56,7 @@ def replacing_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     replaced only with ``overwrite``, and only once the new one is whole.
 
     Raises:
-        OutputError: ``path`` exists, or its parent is not writable.
+        OutputError: ``path`` exists, its parent is not writable, or the disk is full.
     """
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists already; remove it or pass --force to replace it")
@@ -69,22 +69,27 @@ def replacing_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         _swap(temporary, path)
+    except OSError as error:
+        raise _not_written(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _swap(new: Path, path: Path) -> None:
-    """Put ``new`` in the place of ``path``; on failure the old folder is back in place."""
+    """Put ``new`` in the place of ``path``; on failure the old one is back in place."""
     old = new.with_name(new.name + "-old")
-    if path.exists():
-        path.rename(old)
     try:
+        if path.exists():
+            path.rename(old)
         new.rename(path)
-    except OSError:
-        if old.exists():
+    except BaseException:
+        if old.exists() and not path.exists():
             old.rename(path)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    if old.is_dir() and not old.is_symlink():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        old.unlink(missing_ok=True)
 
 
 def _not_written(path: Path, error: OSError) -> OutputError:

@@ -149,34 +149,35 @@ class MaskedPlan:
     def run(
         self, condition: Array, seeds: Array, parameters: npt.NDArray[np.float32] | None
     ) -> Decoded:
-        """Generate one batch.
-
-        Args:
-            condition: class ids ``[B]`` int32 or text states ``[B, L, D]`` float32.
-            seeds: ``[B]`` uint64.
-            parameters: ``[T, 4]``, or ``None`` with a policy.
+        """Generate one batch; arguments as in :meth:`prepare`.
 
         Raises:
             EngineError: the transformer gave NaN or infinite logits.
         """
-        self._upload(condition, seeds, parameters)
+        self.prepare(condition, seeds, parameters)
         self._run()
         if self._device.download(self.error)[0]:
             raise EngineError(
                 "the transformer produced NaN or infinite logits; "
                 "check the bundle with: fewstep verify"
             )
-        batch = self.key.batch
         return Decoded(
             pixels=self._device.download(self.pixels),
             sampled=self._device.download(self.sampled),
-            tokens=self._device.download(self.tokens)[:, :batch],
+            tokens=self._device.download(self.tokens)[:, : self.key.batch],
             parameters=self._device.download(self.parameters),
         )
 
-    def _upload(
+    def prepare(
         self, condition: Array, seeds: Array, parameters: npt.NDArray[np.float32] | None
     ) -> None:
+        """Upload the inputs of a run.
+
+        Args:
+            condition: class ids ``[B]`` int32 or text states ``[B, L, D]`` float32.
+            seeds: ``[B]`` uint64.
+            parameters: ``[T, 4]``, or ``None`` with a policy.
+        """
         batch, model = self.key.batch, self._decoder.model
         if self.key.guided:
             assert self._decoder.unconditional is not None
@@ -190,48 +191,54 @@ class MaskedPlan:
         self._device.upload(self.tokens[0], masked)
         self._device.upload(self.error, np.zeros(1, np.int32))
 
-    def _sequence(self) -> None:
-        for step in range(self.key.steps):
-            self._step(step)
+    def sample(self, step: int, tokens: Buffer, unconditional: Buffer | None) -> None:
+        """Enqueue the sampling of ``tokens [B, N]`` from the logits of the last pass."""
+        self._device.launch(
+            "sample_tokens",
+            conditional=self.logits[: self.key.batch],
+            unconditional=unconditional,
+            tokens=tokens,
+            parameters=self.parameters[step],
+            seeds=self.seeds,
+            step=step,
+            mask_token=self._decoder.model.mask_token,
+            sampled=self.sampled[step],
+            confidence=self.confidence,
+            error=self.error,
+        )
+
+    def decode(self) -> None:
+        """Enqueue the decoder on the last step's samples, and the pixels."""
         with self._device.span("decoder"):
             self._decoder.engines["decoder"].enqueue(
                 {"tokens": self.sampled[self.key.steps - 1], "image": self.image}
             )
         self._device.launch("to_pixels", image=self.image, pixels=self.pixels)
 
+    def _sequence(self) -> None:
+        for step in range(self.key.steps):
+            self._step(step)
+        self.decode()
+
     def _step(self, step: int) -> None:
-        batch, mask_token = self.key.batch, self._decoder.model.mask_token
-        halves = 1 if step == 0 and self._first is not None else 2
-        run = slice(0, batch * halves) if self.key.guided else slice(0, batch)
+        batch, guided = self.key.batch, self.key.guided
+        reuse = step == 0 and self._first is not None
+        rows = slice(0, 2 * batch if guided and not reuse else batch)
         tokens = self.tokens[step]
         self._decoder.transformer(
-            tokens[run], self.condition[run], self.logits[run], self.features[run]
+            tokens[rows], self.condition[rows], self.logits[rows], self.features[rows]
         )
         if self.key.policy:
             self._act(step)
-        unconditional: Buffer | None = None
-        if self.key.guided:
-            unconditional = self._first if halves == 1 else self.logits[batch:]
+        unconditional = self._first if reuse else (self.logits[batch:] if guided else None)
         with self._device.span("sampling"):
-            self._device.launch(
-                "sample_tokens",
-                conditional=self.logits[:batch],
-                unconditional=unconditional,
-                tokens=tokens[:batch],
-                parameters=self.parameters[step],
-                seeds=self.seeds,
-                step=step,
-                mask_token=mask_token,
-                sampled=self.sampled[step],
-                confidence=self.confidence,
-                error=self.error,
-            )
+            self.sample(step, tokens[:batch], unconditional)
             self._device.launch(
                 "remask",
                 confidence=self.confidence,
                 sampled=self.sampled[step],
                 parameters=self.parameters[step],
-                mask_token=mask_token,
+                mask_token=self._decoder.model.mask_token,
                 next_tokens=self.tokens[step + 1],
             )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from fewstep.runtime.device import Buffer
+from fewstep.runtime.device import Array, Buffer, Device
 from fewstep.runtime.manifest import TensorInfo
 
 
@@ -36,3 +36,17 @@ class Engine(Protocol):
     def close(self) -> None:
         """Release what the engine holds."""
         ...
+
+
+def run_once(device: Device, engine: Engine, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Run an engine on host arrays and return its outputs: for checks, not for loops."""
+    batch = len(next(iter(inputs.values())))
+    bindings = {}
+    for name, value in inputs.items():
+        bindings[name] = device.empty(value.shape, engine.inputs[name].dtype)
+        device.upload(bindings[name], value)
+    for name, info in engine.outputs.items():
+        shape = tuple(batch if isinstance(size, str) else size for size in info.shape)
+        bindings[name] = device.empty(shape, info.dtype)
+    engine.enqueue(bindings)
+    return {name: device.download(bindings[name]) for name in engine.outputs}

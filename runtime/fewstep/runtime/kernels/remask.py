@@ -37,7 +37,8 @@ def remask(
     """
     batch, count = confidence.shape
     masked = np.floor(np.float32(count) * parameters[:, 0])
-    kth = np.clip(masked, 0, count - 1).astype(np.intp)
+    # A NaN from a policy counts as 0 here; sample_tokens has reported it by then.
+    kth = np.clip(np.nan_to_num(masked), 0, count - 1).astype(np.intp)
     threshold = np.sort(confidence, axis=1)[np.arange(batch), kth]
     tokens = np.where(confidence < threshold[:, None], np.int32(mask_token), sampled)
     for start in range(0, len(next_tokens), batch):

@@ -1,0 +1,296 @@
+"""The ``fewstep`` command: thin commands over the packages; results as tables or JSON.
+
+Imports of anything heavy stay inside the commands, so that ``--help`` and bad arguments answer at
+once and ``export`` alone needs torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fewstep.runtime.errors import FewstepError, RequestError, missing
+
+app = typer.Typer(
+    name="fewstep",
+    help="Put few-step token image generators on NVIDIA edge GPUs. "
+    "Any command takes --debug to show where an error came from.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+out = Console()
+errors = Console(stderr=True)
+
+BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder.")]
+BackendOption = Annotated[str, typer.Option(help="auto or onnxruntime.")]
+DeviceOption = Annotated[str, typer.Option(help="auto or cpu.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+@app.command("doctor")
+def doctor_command(as_json: JsonOption = False) -> None:
+    """What this machine can run, and what to install for more."""
+    from fewstep.runtime.doctor import diagnose
+    from fewstep.runtime.tables import doctor_tables
+
+    diagnosis = diagnose()
+    _show(diagnosis.as_dict(), doctor_tables(diagnosis), as_json)
+    for warning in diagnosis.warnings:
+        errors.print(f"[yellow]warning:[/] {warning}", highlight=False)
+    if not diagnosis.abilities[0].works:
+        raise typer.Exit(1)
+
+
+@app.command("demo")
+def demo_command(
+    sample: Annotated[Path, typer.Option(help="Folder of a trained sample.")] = Path(
+        "samples/fashion"
+    ),
+    out_folder: Annotated[Path, typer.Option("--out", help="Where results go.")] = Path(
+        "demo-output"
+    ),
+) -> None:
+    """The whole way on the shipped sample: export, verify, generate, time."""
+    demo = _export_module("demo")
+    demo.run(sample, out_folder, out)
+
+
+@app.command("export")
+def export_command(
+    family: Annotated[str, typer.Argument(help="adanat or maskgit.")],
+    transformer: Annotated[Path, typer.Option(help="Transformer checkpoint.")],
+    tokenizer: Annotated[Path, typer.Option(help="VQGAN tokenizer checkpoint.")],
+    out_folder: Annotated[Path, typer.Option("--out", help="Bundle folder to make.")],
+    policy: Annotated[Path | None, typer.Option(help="Policy checkpoint (adanat).")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Constructor arguments as JSON; not for published sizes.")
+    ] = None,
+    unconditional_text: Annotated[
+        Path | None, typer.Option(help=".npy with the text states of the empty text.")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
+) -> None:
+    """Export an author's checkpoints to a bundle of ONNX graphs."""
+    export = _export_module()
+    files = export.Checkpoints(transformer, tokenizer, policy, config, unconditional_text)
+    command = shlex.join(["fewstep", *sys.argv[1:]])
+    with errors.status("starting") as status:
+        bundle = export.export_masked(
+            family,
+            files,
+            out_folder,
+            overwrite=force,
+            command=command,
+            progress=lambda stage: status.update(stage),
+        )
+    out.print(f"wrote {bundle.path}", highlight=False, soft_wrap=True)
+
+
+@app.command("inspect")
+def inspect_command(bundle: BundleArgument, as_json: JsonOption = False) -> None:
+    """Graphs, shapes, sizes and provenance of a bundle; checks every hash."""
+    from fewstep.runtime.bundle import Bundle
+    from fewstep.runtime.inspect import inspect
+    from fewstep.runtime.tables import inspect_tables
+
+    inspection = inspect(Bundle.read(bundle))
+    _show(inspection.as_dict(), inspect_tables(inspection), as_json)
+    if inspection.damage:
+        errors.print(f"[red]error:[/] damaged: {', '.join(inspection.damage)}", highlight=False)
+        raise typer.Exit(1)
+
+
+@app.command("verify")
+def verify_command(
+    bundle: BundleArgument,
+    backend: BackendOption = "auto",
+    device: DeviceOption = "auto",
+    precision: Annotated[str, typer.Option(help="Whose thresholds apply.")] = "fp32",
+    as_json: JsonOption = False,
+) -> None:
+    """Replay the golden rollouts: logit error, token agreement, PSNR."""
+    from fewstep.runtime.generator import Generator
+    from fewstep.runtime.tables import verify_table
+    from fewstep.runtime.verify import verify
+
+    with Generator.open(bundle, backend=backend, device=device) as generator:
+        report = verify(generator, precision=precision)
+    _show(report.as_dict(), [verify_table(report)], as_json)
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+@app.command("generate")
+def generate_command(
+    bundle: BundleArgument,
+    classes: Annotated[
+        list[str] | None, typer.Option("--class", help="Class id or name; repeat for more.")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help=".npy of text states [B, L, D], for text bundles.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Images per class.")] = 1,
+    steps: Annotated[int | None, typer.Option(help="Transformer passes.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first image; others count up.")] = 0,
+    guidance: Annotated[
+        str | None, typer.Option(help="Guidance scale, or START:END for a ramp.")
+    ] = None,
+    sampling_temperature: Annotated[str | None, typer.Option(help="Number or START:END.")] = None,
+    masking_temperature: Annotated[str | None, typer.Option(help="Number or START:END.")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="Mask-ratio schedule (cosine, ...) or policy.")
+    ] = None,
+    out_path: Annotated[
+        Path, typer.Option("--out", help="Picture file (several images make a grid) or folder.")
+    ] = Path("fewstep.png"),
+    trace: Annotated[
+        Path | None, typer.Option(help="GIF of tokens being decided step by step.")
+    ] = None,
+    backend: BackendOption = "auto",
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Generate images from a bundle."""
+    from fewstep.runtime import gallery
+    from fewstep.runtime.generator import Generator
+
+    with Generator.open(bundle, backend=backend, device=device) as generator:
+        wanted = gallery.conditions(generator, classes, text, count)
+        gallery.check_outputs(out_path, trace)
+        result = generator.generate(
+            **wanted.request,
+            steps=steps,
+            seed=seed,
+            schedule=schedule,
+            guidance=_ramp("guidance", guidance),
+            sampling_temperature=_ramp("sampling temperature", sampling_temperature),
+            masking_temperature=_ramp("masking temperature", masking_temperature),
+        )
+        written = gallery.write(result, wanted, out_path)
+        if trace is not None:
+            written.append(gallery.write_trace(generator, result, wanted, trace))
+    summary = {
+        "files": [str(path) for path in written],
+        "images": len(result.images),
+        "timings_ms": result.timings_ms,
+    }
+    line = f"{len(result.images)} images in {result.timings_ms['total']:.0f} ms → "
+    _show(summary, [line + ", ".join(map(str, written))], as_json)
+
+
+@app.command("bench")
+def bench_command(
+    bundle: BundleArgument,
+    batch: Annotated[list[int] | None, typer.Option(help="Batch size; repeat for more.")] = None,
+    steps: Annotated[list[int] | None, typer.Option(help="Steps; repeat for more.")] = None,
+    runs: Annotated[int, typer.Option(help="Measured runs of each contender.")] = 10,
+    schedule: Annotated[str | None, typer.Option(help="Schedule, or policy.")] = None,
+    baseline: Annotated[
+        bool,
+        typer.Option(
+            help="Also time PyTorch eager with the authors' 2T + 1 passes and raster order; "
+            "needs --transformer and --tokenizer."
+        ),
+    ] = False,
+    transformer: Annotated[Path | None, typer.Option(help="The bundle's checkpoint.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="The bundle's checkpoint.")] = None,
+    config: Annotated[Path | None, typer.Option(help="As given to export.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
+    backend: BackendOption = "auto",
+    device: DeviceOption = "auto",
+) -> None:
+    """Latency percentiles per stage, images per second, peak memory."""
+    from fewstep.runtime import bench
+    from fewstep.runtime.files import replacing
+    from fewstep.runtime.generator import Generator
+    from fewstep.runtime.tables import bench_table, megabytes
+
+    sizes = batch or [1]
+    with Generator.open(bundle, backend=backend, device=device, max_batch=max(sizes)) as generator:
+        counts = steps or [generator.bundle.manifest.model.defaults.steps]
+        contenders = {
+            f"fewstep b{b} t{t}": (
+                bench.contender(generator, batch=b, steps=t, schedule=schedule),
+                b,
+                t,
+            )
+            for b in sizes
+            for t in counts
+        }
+        if baseline:
+            if transformer is None or tokenizer is None:
+                raise RequestError("--baseline needs --transformer and --tokenizer")
+            eager = _export_module("eager")
+            sampler = eager.EagerSampler.load(generator.bundle, transformer, tokenizer, config)
+            tokens = generator.bundle.manifest.model.num_tokens
+            for b in sizes:
+                for t in counts:
+                    run = eager.contender(sampler, generator, batch=b, steps=t)
+                    contenders[f"PyTorch eager b{b} t{t}"] = (run, b, t)
+                raster = bench.raster_contender(generator, batch=b)
+                contenders[f"raster order b{b}"] = (raster, b, tokens)
+        with errors.status(f"timing {len(contenders)} contenders, {runs} runs each"):
+            report = bench.report(generator, bench.measure(contenders, runs=runs))
+    out.print(bench_table(report))
+    out.print(f"peak memory of this process: {megabytes(report.peak_memory_bytes)}")
+    if json_file is not None:
+        with replacing(json_file) as temporary:
+            temporary.write_text(json.dumps(report.as_dict(), indent=2) + "\n")
+
+
+def main() -> None:
+    """Entry point: one line and exit code 1 for any ``FewstepError``."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        app()
+    except FewstepError as error:
+        if debug:
+            raise
+        errors.print(f"[red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        errors.print("interrupted; nothing half-written was left behind")
+        sys.exit(130)
+
+
+def _plain(error: BaseException) -> str:
+    return " ".join(str(error).split()).replace("[", "\\[")
+
+
+def _show(data: dict[str, Any], shown: list[Table] | list[str], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(data, indent=2))
+        return
+    for item in shown:
+        out.print(item, highlight=False, soft_wrap=isinstance(item, str))
+
+
+def _ramp(name: str, text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    start, _, end = text.partition(":")
+    try:
+        return float(start), float(end or start)
+    except ValueError:
+        raise RequestError(f"{name} must be a number or START:END, got '{text}'") from None
+
+
+def _export_module(name: str = "") -> Any:
+    """The export package, or a module of it, when its dependencies are installed."""
+    for package in ("torch", "onnx", "onnxscript", "safetensors"):
+        if importlib.util.find_spec(package) is None:
+            raise missing(package, "export")
+    return importlib.import_module(f"fewstep.export.{name}" if name else "fewstep.export")

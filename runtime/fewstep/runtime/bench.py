@@ -1,0 +1,152 @@
+"""Latency of whole generations: stages, percentiles, throughput, memory, and comparisons.
+
+All contenders of a comparison run interleaved in one process, so that a ratio never rests on two
+moods of the machine. One run is one call with a full batch, after warm-up.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from fewstep.runtime.doctor import diagnose
+from fewstep.runtime.errors import RequestError
+from fewstep.runtime.generator import Generator
+from fewstep.runtime.raster import decode_in_raster_order
+
+Run = Callable[[], Mapping[str, float]]
+"""One generation; returns milliseconds per stage, at least ``total``."""
+
+_ENGINES = ("transformer", "policy", "decoder")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Times of one contender, milliseconds over ``runs`` runs.
+
+    ``stages_ms``: median per stage. ``overhead``: (total − engines) / engines of the medians, the
+    share that the loop adds; ``None`` where stages are not known. ``images_per_s`` is from the
+    median.
+    """
+
+    name: str
+    batch: int
+    steps: int
+    runs: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    images_per_s: float
+    stages_ms: dict[str, float]
+    overhead: float | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """All measurements of one bench, with the machine and the peak memory of the process."""
+
+    bundle: str
+    measurements: tuple[Measurement, ...]
+    peak_memory_bytes: int
+    machine: dict[str, str]
+    packages: dict[str, str | None]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+def contender(generator: Generator, *, batch: int, steps: int, schedule: str | None = None) -> Run:
+    """A run of the generator itself, on classes in turn (or random text states)."""
+    request = _conditions(generator, batch)
+
+    def run() -> Mapping[str, float]:
+        return generator.generate(steps=steps, schedule=schedule, **request).timings_ms
+
+    return run
+
+
+def raster_contender(generator: Generator, *, batch: int) -> Run:
+    """The same engines decoding one token at a time, in raster order."""
+    request = _conditions(generator, batch)
+
+    def run() -> Mapping[str, float]:
+        return decode_in_raster_order(generator, **request)[1]
+
+    return run
+
+
+def measure(
+    contenders: Mapping[str, tuple[Run, int, int]], *, runs: int, warm_up: int = 1
+) -> list[Measurement]:
+    """Time contenders ``name → (run, batch, steps)`` turn by turn.
+
+    Args:
+        contenders: what to time.
+        runs: rounds; every contender runs once per round.
+        warm_up: unmeasured rounds before.
+
+    Raises:
+        RequestError: fewer than one run.
+    """
+    if runs < 1:
+        raise RequestError(f"runs must be at least 1, got {runs}")
+    times: dict[str, list[Mapping[str, float]]] = {name: [] for name in contenders}
+    for turn in range(warm_up + runs):
+        for name, (run, _, _) in contenders.items():
+            start = time.perf_counter()
+            stages = dict(run())
+            stages["total"] = (time.perf_counter() - start) * 1e3
+            if turn >= warm_up:
+                times[name].append(stages)
+    return [
+        _summary(name, times[name], batch, steps) for name, (_, batch, steps) in contenders.items()
+    ]
+
+
+def report(generator: Generator, measurements: Sequence[Measurement]) -> Report:
+    """Put measurements together with the machine they were made on."""
+    diagnosis = diagnose()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Report(
+        str(generator.bundle.path),
+        tuple(measurements),
+        peak,
+        diagnosis.machine,
+        diagnosis.packages,
+    )
+
+
+def _summary(
+    name: str, times: Sequence[Mapping[str, float]], batch: int, steps: int
+) -> Measurement:
+    totals = [entry["total"] for entry in times]
+    median = float(np.median(totals))
+    stages = {key: float(np.median([entry.get(key, 0.0) for entry in times])) for key in times[0]}
+    engines = sum(stages.get(key, 0.0) for key in _ENGINES)
+    p90, p99 = np.percentile(totals, [90, 99])
+    return Measurement(
+        name=name,
+        batch=batch,
+        steps=steps,
+        runs=len(times),
+        p50_ms=median,
+        p90_ms=float(p90),
+        p99_ms=float(p99),
+        images_per_s=batch / median * 1e3,
+        stages_ms=stages,
+        overhead=(median - engines) / engines if engines else None,
+    )
+
+
+def _conditions(generator: Generator, batch: int) -> dict[str, Any]:
+    condition = generator.bundle.manifest.model.condition
+    if condition.kind == "class":
+        return {"class_ids": [image % condition.num_classes for image in range(batch)]}
+    shape = (batch, condition.length, condition.width)
+    return {"text": np.random.default_rng(0).standard_normal(shape, np.float32)}

@@ -1,0 +1,94 @@
+"""What this machine can run, and what to install for more."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from dataclasses import asdict, dataclass
+from typing import Any
+
+_RUN = ("onnxruntime",)
+_EXPORT = ("torch", "onnx", "onnxscript", "safetensors", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Ability:
+    """One thing that fewstep does, whether it works here, and the remedy if not."""
+
+    name: str
+    works: bool
+    detail: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The machine, the relevant packages and the abilities that follow."""
+
+    machine: dict[str, str]
+    packages: dict[str, str | None]
+    abilities: tuple[Ability, ...]
+    warnings: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+def diagnose() -> Diagnosis:
+    """Look at the machine and the installed packages; nothing heavy is imported."""
+    packages = {name: _version(name) for name in dict.fromkeys((*_RUN, *_EXPORT, "numpy"))}
+    abilities = (
+        _ability("generate, verify and bench on the CPU", _RUN, packages, "cpu"),
+        _ability("export checkpoints to ONNX", _EXPORT, packages, "export"),
+    )
+    warnings = []
+    if _version("onnxruntime") and _version("onnxruntime-gpu"):
+        warnings.append(
+            "onnxruntime and onnxruntime-gpu are both installed and own the same module; "
+            "uninstall both, then install one"
+        )
+    return Diagnosis(_machine(), packages, abilities, tuple(warnings))
+
+
+def _ability(
+    name: str, needs: tuple[str, ...], packages: dict[str, str | None], extra: str
+) -> Ability:
+    absent = [package for package in needs if packages[package] is None]
+    if absent:
+        remedy = f"pip install 'fewstep[{extra}]'"
+        return Ability(name, False, f"missing: {', '.join(absent)}", remedy)
+    found = ", ".join(f"{package} {packages[package]}" for package in needs)
+    return Ability(name, True, found)
+
+
+def _machine() -> dict[str, str]:
+    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor_name(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "memory": f"{pages * size / 2**30:.0f} GiB",
+        "python": platform.python_version(),
+        "fewstep": _version("fewstep") or "not installed",
+    }
+
+
+def processor_name() -> str:
+    """The processor's model name, as the kernel gives it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
+            for line in file:
+                if line.startswith(("model name", "Model")):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

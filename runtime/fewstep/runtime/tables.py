@@ -1,0 +1,115 @@
+"""Results as rich tables, for the terminal."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from fewstep.runtime import bench, doctor, verify
+from fewstep.runtime.inspect import Inspection
+from fewstep.runtime.manifest import TensorInfo
+
+STAGES = ("transformer", "policy", "sampling", "decoder", "other")
+
+
+def megabytes(size: int) -> str:
+    """A size in MB with one decimal."""
+    return f"{size / 1e6:.1f} MB"
+
+
+def doctor_tables(diagnosis: doctor.Diagnosis) -> list[Table]:
+    """The machine, then what it can do."""
+    machine = _table("Machine", "", "")
+    for name, value in diagnosis.machine.items():
+        machine.add_row(name, value)
+    abilities = _table("What works here", "", "", "Found", "To enable it")
+    for ability in diagnosis.abilities:
+        mark = "[green]yes[/]" if ability.works else "[red]no[/]"
+        abilities.add_row(ability.name, mark, ability.detail, ability.remedy.replace("[", "\\["))
+    return [machine, abilities]
+
+
+def inspect_tables(inspection: Inspection) -> list[Table]:
+    """Model, graphs, files and provenance."""
+    manifest = inspection.bundle.manifest
+    model = _table(f"{manifest.name} ({manifest.family})", "", "")
+    info = manifest.model
+    rows = {
+        "tokens": f"{info.grid[0]} × {info.grid[1]} of {info.codebook_size:,} codes",
+        "image": f"{info.image_size[0]} × {info.image_size[1]}",
+        "condition": _condition(inspection),
+        "policy network": "yes" if info.policy else "no",
+        "defaults": ", ".join(f"{key} {value}" for key, value in info.defaults),
+        "created": manifest.provenance.created,
+        "command": manifest.provenance.command or "-",
+        "tools": ", ".join(f"{k} {v}" for k, v in manifest.provenance.tools.items()),
+    }
+    for name, value in rows.items():
+        model.add_row(name, value.replace("[", "\\["))
+    graphs = _table("Graphs", "Graph", "Inputs", "Outputs")
+    for name, graph in manifest.graphs.items():
+        graphs.add_row(name, _tensors(graph.inputs), _tensors(graph.outputs))
+    files = _table("Files", "File", "Size", "SHA-256", "State")
+    for name, file in manifest.files.items():
+        state = inspection.damage.get(name)
+        files.add_row(
+            name,
+            megabytes(file.bytes),
+            file.sha256[:12],
+            f"[red]{state}[/]" if state else "[green]intact[/]",
+        )
+    return [model, graphs, files]
+
+
+def verify_table(report: verify.Report) -> Table:
+    """Every figure with its bar."""
+    table = _table(f"Golden rollouts, {report.precision}", "Schedule", "Figure", "Value", "Bar", "")
+    for check in report.checks:
+        sign = "≤" if check.at_most else "≥"
+        mark = "[green]passed[/]" if check.passed else "[red]failed[/]"
+        table.add_row(
+            check.schedule,
+            check.figure.replace("_", " "),
+            f"{check.value:.3g}",
+            f"{sign} {check.limit:g}",
+            mark,
+        )
+    return table
+
+
+def bench_table(report: bench.Report) -> Table:
+    """Percentiles, throughput and stages of every contender."""
+    stages = [s for s in STAGES if any(s in m.stages_ms for m in report.measurements)]
+    headings = ["", "batch", "steps", "p50 ms", "p90 ms", "p99 ms", "images/s", *stages, "overhead"]
+    table = _table("Latency (stages: median ms)", *headings)
+    for m in report.measurements:
+        table.add_row(
+            m.name,
+            str(m.batch),
+            str(m.steps),
+            *(f"{value:.1f}" for value in (m.p50_ms, m.p90_ms, m.p99_ms, m.images_per_s)),
+            *(f"{m.stages_ms[s]:.2f}" if s in m.stages_ms else "-" for s in stages),
+            "-" if m.overhead is None else f"{m.overhead:.1%}",
+        )
+    return table
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left", show_header=any(headings))
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
+
+
+def _tensors(tensors: dict[str, TensorInfo]) -> str:
+    return "\n".join(
+        f"{name} {info.dtype} \\[{', '.join(map(str, info.shape))}]"
+        for name, info in tensors.items()
+    )
+
+
+def _condition(inspection: Inspection) -> str:
+    condition = inspection.bundle.manifest.model.condition
+    if condition.kind == "class":
+        names = f": {', '.join(condition.class_names)}" if condition.class_names else ""
+        return f"{condition.num_classes} classes{names}"
+    return f"text states {condition.length} × {condition.width}"

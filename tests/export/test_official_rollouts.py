@@ -1,0 +1,432 @@
+"""Every step of the official generations, replayed with their recorded noise.
+
+Covered, with the models in PyTorch and as exported graphs in ONNX Runtime: the policy's actions,
+the parameters they become, guidance, the sampled tokens, the confidences and what is masked again.
+Then the runtime's own sampler is given the uniforms that stand for the recorded noise, and must
+take the same decisions.
+
+The official order of computation, with conditional logits c and unconditional u, guidance scale s,
+sampling temperature τ, masking temperature μ and recorded Gumbel noise g:
+
+    l          = c + s·(c − u)
+    token      = argmax(log softmax(l / τ) + g_tokens)
+    confidence = log_softmax(l)[token] + μ·g_confidence, +∞ where known
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fewstep.export.models import PolicyNet, UViT
+from fewstep.export.onnx_graph import export_graph
+from fewstep.export.torch_engine import TorchEngine
+from fewstep.runtime.device.cpu import CpuBuffer
+from fewstep.runtime.engine import Engine
+from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
+from fewstep.runtime.kernels.policy_parameters import policy_parameters, residuals
+from fewstep.runtime.kernels.remask import remask
+from fewstep.runtime.kernels.sample_tokens import sample_rows, sample_tokens
+from fewstep.runtime.manifest import GraphInfo, TensorInfo
+
+Array = npt.NDArray[Any]
+Recorded = Callable[[str], dict[str, Array]]
+
+BACKENDS = ("torch", "onnxruntime")
+ROLLOUTS = ("class", "text-heu0", "text-heu1")
+PARAMETERS = ("manual_gen_ratios", "manual_temp", "manual_samp_temp", "manual_cfg")
+"""The official names, in the order of the columns of ``[B, 4]`` parameters."""
+
+
+@dataclass(frozen=True)
+class Official:
+    """One recorded generation: T steps, B images, N tokens, V codes.
+
+    ``tokens_in``, ``sampled`` and ``tokens_out`` are ids ``[T, B, N]``, ``actions`` and
+    ``parameters`` ``[T, B, 4]``, ``token_noise [T, B, N, V]``, ``confidence_noise [T, B, N]``,
+    ``first_log_probabilities [B, N, V]`` (after guidance, step 0, float16), ``final_features
+    [B, C]``: mean over the tokens after the last step.
+    """
+
+    condition: Array
+    unconditional: Array
+    residual: int
+    mask_token: int
+    tokens_in: Array
+    actions: Array
+    parameters: Array
+    sampled: Array
+    tokens_out: Array
+    token_noise: Array
+    confidence_noise: Array
+    first_log_probabilities: Array
+    final_features: Array
+
+    @property
+    def steps(self) -> int:
+        return len(self.tokens_in)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What the models say at every step.
+
+    Logits ``[T, B, N, V]``, actions ``[T, B, 4]``, and features ``[T + 1, B, N, C]``, the last
+    ones those of the tokens that the last step left.
+    """
+
+    official: Official
+    conditional: Array
+    unconditional: Array
+    features: Array
+    actions: Array
+
+    def parameters(self) -> Array:
+        """Parameters ``[T, B, 4]`` by the runtime's kernel."""
+        found = np.empty(self.actions.shape, np.float32)
+        for step, action in enumerate(self.actions):
+            policy_parameters(
+                action=action,
+                step=step,
+                steps=self.official.steps,
+                residual=self.official.residual,
+                parameters=found[step],
+            )
+        return found
+
+    def guided(self) -> Array:
+        """Logits after guidance ``[T, B, N, V]``."""
+        scale = self.parameters()[:, :, 3, None, None]
+        guided: Array = self.conditional + scale * (self.conditional - self.unconditional)
+        return guided
+
+
+def _official(name: str, recorded: Recorded) -> Official:
+    if name == "class":
+        data, run = recorded("adanat_rollout_class"), "out"
+        config = json.loads(str(data["cfg"]))
+        heu, empty = config["heu"], np.full(2, config["empty_ctx"], np.int32)
+        condition = data["in/context"].reshape(-1).astype(np.int32)
+    else:
+        data, run = recorded("adanat_text"), f"out/{name.removeprefix('text-')}"
+        config = json.loads(str(data["cfg"]))
+        heu, condition = int(name[-1]), data["in/context"]
+        empty = np.broadcast_to(data["in/empty_context"], condition.shape)
+    tokens_in = data[f"{run}/masked_ids_in"].astype(np.int32)
+    noise = data[f"{run}/gumbel_tokens_f16"].astype(np.float32)
+    return Official(
+        condition=condition,
+        unconditional=empty,
+        residual=heu,
+        mask_token=config["mask_ind"],
+        tokens_in=tokens_in,
+        actions=data[f"{run}/actions"],
+        parameters=np.stack([data[f"{run}/act/{name}"] for name in PARAMETERS], axis=-1),
+        sampled=data[f"{run}/sampled_ids"].astype(np.int32),
+        tokens_out=data[f"{run}/masked_ids_out"].astype(np.int32),
+        token_noise=noise.reshape(*tokens_in.shape, -1),
+        confidence_noise=data[f"{run}/gumbel_conf"],
+        first_log_probabilities=data[f"{run}/step0_logits_after_cfg"],
+        final_features=data[f"{run}/final_feat_mean"],
+    )
+
+
+def _tensor(dtype: Any, *shape: int) -> TensorInfo:
+    return TensorInfo(dtype=dtype, shape=("batch", *shape))
+
+
+def _transformer_info(model: UViT) -> GraphInfo:
+    condition = {"condition": _tensor("int32")}
+    if not model.class_conditional:
+        condition = {"text": _tensor("float32", model.extras, model.context_width)}
+    n = model.num_tokens
+    return GraphInfo(
+        file="transformer.onnx",
+        inputs={"tokens": _tensor("int32", n), **condition},
+        outputs={
+            "logits": _tensor("float32", n, model.codebook_size),
+            "features": _tensor("float32", n, model.embed_dim),
+        },
+    )
+
+
+def _policy_info(net: PolicyNet) -> GraphInfo:
+    features = _tensor("float32", net.grid_size**2, net.in_channels)
+    return GraphInfo(
+        file="policy.onnx",
+        inputs={"features": features, "step": _tensor("int32")},
+        outputs={"action": _tensor("float32", 4)},
+    )
+
+
+def _example(info: TensorInfo) -> Tensor:
+    shape = (2, *(int(size) for size in info.shape[1:]))
+    return torch.zeros(shape, dtype=getattr(torch, info.dtype))
+
+
+def _engine(backend: str, name: str, module: nn.Module, info: GraphInfo, folder: Path) -> Engine:
+    if backend == "torch":
+        return TorchEngine(name, module, info)
+    inputs = {key: _example(value) for key, value in info.inputs.items()}
+    described, _ = export_graph(module, name, inputs, tuple(info.outputs), folder)
+    assert described == info
+    return OnnxRuntimeEngine(name, folder / described.file, described, threads=1)
+
+
+def _run(engine: Engine, *inputs: Array) -> list[Array]:
+    outputs: dict[str, Array] = {
+        name: np.empty((len(inputs[0]), *map(int, info.shape[1:])), info.dtype)
+        for name, info in engine.outputs.items()
+    }
+    bound = dict(zip(engine.inputs, map(np.ascontiguousarray, inputs), strict=True)) | outputs
+    engine.enqueue({name: CpuBuffer(value) for name, value in bound.items()})
+    return list(outputs.values())
+
+
+@pytest.fixture(scope="module")
+def engines(
+    class_uvit: UViT,
+    text_uvit: UViT,
+    policy_net: PolicyNet,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[str, str], Engine]]:
+    """A recorded model (``class``, ``text`` or ``policy``) behind a backend, made once."""
+    models = {
+        "class": (class_uvit, _transformer_info(class_uvit)),
+        "text": (text_uvit, _transformer_info(text_uvit)),
+        "policy": (policy_net, _policy_info(policy_net)),
+    }
+    made: dict[tuple[str, str], Engine] = {}
+
+    def engine(backend: str, name: str) -> Engine:
+        if (backend, name) not in made:
+            module, info = models[name]
+            graph, folder = info.file.removesuffix(".onnx"), tmp_path_factory.mktemp(name)
+            made[backend, name] = _engine(backend, graph, module, info, folder)
+        return made[backend, name]
+
+    yield engine
+    for one in made.values():
+        one.close()
+
+
+@pytest.fixture(scope="module", params=[(b, r) for b in BACKENDS for r in ROLLOUTS], ids="-".join)
+def passes(
+    request: pytest.FixtureRequest,
+    engines: Callable[[str, str], Engine],
+    recorded: Recorded,
+) -> Passes:
+    """Both models at every recorded step, each step as one pass at batch 2B."""
+    backend, rollout = request.param
+    official = _official(rollout, recorded)
+    condition = np.concatenate([official.condition, official.unconditional])
+    transformer, batch = engines(backend, rollout.partition("-")[0]), len(official.condition)
+    logits, features, actions = [], [], []
+    for step, tokens in enumerate([*official.tokens_in, official.tokens_out[-1]]):
+        out = _run(transformer, np.concatenate([tokens, tokens]), condition)
+        logits.append(out[0])
+        features.append(out[1][:batch])
+        if rollout == "class" and step < official.steps:
+            now = np.full(batch, step, np.int32)
+            actions.append(_run(engines(backend, "policy"), features[-1], now)[0])
+    both = np.stack(logits[:-1])
+    return Passes(
+        official=official,
+        conditional=both[:, :batch],
+        unconditional=both[:, batch:],
+        features=np.stack(features),
+        # The official policy knows the 16×16 grid only, so the text actions are inputs.
+        actions=np.stack(actions) if actions else official.actions,
+    )
+
+
+def _masked(official: Official) -> npt.NDArray[np.bool_]:
+    masked: npt.NDArray[np.bool_] = official.tokens_in == official.mask_token
+    assert masked[0].all()
+    assert masked[1:].any(axis=(1, 2)).all()
+    return masked
+
+
+def _log_softmax(logits: Array) -> Array:
+    found: Array = torch.from_numpy(logits).log_softmax(dim=-1).numpy()
+    return found
+
+
+def _confidences(passes: Passes) -> Array:
+    """The official confidences ``[T, B, N]`` of the recorded tokens."""
+    official, masked = passes.official, _masked(passes.official)
+    tokens = np.where(masked, official.sampled, 0)[..., None]
+    chosen = np.take_along_axis(_log_softmax(passes.guided()), tokens, -1)[..., 0]
+    noisy = chosen + passes.parameters()[:, :, 1, None] * official.confidence_noise
+    return np.where(masked, noisy, np.inf).astype(np.float32)
+
+
+@pytest.mark.parametrize("passes", [(b, "class") for b in BACKENDS], ids="-".join, indirect=True)
+def test_the_policy_gives_the_recorded_actions(passes: Passes) -> None:
+    np.testing.assert_allclose(passes.actions, passes.official.actions, rtol=0, atol=1e-4)
+
+
+def test_actions_become_the_recorded_parameters(passes: Passes) -> None:
+    np.testing.assert_allclose(passes.parameters(), passes.official.parameters, rtol=0, atol=1e-4)
+
+
+def test_guidance_gives_the_recorded_probabilities(passes: Passes) -> None:
+    expected = passes.official.first_log_probabilities.astype(np.float32)
+    half_precision = 2.0**-11  # largest relative error of rounding to float16
+    found = _log_softmax(passes.guided()[0])
+    np.testing.assert_allclose(found, expected, rtol=half_precision, atol=1e-4)
+
+
+def test_the_last_features_have_the_recorded_mean(passes: Passes) -> None:
+    mean = passes.features[-1].mean(axis=1)
+    np.testing.assert_allclose(mean, passes.official.final_features, rtol=0, atol=1e-4)
+
+
+def test_the_recorded_noise_gives_the_recorded_tokens(passes: Passes) -> None:
+    official, masked = passes.official, _masked(passes.official)
+    temperature = passes.parameters()[:, :, 2, None, None]
+    noisy = _log_softmax(passes.guided() / temperature) + official.token_noise
+    expected = np.where(masked, noisy.argmax(-1), official.tokens_in)
+    np.testing.assert_array_equal(expected, official.sampled)
+
+
+@pytest.mark.parametrize("halves", [1, 2])
+def test_remask_masks_what_was_masked(passes: Passes, halves: int) -> None:
+    official, parameters = passes.official, passes.parameters()
+    for step, confidence in enumerate(_confidences(passes)):
+        found = np.empty((halves * confidence.shape[0], confidence.shape[1]), np.int32)
+        remask(
+            confidence=confidence,
+            sampled=official.sampled[step],
+            parameters=parameters[step],
+            mask_token=official.mask_token,
+            next_tokens=found,
+        )
+        np.testing.assert_array_equal(found, np.tile(official.tokens_out[step], (halves, 1)))
+
+
+def test_every_step_starts_where_the_last_one_ended(passes: Passes) -> None:
+    """The recordings are one generation each, not separate steps."""
+    official = passes.official
+    np.testing.assert_array_equal(official.tokens_in[1:], official.tokens_out[:-1])
+
+
+def _midpoints(logits: Array, temperature: Array, tokens: Array) -> Array:
+    """The middle of each token's interval of the inverse CDF: ``[…, V]`` → ``[…]`` float64."""
+    scaled = logits.astype(np.float64) / temperature
+    weights = np.exp(scaled - scaled.max(-1, keepdims=True))
+    ends = (weights / weights.sum(-1, keepdims=True)).cumsum(-1)
+    starts = np.concatenate([np.zeros_like(ends[..., :1]), ends[..., :-1]], axis=-1)
+    middles: Array = np.take_along_axis((starts + ends) / 2, tokens[..., None], -1)[..., 0]
+    return middles
+
+
+def test_sample_rows_takes_the_recorded_tokens(passes: Passes) -> None:
+    official, masked = passes.official, _masked(passes.official)
+    guided, parameters = passes.guided(), passes.parameters()
+    for step, image in np.ndindex(masked.shape[:2]):
+        rows, temperature = masked[step, image], parameters[step, image, 2]
+        logits, tokens = guided[step, image, rows], official.sampled[step, image, rows]
+        uniform = _midpoints(logits, temperature, tokens).astype(np.float32)
+        chosen, log_probability = sample_rows(logits.copy(), temperature, uniform)
+        np.testing.assert_array_equal(chosen, tokens)
+        expected = _log_softmax(logits)[np.arange(len(tokens)), tokens]
+        np.testing.assert_allclose(log_probability, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0, 1.7])
+def test_sample_rows_tells_the_probability_of_what_it_samples(
+    passes: Passes, temperature: float
+) -> None:
+    """At temperature 1, whatever the temperature of sampling."""
+    logits = passes.guided().reshape(-1, passes.conditional.shape[-1])
+    uniform = np.random.default_rng(0).random(len(logits), np.float32)
+    chosen, log_probability = sample_rows(logits.copy(), temperature, uniform)
+    expected = _log_softmax(logits)[np.arange(len(logits)), chosen]
+    np.testing.assert_allclose(log_probability, expected, rtol=0, atol=1e-5)
+
+
+def _replace_uniforms(monkeypatch: pytest.MonkeyPatch, first: Array, second: Array) -> None:
+    """Let ``sample_tokens`` draw from ``[B, N]`` arrays, with the seed as the image's number."""
+
+    def uniforms(seed: int, step: int, positions: npt.NDArray[np.intp]) -> tuple[Array, Array]:
+        return first[seed, positions], second[seed, positions]
+
+    # By its full name: the package's attribute of that name is the function.
+    module = importlib.import_module("fewstep.runtime.kernels.sample_tokens")
+    monkeypatch.setattr(module, "uniforms", uniforms)
+
+
+def test_the_runtime_kernels_decide_every_step_as_recorded(
+    passes: Passes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From logits to the next tokens, with guidance inside the kernel."""
+    official, parameters, guided = passes.official, passes.parameters(), passes.guided()
+    confidences = _confidences(passes)
+    for step in range(official.steps):
+        first = _midpoints(guided[step], parameters[step, :, 2, None, None], official.sampled[step])
+        second = np.exp(-np.exp(-official.confidence_noise[step].astype(np.float64)))
+        _replace_uniforms(monkeypatch, first, second)
+        sampled, confidence, found = _decide(passes, parameters[step], step)
+        np.testing.assert_array_equal(sampled, official.sampled[step])
+        np.testing.assert_allclose(confidence, confidences[step], rtol=0, atol=1e-4)
+        np.testing.assert_array_equal(found, official.tokens_out[step])
+
+
+def _decide(passes: Passes, parameters: Array, step: int) -> tuple[Array, Array, Array]:
+    """Sampled ids, confidences and next tokens ``[B, N]`` by the runtime's kernels."""
+    tokens, mask_token = passes.official.tokens_in[step], passes.official.mask_token
+    sampled, found = np.empty_like(tokens), np.empty_like(tokens)
+    confidence, error = np.empty(tokens.shape, np.float32), np.zeros(1, np.int32)
+    sample_tokens(
+        conditional=passes.conditional[step],
+        unconditional=passes.unconditional[step],
+        tokens=tokens,
+        parameters=parameters,
+        seeds=np.arange(len(tokens), dtype=np.uint64),
+        step=step,
+        mask_token=mask_token,
+        sampled=sampled,
+        confidence=confidence,
+        error=error,
+    )
+    assert error[0] == 0
+    remask(
+        confidence=confidence,
+        sampled=sampled,
+        parameters=parameters,
+        mask_token=mask_token,
+        next_tokens=found,
+    )
+    return sampled, confidence, found
+
+
+@pytest.mark.parametrize("residual", [0, 1])
+def test_any_action_becomes_the_official_parameters(residual: int, recorded: Recorded) -> None:
+    data = recorded("adanat_policy")
+    actions = data["in/actions_for_bias"]
+    for step, action in enumerate(actions):
+        found = np.empty((2, 4), np.float32)
+        policy_parameters(
+            action=action, step=step, steps=len(actions), residual=residual, parameters=found
+        )
+        expected = [data[f"out/bias_heu{residual}/{name}"][step] for name in PARAMETERS]
+        np.testing.assert_allclose(found, np.stack(expected, -1), rtol=1e-5, atol=1e-5)
+
+
+def test_the_residuals_are_the_official_ones(recorded: Recorded) -> None:
+    data = recorded("adanat_policy")
+    expected = np.stack([data[f"out/residual/{name}"] for name in PARAMETERS], -1)
+    found = [residuals(step, len(expected)) for step in range(len(expected))]
+    # The official residuals are computed in float32, which cancels where 1 − cos is small.
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

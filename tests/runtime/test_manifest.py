@@ -1,0 +1,168 @@
+"""The manifest's own rules: unknown fields, missing graphs and files, and round trips."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.manifest import MANIFEST_NAME, Manifest
+
+Content = dict[str, Any]
+_SHA = "0" * 64
+_TENSOR: Content = {"dtype": "int32", "shape": ["batch", 16]}
+
+
+def _content() -> Content:
+    """A minimal class-conditional manifest with a policy."""
+    graphs = ("transformer", "decoder", "policy")
+    return {
+        "schema_version": 1,
+        "family": "adanat",
+        "name": "tiny",
+        "model": {
+            "grid": [4, 4],
+            "codebook_size": 24,
+            "mask_token": 24,
+            "feature_width": 32,
+            "image_size": [8, 8],
+            "condition": {"kind": "class", "num_classes": 5, "unconditional_id": 5},
+            "policy": {"graph": "policy", "residual": True},
+        },
+        "graphs": {
+            name: {
+                "file": f"{name}.onnx",
+                "inputs": {"tokens": dict(_TENSOR)},
+                "outputs": {"image": dict(_TENSOR)},
+            }
+            for name in graphs
+        },
+        "golden": "golden.npz",
+        "files": {
+            name: {"bytes": 1, "sha256": _SHA}
+            for name in ("golden.npz", *(f"{graph}.onnx" for graph in graphs))
+        },
+        "provenance": {"created": "now", "command": "", "tools": {}, "checkpoints": {}},
+    }
+
+
+def _set(*path: str | int, value: object) -> Callable[[Content], None]:
+    def change(content: Content) -> None:
+        *parents, last = path
+        target: Any = content
+        for key in parents:
+            target = target[key]
+        target[last] = value
+
+    return change
+
+
+def _drop(*path: str) -> Callable[[Content], None]:
+    def change(content: Content) -> None:
+        *parents, last = path
+        target: Any = content
+        for key in parents:
+            target = target[key]
+        del target[last]
+
+    return change
+
+
+def _without_policy(content: Content) -> None:
+    content["model"]["policy"] = None
+    del content["graphs"]["policy"]
+
+
+def test_minimal_manifest_is_valid() -> None:
+    manifest = Manifest.model_validate(_content())
+    assert manifest.model.num_tokens == 16
+    assert manifest.model.condition.kind == "class"
+
+
+def test_policy_graph_is_needed_only_with_a_policy() -> None:
+    content = _content()
+    _without_policy(content)
+    assert Manifest.model_validate(content).model.policy is None
+
+
+def test_text_condition_is_told_from_class_condition() -> None:
+    content = _content()
+    content["model"]["condition"] = {"kind": "text", "length": 77, "width": 1280}
+    condition = Manifest.model_validate(content).model.condition
+    assert condition.kind == "text"
+    assert (condition.length, condition.width, condition.unconditional_file) == (77, 1280, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_set("surprise", value=1), "surprise"),
+        (_set("model", "surprise", value=1), "surprise"),
+        (_set("model", "condition", "surprise", value=1), "surprise"),
+        (_set("model", "policy", "surprise", value=1), "surprise"),
+        (_set("model", "defaults", value={"surprise": 1}), "surprise"),
+        (_set("graphs", "decoder", "surprise", value=1), "surprise"),
+        (_set("graphs", "decoder", "inputs", "tokens", value=_TENSOR | {"x": 1}), "x"),
+        (_set("files", "golden.npz", "surprise", value=1), "surprise"),
+        (_set("provenance", "surprise", value=1), "surprise"),
+        (_set("schema_version", value=0), "schema_version"),
+        (_set("family", value="stylegan"), "family"),
+        (_set("model", "grid", value=[4, 0]), "grid"),
+        (_set("model", "mask_token", value=-1), "mask_token"),
+        (_set("model", "condition", "kind", value="colour"), "condition"),
+        (_set("graphs", "decoder", "inputs", "tokens", "dtype", value="object"), "dtype"),
+        (_set("files", "golden.npz", "sha256", value="0" * 63), "sha256"),
+        (_set("files", "golden.npz", "sha256", value="G" * 64), "sha256"),
+        (_set("files", "golden.npz", "bytes", value=-1), "bytes"),
+        (_drop("provenance"), "provenance"),
+        (_drop("graphs", "transformer"), "graphs lacks transformer"),
+        (_drop("graphs", "policy"), "graphs lacks policy"),
+        (_set("graphs", value={}), "graphs lacks decoder, policy, transformer"),
+        (_drop("files", "decoder.onnx"), "files lacks decoder.onnx"),
+        (_drop("files", "golden.npz"), "files lacks golden.npz"),
+    ],
+)
+def test_what_is_refused(change: Callable[[Content], None], message: str) -> None:
+    content = _content()
+    change(content)
+    with pytest.raises(ValidationError, match=message):
+        Manifest.model_validate_json(json.dumps(content))
+
+
+def test_validation_leaves_its_input_alone() -> None:
+    content = _content()
+    before = copy.deepcopy(content)
+    Manifest.model_validate(content)
+    assert content == before
+
+
+def test_manifest_is_frozen() -> None:
+    manifest = Manifest.model_validate(_content())
+    with pytest.raises(ValidationError, match="frozen"):
+        manifest.name = "other"  # type: ignore[misc]
+
+
+def test_exported_manifest_survives_a_round_trip(tiny_bundle: Path) -> None:
+    text = (tiny_bundle / MANIFEST_NAME).read_text(encoding="utf-8")
+    manifest = Bundle.read(tiny_bundle).manifest
+    assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
+    assert json.loads(manifest.model_dump_json()) == json.loads(text)
+
+
+def test_exported_manifest_says_what_was_exported(tiny_bundle: Path) -> None:
+    manifest = Bundle.read(tiny_bundle).manifest
+    model = manifest.model
+    assert (manifest.family, manifest.name) == ("adanat", "tiny")
+    assert (model.grid, model.codebook_size, model.mask_token) == ((4, 4), 24, 24)
+    assert (model.feature_width, model.image_size) == (32, (8, 8))
+    assert model.condition.kind == "class"
+    assert (model.condition.num_classes, model.condition.unconditional_id) == (5, 5)
+    assert model.policy is not None
+    assert model.policy.residual
+    assert set(manifest.graphs) == {"transformer", "policy", "decoder"}
