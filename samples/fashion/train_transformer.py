@@ -31,13 +31,18 @@ CONDITION_DROPOUT = 0.15
 EMA_DECAY = 0.999
 
 
-@torch.no_grad()
-def tokenize(images: npt.NDArray[np.uint8]) -> Tensor:
-    """Encode ``[n, 32, 32]`` uint8 images to token ids ``[n, 64]``."""
+def tokenizer() -> VQModel:
+    """The trained tokenizer."""
     model = VQModel(**config("tokenizer")).eval()
     state = load_file(WEIGHTS / "tokenizer.safetensors")
     model.load_state_dict({key: value.float() for key, value in state.items()})
-    parts = []
+    return model
+
+
+@torch.no_grad()
+def tokenize(images: npt.NDArray[np.uint8]) -> Tensor:
+    """Encode ``[n, 32, 32]`` uint8 images to token ids ``[n, 64]``."""
+    model, parts = tokenizer(), []
     for start in range(0, len(images), 250):
         image = torch.from_numpy(images[start : start + 250])[:, None].float() / 255
         with torch.autocast("cpu", torch.bfloat16):
@@ -88,7 +93,9 @@ def train(steps: int, batch: int, seed: int) -> UViT:
     print(f"tokenized {len(tokens):,} images", flush=True)
     model = UViT(**config("transformer"))
     average = copy.deepcopy(model).eval()
-    optimizer = torch.optim.AdamW(model.parameters(), 1.2e-3, (0.9, 0.98), weight_decay=0.03)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), 1.2e-3, (0.9, 0.98), weight_decay=0.03, fused=True
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: cosine_rate(s, steps))
     log, recent, unconditional = Log("transformer"), [], config("transformer")["num_classes"] - 1
     for step in range(1, steps + 1):
@@ -98,7 +105,7 @@ def train(steps: int, batch: int, seed: int) -> UViT:
         masked = mask_tokens(tokens[chosen], model.codebook_size, generator)
         loss = loss_of(model, tokens[chosen], masked, condition)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -121,7 +128,7 @@ def update_average(average: UViT, model: UViT, decay: float) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -63,4 +63,5 @@ def save_weights(model: torch.nn.Module, name: str) -> None:
     path = WEIGHTS / f"{name}.safetensors"
     temporary = path.with_suffix(".partial")
     save_file(half, temporary, metadata)
+    temporary.chmod(0o644)
     temporary.rename(path)

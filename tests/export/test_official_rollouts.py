@@ -3,7 +3,7 @@
 Covered, with the models in PyTorch and as exported graphs in ONNX Runtime: the policy's actions,
 the parameters they become, guidance, the sampled tokens, the confidences and what is masked again.
 Then the runtime's own sampler is given the uniforms that stand for the recorded noise, and must
-take the same decisions.
+take the same decisions; and with its own noise it must follow the same formulas.
 
 The official order of computation, with conditional logits c and unconditional u, guidance scale s,
 sampling temperature τ, masking temperature μ and recorded Gumbel noise g:
@@ -15,7 +15,6 @@ sampling temperature τ, masking temperature μ and recorded Gumbel noise g:
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,12 +30,13 @@ from torch import Tensor, nn
 from fewstep.export.models import PolicyNet, UViT
 from fewstep.export.onnx_graph import export_graph
 from fewstep.export.torch_engine import TorchEngine
-from fewstep.runtime.device.cpu import CpuBuffer
-from fewstep.runtime.engine import Engine
+from fewstep.runtime.device.cpu import CpuDevice
+from fewstep.runtime.engine import Engine, run_once
 from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
-from fewstep.runtime.kernels.policy_parameters import policy_parameters, residuals
+from fewstep.runtime.kernels.philox import uniforms
+from fewstep.runtime.kernels.policy_parameters import policy_parameters
 from fewstep.runtime.kernels.remask import remask
-from fewstep.runtime.kernels.sample_tokens import sample_rows, sample_tokens
+from fewstep.runtime.kernels.sample_tokens import sample_row, sample_tokens
 from fewstep.runtime.manifest import GraphInfo, TensorInfo
 
 Array = npt.NDArray[Any]
@@ -183,16 +183,6 @@ def _engine(backend: str, name: str, module: nn.Module, info: GraphInfo, folder:
     return OnnxRuntimeEngine(name, folder / described.file, described, threads=1)
 
 
-def _run(engine: Engine, *inputs: Array) -> list[Array]:
-    outputs: dict[str, Array] = {
-        name: np.empty((len(inputs[0]), *map(int, info.shape[1:])), info.dtype)
-        for name, info in engine.outputs.items()
-    }
-    bound = dict(zip(engine.inputs, map(np.ascontiguousarray, inputs), strict=True)) | outputs
-    engine.enqueue({name: CpuBuffer(value) for name, value in bound.items()})
-    return list(outputs.values())
-
-
 @pytest.fixture(scope="module")
 def engines(
     class_uvit: UViT,
@@ -231,19 +221,21 @@ def passes(
     official = _official(rollout, recorded)
     condition = np.concatenate([official.condition, official.unconditional])
     transformer, batch = engines(backend, rollout.partition("-")[0]), len(official.condition)
-    logits, features, actions = [], [], []
+    device, logits, features, actions = CpuDevice(), [], [], []
     for step, tokens in enumerate([*official.tokens_in, official.tokens_out[-1]]):
-        out = _run(transformer, np.concatenate([tokens, tokens]), condition)
-        logits.append(out[0])
-        features.append(out[1][:batch])
+        both = np.concatenate([tokens, tokens])
+        fed = dict(zip(transformer.inputs, (both, condition), strict=True))
+        out = run_once(device, transformer, fed)
+        logits.append(out["logits"])
+        features.append(out["features"][:batch])
         if rollout == "class" and step < official.steps:
-            now = np.full(batch, step, np.int32)
-            actions.append(_run(engines(backend, "policy"), features[-1], now)[0])
-    both = np.stack(logits[:-1])
+            fed = {"features": features[-1], "step": np.full(batch, step, np.int32)}
+            actions.append(run_once(device, engines(backend, "policy"), fed)["action"])
+    halves = np.stack(logits[:-1])
     return Passes(
         official=official,
-        conditional=both[:, :batch],
-        unconditional=both[:, batch:],
+        conditional=halves[:, :batch],
+        unconditional=halves[:, batch:],
         features=np.stack(features),
         # The official policy knows the 16×16 grid only, so the text actions are inputs.
         actions=np.stack(actions) if actions else official.actions,
@@ -321,94 +313,83 @@ def test_every_step_starts_where_the_last_one_ended(passes: Passes) -> None:
     np.testing.assert_array_equal(official.tokens_in[1:], official.tokens_out[:-1])
 
 
-def _midpoints(logits: Array, temperature: Array, tokens: Array) -> Array:
-    """The middle of each token's interval of the inverse CDF: ``[…, V]`` → ``[…]`` float64."""
-    scaled = logits.astype(np.float64) / temperature
-    weights = np.exp(scaled - scaled.max(-1, keepdims=True))
-    ends = (weights / weights.sum(-1, keepdims=True)).cumsum(-1)
-    starts = np.concatenate([np.zeros_like(ends[..., :1]), ends[..., :-1]], axis=-1)
-    middles: Array = np.take_along_axis((starts + ends) / 2, tokens[..., None], -1)[..., 0]
-    return middles
+def _intervals(logits: Array, tokens: Array) -> Array:
+    """Where each token's interval of the inverse CDF starts and ends: ``[2, …]`` float64."""
+    weights = torch.from_numpy(logits).double().softmax(dim=-1).numpy()
+    ends = weights.cumsum(-1)
+    chosen = tokens[..., None]
+    edges = [np.take_along_axis(edge, chosen, -1)[..., 0] for edge in (ends - weights, ends)]
+    return np.stack(edges)
 
 
-def test_sample_rows_takes_the_recorded_tokens(passes: Passes) -> None:
-    official, masked = passes.official, _masked(passes.official)
-    guided, parameters = passes.guided(), passes.parameters()
-    for step, image in np.ndindex(masked.shape[:2]):
-        rows, temperature = masked[step, image], parameters[step, image, 2]
-        logits, tokens = guided[step, image, rows], official.sampled[step, image, rows]
-        uniform = _midpoints(logits, temperature, tokens).astype(np.float32)
-        chosen, log_probability = sample_rows(logits.copy(), temperature, uniform)
-        np.testing.assert_array_equal(chosen, tokens)
-        expected = _log_softmax(logits)[np.arange(len(tokens)), tokens]
-        np.testing.assert_allclose(log_probability, expected, rtol=0, atol=1e-5)
+def _rows(passes: Passes) -> Iterator[tuple[int, int, int]]:
+    """Step, image and position of every masked token."""
+    yield from map(tuple, np.argwhere(_masked(passes.official)).tolist())
+
+
+def test_sample_row_takes_the_recorded_tokens(passes: Passes) -> None:
+    """Given the uniform in the middle of the recorded token's interval."""
+    official, guided, confidences = passes.official, passes.guided(), _confidences(passes)
+    temperatures, scales = passes.parameters()[:, :, 2], passes.parameters()[:, :, 1]
+    middles = _intervals(guided / temperatures[..., None, None], official.sampled).mean(axis=0)
+    for row in _rows(passes):
+        token, log_probability = sample_row(
+            guided[row].copy(), temperatures[row[:2]], np.float32(middles[row])
+        )
+        assert token == official.sampled[row]
+        confidence = log_probability + scales[row[:2]] * official.confidence_noise[row]
+        assert confidence == pytest.approx(confidences[row], rel=0, abs=1e-4)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0, 1.7])
-def test_sample_rows_tells_the_probability_of_what_it_samples(
+def test_sample_row_tells_the_probability_of_what_it_samples(
     passes: Passes, temperature: float
 ) -> None:
     """At temperature 1, whatever the temperature of sampling."""
-    logits = passes.guided().reshape(-1, passes.conditional.shape[-1])
-    uniform = np.random.default_rng(0).random(len(logits), np.float32)
-    chosen, log_probability = sample_rows(logits.copy(), temperature, uniform)
-    expected = _log_softmax(logits)[np.arange(len(logits)), chosen]
-    np.testing.assert_allclose(log_probability, expected, rtol=0, atol=1e-5)
+    guided, random = passes.guided()[-1, 0], np.random.default_rng(0)
+    log_probabilities = _log_softmax(guided)
+    for logits, expected in zip(guided, log_probabilities, strict=True):
+        uniform = random.random(dtype=np.float32)
+        token, found = sample_row(logits.copy(), np.float32(temperature), np.float32(uniform))
+        assert found == pytest.approx(expected[token], rel=0, abs=1e-5)
 
 
-def _replace_uniforms(monkeypatch: pytest.MonkeyPatch, first: Array, second: Array) -> None:
-    """Let ``sample_tokens`` draw from ``[B, N]`` arrays, with the seed as the image's number."""
-
-    def uniforms(seed: int, step: int, positions: npt.NDArray[np.intp]) -> tuple[Array, Array]:
-        return first[seed, positions], second[seed, positions]
-
-    # By its full name: the package's attribute of that name is the function.
-    module = importlib.import_module("fewstep.runtime.kernels.sample_tokens")
-    monkeypatch.setattr(module, "uniforms", uniforms)
-
-
-def test_the_runtime_kernels_decide_every_step_as_recorded(
-    passes: Passes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From logits to the next tokens, with guidance inside the kernel."""
-    official, parameters, guided = passes.official, passes.parameters(), passes.guided()
-    confidences = _confidences(passes)
-    for step in range(official.steps):
-        first = _midpoints(guided[step], parameters[step, :, 2, None, None], official.sampled[step])
-        second = np.exp(-np.exp(-official.confidence_noise[step].astype(np.float64)))
-        _replace_uniforms(monkeypatch, first, second)
-        sampled, confidence, found = _decide(passes, parameters[step], step)
-        np.testing.assert_array_equal(sampled, official.sampled[step])
-        np.testing.assert_allclose(confidence, confidences[step], rtol=0, atol=1e-4)
-        np.testing.assert_array_equal(found, official.tokens_out[step])
-
-
-def _decide(passes: Passes, parameters: Array, step: int) -> tuple[Array, Array, Array]:
-    """Sampled ids, confidences and next tokens ``[B, N]`` by the runtime's kernels."""
-    tokens, mask_token = passes.official.tokens_in[step], passes.official.mask_token
-    sampled, found = np.empty_like(tokens), np.empty_like(tokens)
-    confidence, error = np.empty(tokens.shape, np.float32), np.zeros(1, np.int32)
+def _sample(passes: Passes, step: int, seeds: Array) -> tuple[Array, Array]:
+    """Ids and confidences ``[B, N]`` by the runtime's kernel, guidance included."""
+    tokens = passes.official.tokens_in[step]
+    sampled, error = np.empty_like(tokens), np.zeros(1, np.int32)
+    confidence = np.empty(tokens.shape, np.float32)
     sample_tokens(
-        conditional=passes.conditional[step],
-        unconditional=passes.unconditional[step],
+        conditional=np.ascontiguousarray(passes.conditional[step]),
+        unconditional=np.ascontiguousarray(passes.unconditional[step]),
         tokens=tokens,
-        parameters=parameters,
-        seeds=np.arange(len(tokens), dtype=np.uint64),
+        parameters=passes.parameters()[step],
+        seeds=seeds,
         step=step,
-        mask_token=mask_token,
+        mask_token=passes.official.mask_token,
         sampled=sampled,
         confidence=confidence,
         error=error,
     )
     assert error[0] == 0
-    remask(
-        confidence=confidence,
-        sampled=sampled,
-        parameters=parameters,
-        mask_token=mask_token,
-        next_tokens=found,
-    )
-    return sampled, confidence, found
+    return sampled, confidence
+
+
+def test_sample_tokens_follows_the_official_formulas_at_every_step(passes: Passes) -> None:
+    """With noise of its own: each token's interval holds its uniform; confidence as above."""
+    official, guided, parameters = passes.official, passes.guided(), passes.parameters()
+    seeds = np.array([5, 2**40 + 6], np.uint64)
+    for step, masked in enumerate(_masked(official)):
+        sampled, confidence = _sample(passes, step, seeds)
+        np.testing.assert_array_equal(sampled[~masked], official.tokens_in[step][~masked])
+        assert np.isposinf(confidence[~masked]).all()
+        noise = [[uniforms(s, step, n) for n in range(masked.shape[1])] for s in seeds]
+        u, v = np.array(noise, np.float64).transpose(2, 0, 1)  # [B, N] each
+        starts, ends = _intervals(guided[step] / parameters[step, :, 2, None, None], sampled)
+        assert ((starts - 1e-5 <= u) & (u <= ends + 1e-5))[masked].all()
+        chosen = np.take_along_axis(_log_softmax(guided[step]), sampled[..., None], -1)[..., 0]
+        expected = chosen - parameters[step, :, 1, None] * np.log(-np.log(v))
+        np.testing.assert_allclose(confidence[masked], expected[masked], rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("residual", [0, 1])
@@ -424,9 +405,18 @@ def test_any_action_becomes_the_official_parameters(residual: int, recorded: Rec
         np.testing.assert_allclose(found, np.stack(expected, -1), rtol=1e-5, atol=1e-5)
 
 
-def test_the_residuals_are_the_official_ones(recorded: Recorded) -> None:
+def test_no_action_follows_the_official_residuals(recorded: Recorded) -> None:
     data = recorded("adanat_policy")
-    expected = np.stack([data[f"out/residual/{name}"] for name in PARAMETERS], -1)
-    found = [residuals(step, len(expected)) for step in range(len(expected))]
+    residuals = torch.from_numpy(np.stack([data[f"out/residual/{n}"] for n in PARAMETERS], -1))
+    expected = torch.cat([residuals[:, :1].sigmoid(), nn.functional.softplus(residuals[:, 1:])], 1)
+    found = np.empty((8, 4), np.float32)
+    for step in range(8):
+        policy_parameters(
+            action=np.zeros((1, 4), np.float32),
+            step=step,
+            steps=8,
+            residual=1,
+            parameters=found[step : step + 1],
+        )
     # The official residuals are computed in float32, which cancels where 1 − cos is small.
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.runtime import files
 from fewstep.runtime.errors import OutputError
 from fewstep.runtime.files import replacing, replacing_folder, sha256
 
@@ -161,7 +160,7 @@ def test_old_folder_is_put_back_if_the_new_one_cannot_be_renamed(
             raise failure
         return rename(self, to)
 
-    monkeypatch.setattr(files.Path, "rename", fail_for_the_new)
+    monkeypatch.setattr(Path, "rename", fail_for_the_new)
     with (
         pytest.raises((OutputError, KeyboardInterrupt)),
         replacing_folder(target, overwrite=True) as temporary,
@@ -186,9 +185,11 @@ def test_place_below_a_regular_file_cannot_be_written(
 ) -> None:
     (place / "file").write_text("not a folder")
     target = place / "file" / "sub" / "out"
-    with pytest.raises(OutputError, match="cannot write .*out: .*; choose") as caught:
-        with context(target):
-            pytest.fail("the block must not run")
+    with (
+        pytest.raises(OutputError, match="cannot write .*out: .*; choose") as caught,
+        context(target),
+    ):
+        pytest.fail("the block must not run")
     assert isinstance(caught.value.__cause__, OSError)
     assert _names(place) == ["file"]
 

@@ -145,7 +145,7 @@ def test_validation_leaves_its_input_alone() -> None:
 def test_manifest_is_frozen() -> None:
     manifest = Manifest.model_validate(_content())
     with pytest.raises(ValidationError, match="frozen"):
-        manifest.name = "other"  # type: ignore[misc]
+        manifest.name = "other"
 
 
 def test_exported_manifest_survives_a_round_trip(tiny_bundle: Path) -> None:

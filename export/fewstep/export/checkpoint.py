@@ -116,7 +116,7 @@ def _read_torch(path: Path) -> object:
             "it and save the state dict alone: torch.save(model.state_dict(), ...)"
         ) from error
     except Exception as error:  # damage shows as any type, from struct.error to AssertionError
-        raise CheckpointError(f"{damaged}: {error or type(error).__name__}") from error
+        raise CheckpointError(f"{damaged}: {str(error) or type(error).__name__}") from error
 
 
 def _some(names: list[str]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,6 +216,11 @@ def _condition(
         )
     length, width = transformer.extras, transformer.context_width
     if files.unconditional_text is None:
+        if files.policy is not None:
+            raise CheckpointError(
+                "a policy always uses guidance, so a text-conditional model needs the states of "
+                f"the empty text too, a .npy array [{length}, {width}] (--unconditional-text)"
+            )
         return TextCondition(length=length, width=width)
     text = _read_text(files.unconditional_text, (length, width))
     np.savez(folder / _UNCONDITIONAL_FILE, text=text)
@@ -226,8 +232,10 @@ def _read_text(
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     try:
         text = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} is not a .npy array: {error}") from error
+    if not isinstance(text, np.ndarray):
+        raise CheckpointError(f"{path}: expected one .npy array, got an .npz archive")
     if text.shape != shape:
         raise CheckpointError(f"{path}: expected shape {list(shape)}, got {list(text.shape)}")
     return np.asarray(text, np.float32)

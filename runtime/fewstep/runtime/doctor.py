@@ -8,8 +8,8 @@ import platform
 from dataclasses import asdict, dataclass
 from typing import Any
 
-_RUN = ("onnxruntime",)
-_EXPORT = ("torch", "onnx", "onnxscript", "safetensors", "onnxruntime")
+_RUN = ("onnxruntime", "numba")
+_EXPORT = ("torch", "onnx", "onnxscript", "safetensors", *_RUN)
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def write_trace(generator: Generator, result: Result, wanted: Wanted, path: Path
 
 def scale_for(result: Result) -> int:
     """Magnification that brings small images to a size people can see."""
-    return max(1, _GRID_SIDE // result.images.shape[1])
+    return max(1, _GRID_SIDE // int(result.images.shape[1]))
 
 
 def _labelled(result: Result, wanted: Wanted) -> list[tuple[str, int]]:

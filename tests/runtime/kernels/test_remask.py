@@ -24,9 +24,7 @@ Ids = npt.NDArray[np.int32]
 
 # A few values only, so that ties are common; infinity is a known position.
 _CONFIDENCES = st.sampled_from([-7.25, -3.0, -1.0, -0.5, 0.0, 2.5, math.inf])
-_RATIOS = st.one_of(
-    st.sampled_from([0.0, 1.0, 1e-30, 0.5, 0.999999]), st.floats(0, 1, width=32)
-)
+_RATIOS = st.one_of(st.sampled_from([0.0, 1.0, 1e-30, 0.5, 0.999999]), st.floats(0, 1, width=32))
 
 
 @st.composite

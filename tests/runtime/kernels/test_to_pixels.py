@@ -32,7 +32,7 @@ def test_values_are_clamped_and_rounded_to_nearest(value: float, pixel: int) -> 
 def test_every_pixel_value_survives_the_round_trip() -> None:
     values = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16).repeat(3, axis=1)
     pixels = np.zeros((1, 16, 16, 3), np.uint8)
-    to_pixels(image=values.astype(np.float32) / 255, pixels=pixels)
+    to_pixels(image=values.astype(np.float32) / np.float32(255), pixels=pixels)
     assert (pixels[..., 0] == values[0, 0]).all()
 
 

@@ -152,6 +152,8 @@ class UViT(nn.Module):
         super().__init__()
         if patch_size != 1:
             raise ValueError(f"patch_size must be 1, got {patch_size}")
+        if num_heads < 1 or embed_dim % num_heads:
+            raise ValueError(f"num_heads must divide embed_dim ({embed_dim}), got {num_heads}")
         self.skip = skip
         self.codebook_size = codebook_size
         self.num_tokens = img_size**2

@@ -203,6 +203,10 @@ class VQModel(nn.Module):
         self.encoder = Encoder(in_channels=in_channels, **config)  # type: ignore[arg-type]
         self.decoder = Decoder(out_ch=out_ch, **config)  # type: ignore[arg-type]
         self.quantize = Codebook(n_embed, embed_dim)
+        if self.resolution % self.downsampling:
+            raise ValueError(
+                f"resolution must be a multiple of {self.downsampling}, got {self.resolution}"
+            )
 
     @property
     def downsampling(self) -> int:

@@ -74,6 +74,7 @@ class CpuDevice:
 
     def upload(self, buffer: Buffer, values: Array) -> None:
         """Copy ``values`` (same shape) into ``buffer``."""
+        self._require_open()
         target = host_array(buffer)
         if target.shape != values.shape:
             raise DeviceError(f"expected values of shape {target.shape}, got {values.shape}")
@@ -81,6 +82,7 @@ class CpuDevice:
 
     def download(self, buffer: Buffer) -> Array:
         """Copy ``buffer`` out."""
+        self._require_open()
         return host_array(buffer).copy()
 
     def launch(self, kernel: str, **arguments: Buffer | int | float | None) -> None:

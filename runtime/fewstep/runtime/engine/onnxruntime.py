@@ -37,12 +37,12 @@ class OnnxRuntimeEngine:
         self._session = _session(name, path, threads)
         self._names = {*info.inputs, *info.outputs}
         self._check_against_manifest()
-        # Bindings by the addresses and shapes they were made for: a plan reuses few of them.
+        # Bindings by the buffers they were made for: a plan reuses few of them.
         self._bound: dict[tuple[Any, ...], onnxruntime.IOBinding] = {}
 
     def enqueue(self, bindings: Mapping[str, Buffer]) -> None:
         """Run on buffers bound by name; outputs are written in place."""
-        key = tuple((name, b.pointer, b.shape) for name, b in bindings.items())
+        key = tuple((name, b.pointer, b.shape, b.dtype) for name, b in bindings.items())
         bound = self._bound.get(key)
         if bound is None:
             if len(self._bound) >= _MAX_BINDINGS:
@@ -102,6 +102,8 @@ def _session(name: str, path: Path, threads: int) -> onnxruntime.InferenceSessio
         raise missing("onnxruntime", "cpu") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    # Idle workers that spin would take the core that the loop's own kernels run on.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

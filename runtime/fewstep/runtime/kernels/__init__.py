@@ -1,4 +1,4 @@
-"""The decode kernels by name, in their NumPy form.
+"""The decode kernels by name, compiled for the CPU.
 
 Every kernel is one file with its formula and shapes; it reads its inputs, writes its outputs in
 place and returns nothing, so that a CUDA kernel of the same name can take its place.

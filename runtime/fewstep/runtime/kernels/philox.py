@@ -8,51 +8,50 @@ nothing but the image's seed, the step and the position: not on the batch, the o
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
-_KEY_STEPS = (np.uint32(0x9E3779B9), np.uint32(0xBB67AE85))
+from fewstep.runtime.kernels.compiled import inlined, kernel
+
+_MULTIPLIER_0 = np.uint64(0xD2511F53)
+_MULTIPLIER_1 = np.uint64(0xCD9E8D57)
+_KEY_STEP_0 = np.uint64(0x9E3779B9)
+_KEY_STEP_1 = np.uint64(0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 _ROUNDS = 10
+_DROPPED_BITS = np.uint64(9)
+_HALF, _SCALE = np.float32(0.5), np.float32(2.0**-23)
 
-Words = npt.NDArray[np.uint32]
+Word = np.uint64
+"""A 32-bit word, held in 64 bits so that products are exact."""
 
 
-def philox(counter: tuple[Words, Words, Words, Words], key: tuple[Words, Words]) -> list[Words]:
-    """Four random words per counter; all arguments broadcast against each other.
-
-    Args:
-        counter: four arrays of uint32.
-        key: two arrays of uint32.
-    """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
+@kernel
+def philox(
+    c0: Word, c1: Word, c2: Word, c3: Word, k0: Word, k1: Word
+) -> tuple[Word, Word, Word, Word]:
+    """Four random words for a counter (c0 … c3) and a key (k0, k1), each below 2³²."""
     for _ in range(_ROUNDS):
-        product0 = c0.astype(np.uint64) * _MULTIPLIERS[0]
-        product1 = c2.astype(np.uint64) * _MULTIPLIERS[1]
-        high0 = (product0 >> _SHIFT).astype(np.uint32)
-        high1 = (product1 >> _SHIFT).astype(np.uint32)
-        low0 = (product0 & _LOW).astype(np.uint32)
-        low1 = (product1 & _LOW).astype(np.uint32)
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0, k1 = k0 + _KEY_STEPS[0], k1 + _KEY_STEPS[1]
-    return [c0, c1, c2, c3]
+        product0, product1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
+        c0 = (product1 >> _SHIFT) ^ c1 ^ k0
+        c1 = product1 & _LOW
+        c2 = (product0 >> _SHIFT) ^ c3 ^ k1
+        c3 = product0 & _LOW
+        k0, k1 = (k0 + _KEY_STEP_0) & _LOW, (k1 + _KEY_STEP_1) & _LOW
+    return c0, c1, c2, c3
 
 
-def uniforms(
-    seed: int, step: int, positions: npt.NDArray[np.integer]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Two uniforms per position, strictly between 0 and 1, for sampling and for Gumbel noise.
+@inlined
+def unit(word: Word) -> np.float32:
+    """A number strictly between 0 and 1: the upper 23 bits plus a half, exact in float32."""
+    return (np.float32(word >> _DROPPED_BITS) + _HALF) * _SCALE
 
-    The upper 23 bits of a word, plus a half: every value is exact in float32 and none is 0 or 1.
-    """
-    position = positions.astype(np.uint32)
-    zero = np.zeros(1, np.uint32)
-    low, high = np.array([seed & 0xFFFFFFFF], np.uint32), np.array([seed >> 32], np.uint32)
-    words = philox((position, np.full(1, step, np.uint32), zero, zero), (low, high))
-    first, second = (
-        ((word >> np.uint32(9)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
-        for word in words[:2]
+
+@kernel
+def uniforms(seed: np.uint64, step: int, position: int) -> tuple[np.float32, np.float32]:
+    """The two uniforms of a position: for its token, and for the Gumbel noise on its confidence."""
+    zero = np.uint64(0)
+    seed = np.uint64(seed)
+    first, second, _, _ = philox(
+        np.uint64(position), np.uint64(step), zero, zero, seed & _LOW, seed >> _SHIFT
     )
-    return first, second
+    return unit(first), unit(second)

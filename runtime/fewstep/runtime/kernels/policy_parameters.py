@@ -18,22 +18,13 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from fewstep.runtime.kernels.compiled import inlined, kernel
 
-def residuals(step: int, steps: int) -> npt.NDArray[np.float32]:
-    """What is added to the four actions of ``step`` so that zero actions follow the schedule."""
-    r = (step + 1 - 1e-3) / steps
-    ratio = math.cos(math.pi * r / 2)
-    values = (
-        math.log(ratio / (1 - ratio)),
-        _inverse_softplus(1 - r),
-        _inverse_softplus(1.0),
-        _inverse_softplus((step + 1e-3) / steps),
-    )
-    return np.array(values, np.float32)
+_MARGIN = 1e-3
 
 
+@kernel
 def policy_parameters(
-    *,
     action: npt.NDArray[np.float32],
     step: int,
     steps: int,
@@ -41,10 +32,26 @@ def policy_parameters(
     parameters: npt.NDArray[np.float32],
 ) -> None:
     """Write the parameters ``[B, 4]`` of one step from ``action [B, 4]``."""
-    raw = action + residuals(step, steps) if residual else action
-    parameters[:, 0] = 0.5 * (np.tanh(0.5 * raw[:, 0]) + 1)  # sigmoid that never overflows
-    parameters[:, 1:] = np.logaddexp(0, raw[:, 1:])
+    offsets = np.zeros(4, np.float64)
+    if residual:
+        r = (step + 1 - _MARGIN) / steps
+        ratio = math.cos(math.pi * r / 2)
+        offsets[0] = math.log(ratio / (1 - ratio))
+        offsets[1] = _inverse_softplus(1 - r)
+        offsets[2] = _inverse_softplus(1.0)
+        offsets[3] = _inverse_softplus((step + _MARGIN) / steps)
+    for image in range(len(action)):
+        ratio_logit = action[image, 0] + offsets[0]
+        parameters[image, 0] = 0.5 * (math.tanh(0.5 * ratio_logit) + 1)  # never overflows
+        for column in range(1, 4):
+            parameters[image, column] = _softplus(action[image, column] + offsets[column])
 
 
+@inlined
+def _softplus(x: float) -> float:
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+
+@inlined
 def _inverse_softplus(value: float) -> float:
     return math.log(math.expm1(value))

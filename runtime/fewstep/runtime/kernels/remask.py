@@ -17,9 +17,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from fewstep.runtime.kernels.compiled import kernel
 
+
+@kernel
 def remask(
-    *,
     confidence: npt.NDArray[np.float32],
     sampled: npt.NDArray[np.int32],
     parameters: npt.NDArray[np.float32],
@@ -36,10 +38,12 @@ def remask(
         next_tokens: out, ids ``[B, N]`` or ``[2B, N]``.
     """
     batch, count = confidence.shape
-    masked = np.floor(np.float32(count) * parameters[:, 0])
-    # A NaN from a policy counts as 0 here; sample_tokens has reported it by then.
-    kth = np.clip(np.nan_to_num(masked), 0, count - 1).astype(np.intp)
-    threshold = np.sort(confidence, axis=1)[np.arange(batch), kth]
-    tokens = np.where(confidence < threshold[:, None], np.int32(mask_token), sampled)
-    for start in range(0, len(next_tokens), batch):
-        next_tokens[start : start + batch] = tokens
+    for image in range(batch):
+        masked = int(np.floor(np.float32(count) * parameters[image, 0]))
+        kth = max(0, min(masked, count - 1))
+        threshold = np.sort(confidence[image])[kth]
+        for position in range(count):
+            again = confidence[image, position] < threshold
+            token = mask_token if again else sampled[image, position]
+            for half in range(image, len(next_tokens), batch):
+                next_tokens[half, position] = token

@@ -10,29 +10,35 @@ For every masked position of every image, with logits ``c`` (conditional) and ``
 A known position keeps its token and gets confidence +∞. The order of these operations, and the
 absence of τ in the confidence, are those of the official AdaNAT sampler.
 
+Sums are taken in a fixed order (16 lanes, chunks of 64 codes, then chunk by chunk in float64), so
+that results do not depend on the processor's vector width.
+
 Shapes: logits ``[B, N, V]`` float32, tokens ``[B, N]`` int32, parameters ``[B, 4]`` float32 in the
 order of :data:`PARAMETERS`, seeds ``[B]`` uint64.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import numpy as np
 import numpy.typing as npt
 
+from fewstep.runtime.kernels.compiled import kernel
+from fewstep.runtime.kernels.exponential import exponential
 from fewstep.runtime.kernels.philox import uniforms
 
 PARAMETERS = ("mask_ratio", "masking_temperature", "sampling_temperature", "guidance")
 """Columns of the ``[B, 4]`` parameter array, in the order of AdaNAT's actions."""
 
-_CHUNK = 64
+_CHUNK, _LANES = 64, 16
+_ONE = np.float32(1)
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int32]
 
 
+@kernel
 def sample_tokens(
-    *,
     conditional: Floats,
     unconditional: Floats | None,
     tokens: Ids,
@@ -57,74 +63,124 @@ def sample_tokens(
         mask_token: id of a masked position.
         sampled: out, ids ``[B, N]``.
         confidence: out, ``[B, N]``.
-        error: in and out, ``[1]``: becomes 1 if a logit is NaN or a row is all −∞.
+        error: in and out, ``[1]``: becomes 1 if a logit is NaN or +∞, or a row is all −∞.
     """
-    for image in range(tokens.shape[0]):
-        sampled[image] = tokens[image]
-        confidence[image] = np.inf
-        masked = np.flatnonzero(tokens[image] == mask_token)
-        if masked.size == 0:
-            continue
-        logits = conditional[image, masked]
-        _, masking_temperature, sampling_temperature, guidance = parameters[image]
-        if unconditional is not None and guidance != 0:
-            shared = unconditional.shape[0] == 1
-            logits += guidance * (logits - unconditional[0 if shared else image, masked])
-        u, v = uniforms(int(seeds[image]), step, masked)
-        chosen, log_probability = sample_rows(logits, sampling_temperature, u)
-        if np.isnan(log_probability).any():
-            error[0] = 1
-        sampled[image, masked] = chosen
-        gumbel = -np.log(-np.log(v))
-        confidence[image, masked] = log_probability + masking_temperature * gumbel
+    batch, count, codes = conditional.shape
+    logits = np.empty(codes, np.float32)
+    for image in range(batch):
+        masking_temperature, temperature = parameters[image, 1], parameters[image, 2]
+        guidance = parameters[image, 3]
+        for position in range(count):
+            if tokens[image, position] != mask_token:
+                sampled[image, position] = tokens[image, position]
+                confidence[image, position] = np.inf
+                continue
+            if unconditional is None or guidance == 0:
+                logits[:] = conditional[image, position]
+            else:
+                shared = image % unconditional.shape[0]
+                _guide(
+                    conditional[image, position], unconditional[shared, position], guidance, logits
+                )
+            u, v = uniforms(seeds[image], step, position)
+            code, log_probability = sample_row(logits, temperature, u)
+            if math.isnan(log_probability):
+                error[0] = 1
+            gumbel = np.float32(-math.log(-math.log(v)))
+            sampled[image, position] = code
+            confidence[image, position] = log_probability + masking_temperature * gumbel
 
 
-def sample_rows(
-    logits: Floats, temperature: np.float32 | float, uniform: Floats
-) -> tuple[npt.NDArray[np.intp], Floats]:
-    """Sample one code per row of ``logits [R, V]``, which is overwritten.
+@kernel
+def sample_row(
+    logits: Floats, temperature: np.float32, uniform: np.float32
+) -> tuple[int, np.float32]:
+    """Sample one code from ``logits [V]``, which are overwritten by logits minus their maximum.
 
-    Returns the ids ``[R]`` and their log-probabilities at temperature 1 ``[R]`` (NaN where the
-    row holds a NaN, +∞ or nothing but −∞).
+    Returns the code and its log-probability at temperature 1; NaN if the row has a NaN or +∞ or
+    nothing but −∞.
     """
-    rows = np.arange(len(logits))
-    with np.errstate(invalid="ignore"):  # −∞ − −∞ is the NaN that is reported
-        logits -= logits.max(axis=1, keepdims=True)
-    weights, total = _exponentials(logits)
-    if temperature == 1:
-        chosen = _inverse_cdf(weights, uniform)
-    elif temperature == 0:
-        chosen = logits.argmax(axis=1)
+    highest = _subtract_maximum(logits)
+    if not math.isfinite(highest):
+        return 0, np.float32(np.nan)
+    weights, ends = _cumulate(logits, _ONE)
+    total = ends[-1]
+    if temperature == 0:
+        code = int(np.argmax(logits))
     else:
-        scaled, _ = _exponentials(logits / temperature)
-        chosen = _inverse_cdf(scaled, uniform)
-    # A row with a NaN may point past the end; its log-probability is NaN all the same.
-    chosen = np.minimum(chosen, logits.shape[1] - 1)
-    return chosen, logits[rows, chosen] - np.log(total)
+        if temperature != 1:
+            weights, ends = _cumulate(logits, temperature)
+        code = _inverse_cdf(weights, ends, uniform)
+    return code, logits[code] - np.float32(math.log(total))
 
 
-def _exponentials(logits: Floats) -> tuple[Floats, Floats]:
-    """``exp(logits)`` in chunks ``[R, V/64, 64]``, padded with zeros, and its row sums."""
-    count, codes = logits.shape
-    chunks = -(-codes // _CHUNK)
-    weights = np.zeros((count, chunks * _CHUNK), np.float32)
-    np.exp(logits, out=weights[:, :codes])
-    return weights.reshape(count, chunks, _CHUNK), weights.sum(axis=1)
+@kernel
+def _guide(conditional: Floats, unconditional: Floats, guidance: np.float32, out: Floats) -> None:
+    for code in range(len(out)):
+        c = conditional[code]
+        out[code] = c + guidance * (c - unconditional[code])
 
 
-def _inverse_cdf(weights: Floats, uniform: Floats) -> npt.NDArray[np.intp]:
-    """First code whose cumulated weight exceeds ``uniform`` of the total.
+@kernel
+def _subtract_maximum(logits: Floats) -> np.float32:
+    """Subtract the maximum in place and return it; NaN if any logit is NaN."""
+    lanes = np.full(_LANES, -np.inf, np.float32)
+    whole = len(logits) // _LANES * _LANES
+    invalid = 0
+    for start in range(0, whole, _LANES):
+        for lane in range(_LANES):
+            value = logits[start + lane]
+            lanes[lane] = value if value > lanes[lane] else lanes[lane]
+            invalid += value != value
+    highest = np.float32(lanes.max())
+    for code in range(whole, len(logits)):
+        highest = max(highest, logits[code])
+        invalid += logits[code] != logits[code]
+    if invalid > 0:
+        return np.float32(np.nan)
+    for code in range(len(logits)):
+        logits[code] -= highest
+    return highest
 
-    Two levels (chunk, then code within it) keep sums short and their rounding small.
-    """
-    rows = np.arange(len(weights))
-    ends = np.cumsum(weights.sum(axis=2), axis=1, dtype=np.float64)  # [R, chunks]
-    target = uniform * ends[:, -1]
-    chunk = np.minimum((ends <= target[:, None]).sum(axis=1), ends.shape[1] - 1)
-    before = np.where(chunk > 0, ends[rows, chunk - 1], 0.0)
-    inside = np.cumsum(weights[rows, chunk], axis=1, dtype=np.float64)  # [R, 64]
-    offset = (inside <= (target - before)[:, None]).sum(axis=1)
-    # Rounding may leave the target past the chunk's own sum: then its last code of any weight.
-    last = _CHUNK - 1 - np.argmax(weights[rows, chunk][:, ::-1] > 0, axis=1)
-    found: npt.NDArray[Any] = chunk * _CHUNK + np.minimum(offset, last)
+
+@kernel
+def _cumulate(logits: Floats, temperature: np.float32) -> tuple[Floats, npt.NDArray[np.float64]]:
+    """``exp(logits / temperature)`` in whole chunks, and the running sum after each."""
+    chunks = -(-len(logits) // _CHUNK)
+    weights = np.zeros(chunks * _CHUNK, np.float32)
+    if temperature == 1:
+        for code in range(len(logits)):
+            weights[code] = exponential(logits[code])
+    else:
+        for code in range(len(logits)):
+            weights[code] = exponential(logits[code] / temperature)
+    ends = np.empty(chunks, np.float64)
+    lanes = np.empty(_LANES, np.float32)
+    total = 0.0
+    for chunk in range(chunks):
+        lanes[:] = 0
+        for start in range(chunk * _CHUNK, (chunk + 1) * _CHUNK, _LANES):
+            for lane in range(_LANES):
+                lanes[lane] += weights[start + lane]
+        for lane in range(_LANES):
+            total += lanes[lane]
+        ends[chunk] = total
+    return weights, ends
+
+
+@kernel
+def _inverse_cdf(weights: Floats, ends: npt.NDArray[np.float64], uniform: np.float32) -> int:
+    """First code whose cumulated weight exceeds ``uniform`` of the total."""
+    target = uniform * ends[-1]
+    chunk = 0
+    while ends[chunk] <= target and chunk < len(ends) - 1:
+        chunk += 1
+    cumulated = ends[chunk - 1] if chunk > 0 else 0.0
+    found = chunk * _CHUNK
+    for code in range(chunk * _CHUNK, (chunk + 1) * _CHUNK):
+        if weights[code] > 0:
+            found = code  # rounding may leave the target past the chunk's own sum
+            cumulated += weights[code]
+            if cumulated > target:
+                break
     return found

@@ -5,8 +5,18 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from fewstep.runtime.kernels.compiled import kernel
 
-def to_pixels(*, image: npt.NDArray[np.float32], pixels: npt.NDArray[np.uint8]) -> None:
-    """Clamp, scale to 0…255, round to nearest and move channels last."""
-    scaled = np.rint(np.clip(image, 0, 1) * np.float32(255))
-    np.copyto(pixels, scaled.transpose(0, 2, 3, 1), casting="unsafe")
+_ZERO, _ONE, _SCALE = np.float32(0), np.float32(1), np.float32(255)
+
+
+@kernel
+def to_pixels(image: npt.NDArray[np.float32], pixels: npt.NDArray[np.uint8]) -> None:
+    """Clamp, scale to 0…255, round to nearest (ties to even) and move channels last."""
+    batch, height, width, channels = pixels.shape
+    for b in range(batch):
+        for y in range(height):
+            for x in range(width):
+                for c in range(channels):
+                    value = min(max(image[b, c, y, x], _ZERO), _ONE)
+                    pixels[b, y, x, c] = np.uint8(np.rint(value * _SCALE))

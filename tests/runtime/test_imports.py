@@ -1,0 +1,149 @@
+"""What importing may and may not do: no torch in the runtime, nothing heavy at its front door.
+
+Each check runs in its own interpreter, because this one has imported everything already.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parents[2]
+_RUNTIME = _ROOT / "runtime"
+_BLOCK = """
+    import importlib, importlib.abc, sys
+
+    class Block(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path=None, target=None):
+            if name.partition(".")[0] in {blocked}:
+                raise ImportError(name + " is blocked in this test", name=name)
+
+    sys.meta_path.insert(0, Block())
+"""
+_EXPORT_ONLY = ("torch", "onnx", "onnxscript", "safetensors")
+_OPTIONAL = (*_EXPORT_ONLY, "onnxruntime")
+
+
+def _runtime_modules() -> list[str]:
+    found = []
+    for path in sorted((_RUNTIME / "fewstep").rglob("*.py")):
+        if path.name == "__main__.py":  # importing it runs the command line
+            continue
+        parts = path.relative_to(_RUNTIME).with_suffix("").parts
+        found.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    return found
+
+
+def _run(code: str) -> str:
+    """Standard output of ``code`` in a fresh interpreter that sees the sources."""
+    paths = [str(_ROOT / folder) for folder in ("export", "runtime", "calibration")]
+    script = f"import sys\nsys.path[:0] = {paths!r}\n{textwrap.dedent(code)}"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_list_of_modules_is_not_empty() -> None:
+    modules = _runtime_modules()
+    assert {"fewstep.runtime", "fewstep.runtime.kernels.philox"} <= set(modules)
+    assert "fewstep.runtime.engine.onnxruntime" in modules
+
+
+def test_every_runtime_module_imports_without_torch_and_engines() -> None:
+    """The command line included: torch must stay out of its imports too. (The kernels need numba.)"""
+    code = textwrap.dedent(_BLOCK.format(blocked=set(_OPTIONAL))) + textwrap.dedent(
+        f"""
+        for name in {_runtime_modules()!r}:
+            importlib.import_module(name)
+        print(sorted(set({_OPTIONAL!r}) & set(sys.modules)))
+        """
+    )
+    assert _run(code) == "[]\n"
+
+
+def test_absent_numba_names_the_extra() -> None:
+    code = textwrap.dedent(_BLOCK.format(blocked={"numba"})) + textwrap.dedent(
+        """
+        from fewstep.runtime import MissingDependencyError
+        try:
+            from fewstep.runtime import Generator
+        except MissingDependencyError as error:
+            print(error)
+        """
+    )
+    assert _run(code) == "numba is not installed; install it with: pip install 'fewstep[cpu]'\n"
+
+
+@pytest.mark.parametrize("module", ["fewstep.runtime.doctor", "fewstep.cli"])
+def test_doctor_speaks_where_nothing_optional_is_installed(module: str) -> None:
+    code = textwrap.dedent(_BLOCK.format(blocked={*_OPTIONAL, "numba"})) + textwrap.dedent(
+        f"""
+        importlib.import_module({module!r})
+        print("imported")
+        """
+    )
+    assert _run(code) == "imported\n"
+
+
+def test_the_block_above_blocks() -> None:
+    code = textwrap.dedent(_BLOCK.format(blocked={"torch"})) + textwrap.dedent(
+        """
+        try:
+            import torch
+        except ImportError as error:
+            print(error)
+        """
+    )
+    assert _run(code) == "torch is blocked in this test\n"
+
+
+def test_generating_needs_no_export_package(tiny_bundle: Path) -> None:
+    code = textwrap.dedent(_BLOCK.format(blocked=set(_EXPORT_ONLY))) + textwrap.dedent(
+        f"""
+        from fewstep.runtime import Generator
+        with Generator.open({str(tiny_bundle)!r}, threads=1) as generator:
+            print(generator.generate(class_ids=[0], steps=2, schedule="policy").images.shape)
+        """
+    )
+    assert _run(code) == "(1, 8, 8, 3)\n"
+
+
+def test_front_door_imports_nothing_heavy() -> None:
+    heavy = ("numpy", "pydantic", "onnxruntime", "PIL", "torch", "onnx", "typer", "rich")
+    code = f"""
+        before = set(sys.modules)
+        import fewstep.runtime
+        dir(fewstep.runtime)
+        print(sorted(set({heavy!r}) & (set(sys.modules) - before)))
+    """
+    assert _run(code) == "[]\n"
+
+
+def test_front_door_leads_to_the_real_classes() -> None:
+    code = """
+        import fewstep.runtime
+        from fewstep.runtime import Generator, RequestError
+        print(Generator.__module__, RequestError.__module__, "numpy" in sys.modules)
+    """
+    assert _run(code) == "fewstep.runtime.generator fewstep.runtime.errors True\n"
+
+
+@pytest.mark.parametrize("folder", ["export", "runtime", "calibration"])
+def test_namespace_has_no_init_file(folder: str) -> None:
+    """One ``fewstep/__init__.py`` would hide the other two folders."""
+    assert (_ROOT / folder / "fewstep").is_dir()
+    assert not (_ROOT / folder / "fewstep" / "__init__.py").exists()
+
+
+def test_namespace_spans_the_three_folders() -> None:
+    code = """
+        import fewstep
+        print(*sorted({path.split("/")[-2] for path in fewstep.__path__}), fewstep.__file__)
+    """
+    assert _run(code) == "calibration export runtime None\n"

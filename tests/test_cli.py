@@ -1,0 +1,226 @@
+"""The command line: every command on a tiny bundle, and every error as one line.
+
+Commands run in this process through ``main``, which is what the console script calls.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from PIL import Image
+
+from fewstep.cli import main
+
+if TYPE_CHECKING:
+    from fewstep.export import Checkpoints
+
+
+class Outcome:
+    """Exit code and output of one command."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+class Terminal:
+    """Runs ``fewstep`` commands in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: object) -> Outcome:
+        self._monkeypatch.setattr(sys, "argv", ["fewstep", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = self._capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+
+@pytest.fixture
+def fewstep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Terminal:
+    return Terminal(monkeypatch, capsys)
+
+
+def test_doctor(fewstep: Terminal) -> None:
+    assert fewstep("doctor").code == 0
+    assert json.loads(fewstep("doctor", "--json").out)["abilities"][0]["works"] is True
+
+
+def test_inspect(fewstep: Terminal, tiny_bundle: Path) -> None:
+    shown = fewstep("inspect", tiny_bundle)
+    assert shown.code == 0
+    assert "transformer" in shown.out
+    assert json.loads(fewstep("inspect", tiny_bundle, "--json").out)["damage"] == {}
+
+
+def test_inspect_fails_on_damage(fewstep: Terminal, tiny_bundle: Path, tmp_path: Path) -> None:
+    for file in tiny_bundle.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "decoder.onnx").write_bytes(b"")
+    outcome = fewstep("inspect", tmp_path)
+    assert outcome.code == 1
+    assert "decoder.onnx" in outcome.err
+
+
+def test_verify(fewstep: Terminal, tiny_bundle: Path) -> None:
+    outcome = fewstep("verify", tiny_bundle, "--json")
+    assert outcome.code == 0
+    assert json.loads(outcome.out)["passed"] is True
+
+
+def test_verify_failure_sets_the_exit_code(
+    fewstep: Terminal, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fewstep.runtime import verify
+
+    strict = verify.Thresholds(-1.0, 2.0, 2.0, 1e9)
+    monkeypatch.setitem(verify.THRESHOLDS, "fp32", strict)
+    assert fewstep("verify", tiny_bundle).code == 1
+
+
+def test_generate_writes_picture_and_trace(
+    fewstep: Terminal, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    picture, gif = tmp_path / "x.png", tmp_path / "x.gif"
+    wish = ["--class", "bag", "--class", 0, "--count", 2, "--steps", 3, "--guidance", "0:2"]
+    outcome = fewstep("generate", tiny_bundle, *wish, "--out", picture, "--trace", gif, "--json")
+    assert outcome.code == 0
+    assert json.loads(outcome.out)["images"] == 4
+    assert Image.open(picture).size > (8, 8)
+    assert Image.open(gif).format == "GIF"
+
+
+def test_generate_with_the_policy(fewstep: Terminal, tiny_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.png"
+    wish = ["--class", 1, "--schedule", "policy", "--out", out]
+    assert fewstep("generate", tiny_bundle, *wish).code == 0
+    assert Image.open(out).size == (8, 8)
+
+
+def test_bench_writes_its_report(fewstep: Terminal, tiny_bundle: Path, tmp_path: Path) -> None:
+    report = tmp_path / "bench.json"
+    sizes = ["--batch", 1, "--batch", 2, "--steps", 2, "--runs", 2]
+    assert fewstep("bench", tiny_bundle, *sizes, "--json", report).code == 0
+    measured = json.loads(report.read_text())["measurements"]
+    assert [(m["batch"], m["steps"], m["runs"]) for m in measured] == [(1, 2, 2), (2, 2, 2)]
+
+
+def test_bench_against_the_baselines(
+    fewstep: Terminal, tiny_bundle: Path, tiny_checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    files = ["--transformer", tiny_checkpoints.transformer, "--config", tiny_checkpoints.config]
+    files += ["--tokenizer", tiny_checkpoints.tokenizer, "--json", tmp_path / "bench.json"]
+    outcome = fewstep("bench", tiny_bundle, "--baseline", "--steps", 2, "--runs", 1, *files)
+    assert outcome.code == 0
+    measured = json.loads((tmp_path / "bench.json").read_text())["measurements"]
+    names = [measurement["name"] for measurement in measured]
+    assert names == ["fewstep b1 t2", "PyTorch eager b1 t2", "raster order b1"]
+
+
+def test_bench_refuses_another_checkpoint(
+    fewstep: Terminal, tiny_bundle: Path, tiny_checkpoints: Checkpoints
+) -> None:
+    policy = tiny_checkpoints.policy
+    outcome = fewstep(
+        "bench", tiny_bundle, "--baseline", "--transformer", policy, "--tokenizer", policy
+    )
+    assert outcome.code == 1
+    assert "is not the transformer this bundle was exported from" in outcome.err
+
+
+def test_export_records_its_command(
+    fewstep: Terminal, tiny_checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    files = ["--transformer", tiny_checkpoints.transformer, "--config", tiny_checkpoints.config]
+    files += ["--tokenizer", tiny_checkpoints.tokenizer, "--out", out]
+    assert fewstep("export", "maskgit", *files).code == 0
+    manifest = json.loads((out / "bundle.json").read_text())
+    assert manifest["provenance"]["command"].startswith("fewstep export maskgit --transformer")
+    assert manifest["graphs"]["transformer"]["outputs"].keys() == {"logits"}
+    again = fewstep("export", "maskgit", *files)
+    assert again.code == 1
+    assert "exists already" in again.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "{bundle}", "--class", 99], "class ids must be 0 … 4, got 99"),
+        (["generate", "{bundle}", "--class", -1], "class ids must be 0 … 4, got -1"),
+        (["generate", "{bundle}", "--class", 0, "--steps", 0], "steps must be 1 … 16"),
+        (["generate", "{bundle}", "--class", 0, "--steps", 17], "steps must be 1 … 16"),
+        (
+            ["generate", "{bundle}", "--class", 0, "--schedule", "cosin"],
+            "Did you mean 'cosine'?",
+        ),
+        (["generate", "{bundle}", "--class", 0, "--guidance", "x"], "must be a number"),
+        (["generate", "{bundle}", "--class", 0, "--guidance", "-1"], "at least 0"),
+        (["generate", "{bundle}", "--class", 0, "--backend", "tensort"], "unknown backend"),
+        (["generate", "{bundle}", "--class", 0, "--out", "x.bmpp"], "expected a folder or a file"),
+        (["generate", "{bundle}", "--class", 0, "--out", "{file}/x.png"], "cannot write"),
+        (["generate", "{bundle}"], "nothing to generate"),
+        (["inspect", "nowhere"], "no bundle at nowhere"),
+        (["verify", "{bundle}", "--precision", "fp17"], "Did you mean 'fp16'"),
+        (["bench", "{bundle}", "--runs", 0], "runs must be at least 1"),
+        (["bench", "{bundle}", "--batch", 0], "max_batch must be at least 1"),
+        (["bench", "{bundle}", "--baseline"], "needs --transformer"),
+        (["demo", "--sample", "nowhere"], "no trained sample in nowhere"),
+        (
+            ["export", "adnat", "--transformer", "a", "--tokenizer", "b", "--out", "c"],
+            "Did you mean 'adanat'?",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(
+    fewstep: Terminal,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[object],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    filled = [str(a).format(bundle=tiny_bundle, file=tmp_path / "file") for a in arguments]
+    outcome = fewstep(*filled)
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
+    assert message in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fewstep", "inspect", "nowhere", "--debug"]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert finished.returncode != 0
+    assert "Traceback" in finished.stderr
+
+
+def test_export_without_torch_names_the_extra(tmp_path: Path) -> None:
+    """A stand-in on the path makes ``find_spec`` miss torch, as on a deployment machine."""
+    code = (
+        "import importlib.util as u, sys; find = u.find_spec; "
+        "u.find_spec = lambda name, *a: None if name == 'torch' else find(name, *a); "
+        "sys.argv = ['fewstep', 'demo']; from fewstep.cli import main; main()"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    assert finished.returncode == 1
+    assert "pip install 'fewstep[export]'" in finished.stderr
