@@ -518,3 +518,34 @@ def test_an_interruption_within_a_graph_leaves_nothing_behind(
     with pytest.raises(KeyboardInterrupt):
         export_masked("adanat", tiny_checkpoints, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("defaults", "message"),
+    [
+        ({"schedule": "cosin"}, "Did you mean 'cosine'"),
+        ({"steps": 17}, "steps must be 1 … 16"),
+        ({"guidance": [0.0, -1.0]}, "at least 0"),
+    ],
+)
+def test_impossible_defaults_are_refused_before_any_export(
+    tiny_checkpoints: Checkpoints, tmp_path: Path, defaults: dict[str, object], message: str
+) -> None:
+    assert tiny_checkpoints.config is not None
+    config = json.loads(tiny_checkpoints.config.read_text()) | {"defaults": defaults}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    stages: list[str] = []
+    files = dataclasses.replace(tiny_checkpoints, config=tmp_path / "config.json")
+    with pytest.raises(CheckpointError, match=message):
+        export_masked("adanat", files, tmp_path / "out", progress=stages.append)
+    assert stages == ["reading checkpoints"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_no_bundle_is_never_replaced(
+    tiny_checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"not a folder with bundle\.json"):
+        export_masked("adanat", tiny_checkpoints, tmp_path, overwrite=True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"

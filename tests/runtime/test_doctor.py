@@ -47,7 +47,7 @@ def test_remedy_names_the_extra(
 
 
 def test_two_onnxruntimes_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    diagnosis = _without(monkeypatch, **{"onnxruntime-gpu": "1.0"})  # type: ignore[arg-type]
+    diagnosis = _without(monkeypatch, **{"onnxruntime-gpu": "1.0"})
     assert "own the same module" in diagnosis.warnings[0]
 
 

@@ -116,7 +116,7 @@ def test_existing_folder_is_refused_before_any_work(place: Path) -> None:
 
 def test_existing_folder_is_replaced_as_a_whole(place: Path) -> None:
     target = _old_folder(place)
-    with replacing_folder(target, overwrite=True) as temporary:
+    with replacing_folder(target, overwrite=True, marker="old") as temporary:
         (temporary / "new").touch()
         assert _names(target) == ["old"]
     assert _names(target) == ["new"]
@@ -129,7 +129,10 @@ def test_failed_folder_leaves_nothing_but_the_old_one(
     place: Path, failure: type[BaseException], overwrite: bool
 ) -> None:
     target = _old_folder(place) if overwrite else place / "bundle"
-    with pytest.raises(failure), replacing_folder(target, overwrite=overwrite) as temporary:
+    with (
+        pytest.raises(failure),
+        replacing_folder(target, overwrite=overwrite, marker="old") as temporary,
+    ):
         (temporary / "deep").mkdir()
         (temporary / "deep" / "half").touch()
         raise failure
@@ -163,17 +166,40 @@ def test_old_folder_is_put_back_if_the_new_one_cannot_be_renamed(
     monkeypatch.setattr(Path, "rename", fail_for_the_new)
     with (
         pytest.raises((OutputError, KeyboardInterrupt)),
-        replacing_folder(target, overwrite=True) as temporary,
+        replacing_folder(target, overwrite=True, marker="old") as temporary,
     ):
         (temporary / "new").touch()
     assert _names(target) == ["old"]
     assert _names(place) == ["bundle"]
 
 
-def test_a_file_in_the_place_of_a_folder_is_replaced_whole(place: Path) -> None:
+@pytest.mark.parametrize("marker", ["", "bundle.json"])
+@pytest.mark.parametrize("kind", ["file", "other folder", "link to a folder"])
+def test_only_a_folder_of_its_own_kind_is_replaced(place: Path, kind: str, marker: str) -> None:
     target = place / "bundle"
-    target.write_text("a file")
-    with replacing_folder(target, overwrite=True) as temporary:
+    if kind == "file":
+        target.write_text("precious")
+    elif kind == "other folder":
+        target.mkdir()
+        (target / "precious").touch()
+    else:
+        (place / "elsewhere").mkdir()
+        (place / "elsewhere" / "bundle.json").touch()
+        target.symlink_to("elsewhere")
+    before = sorted(str(path) for path in place.rglob("*"))
+    with (
+        pytest.raises(OutputError, match="is not .* folder.*, so it is not replaced; choose"),
+        replacing_folder(target, overwrite=True, marker=marker),
+    ):
+        pytest.fail("the block must not run")
+    assert sorted(str(path) for path in place.rglob("*")) == before
+
+
+@pytest.mark.parametrize("marker", ["", "bundle.json"])
+def test_an_empty_folder_is_replaced(place: Path, marker: str) -> None:
+    target = place / "bundle"
+    target.mkdir()
+    with replacing_folder(target, overwrite=True, marker=marker) as temporary:
         (temporary / "new").touch()
     assert _names(target) == ["new"]
     assert _names(place) == ["bundle"]

@@ -56,7 +56,7 @@ def test_the_list_of_modules_is_not_empty() -> None:
 
 
 def test_every_runtime_module_imports_without_torch_and_engines() -> None:
-    """The command line included: torch must stay out of its imports too. (The kernels need numba.)"""
+    """The command line included; numba alone is needed, by the kernels."""
     code = textwrap.dedent(_BLOCK.format(blocked=set(_OPTIONAL))) + textwrap.dedent(
         f"""
         for name in {_runtime_modules()!r}:

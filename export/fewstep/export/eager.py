@@ -24,7 +24,7 @@ from fewstep.runtime.errors import RequestError
 from fewstep.runtime.files import sha256
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import ClassCondition
-from fewstep.runtime.request import schedule_of
+from fewstep.runtime.request import RAMPS, schedule_of
 
 
 class EagerSampler:
@@ -92,9 +92,8 @@ def contender(sampler: EagerSampler, generator: Generator, *, batch: int, steps:
     model = generator.bundle.manifest.model
     assert isinstance(model.condition, ClassCondition)
     ids = torch.arange(batch) % model.condition.num_classes
-    ramps = ("guidance", "sampling_temperature", "masking_temperature")
     name = model.defaults.schedule if model.defaults.schedule != "policy" else "cosine"
-    schedule = schedule_of(model, name, dict.fromkeys(ramps))
+    schedule = schedule_of(model, name, dict.fromkeys(RAMPS))
     assert schedule is not None
     parameters = torch.from_numpy(schedule.parameters(steps, model.num_tokens))
 

@@ -26,9 +26,10 @@ from fewstep.export.models import PolicyNet, UViT, VQModel
 from fewstep.export.onnx_graph import export_graph
 from fewstep.export.torch_engine import TorchEngine
 from fewstep.runtime.bundle import Bundle, write_manifest
-from fewstep.runtime.errors import CheckpointError, choose
+from fewstep.runtime.errors import CheckpointError, RequestError, choose
 from fewstep.runtime.files import replacing_folder, sha256
 from fewstep.runtime.manifest import (
+    MANIFEST_NAME,
     CheckpointInfo,
     ClassCondition,
     GraphInfo,
@@ -36,6 +37,7 @@ from fewstep.runtime.manifest import (
     PolicyInfo,
     TextCondition,
 )
+from fewstep.runtime.request import RAMPS, schedule_of, steps_of
 
 FAMILIES = ("adanat", "maskgit")
 _UNCONDITIONAL_FILE = "unconditional.npz"
@@ -104,12 +106,13 @@ def export_masked(
         needs = "needs a policy checkpoint" if family == "adanat" else "takes no policy checkpoint"
         raise CheckpointError(f"family {family} {needs} (--policy)")
     config = read_config(checkpoints.config)
-    with replacing_folder(out, overwrite=overwrite) as folder:
+    with replacing_folder(out, overwrite=overwrite, marker=MANIFEST_NAME) as folder:
         progress("reading checkpoints")
         models = load_models(
             checkpoints.transformer, checkpoints.tokenizer, checkpoints.policy, config
         )
         model = _describe(models, config, checkpoints, folder)
+        _check_defaults(model)
         graphs, modules = {}, {}
         for name, (module, inputs, outputs) in _graphs(models, model).items():
             progress(f"exporting {name}")
@@ -203,10 +206,21 @@ def _describe(
     )
 
 
+def _check_defaults(model: MaskedModel) -> None:
+    """Refuse defaults that no generation could use, before the long work."""
+    try:
+        steps_of(model, None)
+        schedule_of(model, None, dict.fromkeys(RAMPS))
+    except RequestError as error:
+        raise CheckpointError(f"the configuration's defaults: {error}") from error
+
+
 def _condition(
     transformer: UViT, config: ExportConfig, files: Checkpoints, folder: Path
 ) -> ClassCondition | TextCondition:
     if transformer.class_conditional:
+        if files.unconditional_text is not None:
+            raise CheckpointError("a class-conditional transformer takes no --unconditional-text")
         unconditional = transformer.num_classes - 1
         names = config.class_names
         if names is not None and len(names) != unconditional:
@@ -292,9 +306,7 @@ def _finish(
     *,
     golden: bool,
 ) -> None:
-    sources = {"transformer": files.transformer, "tokenizer": files.tokenizer}
-    if files.policy is not None:
-        sources["policy"] = files.policy
+    sources = {name: path for name, path in vars(files).items() if path is not None}
     write_manifest(
         folder,
         {

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fewstep.runtime.device.cpu import CpuBuffer
 from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
-from fewstep.runtime.errors import ExportError
+from fewstep.runtime.errors import ExportError, FewstepError
 from fewstep.runtime.manifest import GraphInfo, TensorInfo
 
 OPSET = 20
@@ -72,11 +72,12 @@ def export_graph(
                 verbose=False,
             )
         onnx.checker.check_model(path)
-    except Exception as error:  # the exporter raises a different type at every stage
-        raise ExportError(f"graph '{name}' could not be exported: {error}") from error
-    with torch.no_grad():
         described = _describe(path, inputs, dict(zip(outputs, _call(module, inputs), strict=True)))
-    return described, _compare(module, name, inputs, path, described)
+        return described, _compare(module, name, inputs, path, described)
+    except FewstepError:
+        raise
+    except Exception as error:  # PyTorch and the exporter raise other types at every stage
+        raise ExportError(f"graph '{name}' could not be exported: {error}") from error
 
 
 def _describe(path: Path, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> GraphInfo:

@@ -49,17 +49,22 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replacing_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def replacing_folder(path: Path, *, overwrite: bool = False, marker: str = "") -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; rename it there if the block succeeds.
 
     Nothing appears at ``path`` if the block fails or is interrupted. An existing folder is
-    replaced only with ``overwrite``, and only once the new one is whole.
+    replaced only with ``overwrite``, only if it is empty or holds a file named ``marker``, and
+    only once the new one is whole.
 
     Raises:
-        OutputError: ``path`` exists, its parent is not writable, or the disk is full.
+        OutputError: ``path`` exists and may not be replaced, its parent is not writable, or the
+            disk is full.
     """
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists already; remove it or pass --force to replace it")
+    if path.exists() and not _replaceable(path, marker):
+        kind = f"a folder with {marker}" if marker else "an empty folder"
+        raise OutputError(f"{path} is not {kind}, so it is not replaced; choose another place")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
@@ -75,8 +80,14 @@ def replacing_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _replaceable(path: Path, marker: str) -> bool:
+    if not path.is_dir() or path.is_symlink():
+        return False
+    return not any(path.iterdir()) or bool(marker and (path / marker).is_file())
+
+
 def _swap(new: Path, path: Path) -> None:
-    """Put ``new`` in the place of ``path``; on failure the old one is back in place."""
+    """Put ``new`` in the place of ``path``; on failure the old folder is back in place."""
     old = new.with_name(new.name + "-old")
     try:
         if path.exists():
@@ -86,10 +97,7 @@ def _swap(new: Path, path: Path) -> None:
         if old.exists() and not path.exists():
             old.rename(path)
         raise
-    if old.is_dir() and not old.is_symlink():
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        old.unlink(missing_ok=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _not_written(path: Path, error: OSError) -> OutputError:

@@ -13,6 +13,9 @@ from fewstep.runtime.errors import RequestError
 from fewstep.runtime.manifest import ClassCondition, MaskedModel, TextCondition
 from fewstep.runtime.schedule import MASK_RATIOS, POLICY, Ramp, Schedule
 
+RAMPS = ("guidance", "sampling_temperature", "masking_temperature")
+"""What a fixed schedule ramps, and a policy decides by itself."""
+
 _MAX_SEED = 2**64 - 1
 
 
