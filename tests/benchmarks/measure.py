@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from fewstep.export.models import UViT, VQModel
-from fewstep.export.published import TOKENIZERS, TRANSFORMERS
+from fewstep.export.models import PolicyNet, UViT, VQModel
+from fewstep.export.published import POLICIES, TOKENIZERS, TRANSFORMERS
 
 SIZES: dict[str, dict[str, Any]] = {
     "8m": {"embed_dim": 256, "depth": 8, "num_heads": 8, "num_classes": 1001},
@@ -30,29 +30,31 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_checkpoints(size: str, folder: Path) -> tuple[Path, Path, Path]:
-    """Write random weights of ``size`` and their configuration; return the three paths."""
+def make_checkpoints(size: str, folder: Path) -> None:
+    """Write random weights of ``size`` and their configuration."""
     torch.manual_seed(0)
-    arguments = {"transformer": SIZES[size], "tokenizer": TOKENIZERS[0].arguments}
+    arguments = {
+        "transformer": SIZES[size],
+        "tokenizer": TOKENIZERS[0].arguments,
+        "policy": {**POLICIES[0].arguments, "in_channels": SIZES[size]["embed_dim"]},
+    }
     for name, model in {
         "transformer": UViT(**arguments["transformer"]),
         "tokenizer": VQModel(**arguments["tokenizer"]),
+        "policy": PolicyNet(**arguments["policy"]),
     }.items():
         count = sum(parameter.numel() for parameter in model.parameters())
         print(f"{name}: {count / 1e6:.1f} M parameters")
         save_file(model.state_dict(), folder / f"{name}.safetensors")
-    config = folder / "config.json"
-    config.write_text(json.dumps(arguments))
-    return folder / "transformer.safetensors", folder / "tokenizer.safetensors", config
+    (folder / "config.json").write_text(json.dumps(arguments))
 
 
 def export(size: str, folder: Path) -> Path:
     """Export in a process of its own and print its time and peak memory."""
-    transformer, tokenizer, config = make_checkpoints(size, folder)
+    make_checkpoints(size, folder)
     bundle = folder / "bundle"
     start = time.perf_counter()
-    command = f"export maskgit --transformer {transformer} --tokenizer {tokenizer}"
-    _fewstep(*command.split(), "--config", str(config), "--out", str(bundle))
+    _fewstep("export", "adanat", *_files(folder, "policy"), "--out", str(bundle), "--force")
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     print(f"export {size}: {seconds:.0f} s, peak memory {peak / 1e9:.1f} GB")
@@ -61,19 +63,15 @@ def export(size: str, folder: Path) -> Path:
 
 def bench(size: str, folder: Path, runs: int) -> None:
     """Export, then ``fewstep bench --baseline``."""
-    bundle = export(size, folder)
-    files = [f"--{name}={folder / name}.safetensors" for name in ("transformer", "tokenizer")]
-    report = f"--json={folder / 'bench.json'}"
-    _fewstep(
-        "bench",
-        str(bundle),
-        "--baseline",
-        *files,
-        f"--config={folder / 'config.json'}",
-        f"--runs={runs}",
-        report,
-    )
+    bundle, report = export(size, folder), f"--json={folder / 'bench.json'}"
+    _fewstep("bench", str(bundle), "--baseline", *_files(folder), f"--runs={runs}", report)
     print((folder / "bench.json").read_text())
+
+
+def _files(folder: Path, *more: str) -> list[str]:
+    names = ("transformer", "tokenizer", *more)
+    options = [f"--{name}={folder / name}.safetensors" for name in names]
+    return [*options, f"--config={folder / 'config.json'}"]
 
 
 def _fewstep(*arguments: str) -> None:

@@ -1,6 +1,6 @@
 """Golden rollouts: what the file holds, and that it is what PyTorch says and ONNX Runtime repeats.
 
-The bundles under test have 4×4 tokens of 24 codes; golden rollouts are two images in eight steps.
+The bundles under test have 4×4 tokens of 24 codes; golden rollouts are two images in four steps.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fewstep.runtime.kernels.policy_parameters import policy_parameters
 
 Rollout = dict[str, npt.NDArray[Any]]
 
-STEPS, IMAGES, TOKENS, CODES, POSITIONS = 8, 2, 16, 24, 8
+STEPS, IMAGES, TOKENS, CODES, POSITIONS = 4, 2, 16, 24, 8
 SCHEDULES = ("cosine", "policy")
 COMMON = {
     "seeds": (IMAGES,),
@@ -140,7 +140,7 @@ def test_the_actions_are_the_policys_and_became_the_parameters(
             action = models.policy(features, torch.full((IMAGES,), step)).numpy()
         np.testing.assert_allclose(found["actions"][step], action, rtol=0, atol=1e-5)
         expected = np.empty((IMAGES, 4), np.float32)
-        policy_parameters(action=action, step=step, steps=STEPS, residual=1, parameters=expected)
+        policy_parameters(action, step, STEPS, 1, expected, np.zeros(1, np.int32))
         np.testing.assert_allclose(found["parameters"][step], expected, rtol=1e-5, atol=1e-5)
 
 

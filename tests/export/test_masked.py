@@ -206,11 +206,11 @@ def test_provenance_tells_the_checkpoints_tools_and_command(
     assert datetime.datetime.fromisoformat(provenance.created).utcoffset() == datetime.timedelta(0)
     for tool in ("fewstep", "torch", "onnx", "onnxscript", "onnxruntime", "numpy"):
         assert provenance.tools[tool] == importlib.metadata.version(tool)
-    for part in ("transformer", "tokenizer", "policy"):
+    for part in ("transformer", "tokenizer", "policy", "config"):
         path: Path = getattr(tiny_checkpoints, part)
         assert provenance.checkpoints[part].file == path.name
         assert provenance.checkpoints[part].sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert len(provenance.checkpoints) == 3
+    assert len(provenance.checkpoints) == 4
 
 
 # External data

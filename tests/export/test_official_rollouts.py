@@ -101,6 +101,7 @@ class Passes:
                 steps=self.official.steps,
                 residual=self.official.residual,
                 parameters=found[step],
+                error=np.zeros(1, np.int32),
             )
         return found
 
@@ -399,7 +400,12 @@ def test_any_action_becomes_the_official_parameters(residual: int, recorded: Rec
     for step, action in enumerate(actions):
         found = np.empty((2, 4), np.float32)
         policy_parameters(
-            action=action, step=step, steps=len(actions), residual=residual, parameters=found
+            action=action,
+            step=step,
+            steps=len(actions),
+            residual=residual,
+            parameters=found,
+            error=np.zeros(1, np.int32),
         )
         expected = [data[f"out/bias_heu{residual}/{name}"][step] for name in PARAMETERS]
         np.testing.assert_allclose(found, np.stack(expected, -1), rtol=1e-5, atol=1e-5)
@@ -417,6 +423,7 @@ def test_no_action_follows_the_official_residuals(recorded: Recorded) -> None:
             steps=8,
             residual=1,
             parameters=found[step : step + 1],
+            error=np.zeros(1, np.int32),
         )
     # The official residuals are computed in float32, which cancels where 1 − cos is small.
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)

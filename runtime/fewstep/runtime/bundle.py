@@ -133,7 +133,11 @@ def _difference(path: Path, expected: FileInfo) -> str:
     size = path.stat().st_size
     if size != expected.bytes:
         return f"has {size:,} bytes where the manifest says {expected.bytes:,}"
-    return "" if sha256(path) == expected.sha256 else "does not have the manifest's SHA-256"
+    try:
+        actual = sha256(path)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return "" if actual == expected.sha256 else "does not have the manifest's SHA-256"
 
 
 def _parse(file: Path) -> Manifest:

@@ -18,7 +18,7 @@ from fewstep.runtime.device import Array, Device
 from fewstep.runtime.device.cpu import CpuDevice
 from fewstep.runtime.engine import Engine
 from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
-from fewstep.runtime.errors import DeviceError, RequestError, choose
+from fewstep.runtime.errors import BundleError, DeviceError, RequestError, choose
 from fewstep.runtime.manifest import ClassCondition
 from fewstep.runtime.masked import Decoded, MaskedDecoder, PlanKey
 from fewstep.runtime.request import Request, condition_of, schedule_of, seeds_of, steps_of
@@ -212,7 +212,13 @@ def _unconditional(bundle: Bundle) -> Array | None:
         return np.array(info.unconditional_id, np.int32)
     if info.unconditional_file is None:
         return None
-    return bundle.arrays(info.unconditional_file)["text"].astype(np.float32)
+    text = bundle.arrays(info.unconditional_file).get("text")
+    if text is None or text.shape != (info.length, info.width):
+        raise BundleError(
+            f"{bundle.path}/{info.unconditional_file}: expected an array 'text' of shape "
+            f"[{info.length}, {info.width}]; export the bundle again"
+        )
+    return text.astype(np.float32)
 
 
 def _result(

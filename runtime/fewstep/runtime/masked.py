@@ -152,13 +152,13 @@ class MaskedPlan:
         """Generate one batch; arguments as in :meth:`prepare`.
 
         Raises:
-            EngineError: the transformer gave NaN or infinite logits.
+            EngineError: the transformer or the policy gave NaN or infinite numbers.
         """
         self.prepare(condition, seeds, parameters)
         self._run()
         if self._device.download(self.error)[0]:
             raise EngineError(
-                "the transformer produced NaN or infinite logits; "
+                "the transformer or the policy produced NaN or infinite numbers; "
                 "check the bundle with: fewstep verify"
             )
         return Decoded(
@@ -260,6 +260,7 @@ class MaskedPlan:
                 steps=self.key.steps,
                 residual=int(policy.residual),
                 parameters=self.parameters[step],
+                error=self.error,
             )
 
 

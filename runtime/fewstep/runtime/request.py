@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 import numpy.typing as npt
@@ -85,9 +86,15 @@ def seeds_of(seed: int | Sequence[int], count: int) -> npt.NDArray[np.uint64]:
     """One seed per image: ``seed + i``, or those given.
 
     Raises:
-        RequestError: a wrong number of seeds, or one outside 0 … 2⁶⁴ − 1.
+        RequestError: not integers, a wrong number of seeds, or one outside 0 … 2⁶⁴ − 1.
     """
-    seeds = [seed + i for i in range(count)] if isinstance(seed, int) else list(seed)
+    single = not isinstance(seed, (Sequence, np.ndarray))
+    given: list[object] = [seed] if single else list(seed)  # type: ignore[arg-type]
+    if wrong_kind := [value for value in given if not isinstance(value, (int, np.integer))]:
+        raise RequestError(f"seeds must be integers, got {wrong_kind[0]!r}")
+    seeds = [int(value) for value in given]  # type: ignore[call-overload]
+    if single:
+        seeds = [seeds[0] + i for i in range(count)]
     if len(seeds) != count:
         raise RequestError(f"expected {count} seeds, one per image, got {len(seeds)}")
     if wrong := [value for value in seeds if not 0 <= value <= _MAX_SEED]:
@@ -102,11 +109,13 @@ def steps_of(model: MaskedModel, steps: int | None) -> int:
         RequestError: outside 1 … number of tokens.
     """
     steps = model.defaults.steps if steps is None else steps
+    if not isinstance(steps, Integral):
+        raise RequestError(f"steps must be an integer, got {steps!r}")
     if not 1 <= steps <= model.num_tokens:
         raise RequestError(
             f"steps must be 1 … {model.num_tokens} (the number of tokens), got {steps}"
         )
-    return steps
+    return int(steps)
 
 
 def schedule_of(
@@ -133,8 +142,12 @@ def schedule_of(
 
 
 def _ramp(name: str, value: float | Ramp) -> Ramp:
-    if isinstance(value, (int, float)):
+    if isinstance(value, Real):
         return float(value), float(value)
-    if len(value) != 2:
+    if (
+        not isinstance(value, Sequence)
+        or len(value) != 2
+        or not all(isinstance(end, Real) for end in value)
+    ):
         raise RequestError(f"{name} must be a number or a pair (start, end), got {value!r}")
     return float(value[0]), float(value[1])

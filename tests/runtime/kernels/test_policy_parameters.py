@@ -74,12 +74,6 @@ def test_huge_actions_saturate_without_overflow(residual: int) -> None:
     np.testing.assert_allclose(high[1:], 1e4, rtol=1e-3)
 
 
-def test_nan_stays_nan() -> None:
-    action = np.full((1, 4), np.nan, np.float32)
-    with np.errstate(invalid="ignore"):
-        assert np.isnan(_parameters(action, 0, 4, residual=1)).all()
-
-
 def test_parameters_are_finite_at_every_step_of_long_rollouts() -> None:
     zero = np.zeros((1, 4), np.float32)
     assert all(np.isfinite(_parameters(zero, t, 256, residual=1)).all() for t in range(256))
@@ -96,7 +90,9 @@ def test_columns_are_in_the_order_of_the_actions() -> None:
 
 def _parameters(action: Floats, step: int, steps: int, *, residual: int) -> Floats:
     out = np.full(action.shape, -1, np.float32)
-    policy_parameters(action=action, step=step, steps=steps, residual=residual, parameters=out)
+    error = np.zeros(1, np.int32)
+    policy_parameters(action, step, steps, residual, out, error)
+    assert error[0] == 0
     return out
 
 
@@ -119,3 +115,12 @@ def _reference(action: list[float], step: int, steps: int, *, residual: int) -> 
     ]
     raw = [a + b * residual for a, b in zip(action, added, strict=True)]
     return [1 / (1 + math.exp(-raw[0])), *(math.log1p(math.exp(value)) for value in raw[1:])]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("column", range(4))
+def test_an_action_that_is_not_finite_sets_the_error_flag(bad: float, column: int) -> None:
+    action, error = np.zeros((2, 4), np.float32), np.zeros(1, np.int32)
+    action[1, column] = bad
+    policy_parameters(action, 0, 4, 1, np.empty((2, 4), np.float32), error)
+    assert error[0] == 1

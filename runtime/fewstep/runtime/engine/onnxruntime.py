@@ -34,7 +34,7 @@ class OnnxRuntimeEngine:
 
     def __init__(self, name: str, path: Path, info: GraphInfo, *, threads: int = 0) -> None:
         self.name, self.inputs, self.outputs = name, info.inputs, info.outputs
-        self._session = _session(name, path, threads)
+        self._session: onnxruntime.InferenceSession | None = _session(name, path, threads)
         self._names = {*info.inputs, *info.outputs}
         self._check_against_manifest()
         # Bindings by the buffers they were made for: a plan reuses few of them.
@@ -42,6 +42,7 @@ class OnnxRuntimeEngine:
 
     def enqueue(self, bindings: Mapping[str, Buffer]) -> None:
         """Run on buffers bound by name; outputs are written in place."""
+        session = self._open_session()
         key = tuple((name, b.pointer, b.shape, b.dtype) for name, b in bindings.items())
         bound = self._bound.get(key)
         if bound is None:
@@ -49,19 +50,19 @@ class OnnxRuntimeEngine:
                 self._bound.clear()
             bound = self._bound[key] = self._bind(bindings)
         try:
-            self._session.run_with_iobinding(bound)
+            session.run_with_iobinding(bound)
         except Exception as error:  # onnxruntime raises types of its own, without a common base
             raise EngineError(f"graph '{self.name}' failed to run: {error}") from error
 
     def close(self) -> None:
-        """Drop the session."""
+        """Drop the session; closing twice is fine."""
         self._bound.clear()
-        del self._session
+        self._session = None
 
     def _bind(self, bindings: Mapping[str, Buffer]) -> onnxruntime.IOBinding:
         if absent := sorted(self._names - bindings.keys()):
             raise EngineError(f"graph '{self.name}': no buffer bound to {', '.join(absent)}")
-        bound = self._session.io_binding()
+        bound = self._open_session().io_binding()
         for name, buffer in bindings.items():
             info = self.inputs.get(name) or self.outputs.get(name)
             if info is None:
@@ -71,10 +72,15 @@ class OnnxRuntimeEngine:
             bind(name, "cpu", 0, buffer.dtype.type, buffer.shape, buffer.pointer)
         return bound
 
+    def _open_session(self) -> onnxruntime.InferenceSession:
+        if self._session is None:
+            raise EngineError(f"graph '{self.name}' is closed; open the Generator again")
+        return self._session
+
     def _check_against_manifest(self) -> None:
+        session = self._open_session()
         actual = {
-            tensor.name: tensor.type
-            for tensor in (*self._session.get_inputs(), *self._session.get_outputs())
+            tensor.name: tensor.type for tensor in (*session.get_inputs(), *session.get_outputs())
         }
         if actual.keys() != self._names:
             raise EngineError(

@@ -30,8 +30,18 @@ def policy_parameters(
     steps: int,
     residual: int,
     parameters: npt.NDArray[np.float32],
+    error: npt.NDArray[np.int32],
 ) -> None:
-    """Write the parameters ``[B, 4]`` of one step from ``action [B, 4]``."""
+    """Write the parameters ``[B, 4]`` of one step from ``action [B, 4]``.
+
+    Args:
+        action: ``[B, 4]``, as the policy network gives it.
+        step: index of the step, 0 … ``steps`` − 1.
+        steps: number of steps.
+        residual: 1 to add the heuristic schedule, 0 not to.
+        parameters: out, ``[B, 4]``.
+        error: in and out, ``[1]``: becomes 1 if an action is not finite.
+    """
     offsets = np.zeros(4, np.float64)
     if residual:
         r = (step + 1 - _MARGIN) / steps
@@ -40,6 +50,8 @@ def policy_parameters(
         offsets[1] = _inverse_softplus(1 - r)
         offsets[2] = _inverse_softplus(1.0)
         offsets[3] = _inverse_softplus((step + _MARGIN) / steps)
+    if not np.isfinite(action).all():
+        error[0] = 1
     for image in range(len(action)):
         ratio_logit = action[image, 0] + offsets[0]
         parameters[image, 0] = 0.5 * (math.tanh(0.5 * ratio_logit) + 1)  # never overflows

@@ -118,7 +118,8 @@ def sample_row(
 def _guide(conditional: Floats, unconditional: Floats, guidance: np.float32, out: Floats) -> None:
     for code in range(len(out)):
         c = conditional[code]
-        out[code] = c + guidance * (c - unconditional[code])
+        guided = c + guidance * (c - unconditional[code])
+        out[code] = c if c == -np.inf else guided  # an excluded code stays excluded
 
 
 @kernel
