@@ -167,15 +167,16 @@ def generate_command(
     with Generator.open(bundle, backend=backend, device=device) as generator:
         wanted = gallery.conditions(generator, classes, text, count)
         gallery.check_outputs(out_path, trace)
-        result = generator.generate(
-            **wanted.request,
-            steps=steps,
-            seed=seed,
-            schedule=schedule,
-            guidance=_ramp("guidance", guidance),
-            sampling_temperature=_ramp("sampling temperature", sampling_temperature),
-            masking_temperature=_ramp("masking temperature", masking_temperature),
-        )
+        with errors.status("generating (the first run here compiles the kernels, once)"):
+            result = generator.generate(
+                **wanted.request,
+                steps=steps,
+                seed=seed,
+                schedule=schedule,
+                guidance=_ramp("guidance", guidance),
+                sampling_temperature=_ramp("sampling temperature", sampling_temperature),
+                masking_temperature=_ramp("masking temperature", masking_temperature),
+            )
         written = gallery.write(result, wanted, out_path)
         if trace is not None:
             written.append(gallery.write_trace(generator, result, wanted, trace))
@@ -184,7 +185,8 @@ def generate_command(
         "images": len(result.images),
         "timings_ms": result.timings_ms,
     }
-    line = f"{len(result.images)} images in {result.timings_ms['total']:.0f} ms → "
+    made = f"{len(result.images)} image{'s' if len(result.images) != 1 else ''}"
+    line = f"{made} in {result.timings_ms['total']:.0f} ms → "
     _show(summary, [line + ", ".join(map(str, written))], as_json)
 
 

@@ -6,7 +6,7 @@ in the second half, a patch discriminator (hinge) whose weight balances the grad
 last layer. The codebook starts from encoder outputs and codes that fall out of use restart
 from current ones.
 
-    python samples/fashion/train_tokenizer.py        # about 25 minutes on 2 cores
+    python samples/fashion/train_tokenizer.py        # about 20 minutes on 2 cores
 """
 
 from __future__ import annotations

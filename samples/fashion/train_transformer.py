@@ -6,7 +6,7 @@ dropped with probability 0.15 for guidance; the weights kept are an exponential 
 Also writes the untrained policy network, whose zero output layer makes it follow its residual
 schedule.
 
-    python samples/fashion/train_transformer.py        # about 55 minutes on 2 cores
+    python samples/fashion/train_transformer.py        # about 45 minutes on 2 cores
 """
 
 from __future__ import annotations

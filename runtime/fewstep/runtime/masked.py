@@ -191,11 +191,17 @@ class MaskedPlan:
         self._device.upload(self.tokens[0], masked)
         self._device.upload(self.error, np.zeros(1, np.int32))
 
-    def sample(self, step: int, tokens: Buffer, unconditional: Buffer | None) -> None:
-        """Enqueue the sampling of ``tokens [B, N]`` from the logits of the last pass."""
+    def sample(self, step: int, tokens: Buffer, unconditional: Buffer | None = None) -> None:
+        """Enqueue the sampling of ``tokens [B, N]`` from the logits of the last pass.
+
+        ``unconditional [1, N, V]``: used in place of the last pass's unconditional half.
+        """
+        batch = self.key.batch
+        if unconditional is None:
+            unconditional = self.logits[batch:] if self.key.guided else self.logits
         self._device.launch(
             "sample_tokens",
-            conditional=self.logits[: self.key.batch],
+            conditional=self.logits[:batch],
             unconditional=unconditional,
             tokens=tokens,
             parameters=self.parameters[step],
@@ -230,9 +236,8 @@ class MaskedPlan:
         )
         if self.key.policy:
             self._act(step)
-        unconditional = self._first if reuse else (self.logits[batch:] if guided else None)
         with self._device.span("sampling"):
-            self.sample(step, tokens[:batch], unconditional)
+            self.sample(step, tokens[:batch], self._first if reuse else None)
             self._device.launch(
                 "remask",
                 confidence=self.confidence,

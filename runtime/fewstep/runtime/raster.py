@@ -66,7 +66,7 @@ def _sample_all(generator: Generator, plan: MaskedPlan) -> Ids:
         known[:, position + 1 :] = 0  # only this position is left to sample
         device.upload(only, known)
         with device.span("sampling"):
-            plan.sample(0, only, plan.logits[batch:] if plan.key.guided else None)
+            plan.sample(0, only)
         tokens[:, position] = np.resize(device.download(plan.sampled)[0, :, position], len(tokens))
     plan.decode()
     return tokens[:batch]

@@ -280,6 +280,8 @@ def _sample(
     sampled = np.full(tokens.shape, -5, np.int32)
     confidence = np.full(tokens.shape, np.nan, np.float32)
     error = np.array([flag], np.int32)
+    if unconditional is None:  # without guidance it is not read: a NaN would show
+        unconditional = np.full_like(conditional[:1], np.nan)
     sample_tokens(
         conditional=conditional,
         unconditional=unconditional,

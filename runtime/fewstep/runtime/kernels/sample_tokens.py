@@ -40,7 +40,7 @@ Ids = npt.NDArray[np.int32]
 @kernel
 def sample_tokens(
     conditional: Floats,
-    unconditional: Floats | None,
+    unconditional: Floats,
     tokens: Ids,
     parameters: Floats,
     seeds: npt.NDArray[np.uint64],
@@ -54,8 +54,8 @@ def sample_tokens(
 
     Args:
         conditional: logits ``[B, N, V]``.
-        unconditional: logits ``[B, N, V]``, or ``[1, N, V]`` shared by all images, or ``None``
-            for no guidance.
+        unconditional: logits ``[B, N, V]``, or ``[1, N, V]`` shared by all images; not read for
+            images whose guidance is 0.
         tokens: ids ``[B, N]``; ``mask_token`` marks the positions to sample.
         parameters: ``[B, 4]``, columns as in :data:`PARAMETERS`.
         seeds: ``[B]``.
@@ -75,7 +75,7 @@ def sample_tokens(
                 sampled[image, position] = tokens[image, position]
                 confidence[image, position] = np.inf
                 continue
-            if unconditional is None or guidance == 0:
+            if guidance == 0:
                 logits[:] = conditional[image, position]
             else:
                 shared = image % unconditional.shape[0]
