@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fewstep.runtime.errors import FewstepError, RequestError, missing
@@ -93,7 +94,7 @@ def export_command(
             command=command,
             progress=lambda stage: status.update(stage),
         )
-    out.print(f"wrote {bundle.path}", highlight=False, soft_wrap=True)
+    out.print(f"wrote {escape(str(bundle.path))}", highlight=False, soft_wrap=True)
 
 
 @app.command("inspect")
@@ -115,7 +116,6 @@ def verify_command(
     bundle: BundleArgument,
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
-    precision: Annotated[str, typer.Option(help="Whose thresholds apply.")] = "fp32",
     as_json: JsonOption = False,
 ) -> None:
     """Replay the golden rollouts: logit error, token agreement, PSNR."""
@@ -124,7 +124,7 @@ def verify_command(
     from fewstep.runtime.verify import verify
 
     with Generator.open(bundle, backend=backend, device=device) as generator:
-        report = verify(generator, precision=precision)
+        report = verify(generator)
     _show(report.as_dict(), [verify_table(report)], as_json)
     if not report.passed:
         raise typer.Exit(1)
@@ -164,9 +164,9 @@ def generate_command(
     from fewstep.runtime import gallery
     from fewstep.runtime.generator import Generator
 
+    gallery.check_outputs(out_path, trace)
     with Generator.open(bundle, backend=backend, device=device) as generator:
         wanted = gallery.conditions(generator, classes, text, count)
-        gallery.check_outputs(out_path, trace)
         with errors.status("generating (the first run here compiles the kernels, once)"):
             result = generator.generate(
                 **wanted.request,
@@ -186,8 +186,8 @@ def generate_command(
         "timings_ms": result.timings_ms,
     }
     made = f"{len(result.images)} image{'s' if len(result.images) != 1 else ''}"
-    line = f"{made} in {result.timings_ms['total']:.0f} ms → "
-    _show(summary, [line + ", ".join(map(str, written))], as_json)
+    line = f"{made} in {result.timings_ms['total']:.0f} ms → {', '.join(map(str, written))}"
+    _show(summary, [escape(line)], as_json)
 
 
 @app.command("bench")
@@ -237,14 +237,15 @@ def bench_command(
             tokens = generator.bundle.manifest.model.num_tokens
             for b in sizes:
                 for t in counts:
-                    run = eager.contender(sampler, generator, batch=b, steps=t)
+                    run = eager.contender(sampler, generator, batch=b, steps=t, schedule=schedule)
                     contenders[f"PyTorch eager b{b} t{t}"] = (run, b, t)
                 raster = bench.raster_contender(generator, batch=b)
                 contenders[f"raster order b{b}"] = (raster, b, tokens)
         with errors.status(f"timing {len(contenders)} contenders, {runs} runs each"):
             report = bench.report(generator, bench.measure(contenders, runs=runs))
     out.print(bench_table(report))
-    out.print(f"peak memory of this process: {megabytes(report.peak_memory_bytes)}")
+    beside = " (PyTorch included)" if baseline else ""
+    out.print(f"peak memory of this process{beside}: {megabytes(report.peak_memory_bytes)}")
     if json_file is not None:
         with replacing(json_file) as temporary:
             temporary.write_text(json.dumps(report.as_dict(), indent=2) + "\n")
@@ -261,6 +262,16 @@ def main() -> None:
             raise
         errors.print(f"[red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
         sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        errors.print(
+            f"[red]error:[/] {type(error).__name__}: {_plain(error)} (a defect of fewstep: please "
+            "report it with what --debug shows)",
+            highlight=False,
+            soft_wrap=True,
+        )
+        sys.exit(1)
     except KeyboardInterrupt:
         if debug:
             raise
@@ -269,7 +280,7 @@ def main() -> None:
 
 
 def _plain(error: BaseException) -> str:
-    return " ".join(str(error).split()).replace("[", "\\[")
+    return escape(" ".join(str(error).split()))
 
 
 def _show(data: dict[str, Any], shown: list[Table] | list[str], as_json: bool) -> None:

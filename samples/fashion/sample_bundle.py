@@ -10,7 +10,6 @@ from pathlib import Path
 from data import DATA_FILE
 from training import FOLDER, WEIGHTS
 
-from fewstep.export.config import read_config
 from fewstep.export.masked import Checkpoints, export_masked
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import BundleError
@@ -47,16 +46,14 @@ def sample_bundle(out: Path = BUNDLE) -> Bundle:
 
 def is_current(bundle: Bundle) -> bool:
     """Whether the bundle was made from the present weights and configuration."""
-    config, model = read_config(CONFIG), bundle.manifest.model
-    hashes = {name: info.sha256 for name, info in bundle.manifest.provenance.checkpoints.items()}
     files = {
         "transformer": CHECKPOINTS.transformer,
         "tokenizer": CHECKPOINTS.tokenizer,
         "policy": WEIGHTS / "policy.safetensors",
+        "config": CONFIG,
     }
-    return model.defaults == config.defaults and hashes == {
-        name: sha256(path) for name, path in files.items()
-    }
+    made_from = {name: info.sha256 for name, info in bundle.manifest.provenance.checkpoints.items()}
+    return made_from == {name: sha256(path) for name, path in files.items()}
 
 
 if __name__ == "__main__":

@@ -64,8 +64,8 @@ def loss_of(model: UViT, tokens: Tensor, masked: Tensor, classes: Tensor) -> Ten
 
     The head is applied here, with the embeddings it is tied to *not* detached (the model's own
     forward detaches them, as the official class does): the logits are the same, but the loss
-    then trains the output matrix too. After 240 steps from the same seed the held-out loss was
-    4.73 this way and 5.17 with the detached matrix.
+    then trains the output matrix too. In a trial of 240 steps on 9,000 images, from the same
+    seed, the held-out loss was 4.73 this way and 5.17 with the detached matrix.
     """
     hidden = masked != tokens
     with torch.autocast("cpu", torch.bfloat16):

@@ -371,7 +371,7 @@ def test_the_defaults_of_the_configuration_arrive(
     assert bundle.manifest.model.defaults == Defaults(steps=3, schedule="policy")
     golden = bundle.arrays("golden.npz")
     assert {key.partition("/")[0] for key in golden} == {"policy"}
-    assert golden["policy/sampled"].shape == (3, 2, 16)
+    assert golden["policy/sampled"].shape == (4, 2, 16)  # of four steps, whatever the defaults
 
 
 # Text

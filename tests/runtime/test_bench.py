@@ -32,9 +32,15 @@ def test_overhead_is_what_the_engines_do_not_explain() -> None:
 
     (measured,) = bench.measure({"x": (run, 4, 2)}, runs=5)
     assert measured.runs == 5
-    assert measured.overhead == pytest.approx((measured.p50_ms - 2.0) / 2.0)
-    assert measured.images_per_s == pytest.approx(4 / measured.p50_ms * 1e3)
-    assert measured.p50_ms <= measured.p90_ms <= measured.p99_ms
+    total = measured.total_ms
+    assert measured.overhead == pytest.approx((total.p50 - 2.0) / 2.0)
+    assert measured.images_per_s == pytest.approx(4 / total.p50 * 1e3)
+    assert total.p50 <= total.p90 <= total.p99
+    assert measured.stages_ms["sampling"] == bench.Percentiles(5.0, 5.0, 5.0)
+
+
+def test_percentiles_are_interpolated() -> None:
+    assert bench.Percentiles.of([1.0, 2.0, 3.0]) == bench.Percentiles(2.0, 2.8, 2.98)
 
 
 def test_generator_stages_sum_to_the_total(generator: Generator) -> None:

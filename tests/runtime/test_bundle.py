@@ -203,6 +203,7 @@ def test_external_data_is_checked_with_its_graph(bundle_copy: Path) -> None:
     data.write_bytes(b"weights")
     info = {"bytes": 7, "sha256": sha256(data)}
     _edit(bundle_copy, lambda content: content["files"].update({data.name: info}))
+    _edit(bundle_copy, lambda content: content["graphs"]["decoder"].update(external=[data.name]))
     assert Bundle.read(bundle_copy).graph_path("decoder").name == "decoder.onnx"
     data.write_bytes(b"wEights")
     with pytest.raises(BundleError, match=r"decoder\.onnx\.data does not have"):

@@ -72,7 +72,7 @@ def test_absent_numba_names_the_extra() -> None:
         """
         from fewstep.runtime import MissingDependencyError
         try:
-            from fewstep.runtime import Generator
+            from fewstep.runtime.device.cpu import CpuDevice
         except MissingDependencyError as error:
             print(error)
         """

@@ -16,7 +16,14 @@ from fewstep.runtime.manifest import MANIFEST_NAME, Manifest
 
 Content = dict[str, Any]
 _SHA = "0" * 64
-_TENSOR: Content = {"dtype": "int32", "shape": ["batch", 16]}
+
+
+def _ids(*shape: int) -> Content:
+    return {"dtype": "int32", "shape": ["batch", *shape]}
+
+
+def _floats(*shape: int) -> Content:
+    return {"dtype": "float32", "shape": ["batch", *shape]}
 
 
 def _content() -> Content:
@@ -36,12 +43,21 @@ def _content() -> Content:
             "policy": {"graph": "policy", "residual": True},
         },
         "graphs": {
-            name: {
-                "file": f"{name}.onnx",
-                "inputs": {"tokens": dict(_TENSOR)},
-                "outputs": {"image": dict(_TENSOR)},
-            }
-            for name in graphs
+            "transformer": {
+                "file": "transformer.onnx",
+                "inputs": {"tokens": _ids(16), "condition": _ids()},
+                "outputs": {"logits": _floats(16, 24), "features": _floats(16, 32)},
+            },
+            "decoder": {
+                "file": "decoder.onnx",
+                "inputs": {"tokens": _ids(16)},
+                "outputs": {"image": _floats(3, 8, 8)},
+            },
+            "policy": {
+                "file": "policy.onnx",
+                "inputs": {"features": _floats(16, 32), "step": _ids()},
+                "outputs": {"action": _floats(4)},
+            },
         },
         "golden": "golden.npz",
         "files": {
@@ -94,6 +110,9 @@ def test_policy_graph_is_needed_only_with_a_policy() -> None:
 def test_text_condition_is_told_from_class_condition() -> None:
     content = _content()
     content["model"]["condition"] = {"kind": "text", "length": 77, "width": 1280}
+    inputs = content["graphs"]["transformer"]["inputs"]
+    inputs["text"] = _floats(77, 1280)
+    del inputs["condition"]
     condition = Manifest.model_validate(content).model.condition
     assert condition.kind == "text"
     assert (condition.length, condition.width, condition.unconditional_file) == (77, 1280, None)
@@ -108,7 +127,7 @@ def test_text_condition_is_told_from_class_condition() -> None:
         (_set("model", "policy", "surprise", value=1), "surprise"),
         (_set("model", "defaults", value={"surprise": 1}), "surprise"),
         (_set("graphs", "decoder", "surprise", value=1), "surprise"),
-        (_set("graphs", "decoder", "inputs", "tokens", value=_TENSOR | {"x": 1}), "x"),
+        (_set("graphs", "decoder", "inputs", "tokens", value=_ids(16) | {"x": 1}), "x"),
         (_set("files", "golden.npz", "surprise", value=1), "surprise"),
         (_set("provenance", "surprise", value=1), "surprise"),
         (_set("schema_version", value=0), "schema_version"),
@@ -126,6 +145,14 @@ def test_text_condition_is_told_from_class_condition() -> None:
         (_set("graphs", value={}), "graphs lacks decoder, policy, transformer"),
         (_drop("files", "decoder.onnx"), "files lacks decoder.onnx"),
         (_drop("files", "golden.npz"), "files lacks golden.npz"),
+        (_set("graphs", "decoder", "external", value=["w.data"]), "files lacks w.data"),
+        (_set("model", "mask_token", value=23), "mask_token 23 is one of the codes"),
+        (_set("model", "condition", "unconditional_id", value=4), "is one of the classes"),
+        (_set("model", "condition", "unconditional_id", value=2**40), "no int32"),
+        (_set("model", "condition", "class_names", value=["a"]), "expected 5 names, got 1"),
+        (_set("model", "image_size", value=[16, 16]), "graph decoder, tensor image"),
+        (_set("model", "codebook_size", value=20), "graph transformer, tensor logits"),
+        (_drop("graphs", "policy", "outputs", "action"), "the graph has nothing"),
     ],
 )
 def test_what_is_refused(change: Callable[[Content], None], message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,14 @@ import pytest
 from onnx import numpy_helper
 
 from fewstep.runtime.bundle import Bundle, write_manifest
-from fewstep.runtime.errors import BundleError, RequestError
+from fewstep.runtime.errors import BundleError, EngineError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.verify import THRESHOLDS, Report, psnr, verify
 
 
-def _verify(bundle: Path, precision: str = "fp32") -> Report:
+def _verify(bundle: Path) -> Report:
     with Generator.open(bundle, threads=1) as generator:
-        return verify(generator, precision=precision)
+        return verify(generator)
 
 
 def _rehash(bundle: Path, **changes: object) -> None:
@@ -81,15 +82,47 @@ def test_wrong_decoder_is_caught(bundle_copy: Path) -> None:
     assert failed == {("cosine", "psnr_db")}
 
 
-def test_thresholds_belong_to_the_precision(tiny_bundle: Path) -> None:
-    limits = {check.figure: check.limit for check in _verify(tiny_bundle, "int8").checks}
+def test_thresholds_belong_to_the_precision(bundle_copy: Path) -> None:
+    graphs = Bundle.read(bundle_copy).manifest.model_dump()["graphs"]
+    graphs["transformer"]["precision"] = "int8"
+    _rehash(bundle_copy, graphs=graphs)
+    report = _verify(bundle_copy)
+    limits = {check.figure: check.limit for check in report.checks}
+    assert report.precision == "int8"
     assert limits["token_agreement"] == THRESHOLDS["int8"].token_agreement
     assert limits["logit_error"] == THRESHOLDS["int8"].logit_error
 
 
-def test_unknown_precision_names_the_nearest(generator: Generator) -> None:
-    with pytest.raises(RequestError, match="Did you mean 'fp16'"):
-        verify(generator, precision="fp61")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("empty", "holds no rollout"),
+        ("cosine/logits", "'cosine' lacks logits"),
+        ("tokens", "'cosine' is not of 16 tokens"),
+    ],
+)
+def test_recordings_with_nothing_to_check_are_refused(
+    bundle_copy: Path, change: str, message: str
+) -> None:
+    arrays = dict(np.load(bundle_copy / "golden.npz"))
+    if change == "empty":
+        arrays.clear()
+    elif change == "tokens":
+        arrays["cosine/tokens"] = arrays["cosine/tokens"][:, :, :9]
+    else:
+        del arrays[change]
+    np.savez(bundle_copy / "golden.npz", **arrays)
+    _rehash(bundle_copy)
+    with pytest.raises(BundleError, match=message):
+        _verify(bundle_copy)
+
+
+def test_a_file_that_is_no_archive_is_refused(bundle_copy: Path) -> None:
+    with (bundle_copy / "golden.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    _rehash(bundle_copy)
+    with pytest.raises(BundleError, match="is not an array archive"):
+        _verify(bundle_copy)
 
 
 def test_bundle_without_golden_rollouts_is_refused(bundle_copy: Path) -> None:
@@ -109,3 +142,16 @@ def test_psnr_of_a_known_error() -> None:
     image = np.zeros((4, 4), np.float32)
     assert psnr(image + 0.1, image, peak=1.0) == pytest.approx(20.0, abs=1e-4)
     assert psnr(image, image, peak=1.0) == 120.0
+    assert math.isnan(psnr(image + math.nan, image, peak=1.0))
+
+
+def test_nan_from_the_decoder_fails_verification_and_generation(bundle_copy: Path) -> None:
+    _scale_weights(bundle_copy / "decoder.onnx", math.nan)
+    _rehash(bundle_copy)
+    failed = {check.figure for check in _verify(bundle_copy).checks if not check.passed}
+    assert failed == {"psnr_db", "token_agreement"}
+    with (
+        Generator.open(bundle_copy, threads=1) as generator,
+        pytest.raises(EngineError, match="NaN"),
+    ):
+        generator.generate(class_ids=[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import metrics
 import numpy as np
 import numpy.typing as npt
@@ -82,7 +84,7 @@ def test_kernel_distance_of_one_distribution_is_about_zero_and_repeats() -> None
     ],
     ids=["frechet", "kernel"],
 )
-def test_distances_rise_with_noise(distance) -> None:  # type: ignore[no-untyped-def]
+def test_distances_rise_with_noise(distance: Callable[[Matrix, Matrix], float]) -> None:
     real, other = normal(800, 12, 1), normal(800, 12, 2)
     noise = normal(800, 12, 3)
     rising = [distance(real, other + strength * noise) for strength in (0.0, 0.5, 1.0, 2.0)]

@@ -134,8 +134,8 @@ def _summary(bundle: Bundle, sample: Path, measurements: list[bench.Measurement]
     for heading in ("ONNX Runtime, CPU", *(f"{stage} ms" for stage in stages), "total", "images/s"):
         table.add_column(heading, justify="left" if heading.startswith("ONNX") else "right")
     for m in measurements:
-        times = [f"{m.stages_ms.get(stage, 0.0):.1f}" for stage in stages]
-        table.add_row(m.name, *times, f"{m.p50_ms:.1f}", f"{m.images_per_s:.1f}")
+        times = [f"{m.stages_ms[s].p50:.1f}" if s in m.stages_ms else "-" for s in stages]
+        table.add_row(m.name, *times, f"{m.total_ms.p50:.1f}", f"{m.images_per_s:.1f}")
     return table
 
 

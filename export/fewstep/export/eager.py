@@ -73,7 +73,8 @@ class EagerSampler:
             unconditional, _ = self._transformer(tokens, nothing)
             logits = conditional + guidance * (conditional - unconditional)
             known = tokens != mask_token
-            probabilities = (logits / sampling).softmax(-1).flatten(0, 1)
+            # A temperature of 0 is the most likely code, which the smallest number gives too.
+            probabilities = (logits / max(sampling, 1e-4)).softmax(-1).flatten(0, 1)
             drawn = torch.multinomial(probabilities, 1).view_as(tokens)
             sampled = torch.where(known, tokens, drawn)
             confidence = logits.log_softmax(-1).gather(-1, sampled[..., None]).squeeze(-1)
@@ -87,15 +88,21 @@ class EagerSampler:
         return images
 
 
-def contender(sampler: EagerSampler, generator: Generator, *, batch: int, steps: int) -> Run:
-    """A run of the baseline with the bundle's default schedule (cosine for a policy)."""
+def contender(
+    sampler: EagerSampler, generator: Generator, *, batch: int, steps: int, schedule: str | None
+) -> Run:
+    """A run of the baseline with a fixed schedule, by default the bundle's.
+
+    Raises:
+        RequestError: the schedule is unknown, or the policy network.
+    """
     model = generator.bundle.manifest.model
     assert isinstance(model.condition, ClassCondition)
     ids = torch.arange(batch) % model.condition.num_classes
-    name = model.defaults.schedule if model.defaults.schedule != "policy" else "cosine"
-    schedule = schedule_of(model, name, dict.fromkeys(RAMPS))
-    assert schedule is not None
-    parameters = torch.from_numpy(schedule.parameters(steps, model.num_tokens))
+    fixed = schedule_of(model, schedule, dict.fromkeys(RAMPS))
+    if fixed is None:
+        raise RequestError("the PyTorch baseline has fixed schedules only; name one: --schedule")
+    parameters = torch.from_numpy(fixed.parameters(steps, model.num_tokens))
 
     def run() -> Mapping[str, float]:
         start = time.perf_counter()

@@ -59,8 +59,6 @@ def _rollout(generator: Generator, schedule: str) -> dict[str, Array]:
         shape = (_IMAGES, model.condition.length, model.condition.width)
         condition = rng.standard_normal(shape, np.float32)
         request["text"] = condition
-        if model.condition.unconditional_file is None and schedule != POLICY:
-            request["guidance"] = 0.0
     result = generator.generate(**request)
     positions = np.sort(rng.choice(model.num_tokens, min(_POSITIONS, model.num_tokens), False))
     return {
@@ -84,9 +82,10 @@ def _outputs(
     """Conditional logits ``[T, B, K, V]``, actions ``[T, B, 4]`` and image ``[B, 3, H, W]``."""
     model, engines, device = generator.bundle.manifest.model, generator.engines, generator.device
     logits, actions = [], []
-    name = "condition" if isinstance(model.condition, ClassCondition) else "text"
     for step, tokens in enumerate(result.trace.tokens[:-1]):
-        out = run_once(device, engines["transformer"], {"tokens": tokens, name: condition})
+        out = run_once(
+            device, engines["transformer"], {"tokens": tokens, model.condition_input: condition}
+        )
         logits.append(out["logits"][:, positions])
         if policy and model.policy is not None:
             steps = np.full(len(tokens), step, np.int32)

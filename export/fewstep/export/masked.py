@@ -194,15 +194,19 @@ def _describe(
         default = not transformer.class_conditional
         residual = default if config.policy_residual is None else config.policy_residual
         policy = PolicyInfo(residual=residual)
+    condition = _condition(transformer, config, files, folder)
+    defaults = config.defaults
+    if isinstance(condition, TextCondition) and condition.unconditional_file is None:
+        defaults = defaults.model_copy(update={"guidance": (0.0, 0.0)})
     return MaskedModel(
         grid=(side, side),
         codebook_size=transformer.codebook_size,
         mask_token=transformer.codebook_size,
         feature_width=transformer.embed_dim,
         image_size=(models.tokenizer.resolution, models.tokenizer.resolution),
-        condition=_condition(transformer, config, files, folder),
+        condition=condition,
         policy=policy,
-        defaults=config.defaults,
+        defaults=defaults,
     )
 
 

@@ -85,8 +85,10 @@ def _describe(path: Path, inputs: Mapping[str, Tensor], outputs: Mapping[str, Te
         dtype = str(tensor.dtype).removeprefix("torch.")
         return TensorInfo(dtype=dtype, shape=(_BATCH, *tensor.shape[1:]))  # type: ignore[arg-type]
 
+    external = path.with_name(f"{path.name}.data")
     return GraphInfo(
         file=path.name,
+        external=(external.name,) if external.exists() else (),
         inputs={key: info(value) for key, value in inputs.items()},
         outputs={key: info(value) for key, value in outputs.items()},
     )

@@ -116,7 +116,7 @@ def _build(kind: Callable[..., Model], arguments: Mapping[str, Any], path: Path)
     try:
         with torch.device("meta"):
             return kind(**arguments)
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+    except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
         raise CheckpointError(f"{path}: the configuration does not build: {error}") from error
 
 

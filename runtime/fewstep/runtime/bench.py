@@ -26,23 +26,34 @@ _ENGINES = ("transformer", "policy", "decoder")
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """Times of one contender, milliseconds over ``runs`` runs.
+class Percentiles:
+    """Milliseconds that half, nine tenths and 99 in 100 runs stay within."""
 
-    ``stages_ms``: median per stage. ``overhead``: (total − engines) / engines of the medians, the
-    share that the loop adds; ``None`` where stages are not known. ``images_per_s`` is from the
-    median.
+    p50: float
+    p90: float
+    p99: float
+
+    @classmethod
+    def of(cls, times_ms: Sequence[float]) -> Percentiles:
+        """Percentiles of ``times_ms``, interpolated."""
+        return cls(*(float(value) for value in np.percentile(times_ms, [50, 90, 99])))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Times of one contender over ``runs`` runs.
+
+    ``stages_ms``: per stage. ``overhead``: (total − engines) / engines of the medians, the share
+    that the loop adds; ``None`` where stages are not known. ``images_per_s`` is from the median.
     """
 
     name: str
     batch: int
     steps: int
     runs: int
-    p50_ms: float
-    p90_ms: float
-    p99_ms: float
+    total_ms: Percentiles
     images_per_s: float
-    stages_ms: dict[str, float]
+    stages_ms: dict[str, Percentiles]
     overhead: float | None
 
 
@@ -125,22 +136,18 @@ def report(generator: Generator, measurements: Sequence[Measurement]) -> Report:
 def _summary(
     name: str, times: Sequence[Mapping[str, float]], batch: int, steps: int
 ) -> Measurement:
-    totals = [entry["total"] for entry in times]
-    median = float(np.median(totals))
-    stages = {key: float(np.median([entry.get(key, 0.0) for entry in times])) for key in times[0]}
-    engines = sum(stages.get(key, 0.0) for key in _ENGINES)
-    p90, p99 = np.percentile(totals, [90, 99])
+    stages = {key: Percentiles.of([entry.get(key, 0.0) for entry in times]) for key in times[0]}
+    total = stages.pop("total")
+    engines = sum(stages[key].p50 for key in _ENGINES if key in stages)
     return Measurement(
         name=name,
         batch=batch,
         steps=steps,
         runs=len(times),
-        p50_ms=median,
-        p90_ms=float(p90),
-        p99_ms=float(p99),
-        images_per_s=batch / median * 1e3,
+        total_ms=total,
+        images_per_s=batch / total.p50 * 1e3,
         stages_ms=stages,
-        overhead=(median - engines) / engines if engines else None,
+        overhead=(total.p50 - engines) / engines if engines else None,
     )
 
 

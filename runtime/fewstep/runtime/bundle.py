@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ class Bundle:
         """
         folder = Path(path)
         file = folder / MANIFEST_NAME
-        if not file.is_file():
+        if not _is_file(file):
             raise BundleError(
                 f"no bundle at {folder}: expected a folder with {MANIFEST_NAME}; "
                 "make one with: fewstep export"
@@ -86,15 +87,14 @@ class Bundle:
     def graph_path(self, graph: str) -> Path:
         """Checked path of a graph's ONNX file; its external data is checked with it."""
         try:
-            file = self.manifest.graphs[graph].file
+            info = self.manifest.graphs[graph]
         except KeyError:
             raise BundleError(
                 f"{self.path}: {choose('graph', graph, self.manifest.graphs)}"
             ) from None
-        external = f"{file}.data"
-        if external in self.manifest.files:
+        for external in info.external:
             self.verified(external)
-        return self.verified(file)
+        return self.verified(info.file)
 
     def arrays(self, name: str) -> dict[str, npt.NDArray[Any]]:
         """The arrays of a listed ``.npz`` file (never pickled objects)."""
@@ -102,7 +102,7 @@ class Bundle:
         try:
             with np.load(path, allow_pickle=False) as archive:
                 return {key: archive[key] for key in archive.files}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise BundleError(f"{path} is not an array archive: {error}") from error
 
     def damage(self) -> dict[str, str]:
@@ -127,6 +127,13 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> Manifest:
     return complete
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long, a folder that may not be read
+        return False
+
+
 def _difference(path: Path, expected: FileInfo) -> str:
     if not path.is_file():
         return "is missing"
@@ -143,7 +150,7 @@ def _difference(path: Path, expected: FileInfo) -> str:
 def _parse(file: Path) -> Manifest:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{file} cannot be read as JSON: {error}") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > SCHEMA:

@@ -39,6 +39,8 @@ class Diagnosis:
 def diagnose() -> Diagnosis:
     """Look at the machine and the installed packages; nothing heavy is imported."""
     packages = {name: _version(name) for name in dict.fromkeys((*_RUN, *_EXPORT, "numpy"))}
+    if packages["onnxruntime"] is None:  # the GPU build provides the same module
+        packages["onnxruntime"] = _version("onnxruntime-gpu")
     abilities = (
         _ability("generate, verify and bench on the CPU", _RUN, packages, "cpu"),
         _ability("export checkpoints to ONNX", _EXPORT, packages, "export"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +113,7 @@ def _labelled(result: Result, wanted: Wanted) -> list[tuple[str, int]]:
 
 
 def _class_id(info: ClassCondition, name: str) -> int:
-    if name.lstrip("-").isdigit():
+    with contextlib.suppress(ValueError):
         return int(name)
     names: dict[str, int] = {
         known.lower(): index for index, known in enumerate(info.class_names or ())
@@ -126,7 +128,7 @@ def _class_id(info: ClassCondition, name: str) -> int:
 def _read_text(path: Path) -> np.ndarray[Any, np.dtype[Any]]:
     try:
         states = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise RequestError(f"{path} is not a .npy array: {error}") from error
     if not isinstance(states, np.ndarray) or states.ndim != 3:
         raise RequestError(f"{path}: expected one array [B, L, D]")

@@ -6,6 +6,8 @@ with Generator.open("bundle") as generator:
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +17,6 @@ import numpy as np
 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.device import Array, Device
-from fewstep.runtime.device.cpu import CpuDevice
 from fewstep.runtime.engine import Engine
 from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import BundleError, DeviceError, RequestError, choose
@@ -53,7 +54,8 @@ class Generator:
         if max_batch < 1:
             raise RequestError(f"max_batch must be at least 1, got {max_batch}")
         self.bundle, self.device, self.engines = bundle, device, dict(engines)
-        self._max_batch, self._reuse_first = max_batch, reuse_first
+        self.max_batch, self._reuse_first = max_batch, reuse_first
+        self._busy = threading.Lock()
         self._decoder: MaskedDecoder | None = MaskedDecoder(
             device, self.engines, bundle.manifest.model, _unconditional(bundle)
         )
@@ -88,11 +90,17 @@ class Generator:
         if device not in DEVICES:
             raise RequestError(choose("device", device, DEVICES))
         opened = bundle if isinstance(bundle, Bundle) else Bundle.read(bundle)
-        engines = {
-            name: OnnxRuntimeEngine(name, opened.graph_path(name), info, threads=threads)
-            for name, info in opened.manifest.graphs.items()
-        }
-        return cls(opened, CpuDevice(), engines, max_batch=max_batch)
+        from fewstep.runtime.device.cpu import CpuDevice  # another device needs no CPU kernels
+
+        with contextlib.ExitStack() as stack:
+            engines = {}
+            for name in dict.fromkeys(graph for graph, _ in opened.manifest.model.tensor_shapes()):
+                path, info = opened.graph_path(name), opened.manifest.graphs[name]
+                engines[name] = OnnxRuntimeEngine(name, path, info, threads=threads)
+                stack.callback(engines[name].close)
+            generator = cls(opened, CpuDevice(), engines, max_batch=max_batch)
+            stack.pop_all()
+        return generator
 
     @property
     def decoder(self) -> MaskedDecoder:
@@ -162,15 +170,25 @@ class Generator:
         Raises:
             RequestError: guidance in a bundle without an unconditional condition.
             EngineError: a graph failed, or gave NaN.
-            DeviceError: the generator is closed, or out of memory.
+            DeviceError: the generator is closed or in use by another thread, or out of memory.
         """
+        if not self._busy.acquire(blocking=False):
+            raise DeviceError(
+                "this Generator is in use by another thread; open one Generator per thread"
+            )
+        try:
+            return self._run(request)
+        finally:
+            self._busy.release()
+
+    def _run(self, request: Request) -> Result:
         decoder = self.decoder
         if request.guided and decoder.unconditional is None:
             raise RequestError("this bundle has no unconditional text: use guidance 0")
         start, parts, count = time.perf_counter(), [], len(request.condition)
         self.device.timings()
-        for first in range(0, count, self._max_batch):
-            rows = slice(first, min(first + self._max_batch, count))
+        for first in range(0, count, self.max_batch):
+            rows = slice(first, min(first + self.max_batch, count))
             key = PlanKey(
                 batch=rows.stop - first,
                 steps=request.steps,
@@ -190,9 +208,10 @@ class Generator:
         if self._decoder is None:
             return
         self._decoder = None
-        for engine in self.engines.values():
-            engine.close()
-        self.device.close()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.device.close)
+            for engine in self.engines.values():
+                stack.callback(engine.close)
 
     def __enter__(self) -> Generator:
         return self

@@ -15,7 +15,8 @@ from typing_extensions import Self
 SCHEMA = 1
 MANIFEST_NAME = "bundle.json"
 
-DType = Literal["float32", "float16", "int32", "int64", "uint8"]
+DType = Literal["float32", "float16", "bfloat16", "int32", "int64", "uint8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 Relative = Annotated[str, Field(min_length=1)]
 
 
@@ -31,9 +32,15 @@ class TensorInfo(_Strict):
 
 
 class GraphInfo(_Strict):
-    """One ONNX file with its inputs and outputs, in the order of the graph."""
+    """One ONNX file with its inputs and outputs, in the order of the graph.
+
+    ``external``: files that hold its weights, when they are not inside it. ``precision``: what
+    its weights and arithmetic are, which decides what ``verify`` accepts.
+    """
 
     file: Relative
+    external: tuple[Relative, ...] = ()
+    precision: Precision = "fp32"
     inputs: dict[str, TensorInfo]
     outputs: dict[str, TensorInfo]
 
@@ -90,6 +97,7 @@ class MaskedModel(_Strict):
     ``mask_token`` is the id of a masked position; tokens are 0 … ``codebook_size − 1``.
     """
 
+    kind: Literal["masked"] = "masked"
     grid: tuple[PositiveInt, PositiveInt]
     codebook_size: PositiveInt
     mask_token: int = Field(ge=0)
@@ -103,6 +111,40 @@ class MaskedModel(_Strict):
     def num_tokens(self) -> int:
         """Tokens per image, N."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def condition_input(self) -> str:
+        """Name of the transformer's condition input."""
+        return "condition" if isinstance(self.condition, ClassCondition) else "text"
+
+    def tensor_shapes(self) -> dict[tuple[str, str], tuple[int, ...]]:
+        """Shape without batch of every (graph, tensor) that the decode loop binds."""
+        n, width, text = self.num_tokens, self.feature_width, self.condition
+        condition = () if isinstance(text, ClassCondition) else (text.length, text.width)
+        shapes: dict[tuple[str, str], tuple[int, ...]] = {
+            ("transformer", "tokens"): (n,),
+            ("transformer", self.condition_input): condition,
+            ("transformer", "logits"): (n, self.codebook_size),
+            ("decoder", "tokens"): (n,),
+            ("decoder", "image"): (3, *self.image_size),
+        }
+        if self.policy is not None:
+            graph = self.policy.graph
+            shapes |= {("transformer", "features"): (n, width), (graph, "features"): (n, width)}
+            shapes |= {(graph, "step"): (), (graph, "action"): (4,)}
+        return shapes
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.mask_token < self.codebook_size:
+            raise ValueError(f"mask_token {self.mask_token} is one of the codes")
+        if isinstance(self.condition, ClassCondition):
+            known, names = self.condition.num_classes, self.condition.class_names
+            if not known <= self.condition.unconditional_id < 2**31:
+                raise ValueError("unconditional_id is one of the classes, or no int32")
+            if names is not None and len(names) != known:
+                raise ValueError(f"class_names: expected {known} names, got {len(names)}")
+        return self
 
 
 class CheckpointInfo(_Strict):
@@ -141,6 +183,17 @@ class Manifest(_Strict):
         if absent := sorted(needed - self.graphs.keys()):
             raise ValueError(f"graphs lacks {', '.join(absent)}")
         named = {graph.file for graph in self.graphs.values()} | {self.golden or ""}
+        named |= {file for graph in self.graphs.values() for file in graph.external}
+        if isinstance(self.model.condition, TextCondition):
+            named.add(self.model.condition.unconditional_file or "")
         if unlisted := sorted(named - self.files.keys() - {""}):
             raise ValueError(f"files lacks {', '.join(unlisted)}")
+        for (graph, tensor), shape in self.model.tensor_shapes().items():
+            info = {**self.graphs[graph].inputs, **self.graphs[graph].outputs}.get(tensor)
+            if info is None or info.shape[1:] != shape:
+                found = "nothing" if info is None else list(info.shape[1:])
+                raise ValueError(
+                    f"graph {graph}, tensor {tensor}: the model needs {list(shape)} per image, "
+                    f"the graph has {found}"
+                )
         return self

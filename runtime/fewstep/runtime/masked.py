@@ -77,7 +77,6 @@ class MaskedDecoder:
     ) -> None:
         self.device, self.engines, self.model = device, engines, model
         self.unconditional = unconditional
-        self.condition_input = "condition" if model.condition.kind == "class" else "text"
         self._plans: OrderedDict[PlanKey, MaskedPlan] = OrderedDict()
         self._first: Buffer | None = None
 
@@ -110,7 +109,7 @@ class MaskedDecoder:
     ) -> None:
         """Enqueue one pass; every buffer has the same batch."""
         engine = self.engines["transformer"]
-        bindings = {"tokens": tokens, self.condition_input: condition, "logits": logits}
+        bindings = {"tokens": tokens, self.model.condition_input: condition, "logits": logits}
         if "features" in engine.outputs:
             bindings["features"] = features
         with self.device.span("transformer"):
@@ -152,14 +151,13 @@ class MaskedPlan:
         """Generate one batch; arguments as in :meth:`prepare`.
 
         Raises:
-            EngineError: the transformer or the policy gave NaN or infinite numbers.
+            EngineError: a graph gave NaN or infinite numbers.
         """
         self.prepare(condition, seeds, parameters)
         self._run()
         if self._device.download(self.error)[0]:
             raise EngineError(
-                "the transformer or the policy produced NaN or infinite numbers; "
-                "check the bundle with: fewstep verify"
+                "a graph produced NaN or infinite numbers; see which with: fewstep verify"
             )
         return Decoded(
             pixels=self._device.download(self.pixels),
@@ -219,7 +217,7 @@ class MaskedPlan:
             self._decoder.engines["decoder"].enqueue(
                 {"tokens": self.sampled[self.key.steps - 1], "image": self.image}
             )
-        self._device.launch("to_pixels", image=self.image, pixels=self.pixels)
+        self._device.launch("to_pixels", image=self.image, pixels=self.pixels, error=self.error)
 
     def _sequence(self) -> None:
         for step in range(self.key.steps):

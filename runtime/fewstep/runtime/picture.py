@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw, ImageFont
 from fewstep.runtime.engine import run_once
 from fewstep.runtime.files import replacing
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.kernels.to_pixels import to_pixels
 from fewstep.runtime.result import Result
 
 Pixels = npt.NDArray[np.uint8]
@@ -97,11 +96,13 @@ def save_animation(frames: Sequence[Image.Image], path: Path) -> None:
 
 
 def _decode(generator: Generator, tokens: npt.NDArray[np.int32]) -> Pixels:
-    decoder = generator.engines["decoder"]
-    image = run_once(generator.device, decoder, {"tokens": np.ascontiguousarray(tokens)})["image"]
-    pixels = np.empty((len(image), *image.shape[2:], 3), np.uint8)
-    to_pixels(image=image, pixels=pixels)
-    return pixels
+    """Images of ``tokens [B, N]``, decoded in batches no larger than the generator's."""
+    decoder, parts = generator.engines["decoder"], []
+    for start in range(0, len(tokens), generator.max_batch):
+        batch = np.ascontiguousarray(tokens[start : start + generator.max_batch])
+        image = run_once(generator.device, decoder, {"tokens": batch})["image"]
+        parts.append(np.rint(image.clip(0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1))
+    return np.concatenate(parts)
 
 
 def _veil(pixels: Pixels, undecided: npt.NDArray[np.bool_], generator: Generator) -> Pixels:

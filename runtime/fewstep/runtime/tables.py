@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.markup import escape
 from rich.table import Table
 
 from fewstep.runtime import bench, doctor, verify
@@ -24,14 +25,14 @@ def doctor_tables(diagnosis: doctor.Diagnosis) -> list[Table]:
     abilities = _table("What works here", "", "", "Found", "To enable it")
     for ability in diagnosis.abilities:
         mark = "[green]yes[/]" if ability.works else "[red]no[/]"
-        abilities.add_row(ability.name, mark, ability.detail, ability.remedy.replace("[", "\\["))
+        abilities.add_row(ability.name, mark, ability.detail, escape(ability.remedy))
     return [machine, abilities]
 
 
 def inspect_tables(inspection: Inspection) -> list[Table]:
     """Model, graphs, files and provenance."""
     manifest = inspection.bundle.manifest
-    model = _table(f"{manifest.name} ({manifest.family})", "", "")
+    model = _table(escape(f"{manifest.name} ({manifest.family})"), "", "")
     info = manifest.model
     rows = {
         "tokens": f"{info.grid[0]} × {info.grid[1]} of {info.codebook_size:,} codes",
@@ -44,15 +45,15 @@ def inspect_tables(inspection: Inspection) -> list[Table]:
         "tools": ", ".join(f"{k} {v}" for k, v in manifest.provenance.tools.items()),
     }
     for name, value in rows.items():
-        model.add_row(name, value.replace("[", "\\["))
+        model.add_row(name, escape(value))
     graphs = _table("Graphs", "Graph", "Inputs", "Outputs")
     for name, graph in manifest.graphs.items():
-        graphs.add_row(name, _tensors(graph.inputs), _tensors(graph.outputs))
+        graphs.add_row(escape(name), _tensors(graph.inputs), _tensors(graph.outputs))
     files = _table("Files", "File", "Size", "SHA-256", "State")
     for name, file in manifest.files.items():
         state = inspection.damage.get(name)
         files.add_row(
-            name,
+            escape(name),
             megabytes(file.bytes),
             file.sha256[:12],
             f"[red]{state}[/]" if state else "[green]intact[/]",
@@ -67,7 +68,7 @@ def verify_table(report: verify.Report) -> Table:
         sign = "≤" if check.at_most else "≥"
         mark = "[green]passed[/]" if check.passed else "[red]failed[/]"
         table.add_row(
-            check.schedule,
+            escape(check.schedule),
             check.figure.replace("_", " "),
             f"{check.value:.3g}",
             f"{sign} {check.limit:g}",
@@ -80,14 +81,15 @@ def bench_table(report: bench.Report) -> Table:
     """Percentiles, throughput and stages of every contender."""
     stages = [s for s in STAGES if any(s in m.stages_ms for m in report.measurements)]
     headings = ["", "batch", "steps", "p50 ms", "p90 ms", "p99 ms", "images/s", *stages, "overhead"]
-    table = _table("Latency (stages: median ms)", *headings)
+    table = _table("Latency (stages: median ms; all percentiles with --json)", *headings)
     for m in report.measurements:
         table.add_row(
             m.name,
             str(m.batch),
             str(m.steps),
-            *(f"{value:.1f}" for value in (m.p50_ms, m.p90_ms, m.p99_ms, m.images_per_s)),
-            *(f"{m.stages_ms[s]:.2f}" if s in m.stages_ms else "-" for s in stages),
+            *(f"{t:.1f}" for t in (m.total_ms.p50, m.total_ms.p90, m.total_ms.p99)),
+            f"{m.images_per_s:.1f}",
+            *(f"{m.stages_ms[s].p50:.2f}" if s in m.stages_ms else "-" for s in stages),
             "-" if m.overhead is None else f"{m.overhead:.1%}",
         )
     return table
@@ -101,9 +103,11 @@ def _table(title: str, *headings: str) -> Table:
 
 
 def _tensors(tensors: dict[str, TensorInfo]) -> str:
-    return "\n".join(
-        f"{name} {info.dtype} \\[{', '.join(map(str, info.shape))}]"
-        for name, info in tensors.items()
+    return escape(
+        "\n".join(
+            f"{name} {info.dtype} [{', '.join(map(str, info.shape))}]"
+            for name, info in tensors.items()
+        )
     )
 
 

@@ -14,12 +14,15 @@ import numpy as np
 
 from fewstep.runtime.device import Array
 from fewstep.runtime.engine import run_once
-from fewstep.runtime.errors import BundleError, RequestError, choose
+from fewstep.runtime.errors import BundleError, EngineError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.request import Request
 from fewstep.runtime.schedule import POLICY
 
 _MAX_PSNR = 120.0
+_RECORDED = frozenset(
+    ("condition", "seeds", "parameters", "tokens", "sampled", "positions", "logits", "image")
+)
 
 
 @dataclass(frozen=True)
@@ -87,20 +90,20 @@ class Report:
         }
 
 
-def verify(generator: Generator, *, precision: str = "fp32") -> Report:
-    """Replay every golden rollout of the generator's bundle.
+def verify(generator: Generator) -> Report:
+    """Replay every golden rollout of the generator's bundle against its precision's bars.
 
     Raises:
-        BundleError: the bundle has no golden rollouts.
-        RequestError: unknown precision.
+        BundleError: the bundle has no golden rollouts, or incomplete ones.
     """
-    if precision not in THRESHOLDS:
-        raise RequestError(choose("precision", precision, THRESHOLDS))
     bundle = generator.bundle
+    precision = bundle.manifest.graphs["transformer"].precision
     if bundle.manifest.golden is None:
         raise BundleError(f"{bundle.path} has no golden rollouts; export it again to record them")
     limits, checks = THRESHOLDS[precision], []
-    for schedule, rollout in _rollouts(bundle.arrays(bundle.manifest.golden)).items():
+    rollouts = _rollouts(bundle.arrays(bundle.manifest.golden))
+    _check_complete(generator, rollouts)
+    for schedule, rollout in rollouts.items():
         for figure, value in _replay(generator, schedule, rollout).items():
             at_most = figure.endswith("error")
             limit = limits.logit_error if at_most else getattr(limits, figure)
@@ -114,6 +117,23 @@ def _rollouts(arrays: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
         schedule, _, name = key.partition("/")
         found.setdefault(schedule, {})[name] = value
     return found
+
+
+def _check_complete(generator: Generator, rollouts: Mapping[str, Mapping[str, Array]]) -> None:
+    """Refuse recordings with nothing to check, or of another model."""
+    model, file = generator.bundle.manifest.model, generator.bundle.manifest.golden
+    problems = [] if rollouts else ["it holds no rollout"]
+    for schedule, rollout in rollouts.items():
+        if absent := sorted(_RECORDED - rollout.keys()):
+            problems.append(f"'{schedule}' lacks {', '.join(absent)}")
+        elif rollout["tokens"].ndim != 3 or rollout["tokens"].shape[2] != model.num_tokens:
+            problems.append(f"'{schedule}' is not of {model.num_tokens} tokens")
+        elif rollout["logits"].shape[-1] != model.codebook_size:
+            problems.append(f"'{schedule}' is not of {model.codebook_size} codes")
+    if problems:
+        raise BundleError(
+            f"{generator.bundle.path}/{file}: {'; '.join(problems)}; export the bundle again"
+        )
 
 
 def _replay(generator: Generator, schedule: str, rollout: Mapping[str, Array]) -> dict[str, float]:
@@ -135,10 +155,9 @@ def _teacher_forced(generator: Generator, rollout: Mapping[str, Array]) -> tuple
     """Conditional logits ``[T, B, K, V]`` and actions ``[T, B, 4]`` on the recorded tokens."""
     model, engines = generator.bundle.manifest.model, generator.engines
     policy = engines[model.policy.graph] if model.policy and "actions" in rollout else None
-    condition = "condition" if model.condition.kind == "class" else "text"
     logits, actions = [], []
     for step, tokens in enumerate(rollout["tokens"][:-1]):
-        inputs = {"tokens": tokens, condition: rollout["condition"]}
+        inputs = {"tokens": tokens, model.condition_input: rollout["condition"]}
         out = run_once(generator.device, engines["transformer"], inputs)
         logits.append(out["logits"][:, rollout["positions"]])
         if policy is not None:
@@ -157,13 +176,19 @@ def _free_running(generator: Generator, schedule: str, rollout: Mapping[str, Arr
         parameters=parameters,
         guided=parameters is None or bool(parameters[:, 3].any()),
     )
-    return generator.run(request).tokens
+    try:
+        return generator.run(request).tokens
+    except EngineError:  # a graph gave NaN: the other figures say which; nothing agrees
+        return np.full_like(rollout["sampled"][-1], -1)
 
 
 def psnr(actual: Array, expected: Array, *, peak: float) -> float:
     """Peak signal-to-noise ratio in dB, at most 120."""
     error = float(np.mean((np.asarray(actual, np.float64) - expected) ** 2))
-    return min(_MAX_PSNR, 10 * float(np.log10(peak**2 / error))) if error > 0 else _MAX_PSNR
+    if error == 0:
+        return _MAX_PSNR
+    value = 10 * float(np.log10(peak**2 / error))
+    return value if value != value else min(_MAX_PSNR, value)  # NaN fails every bar
 
 
 def _relative_error(actual: Array, expected: Array) -> float:

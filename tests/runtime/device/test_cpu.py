@@ -81,7 +81,8 @@ def test_out_of_memory_advises_a_smaller_batch(device: CpuDevice) -> None:
 def test_launch_runs_a_kernel_on_the_arrays(device: CpuDevice) -> None:
     image, pixels = device.empty((1, 3, 1, 1), np.float32), device.empty((1, 1, 1, 3), np.uint8)
     device.upload(image, np.array([0, 0.2, 1], np.float32).reshape(1, 3, 1, 1))
-    device.launch("to_pixels", image=image, pixels=pixels)
+    error = device.empty((1,), np.int32)
+    device.launch("to_pixels", image=image, pixels=pixels, error=error)
     assert device.download(pixels).ravel().tolist() == [0, 51, 255]
 
 

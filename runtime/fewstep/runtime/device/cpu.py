@@ -1,4 +1,4 @@
-"""The CPU device: NumPy arrays as memory, NumPy kernels, wall-clock timing."""
+"""The CPU device: NumPy arrays as memory, compiled kernels, wall-clock timing."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class CpuDevice:
         self._require_open()
         try:
             return CpuBuffer(np.empty(shape, dtype))
-        except MemoryError as error:
+        except (MemoryError, ValueError) as error:
             raise DeviceError(
                 f"out of memory for a buffer of shape {shape}; use a smaller batch"
             ) from error
@@ -86,7 +86,7 @@ class CpuDevice:
         return host_array(buffer).copy()
 
     def launch(self, kernel: str, **arguments: Buffer | int | float | None) -> None:
-        """Run a NumPy kernel on the arrays behind the buffers."""
+        """Run a kernel on the arrays behind the buffers."""
         self._require_open()
         KERNELS[kernel](
             **{
