@@ -123,7 +123,11 @@ def test_bench_against_the_baselines(
     assert outcome.code == 0
     measured = json.loads((tmp_path / "bench.json").read_text())["measurements"]
     names = [measurement["name"] for measurement in measured]
-    assert names == ["fewstep b1 t2", "PyTorch eager b1 t2", "raster order b1"]
+    assert names == [
+        "fewstep, batch 1, 2 steps",
+        "PyTorch, batch 1, 2 steps",
+        "raster order, batch 1",
+    ]
 
 
 def test_bench_refuses_another_checkpoint(

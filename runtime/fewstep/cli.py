@@ -215,13 +215,13 @@ def bench_command(
     from fewstep.runtime import bench
     from fewstep.runtime.files import replacing
     from fewstep.runtime.generator import Generator
-    from fewstep.runtime.tables import bench_table, megabytes
+    from fewstep.runtime.tables import bench_tables, megabytes
 
     sizes = batch or [1]
     with Generator.open(bundle, backend=backend, device=device, max_batch=max(sizes)) as generator:
         counts = steps or [generator.bundle.manifest.model.defaults.steps]
         contenders = {
-            f"fewstep b{b} t{t}": (
+            f"fewstep, batch {b}, {t} steps": (
                 bench.contender(generator, batch=b, steps=t, schedule=schedule),
                 b,
                 t,
@@ -238,12 +238,13 @@ def bench_command(
             for b in sizes:
                 for t in counts:
                     run = eager.contender(sampler, generator, batch=b, steps=t, schedule=schedule)
-                    contenders[f"PyTorch eager b{b} t{t}"] = (run, b, t)
+                    contenders[f"PyTorch, batch {b}, {t} steps"] = (run, b, t)
                 raster = bench.raster_contender(generator, batch=b)
-                contenders[f"raster order b{b}"] = (raster, b, tokens)
+                contenders[f"raster order, batch {b}"] = (raster, b, tokens)
         with errors.status(f"timing {len(contenders)} contenders, {runs} runs each"):
             report = bench.report(generator, bench.measure(contenders, runs=runs))
-    out.print(bench_table(report))
+    for table in bench_tables(report):
+        out.print(table)
     beside = " (PyTorch included)" if baseline else ""
     out.print(f"peak memory of this process{beside}: {megabytes(report.peak_memory_bytes)}")
     if json_file is not None:

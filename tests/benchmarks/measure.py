@@ -65,7 +65,11 @@ def bench(size: str, folder: Path, runs: int) -> None:
     """Export, then ``fewstep bench --baseline``."""
     bundle, report = export(size, folder), f"--json={folder / 'bench.json'}"
     _fewstep("bench", str(bundle), "--baseline", *_files(folder), f"--runs={runs}", report)
-    print((folder / "bench.json").read_text())
+    measured = json.loads((folder / "bench.json").read_text())["measurements"]
+    for other in measured[1:]:
+        whole = other["total_ms"]["p50"] / measured[0]["total_ms"]["p50"]
+        tokens = other["tokens_ms"] / measured[0]["tokens_ms"]
+        print(f"{other['name']}: {tokens:.2f} × the time for all tokens, {whole:.2f} × in all")
 
 
 def _files(folder: Path, *more: str) -> list[str]:

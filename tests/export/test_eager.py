@@ -37,10 +37,12 @@ def test_passes_are_those_of_the_authors(sampler: EagerSampler, steps: int) -> N
     hook = sampler._transformer.register_forward_pre_hook(count)
     parameters = torch.from_numpy(Schedule().parameters(steps, 16))
     try:
-        images = sampler.generate(torch.tensor([0, 3]), parameters)
+        tokens = sampler.decide(torch.tensor([0, 3]), parameters)
     finally:
         hook.remove()
     assert passes == [2] * (2 * steps + 1)
+    assert ((tokens >= 0) & (tokens < 24)).all()
+    images = sampler.decode(tokens)
     assert images.shape == (2, 3, 8, 8)
     assert ((images >= 0) & (images <= 1)).all()
 

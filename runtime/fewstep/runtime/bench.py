@@ -43,6 +43,7 @@ class Percentiles:
 class Measurement:
     """Times of one contender over ``runs`` runs.
 
+    ``tokens_ms``: median of everything but the decoder, the time to decide all tokens.
     ``stages_ms``: per stage. ``overhead``: (total − engines) / engines of the medians, the share
     that the loop adds; ``None`` where stages are not known. ``images_per_s`` is from the median.
     """
@@ -52,6 +53,7 @@ class Measurement:
     steps: int
     runs: int
     total_ms: Percentiles
+    tokens_ms: float
     images_per_s: float
     stages_ms: dict[str, Percentiles]
     overhead: float | None
@@ -138,6 +140,7 @@ def _summary(
 ) -> Measurement:
     stages = {key: Percentiles.of([entry.get(key, 0.0) for entry in times]) for key in times[0]}
     total = stages.pop("total")
+    tokens = [entry["total"] - entry.get("decoder", 0.0) for entry in times]
     engines = sum(stages[key].p50 for key in _ENGINES if key in stages)
     return Measurement(
         name=name,
@@ -145,9 +148,10 @@ def _summary(
         steps=steps,
         runs=len(times),
         total_ms=total,
+        tokens_ms=float(np.median(tokens)),
         images_per_s=batch / total.p50 * 1e3,
         stages_ms=stages,
-        overhead=(total.p50 - engines) / engines if engines else None,
+        overhead=(total.p50 - engines) / engines if "transformer" in stages else None,
     )
 
 
