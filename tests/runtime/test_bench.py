@@ -33,7 +33,7 @@ def test_overhead_is_what_the_engines_do_not_explain() -> None:
     (measured,) = bench.measure({"x": (run, 4, 2)}, runs=5)
     assert measured.runs == 5
     total = measured.total_ms
-    assert measured.overhead == pytest.approx((total.p50 - 2.0) / 2.0)
+    assert measured.overhead == pytest.approx((total.p50 - 2.0) / 2.0)  # of equal engines
     assert measured.tokens_ms == pytest.approx(total.p50 - 1.0)
     assert measured.images_per_s == pytest.approx(4 / total.p50 * 1e3)
     assert total.p50 <= total.p90 <= total.p99

@@ -113,7 +113,7 @@ def _write_steps(generator: Generator, path: Path) -> None:
 
 def _contenders(generator: Generator) -> dict[str, tuple[bench.Run, int, int]]:
     return {
-        f"{steps} steps, {batch} at a time": (
+        f"{steps} steps × {batch}": (
             bench.contender(generator, batch=batch, steps=steps),
             batch,
             steps,
@@ -124,15 +124,14 @@ def _contenders(generator: Generator) -> dict[str, tuple[bench.Run, int, int]]:
 
 
 def _summary(bundle: Bundle, sample: Path, measurements: list[bench.Measurement]) -> Table:
-    manifest = bundle.manifest
+    manifest, stages = bundle.manifest, [stage for stage in STAGES if stage != "policy"]
     table = Table(
-        title=f"{manifest.name}: {', '.join(manifest.graphs)} from {sample}/weights, "
-        f"bundle {megabytes(inspect(bundle).total_bytes)}",
+        title=f"{manifest.name}: {', '.join(manifest.graphs)} from {sample}/weights\n"
+        f"bundle {megabytes(inspect(bundle).total_bytes)}; median ms on this CPU, steps × batch",
         title_justify="left",
     )
-    stages = [stage for stage in STAGES if stage != "policy"]
-    for heading in ("ONNX Runtime, CPU", *(f"{stage} ms" for stage in stages), "total", "images/s"):
-        table.add_column(heading, justify="left" if heading.startswith("ONNX") else "right")
+    for heading in ("", *stages, "total", "images/s"):
+        table.add_column(heading, justify="right" if heading else "left")
     for m in measurements:
         times = [f"{m.stages_ms[s].p50:.1f}" if s in m.stages_ms else "-" for s in stages]
         table.add_row(m.name, *times, f"{m.total_ms.p50:.1f}", f"{m.images_per_s:.1f}")

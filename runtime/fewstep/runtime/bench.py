@@ -44,8 +44,8 @@ class Measurement:
     """Times of one contender over ``runs`` runs.
 
     ``tokens_ms``: median of everything but the decoder, the time to decide all tokens.
-    ``stages_ms``: per stage. ``overhead``: (total − engines) / engines of the medians, the share
-    that the loop adds; ``None`` where stages are not known. ``images_per_s`` is from the median.
+    ``stages_ms``: per stage. ``overhead``: median of (total − engines) / engines, the share that
+    the loop adds; ``None`` where stages are not known. ``images_per_s`` is from the median.
     """
 
     name: str
@@ -141,7 +141,7 @@ def _summary(
     stages = {key: Percentiles.of([entry.get(key, 0.0) for entry in times]) for key in times[0]}
     total = stages.pop("total")
     tokens = [entry["total"] - entry.get("decoder", 0.0) for entry in times]
-    engines = sum(stages[key].p50 for key in _ENGINES if key in stages)
+    loop = [_overhead(entry) for entry in times] if "transformer" in stages else None
     return Measurement(
         name=name,
         batch=batch,
@@ -151,8 +151,13 @@ def _summary(
         tokens_ms=float(np.median(tokens)),
         images_per_s=batch / total.p50 * 1e3,
         stages_ms=stages,
-        overhead=(total.p50 - engines) / engines if "transformer" in stages else None,
+        overhead=None if loop is None else float(np.median(loop)),
     )
+
+
+def _overhead(stages: Mapping[str, float]) -> float:
+    engines = sum(stages.get(key, 0.0) for key in _ENGINES)
+    return (stages["total"] - engines) / engines
 
 
 def _conditions(generator: Generator, batch: int) -> dict[str, Any]:

@@ -243,12 +243,16 @@ def _unconditional(bundle: Bundle) -> Array | None:
 def _result(
     parts: Sequence[Decoded], request: Request, mask_token: int, timings: dict[str, float]
 ) -> Result:
-    sampled = np.concatenate([part.sampled for part in parts], axis=1)
+    sampled = _joined([part.sampled for part in parts], axis=1)
     trace = Trace(
-        tokens=np.concatenate([part.tokens for part in parts], axis=1),
+        tokens=_joined([part.tokens for part in parts], axis=1),
         sampled=sampled,
-        parameters=np.concatenate([part.parameters for part in parts], axis=1),
+        parameters=_joined([part.parameters for part in parts], axis=1),
         mask_token=mask_token,
     )
-    images = np.concatenate([part.pixels for part in parts])
+    images = _joined([part.pixels for part in parts], axis=0)
     return Result(images, sampled[-1], request.seeds, trace, timings)
+
+
+def _joined(parts: Sequence[Array], axis: int) -> Array:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis)

@@ -57,6 +57,18 @@ class Decoded:
     parameters: npt.NDArray[np.float32]
 
 
+Argument = Buffer | int | float | None
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What one step hands to the transformer and the kernels."""
+
+    transformer: tuple[Buffer, Buffer, Buffer, Buffer]
+    sample: dict[str, Argument]
+    remask: dict[str, Argument]
+
+
 class MaskedDecoder:
     """Decodes images with the engines of one bundle on one device.
 
@@ -142,7 +154,10 @@ class MaskedPlan:
         self._device.upload(
             self.step_ids, np.repeat(np.arange(steps, dtype=np.int32)[:, None], batch, 1)
         )
+        self._all_masked = np.full(self.tokens.shape[1:], model.mask_token, np.int32)
+        self._no_error = np.zeros(1, np.int32)
         self._first = decoder.first_unconditional() if key.guided and key.reuse_first else None
+        self._steps = [self._bind_step(step) for step in range(steps)]
         self._run = self._device.capture(self._sequence)
 
     def run(
@@ -176,7 +191,6 @@ class MaskedPlan:
             seeds: ``[B]`` uint64.
             parameters: ``[T, 4]``, or ``None`` with a policy.
         """
-        batch, model = self.key.batch, self._decoder.model
         if self.key.guided:
             assert self._decoder.unconditional is not None
             nothing = np.broadcast_to(self._decoder.unconditional, condition.shape)
@@ -184,32 +198,14 @@ class MaskedPlan:
         self._device.upload(self.condition, condition)
         self._device.upload(self.seeds, seeds)
         if parameters is not None:
-            self._device.upload(self.parameters, np.repeat(parameters[:, None], batch, 1))
-        masked = np.full(self.tokens.shape[1:], model.mask_token, np.int32)
-        self._device.upload(self.tokens[0], masked)
-        self._device.upload(self.error, np.zeros(1, np.int32))
+            each = np.broadcast_to(parameters[:, None], self.parameters.shape)
+            self._device.upload(self.parameters, each)
+        self._device.upload(self.tokens[0], self._all_masked)
+        self._device.upload(self.error, self._no_error)
 
-    def sample(self, step: int, tokens: Buffer, unconditional: Buffer | None = None) -> None:
-        """Enqueue the sampling of ``tokens [B, N]`` from the logits of the last pass.
-
-        ``unconditional [1, N, V]``: used in place of the last pass's unconditional half.
-        """
-        batch = self.key.batch
-        if unconditional is None:
-            unconditional = self.logits[batch:] if self.key.guided else self.logits
-        self._device.launch(
-            "sample_tokens",
-            conditional=self.logits[:batch],
-            unconditional=unconditional,
-            tokens=tokens,
-            parameters=self.parameters[step],
-            seeds=self.seeds,
-            step=step,
-            mask_token=self._decoder.model.mask_token,
-            sampled=self.sampled[step],
-            confidence=self.confidence,
-            error=self.error,
-        )
+    def sample(self, step: int, tokens: Buffer) -> None:
+        """Enqueue the sampling of ``tokens [B, N]`` from the logits of the last pass."""
+        self._device.launch("sample_tokens", **{**self._steps[step].sample, "tokens": tokens})
 
     def decode(self) -> None:
         """Enqueue the decoder on the last step's samples, and the pixels."""
@@ -225,25 +221,45 @@ class MaskedPlan:
         self.decode()
 
     def _step(self, step: int) -> None:
-        batch, guided = self.key.batch, self.key.guided
-        reuse = step == 0 and self._first is not None
-        rows = slice(0, 2 * batch if guided and not reuse else batch)
-        tokens = self.tokens[step]
-        self._decoder.transformer(
-            tokens[rows], self.condition[rows], self.logits[rows], self.features[rows]
-        )
+        bound = self._steps[step]
+        self._decoder.transformer(*bound.transformer)
         if self.key.policy:
             self._act(step)
         with self._device.span("sampling"):
-            self.sample(step, tokens[:batch], self._first if reuse else None)
-            self._device.launch(
-                "remask",
-                confidence=self.confidence,
-                sampled=self.sampled[step],
-                parameters=self.parameters[step],
-                mask_token=self._decoder.model.mask_token,
-                next_tokens=self.tokens[step + 1],
-            )
+            self._device.launch("sample_tokens", **bound.sample)
+            self._device.launch("remask", **bound.remask)
+
+    def _bind_step(self, step: int) -> _Step:
+        """Views and arguments of one step, made once: making them costs as much as using them."""
+        batch, guided = self.key.batch, self.key.guided
+        reuse = step == 0 and self._first is not None
+        rows = slice(0, 2 * batch if guided and not reuse else batch)
+        tokens, parameters = self.tokens[step], self.parameters[step]
+        own = self.logits[batch:] if guided else self.logits
+        shared: dict[str, Argument] = {
+            "sampled": self.sampled[step],
+            "confidence": self.confidence,
+            "parameters": parameters,
+            "mask_token": self._decoder.model.mask_token,
+        }
+        return _Step(
+            transformer=(
+                tokens[rows],
+                self.condition[rows],
+                self.logits[rows],
+                self.features[rows],
+            ),
+            sample={
+                **shared,
+                "conditional": self.logits[:batch],
+                "unconditional": self._first if reuse else own,
+                "tokens": tokens[:batch],
+                "seeds": self.seeds,
+                "step": step,
+                "error": self.error,
+            },
+            remask={**shared, "next_tokens": self.tokens[step + 1]},
+        )
 
     def _act(self, step: int) -> None:
         policy = self._decoder.model.policy

@@ -19,12 +19,13 @@ from fewstep.runtime.kernels import KERNELS
 class CpuBuffer:
     """A NumPy array seen as a device buffer."""
 
-    __slots__ = ("array",)
+    __slots__ = ("array", "pointer")
 
     def __init__(self, array: Array) -> None:
         if not array.flags.c_contiguous:
             raise DeviceError(f"a buffer must be contiguous, got strides {array.strides}")
         self.array = array
+        self.pointer = int(array.ctypes.data)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -33,10 +34,6 @@ class CpuBuffer:
     @property
     def dtype(self) -> np.dtype[Any]:
         return self.array.dtype
-
-    @property
-    def pointer(self) -> int:
-        return int(self.array.ctypes.data)
 
     def __getitem__(self, rows: int | slice) -> CpuBuffer:
         return CpuBuffer(self.array[rows])

@@ -67,6 +67,7 @@ def sample_tokens(
     """
     batch, count, codes = conditional.shape
     logits = np.empty(codes, np.float32)
+    weights, ends, lanes = _scratch(codes)
     for image in range(batch):
         masking_temperature, temperature = parameters[image, 1], parameters[image, 2]
         guidance = parameters[image, 3]
@@ -83,7 +84,7 @@ def sample_tokens(
                     conditional[image, position], unconditional[shared, position], guidance, logits
                 )
             u, v = uniforms(seeds[image], step, position)
-            code, log_probability = sample_row(logits, temperature, u)
+            code, log_probability = _sample(logits, temperature, u, weights, ends, lanes)
             if math.isnan(log_probability):
                 error[0] = 1
             gumbel = np.float32(-math.log(-math.log(v)))
@@ -100,16 +101,37 @@ def sample_row(
     Returns the code and its log-probability at temperature 1; NaN if the row has a NaN or +∞ or
     nothing but −∞.
     """
-    highest = _subtract_maximum(logits)
+    weights, ends, lanes = _scratch(len(logits))
+    return _sample(logits, temperature, uniform, weights, ends, lanes)
+
+
+@kernel
+def _scratch(codes: int) -> tuple[Floats, npt.NDArray[np.float64], Floats]:
+    """Room for the weights in whole chunks, zero past the last code; for chunk sums; for lanes."""
+    chunks = -(-codes // _CHUNK)
+    weights = np.zeros(chunks * _CHUNK, np.float32)
+    return weights, np.empty(chunks, np.float64), np.empty(_LANES, np.float32)
+
+
+@kernel
+def _sample(
+    logits: Floats,
+    temperature: np.float32,
+    uniform: np.float32,
+    weights: Floats,
+    ends: npt.NDArray[np.float64],
+    lanes: Floats,
+) -> tuple[int, np.float32]:
+    highest = _subtract_maximum(logits, lanes)
     if not math.isfinite(highest):
         return 0, np.float32(np.nan)
-    weights, ends = _cumulate(logits, _ONE)
+    _cumulate(logits, _ONE, weights, ends, lanes)
     total = ends[-1]
     if temperature == 0:
         code = int(np.argmax(logits))
     else:
         if temperature != 1:
-            weights, ends = _cumulate(logits, temperature)
+            _cumulate(logits, temperature, weights, ends, lanes)
         code = _inverse_cdf(weights, ends, uniform)
     return code, logits[code] - np.float32(math.log(total))
 
@@ -123,9 +145,9 @@ def _guide(conditional: Floats, unconditional: Floats, guidance: np.float32, out
 
 
 @kernel
-def _subtract_maximum(logits: Floats) -> np.float32:
+def _subtract_maximum(logits: Floats, lanes: Floats) -> np.float32:
     """Subtract the maximum in place and return it; NaN if any logit is NaN."""
-    lanes = np.full(_LANES, -np.inf, np.float32)
+    lanes[:] = -np.inf
     whole = len(logits) // _LANES * _LANES
     invalid = 0
     for start in range(0, whole, _LANES):
@@ -145,20 +167,22 @@ def _subtract_maximum(logits: Floats) -> np.float32:
 
 
 @kernel
-def _cumulate(logits: Floats, temperature: np.float32) -> tuple[Floats, npt.NDArray[np.float64]]:
-    """``exp(logits / temperature)`` in whole chunks, and the running sum after each."""
-    chunks = -(-len(logits) // _CHUNK)
-    weights = np.zeros(chunks * _CHUNK, np.float32)
+def _cumulate(
+    logits: Floats,
+    temperature: np.float32,
+    weights: Floats,
+    ends: npt.NDArray[np.float64],
+    lanes: Floats,
+) -> None:
+    """Write ``exp(logits / temperature)`` and the running sum after each chunk."""
     if temperature == 1:
         for code in range(len(logits)):
             weights[code] = exponential(logits[code])
     else:
         for code in range(len(logits)):
             weights[code] = exponential(logits[code] / temperature)
-    ends = np.empty(chunks, np.float64)
-    lanes = np.empty(_LANES, np.float32)
     total = 0.0
-    for chunk in range(chunks):
+    for chunk in range(len(ends)):
         lanes[:] = 0
         for start in range(chunk * _CHUNK, (chunk + 1) * _CHUNK, _LANES):
             for lane in range(_LANES):
@@ -166,7 +190,6 @@ def _cumulate(logits: Floats, temperature: np.float32) -> tuple[Floats, npt.NDAr
         for lane in range(_LANES):
             total += lanes[lane]
         ends[chunk] = total
-    return weights, ends
 
 
 @kernel
