@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := export runtime calibration samples tests
 
-.PHONY: setup test demo lint format clean
+.PHONY: setup test demo lint format clean clean-kernels
 
 setup: $(INSTALLED)
 
@@ -33,5 +33,8 @@ format: setup
 demo: setup
 	$(BIN)/fewstep demo
 
-clean:
+clean-kernels:
+	find runtime -name '*.nb[ic]' -delete
+
+clean: clean-kernels
 	rm -rf $(VENV) demo-output dist

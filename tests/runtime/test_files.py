@@ -229,3 +229,17 @@ def _old_folder(place: Path) -> Path:
 
 def _names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_folders_made_for_a_failed_result_are_removed_again(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), replacing_folder(tmp_path / "new" / "deep" / "bundle"):
+        raise KeyError
+    with pytest.raises(KeyError), replacing(tmp_path / "other" / "file.txt"):
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_made_for_a_result_stay(tmp_path: Path) -> None:
+    with replacing(tmp_path / "new" / "file.txt") as temporary:
+        temporary.write_text("x")
+    assert (tmp_path / "new" / "file.txt").read_text() == "x"

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fewstep.export.torch_engine import TorchEngine
 from fewstep.runtime.bundle import Bundle
@@ -21,8 +20,8 @@ from fewstep.runtime.device.cpu import CpuDevice
 from fewstep.runtime.engine import run_once
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import ClassCondition
-from fewstep.runtime.result import Result
 from fewstep.runtime.schedule import POLICY
+from fewstep.runtime.verify import teacher_forced
 
 GOLDEN_FILE = "golden.npz"
 _IMAGES = 2
@@ -61,36 +60,15 @@ def _rollout(generator: Generator, schedule: str) -> dict[str, Array]:
         request["text"] = condition
     result = generator.generate(**request)
     positions = np.sort(rng.choice(model.num_tokens, min(_POSITIONS, model.num_tokens), False))
-    return {
+    rollout = {
         "condition": condition,
         "seeds": result.seeds,
         "parameters": result.trace.parameters,
         "tokens": result.trace.tokens,
         "sampled": result.trace.sampled,
         "positions": positions,
-        **_outputs(generator, result, condition, positions, schedule == POLICY),
     }
-
-
-def _outputs(
-    generator: Generator,
-    result: Result,
-    condition: Array,
-    positions: npt.NDArray[np.intp],
-    policy: bool,
-) -> dict[str, Array]:
-    """Conditional logits ``[T, B, K, V]``, actions ``[T, B, 4]`` and image ``[B, 3, H, W]``."""
-    model, engines, device = generator.bundle.manifest.model, generator.engines, generator.device
-    logits, actions = [], []
-    for step, tokens in enumerate(result.trace.tokens[:-1]):
-        out = run_once(
-            device, engines["transformer"], {"tokens": tokens, model.condition_input: condition}
-        )
-        logits.append(out["logits"][:, positions])
-        if policy and model.policy is not None:
-            steps = np.full(len(tokens), step, np.int32)
-            state = {"features": out["features"], "step": steps}
-            actions.append(run_once(device, engines[model.policy.graph], state)["action"])
-    image = run_once(device, engines["decoder"], {"tokens": result.tokens})["image"]
-    found = {"logits": np.stack(logits), "image": image}
-    return found | ({"actions": np.stack(actions)} if actions else {})
+    decoder, policy = generator.engines["decoder"], schedule == POLICY
+    rollout["logits"], actions = teacher_forced(generator, rollout, policy=policy)
+    rollout["image"] = run_once(generator.device, decoder, {"tokens": result.tokens})["image"]
+    return rollout | ({"actions": actions} if policy else {})

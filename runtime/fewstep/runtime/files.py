@@ -29,8 +29,9 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: the folder is absent or not writable, or the disk is full.
     """
+    made: list[Path] = []
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        made = _make_folders(path.parent)
         handle, name = tempfile.mkstemp(
             prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent
         )
@@ -46,6 +47,7 @@ def replacing(path: Path) -> Iterator[Path]:
         raise _not_written(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+        _remove_empty(made)
 
 
 @contextlib.contextmanager
@@ -65,8 +67,9 @@ def replacing_folder(path: Path, *, overwrite: bool = False, marker: str = "") -
     if path.exists() and not _replaceable(path, marker):
         kind = f"a folder with {marker}" if marker else "an empty folder"
         raise OutputError(f"{path} is not {kind}, so it is not replaced; choose another place")
+    made: list[Path] = []
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        made = _make_folders(path.parent)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     except OSError as error:
         raise _not_written(path, error) from error
@@ -78,6 +81,21 @@ def replacing_folder(path: Path, *, overwrite: bool = False, marker: str = "") -
         raise _not_written(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        _remove_empty(made)
+
+
+def _make_folders(path: Path) -> list[Path]:
+    """Make a folder and its parents; return those that were not there, innermost first."""
+    absent = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    return absent
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders made for a result that did not come about."""
+    for folder in folders:
+        with contextlib.suppress(OSError):  # not empty: the result is there
+            folder.rmdir()
 
 
 def _replaceable(path: Path, marker: str) -> bool:

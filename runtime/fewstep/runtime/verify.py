@@ -137,7 +137,7 @@ def _check_complete(generator: Generator, rollouts: Mapping[str, Mapping[str, Ar
 
 
 def _replay(generator: Generator, schedule: str, rollout: Mapping[str, Array]) -> dict[str, float]:
-    logits, actions = _teacher_forced(generator, rollout)
+    logits, actions = teacher_forced(generator, rollout, policy="actions" in rollout)
     decoder, tokens = generator.engines["decoder"], rollout["sampled"][-1]
     image = run_once(generator.device, decoder, {"tokens": tokens})["image"]
     figures = {
@@ -151,18 +151,29 @@ def _replay(generator: Generator, schedule: str, rollout: Mapping[str, Array]) -
     return figures
 
 
-def _teacher_forced(generator: Generator, rollout: Mapping[str, Array]) -> tuple[Array, Array]:
-    """Conditional logits ``[T, B, K, V]`` and actions ``[T, B, 4]`` on the recorded tokens."""
+def teacher_forced(
+    generator: Generator, rollout: Mapping[str, Array], *, policy: bool
+) -> tuple[Array, Array]:
+    """Run the recorded tokens of every step through the transformer, and the policy if asked.
+
+    Args:
+        generator: whose engines are run.
+        rollout: ``tokens [T + 1, B, N]``, ``condition`` and ``positions [K]``.
+        policy: whether to run the policy network too.
+
+    Returns:
+        Conditional logits ``[T, B, K, V]`` and raw actions ``[T, B, 4]`` (empty without policy).
+    """
     model, engines = generator.bundle.manifest.model, generator.engines
-    policy = engines[model.policy.graph] if model.policy and "actions" in rollout else None
+    network = engines[model.policy.graph] if model.policy and policy else None
     logits, actions = [], []
     for step, tokens in enumerate(rollout["tokens"][:-1]):
         inputs = {"tokens": tokens, model.condition_input: rollout["condition"]}
         out = run_once(generator.device, engines["transformer"], inputs)
         logits.append(out["logits"][:, rollout["positions"]])
-        if policy is not None:
+        if network is not None:
             state = {"features": out["features"], "step": np.full(len(tokens), step, np.int32)}
-            actions.append(run_once(generator.device, policy, state)["action"])
+            actions.append(run_once(generator.device, network, state)["action"])
     return np.stack(logits), np.array(actions)
 
 
