@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.device import Buffer
 from fewstep.runtime.device.cpu import CpuDevice
 from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import BundleError, DeviceError, RequestError
@@ -355,3 +357,28 @@ def _largest_difference(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> int
     """In grey levels; a decoder at another batch size may round the last bit differently."""
     assert a.shape == b.shape
     return int(np.abs(a.astype(int) - b.astype(int)).max())
+
+
+def test_a_generator_in_use_refuses_another_thread(tiny_bundle: Path) -> None:
+    """The second call comes from inside the first one's engine, on another thread."""
+    refused: list[BaseException] = []
+    with Generator.open(tiny_bundle, threads=1) as generator:
+        enqueue = generator.engines["decoder"].enqueue
+
+        def intrude() -> None:
+            try:
+                generator.generate(class_ids=[0], steps=1)
+            except DeviceError as error:
+                refused.append(error)
+
+        def slow(bindings: Mapping[str, Buffer]) -> None:
+            thread = threading.Thread(target=intrude)
+            thread.start()
+            thread.join()
+            enqueue(bindings)
+
+        generator.engines["decoder"].enqueue = slow  # type: ignore[method-assign]
+        generator.generate(class_ids=[0], steps=1)
+        generator.engines["decoder"].enqueue = enqueue  # type: ignore[method-assign]
+        assert generator.generate(class_ids=[0], steps=1).tokens.shape == (1, 16)
+    assert "in use by another thread" in str(refused[0])

@@ -49,3 +49,11 @@ def test_unwritable_place_is_one_clear_error(tmp_path: Path) -> None:
         save(image, tmp_path / "file" / "image.png")
     with pytest.raises(OutputError, match="cannot write"):
         save_animation([image], tmp_path / "file" / "image.gif")
+
+
+def test_frames_are_decoded_in_the_generators_batches(tiny_bundle: Path) -> None:
+    with Generator.open(tiny_bundle, threads=1, max_batch=2) as small:
+        result = small.generate(class_ids=[0, 1, 2, 3, 4], steps=3, schedule="cosine")
+        frames = step_frames(small, result, [""])
+    expected = np.asarray(grid(result.images[None], [""], ""))[_TITLE_HEIGHT:]
+    np.testing.assert_array_equal(np.asarray(frames[-1])[_TITLE_HEIGHT:], expected)
