@@ -12,74 +12,33 @@ import hashlib
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fewstep.export import Checkpoints, export_masked, onnx_graph
 from fewstep.export.models import PolicyNet, UViT, VQModel
 from fewstep.runtime import Generator
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.errors import BundleError, CheckpointError, OutputError
+from fewstep.runtime.errors import BundleError, CheckpointError
 from fewstep.runtime.manifest import (
     ClassCondition,
     Defaults,
-    GraphInfo,
     PolicyInfo,
-    TensorInfo,
     TextCondition,
 )
 
-STAGES = [
-    "reading checkpoints",
-    "exporting transformer",
-    "exporting policy",
-    "exporting decoder",
-    "recording golden rollouts",
-    "writing manifest",
-]
 KINDS: dict[str, type[nn.Module]] = {
     "transformer": UViT,
     "tokenizer": VQModel,
     "policy": PolicyNet,
 }
 ABSENT = Checkpoints(Path("absent/t.pth"), Path("absent/v.ckpt"))
-
-
-def _info(tensor: Tensor) -> TensorInfo:
-    dtype: Any = str(tensor.dtype).removeprefix("torch.")
-    return TensorInfo(dtype=dtype, shape=("batch", *tensor.shape[1:]))
-
-
-def describe_only(
-    module: nn.Module,
-    name: str,
-    inputs: Mapping[str, Tensor],
-    outputs: tuple[str, ...],
-    folder: Path,
-) -> tuple[GraphInfo, float]:
-    """Stand in for ``export_graph``: the right description of a file that is no graph."""
-    (folder / f"{name}.onnx").write_text(f"not really a graph: {name}")
-    with torch.no_grad():
-        result: Any = module(*inputs.values())
-    results = result if isinstance(result, tuple) else (result,)
-    info = GraphInfo(
-        file=f"{name}.onnx",
-        inputs={key: _info(value) for key, value in inputs.items()},
-        outputs={key: _info(value) for key, value in zip(outputs, results, strict=True)},
-    )
-    return info, 0.0
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the step to ONNX."""
-    monkeypatch.setattr("fewstep.export.masked.export_graph", describe_only)
 
 
 @pytest.fixture(scope="module")
@@ -436,116 +395,3 @@ def test_text_states_that_do_not_fit_are_refused(
     files = dataclasses.replace(tiny_text_checkpoints, unconditional_text=tmp_path / "text.npy")
     with pytest.raises(CheckpointError, match=message):
         export_masked("maskgit", files, tmp_path / "out")
-
-
-# Existing output and interruption
-
-
-def test_an_existing_output_is_kept(tiny_checkpoints: Checkpoints, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "mine.txt").write_text("mine")
-    with pytest.raises(OutputError, match="exists already; remove it or pass --force"):
-        export_masked("adanat", tiny_checkpoints, out)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert (out / "mine.txt").read_text() == "mine"
-
-
-def test_overwriting_replaces_the_whole_folder(
-    tiny_checkpoints: Checkpoints, tmp_path: Path, quick: None
-) -> None:
-    out = tmp_path / "out"
-    first = export_masked("adanat", tiny_checkpoints, out, command="first")
-    (out / "stale.txt").write_text("of the old bundle")
-    second = export_masked("adanat", tiny_checkpoints, out, overwrite=True, command="second")
-    assert first.manifest.provenance.command == "first"
-    assert Bundle.read(out).manifest == second.manifest
-    assert second.manifest.provenance.command == "second"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert not (out / "stale.txt").exists()
-
-
-def test_the_stages_are_told_as_they_begin(
-    tiny_checkpoints: Checkpoints, tmp_path: Path, quick: None
-) -> None:
-    told: list[str] = []
-    export_masked("adanat", tiny_checkpoints, tmp_path / "out", progress=told.append)
-    assert told == STAGES
-
-
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("error", [KeyboardInterrupt, CheckpointError])
-def test_an_interruption_leaves_nothing_behind(
-    stage: str,
-    error: type[BaseException],
-    tiny_checkpoints: Checkpoints,
-    tmp_path: Path,
-    quick: None,
-) -> None:
-    def interrupt(now: str) -> None:
-        if now == stage:
-            assert [path.name for path in tmp_path.iterdir()] != []  # work is under way
-            raise error
-
-    with pytest.raises(error):
-        export_masked("adanat", tiny_checkpoints, tmp_path / "out", progress=interrupt)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_an_interruption_keeps_the_old_bundle(
-    stage: str, tiny_bundle: Path, tiny_checkpoints: Checkpoints, tmp_path: Path, quick: None
-) -> None:
-    def interrupt(now: str) -> None:
-        if now == stage:
-            raise KeyboardInterrupt
-
-    out = shutil.copytree(tiny_bundle, tmp_path / "out")
-    with pytest.raises(KeyboardInterrupt):
-        export_masked("adanat", tiny_checkpoints, out, overwrite=True, progress=interrupt)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert digests(out) == digests(tiny_bundle)
-
-
-def test_an_interruption_within_a_graph_leaves_nothing_behind(
-    tiny_checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*arguments: Any) -> tuple[GraphInfo, float]:
-        describe_only(*arguments)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("fewstep.export.masked.export_graph", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        export_masked("adanat", tiny_checkpoints, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("defaults", "message"),
-    [
-        ({"schedule": "cosin"}, "Did you mean 'cosine'"),
-        ({"steps": 17}, "steps must be 1 … 16"),
-        ({"guidance": [0.0, -1.0]}, "at least 0"),
-    ],
-)
-def test_impossible_defaults_are_refused_before_any_export(
-    tiny_checkpoints: Checkpoints, tmp_path: Path, defaults: dict[str, object], message: str
-) -> None:
-    assert tiny_checkpoints.config is not None
-    config = json.loads(tiny_checkpoints.config.read_text()) | {"defaults": defaults}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    stages: list[str] = []
-    files = dataclasses.replace(tiny_checkpoints, config=tmp_path / "config.json")
-    with pytest.raises(CheckpointError, match=message):
-        export_masked("adanat", files, tmp_path / "out", progress=stages.append)
-    assert stages == ["reading checkpoints"]
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_that_is_no_bundle_is_never_replaced(
-    tiny_checkpoints: Checkpoints, tmp_path: Path
-) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match=r"not a folder with bundle\.json"):
-        export_masked("adanat", tiny_checkpoints, tmp_path, overwrite=True)
-    assert (tmp_path / "notes.txt").read_text() == "mine"
