@@ -137,7 +137,8 @@ class MaskedPlan:
         batch, steps, n, v = key.batch, key.steps, model.num_tokens, model.codebook_size
         passes = 2 * batch if key.guided else batch
         height, width = model.image_size
-        shape, dtype = _condition_form(model)
+        shape = model.tensor_shapes()["transformer", model.condition_input]
+        dtype = decoder.engines["transformer"].inputs[model.condition_input].dtype
         self.condition = empty((passes, *shape), dtype)
         self.seeds = empty((batch,), np.uint64)
         self.step_ids = empty((steps, batch), np.int32)
@@ -281,10 +282,3 @@ class MaskedPlan:
                 parameters=self.parameters[step],
                 error=self.error,
             )
-
-
-def _condition_form(model: MaskedModel) -> tuple[tuple[int, ...], npt.DTypeLike]:
-    """Shape of one image's condition, and its dtype."""
-    if model.condition.kind == "class":
-        return (), np.int32
-    return (model.condition.length, model.condition.width), np.float32
