@@ -35,6 +35,8 @@ MASK_RATIOS: dict[str, Callable[[float, int], float]] = {
 POLICY = "policy"
 """The schedule name that hands every decision to the policy network."""
 
+_MARGIN = 1e-3  # keeps AdaNAT's residuals finite at the first and last step
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -83,6 +85,31 @@ class Schedule:
                 )
             )
         return np.array(rows, np.float32)
+
+
+def policy_offsets(step: int, steps: int, *, residual: bool) -> dict[str, float]:
+    """What ``kernels.policy_parameters`` adds to a policy's actions at one step, by argument.
+
+    With r = (t + 1 − 10⁻³) / T, AdaNAT's heuristic residual (``PPO.py``) is logit(cos(π·r/2)),
+    softplus⁻¹(1 − r), softplus⁻¹(1) and softplus⁻¹((t + 10⁻³) / T), so that a zero action follows
+    that schedule; 0 without ``residual``.
+    """
+    names = ("ratio_offset", "masking_offset", "sampling_offset", "guidance_offset")
+    if not residual:
+        return dict.fromkeys(names, 0.0)
+    r = (step + 1 - _MARGIN) / steps
+    ratio = math.cos(math.pi * r / 2)
+    offsets = (
+        math.log(ratio / (1 - ratio)),
+        _inverse_softplus(1 - r),
+        _inverse_softplus(1.0),
+        _inverse_softplus((step + _MARGIN) / steps),
+    )
+    return dict(zip(names, offsets, strict=True))
+
+
+def _inverse_softplus(value: float) -> float:
+    return math.log(math.expm1(value))
 
 
 def _at(ramp: Ramp, r: float) -> float:

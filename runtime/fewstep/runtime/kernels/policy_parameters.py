@@ -1,14 +1,15 @@
 """From a policy network's raw actions to the parameters of a step.
 
-AdaNAT (``PPO.py`` of the official repository), with the residuals only if ``residual`` is set,
-step t of T and r = (t + 1 − 10⁻³) / T:
+AdaNAT (``PPO.py`` of the official repository), with the offsets o of the step, which are 0
+without the heuristic residual (``schedule.policy_offsets``):
 
-    mask ratio           = sigmoid (a₀ + logit(cos(π·r/2)))
-    masking temperature  = softplus(a₁ + softplus⁻¹(1 − r))
-    sampling temperature = softplus(a₂ + softplus⁻¹(1))
-    guidance scale       = softplus(a₃ + softplus⁻¹((t + 10⁻³) / T))
+    mask ratio           = sigmoid (a₀ + o₀)
+    masking temperature  = softplus(a₁ + o₁)
+    sampling temperature = softplus(a₂ + o₂)
+    guidance scale       = softplus(a₃ + o₃)
 
-Shapes: action ``[B, 4]`` float32 → parameters ``[B, 4]`` float32, same columns.
+Shapes: action ``[B, 4]`` float32 → parameters ``[B, 4]`` float32, same columns. In float64,
+rounded once.
 """
 
 from __future__ import annotations
@@ -20,15 +21,14 @@ import numpy.typing as npt
 
 from fewstep.runtime.kernels.compiled import inlined, kernel
 
-_MARGIN = 1e-3
-
 
 @kernel
 def policy_parameters(
     action: npt.NDArray[np.float32],
-    step: int,
-    steps: int,
-    residual: int,
+    ratio_offset: float,
+    masking_offset: float,
+    sampling_offset: float,
+    guidance_offset: float,
     parameters: npt.NDArray[np.float32],
     error: npt.NDArray[np.int32],
 ) -> None:
@@ -36,34 +36,23 @@ def policy_parameters(
 
     Args:
         action: ``[B, 4]``, as the policy network gives it.
-        step: index of the step, 0 … ``steps`` − 1.
-        steps: number of steps.
-        residual: 1 to add the heuristic schedule, 0 not to.
+        ratio_offset: added to column 0 before the activation.
+        masking_offset: added to column 1.
+        sampling_offset: added to column 2.
+        guidance_offset: added to column 3.
         parameters: out, ``[B, 4]``.
         error: in and out, ``[1]``: becomes 1 if an action is not finite.
     """
-    offsets = np.zeros(4, np.float64)
-    if residual:
-        r = (step + 1 - _MARGIN) / steps
-        ratio = math.cos(math.pi * r / 2)
-        offsets[0] = math.log(ratio / (1 - ratio))
-        offsets[1] = _inverse_softplus(1 - r)
-        offsets[2] = _inverse_softplus(1.0)
-        offsets[3] = _inverse_softplus((step + _MARGIN) / steps)
     if not np.isfinite(action).all():
         error[0] = 1
     for image in range(len(action)):
-        ratio_logit = action[image, 0] + offsets[0]
+        ratio_logit = action[image, 0] + ratio_offset
         parameters[image, 0] = 0.5 * (math.tanh(0.5 * ratio_logit) + 1)  # never overflows
-        for column in range(1, 4):
-            parameters[image, column] = _softplus(action[image, column] + offsets[column])
+        parameters[image, 1] = _softplus(action[image, 1] + masking_offset)
+        parameters[image, 2] = _softplus(action[image, 2] + sampling_offset)
+        parameters[image, 3] = _softplus(action[image, 3] + guidance_offset)
 
 
 @inlined
 def _softplus(x: float) -> float:
     return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
-
-
-@inlined
-def _inverse_softplus(value: float) -> float:
-    return math.log(math.expm1(value))

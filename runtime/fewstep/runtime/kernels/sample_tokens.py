@@ -1,4 +1,4 @@
-"""Guidance, softmax, sampling and confidence in one go.
+"""Guidance, softmax, sampling and confidence in one pass over the logits.
 
 For every masked position of every image, with logits ``c`` (conditional) and ``u``
 (unconditional), guidance scale s, sampling temperature τ and masking temperature μ:
@@ -10,8 +10,10 @@ For every masked position of every image, with logits ``c`` (conditional) and ``
 A known position keeps its token and gets confidence +∞. The order of these operations, and the
 absence of τ in the confidence, are those of the official AdaNAT sampler.
 
-Sums are taken in a fixed order (16 lanes, chunks of 64 codes, then chunk by chunk in float64), so
-that results do not depend on the processor's vector width.
+The row is cut into chunks of 128 codes. One pass leaves the maximum of each chunk and its sum of
+exponentials relative to that maximum; the chunk that holds the sample is then read once more.
+Sums are taken in a fixed order, the one of ``sample_tokens.cu`` (there a warp owns a chunk and a
+lane four neighbouring codes), so that both give the same bits.
 
 Shapes: logits ``[B, N, V]`` float32, tokens ``[B, N]`` int32, parameters ``[B, 4]`` float32 in the
 order of :data:`PARAMETERS`, seeds ``[B]`` uint64.
@@ -31,8 +33,13 @@ from fewstep.runtime.kernels.philox import uniforms
 PARAMETERS = ("mask_ratio", "masking_temperature", "sampling_temperature", "guidance")
 """Columns of the ``[B, 4]`` parameter array, in the order of AdaNAT's actions."""
 
-_CHUNK, _LANES = 64, 16
-_ONE = np.float32(1)
+LOWEST_TEMPERATURE = 1e-30
+"""Sampling temperatures below this take the most likely code."""
+
+_CHUNK, _LANES, _PER_LANE = 128, 32, 4
+_COLDEST = np.float32(LOWEST_TEMPERATURE)
+_ONE, _ZERO = np.float32(1), np.float32(0)
+_NAN, _NOTHING = np.float32(np.nan), np.float32(-np.inf)
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int32]
 
@@ -66,8 +73,7 @@ def sample_tokens(
         error: in and out, ``[1]``: becomes 1 if a logit is NaN or +∞, or a row is all −∞.
     """
     batch, count, codes = conditional.shape
-    logits = np.empty(codes, np.float32)
-    weights, ends, lanes = _scratch(codes)
+    row, weights, lanes, maxima, sums, tempered = _scratch(codes)
     for image in range(batch):
         masking_temperature, temperature = parameters[image, 1], parameters[image, 2]
         guidance = parameters[image, 3]
@@ -77,17 +83,18 @@ def sample_tokens(
                 confidence[image, position] = np.inf
                 continue
             if guidance == 0:
-                logits[:] = conditional[image, position]
+                row[:codes] = conditional[image, position]
             else:
                 shared = image % unconditional.shape[0]
-                _guide(
-                    conditional[image, position], unconditional[shared, position], guidance, logits
-                )
+                _guide(conditional[image, position], unconditional[shared, position], guidance, row)
             u, v = uniforms(seeds[image], step, position)
-            code, log_probability = _sample(logits, temperature, u, weights, ends, lanes)
+            code, log_probability = _sample(
+                row, temperature, u, weights, lanes, maxima, sums, tempered
+            )
             if math.isnan(log_probability):
                 error[0] = 1
-            gumbel = np.float32(-math.log(-math.log(v)))
+            # In float64 and rounded once, as the CUDA kernel does.
+            gumbel = np.float32(-math.log(-math.log(np.float64(v))))
             sampled[image, position] = code
             confidence[image, position] = log_probability + masking_temperature * gumbel
 
@@ -96,115 +103,200 @@ def sample_tokens(
 def sample_row(
     logits: Floats, temperature: np.float32, uniform: np.float32
 ) -> tuple[int, np.float32]:
-    """Sample one code from ``logits [V]``, which are overwritten by logits minus their maximum.
+    """Sample one code from ``logits [V]``.
 
     Returns the code and its log-probability at temperature 1; NaN if the row has a NaN or +∞ or
     nothing but −∞.
     """
-    weights, ends, lanes = _scratch(len(logits))
-    return _sample(logits, temperature, uniform, weights, ends, lanes)
+    row, weights, lanes, maxima, sums, tempered = _scratch(len(logits))
+    row[: len(logits)] = logits
+    return _sample(row, temperature, uniform, weights, lanes, maxima, sums, tempered)
 
 
 @kernel
-def _scratch(codes: int) -> tuple[Floats, npt.NDArray[np.float64], Floats]:
-    """Room for the weights in whole chunks, zero past the last code; for chunk sums; for lanes."""
+def _scratch(codes: int) -> tuple[Floats, Floats, Floats, Floats, Floats, Floats]:
+    """A row in whole chunks, −∞ past the last code; weights and lanes of one chunk; and its
+    maximum, sum, and sum at the sampling temperature for every chunk."""
     chunks = -(-codes // _CHUNK)
-    weights = np.zeros(chunks * _CHUNK, np.float32)
-    return weights, np.empty(chunks, np.float64), np.empty(_LANES, np.float32)
-
-
-@kernel
-def _sample(
-    logits: Floats,
-    temperature: np.float32,
-    uniform: np.float32,
-    weights: Floats,
-    ends: npt.NDArray[np.float64],
-    lanes: Floats,
-) -> tuple[int, np.float32]:
-    highest = _subtract_maximum(logits, lanes)
-    if not math.isfinite(highest):
-        return 0, np.float32(np.nan)
-    _cumulate(logits, _ONE, weights, ends, lanes)
-    total = ends[-1]
-    if temperature == 0:
-        code = int(np.argmax(logits))
-    else:
-        if temperature != 1:
-            _cumulate(logits, temperature, weights, ends, lanes)
-        code = _inverse_cdf(weights, ends, uniform)
-    return code, logits[code] - np.float32(math.log(total))
+    row = np.full(chunks * _CHUNK, _NOTHING, np.float32)
+    weights, lanes = np.empty(_CHUNK, np.float32), np.empty(_LANES, np.float32)
+    maxima, sums = np.empty(chunks, np.float32), np.empty(chunks, np.float32)
+    return row, weights, lanes, maxima, sums, np.empty(chunks, np.float32)
 
 
 @kernel
 def _guide(conditional: Floats, unconditional: Floats, guidance: np.float32, out: Floats) -> None:
-    for code in range(len(out)):
+    for code in range(len(conditional)):
         c = conditional[code]
         guided = c + guidance * (c - unconditional[code])
         out[code] = c if c == -np.inf else guided  # an excluded code stays excluded
 
 
 @kernel
-def _subtract_maximum(logits: Floats, lanes: Floats) -> np.float32:
-    """Subtract the maximum in place and return it; NaN if any logit is NaN."""
-    lanes[:] = -np.inf
-    whole = len(logits) // _LANES * _LANES
-    invalid = 0
-    for start in range(0, whole, _LANES):
-        for lane in range(_LANES):
-            value = logits[start + lane]
-            lanes[lane] = value if value > lanes[lane] else lanes[lane]
-            invalid += value != value
-    highest = np.float32(lanes.max())
-    for code in range(whole, len(logits)):
-        highest = max(highest, logits[code])
-        invalid += logits[code] != logits[code]
-    if invalid > 0:
-        return np.float32(np.nan)
-    for code in range(len(logits)):
-        logits[code] -= highest
-    return highest
-
-
-@kernel
-def _cumulate(
-    logits: Floats,
+def _sample(
+    row: Floats,
     temperature: np.float32,
+    uniform: np.float32,
     weights: Floats,
-    ends: npt.NDArray[np.float64],
     lanes: Floats,
-) -> None:
-    """Write ``exp(logits / temperature)`` and the running sum after each chunk."""
-    if temperature == 1:
-        for code in range(len(logits)):
-            weights[code] = exponential(logits[code])
-    else:
-        for code in range(len(logits)):
-            weights[code] = exponential(logits[code] / temperature)
-    total = 0.0
-    for chunk in range(len(ends)):
-        lanes[:] = 0
-        for start in range(chunk * _CHUNK, (chunk + 1) * _CHUNK, _LANES):
-            for lane in range(_LANES):
-                lanes[lane] += weights[start + lane]
-        for lane in range(_LANES):
-            total += lanes[lane]
-        ends[chunk] = total
+    maxima: Floats,
+    sums: Floats,
+    tempered: Floats,
+) -> tuple[int, np.float32]:
+    coldest = temperature < _COLDEST
+    inverse = _ONE if coldest else _ONE / temperature
+    if inverse == _ONE:
+        tempered = sums
+    highest = _NOTHING
+    for chunk in range(len(maxima)):
+        logits = row[chunk * _CHUNK : (chunk + 1) * _CHUNK]
+        maxima[chunk] = _maximum(logits)
+        sums[chunk] = _weigh(logits, maxima[chunk], _ONE, weights, lanes)
+        if inverse != _ONE:
+            tempered[chunk] = _weigh(logits, maxima[chunk], inverse, weights, lanes)
+        if math.isnan(maxima[chunk]) or maxima[chunk] > highest:
+            highest = maxima[chunk]
+        if math.isnan(highest):
+            break
+    if not math.isfinite(highest):
+        return 0, _NAN
+    code = (
+        int(np.argmax(row))
+        if coldest
+        else _inverse_cdf(row, maxima, tempered, highest, inverse, uniform, weights, lanes)
+    )
+    total = _sum_chunks(maxima, sums, highest, _ONE)
+    return code, (row[code] - highest) - np.float32(math.log(total))
 
 
 @kernel
-def _inverse_cdf(weights: Floats, ends: npt.NDArray[np.float64], uniform: np.float32) -> int:
-    """First code whose cumulated weight exceeds ``uniform`` of the total."""
-    target = uniform * ends[-1]
-    chunk = 0
-    while ends[chunk] <= target and chunk < len(ends) - 1:
-        chunk += 1
-    cumulated = ends[chunk - 1] if chunk > 0 else 0.0
-    found = chunk * _CHUNK
-    for code in range(chunk * _CHUNK, (chunk + 1) * _CHUNK):
-        if weights[code] > 0:
-            found = code  # rounding may leave the target past the chunk's own sum
-            cumulated += weights[code]
-            if cumulated > target:
-                break
-    return found
+def _maximum(logits: Floats) -> np.float32:
+    """The largest of a chunk; NaN if any is NaN."""
+    highest, invalid = _NOTHING, 0
+    for value in logits:
+        highest = value if value > highest else highest
+        invalid += value != value
+    return _NAN if invalid > 0 else highest
+
+
+@kernel
+def _weigh(
+    logits: Floats, highest: np.float32, inverse: np.float32, weights: Floats, lanes: Floats
+) -> np.float32:
+    """Write ``exp((logits − highest) · inverse)`` of a chunk and return the sum.
+
+    Four neighbouring codes first, then 32 such sums in a tree: a lane, then a warp.
+    """
+    if highest == _NOTHING:
+        weights[:] = 0
+        return _ZERO
+    for code in range(_CHUNK):
+        weights[code] = exponential((logits[code] - highest) * inverse)
+    for lane in range(_LANES):
+        lanes[lane] = _lane_sum(weights, lane)
+    width = _LANES // 2
+    while width > 0:
+        for lane in range(width):
+            lanes[lane] += lanes[lane + width]
+        width //= 2
+    return np.float32(lanes[0])
+
+
+@kernel
+def _lane_sum(weights: Floats, lane: int) -> np.float32:
+    first = lane * _PER_LANE
+    pair = weights[first] + weights[first + 1]
+    return np.float32((pair + weights[first + 2]) + weights[first + 3])
+
+
+@kernel
+def _scaled(
+    chunk: int, maxima: Floats, sums: Floats, highest: np.float32, inverse: np.float32
+) -> float:
+    """A chunk's sum relative to the maximum of the row; the product is exact in float64."""
+    scale = exponential((maxima[chunk] - highest) * inverse)
+    return np.float64(sums[chunk]) * np.float64(scale)
+
+
+@kernel
+def _group_sum(
+    group: int, maxima: Floats, sums: Floats, highest: np.float32, inverse: np.float32
+) -> float:
+    """Sum over one of at most 32 groups of neighbouring chunks."""
+    size = -(-len(maxima) // _LANES)
+    total = 0.0
+    for chunk in range(group * size, min((group + 1) * size, len(maxima))):
+        total += _scaled(chunk, maxima, sums, highest, inverse)
+    return total
+
+
+@kernel
+def _groups(chunks: int) -> int:
+    """Number of groups that are not empty."""
+    return -(-chunks // -(-chunks // _LANES))
+
+
+@kernel
+def _sum_chunks(maxima: Floats, sums: Floats, highest: np.float32, inverse: np.float32) -> float:
+    total = 0.0
+    for group in range(_groups(len(maxima))):
+        total += _group_sum(group, maxima, sums, highest, inverse)
+    return total
+
+
+@kernel
+def _inverse_cdf(
+    row: Floats,
+    maxima: Floats,
+    sums: Floats,
+    highest: np.float32,
+    inverse: np.float32,
+    uniform: np.float32,
+    weights: Floats,
+    lanes: Floats,
+) -> int:
+    """First code whose cumulated weight exceeds ``uniform`` of the total.
+
+    Group, then chunk, then lane, then code; at each level rounding may leave the target past the
+    last one, which then takes it.
+    """
+    target = np.float64(uniform) * _sum_chunks(maxima, sums, highest, inverse)
+    cumulated, group = 0.0, 0
+    while group < _groups(len(maxima)) - 1:
+        after = cumulated + _group_sum(group, maxima, sums, highest, inverse)
+        if after > target:
+            break
+        cumulated, group = after, group + 1
+    size = -(-len(maxima) // _LANES)
+    found, before = group * size, cumulated
+    for chunk in range(group * size, min((group + 1) * size, len(maxima))):
+        weight = _scaled(chunk, maxima, sums, highest, inverse)
+        if weight > 0:
+            found, before = chunk, cumulated
+        cumulated += weight
+        if cumulated > target:
+            break
+    logits = row[found * _CHUNK : (found + 1) * _CHUNK]
+    _weigh(logits, maxima[found], inverse, weights, lanes)
+    scale = np.float64(exponential((maxima[found] - highest) * inverse))
+    return found * _CHUNK + _code_in_chunk(weights, scale, before, target)
+
+
+@kernel
+def _code_in_chunk(weights: Floats, scale: float, before: float, target: float) -> int:
+    cumulated, found = before, 0
+    for lane in range(_LANES):
+        weight = np.float64(_lane_sum(weights, lane)) * scale
+        if weight > 0:
+            found, before = lane, cumulated
+        cumulated += weight
+        if cumulated > target:
+            break
+    cumulated, code = before, found * _PER_LANE
+    for candidate in range(found * _PER_LANE, (found + 1) * _PER_LANE):
+        if weights[candidate] > 0:
+            code = candidate
+        cumulated += np.float64(weights[candidate]) * scale
+        if cumulated > target:
+            break
+    return code
