@@ -41,7 +41,7 @@ def run(sample: Path, out: Path, console: Console) -> None:
         CheckpointError: no sample in that folder.
         EngineError: the exported graphs do not reproduce PyTorch's golden rollouts.
     """
-    files = _sample_files(sample)
+    files = sample_checkpoints(sample)
     with _stage(console, "exporting checkpoints to ONNX") as show:
         command = f"fewstep demo --sample {sample} --out {out}"
         bundle = export_masked(
@@ -64,7 +64,12 @@ def run(sample: Path, out: Path, console: Console) -> None:
     console.print(_next_steps(out), highlight=False)
 
 
-def _sample_files(sample: Path) -> Checkpoints:
+def sample_checkpoints(sample: Path) -> Checkpoints:
+    """The checkpoints of a trained sample's folder.
+
+    Raises:
+        CheckpointError: there is no trained sample.
+    """
     weights = sample / "weights"
     files = Checkpoints(
         transformer=weights / "transformer.safetensors",

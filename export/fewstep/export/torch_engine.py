@@ -16,6 +16,8 @@ from fewstep.runtime.manifest import GraphInfo, TensorInfo
 class TorchEngine:
     """Runs a module on the CPU device, inputs and outputs named as in its graph."""
 
+    capturable = True  # on the CPU there is nothing to capture
+
     def __init__(self, name: str, module: nn.Module, info: GraphInfo) -> None:
         self.name, self._module = name, module.eval()
         self.inputs: Mapping[str, TensorInfo] = info.inputs

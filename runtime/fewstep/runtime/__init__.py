@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fewstep.runtime.errors import ExportError as ExportError
     from fewstep.runtime.errors import FewstepError as FewstepError
     from fewstep.runtime.errors import MissingDependencyError as MissingDependencyError
+    from fewstep.runtime.errors import OutOfMemoryError as OutOfMemoryError
     from fewstep.runtime.errors import OutputError as OutputError
     from fewstep.runtime.errors import RequestError as RequestError
     from fewstep.runtime.generator import Generator as Generator
@@ -41,6 +42,7 @@ _HOMES = {
     "ExportError": "errors",
     "FewstepError": "errors",
     "MissingDependencyError": "errors",
+    "OutOfMemoryError": "errors",
     "OutputError": "errors",
     "RequestError": "errors",
 }

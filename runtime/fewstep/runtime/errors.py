@@ -38,6 +38,10 @@ class DeviceError(FewstepError, RuntimeError):
     """A device that is absent, lost, closed or out of memory."""
 
 
+class OutOfMemoryError(DeviceError):
+    """A device without room for what was asked; a smaller batch may fit."""
+
+
 class MissingDependencyError(FewstepError, ImportError):
     """An optional package is absent; the message names the extra that installs it."""
 

@@ -21,13 +21,21 @@ from fewstep.runtime.engine import Engine
 from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import BundleError, DeviceError, RequestError, choose
 from fewstep.runtime.manifest import ClassCondition
-from fewstep.runtime.masked import Decoded, MaskedDecoder, PlanKey
-from fewstep.runtime.request import Request, condition_of, schedule_of, seeds_of, steps_of
+from fewstep.runtime.masked import MAX_PLAN_BYTES, Decoded, MaskedDecoder
+from fewstep.runtime.plan import PlanKey
+from fewstep.runtime.request import (
+    Request,
+    condition_of,
+    require_unconditional,
+    schedule_of,
+    seeds_of,
+    steps_of,
+)
 from fewstep.runtime.result import Result, Trace
 from fewstep.runtime.schedule import Ramp
 
 BACKENDS = ("auto", "onnxruntime")
-DEVICES = ("auto", "cpu")
+DEVICES = ("auto", "cpu", "cuda")
 
 
 class Generator:
@@ -40,6 +48,7 @@ class Generator:
         engines: Mapping[str, Engine],
         *,
         max_batch: int = 8,
+        max_plan_bytes: int = MAX_PLAN_BYTES,
         reuse_first: bool = True,
     ) -> None:
         """Assemble a generator from parts; most callers want :meth:`open`.
@@ -49,6 +58,7 @@ class Generator:
             device: the device that the engines run on.
             engines: by graph name.
             max_batch: images decoded together; larger requests are cut into such batches.
+            max_plan_bytes: memory for the buffers of all kept plans together.
             reuse_first: reuse the all-masked unconditional logits (same tokens either way).
         """
         if max_batch < 1:
@@ -57,7 +67,11 @@ class Generator:
         self.max_batch, self._reuse_first = max_batch, reuse_first
         self._busy = threading.Lock()
         self._decoder: MaskedDecoder | None = MaskedDecoder(
-            device, self.engines, bundle.manifest.model, _unconditional(bundle)
+            device,
+            self.engines,
+            bundle.manifest.model,
+            _unconditional(bundle),
+            max_plan_bytes=max_plan_bytes,
         )
 
     @classmethod
@@ -68,37 +82,44 @@ class Generator:
         backend: str = "auto",
         device: str = "auto",
         max_batch: int = 8,
+        max_plan_bytes: int = MAX_PLAN_BYTES,
         threads: int = 0,
+        profile: bool = False,
     ) -> Generator:
         """Open a bundle's engines.
 
         Args:
             bundle: a bundle folder.
             backend: one of :data:`BACKENDS`; ``auto`` takes the best that is usable.
-            device: one of :data:`DEVICES`.
+            device: one of :data:`DEVICES`; ``cuda:1`` is the second GPU. ``auto`` is the CPU.
             max_batch: images decoded together.
+            max_plan_bytes: memory for the buffers of all kept plans together.
             threads: CPU threads of the engines; 0 uses every core.
+            profile: on CUDA, time every stage and not only the whole graph.
 
         Raises:
             RequestError: unknown backend or device.
             BundleError: the bundle is damaged or unsafe.
             MissingDependencyError: the backend's package is not installed.
             EngineError: the backend refuses a graph.
+            DeviceError: no such GPU, or no driver.
         """
         if backend not in BACKENDS:
             raise RequestError(choose("backend", backend, BACKENDS))
-        if device not in DEVICES:
+        kind, _, number = device.partition(":")
+        if kind not in DEVICES or (number and not (kind == "cuda" and number.isdigit())):
             raise RequestError(choose("device", device, DEVICES))
         opened = bundle if isinstance(bundle, Bundle) else Bundle.read(bundle)
-        from fewstep.runtime.device.cpu import CpuDevice  # another device needs no CPU kernels
-
         with contextlib.ExitStack() as stack:
+            place = _open_device(opened, kind, int(number or 0), profile)
+            stack.callback(place.close)
             engines = {}
             for name in dict.fromkeys(graph for graph, _ in opened.manifest.model.tensor_shapes()):
-                path, info = opened.graph_path(name), opened.manifest.graphs[name]
-                engines[name] = OnnxRuntimeEngine(name, path, info, threads=threads)
+                engines[name] = open_engine(opened, name, place, threads)
                 stack.callback(engines[name].close)
-            generator = cls(opened, CpuDevice(), engines, max_batch=max_batch)
+            generator = cls(
+                opened, place, engines, max_batch=max_batch, max_plan_bytes=max_plan_bytes
+            )
             stack.pop_all()
         return generator
 
@@ -183,8 +204,8 @@ class Generator:
 
     def _run(self, request: Request) -> Result:
         decoder = self.decoder
-        if request.guided and decoder.unconditional is None:
-            raise RequestError("this bundle has no unconditional text: use guidance 0")
+        self.device.require()
+        require_unconditional(self.bundle.manifest.model, request.guided)
         start, parts, count = time.perf_counter(), [], len(request.condition)
         self.device.timings()
         for first in range(0, count, self.max_batch):
@@ -204,14 +225,20 @@ class Generator:
         return _result(parts, request, self.bundle.manifest.model.mask_token, timings)
 
     def close(self) -> None:
-        """Release engines and device. Closing twice is fine."""
+        """Release plans, engines and device. Closing twice is fine.
+
+        Raises:
+            DeviceError: this thread may not use the device; nothing was released.
+        """
         if self._decoder is None:
             return
-        self._decoder = None
+        self.device.require_thread()
+        decoder, self._decoder = self._decoder, None
         with contextlib.ExitStack() as stack:
             stack.callback(self.device.close)
             for engine in self.engines.values():
                 stack.callback(engine.close)
+            stack.callback(decoder.close)
 
     def __enter__(self) -> Generator:
         return self
@@ -223,6 +250,26 @@ class Generator:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def open_engine(bundle: Bundle, graph: str, device: Device, threads: int) -> Engine:
+    """The engine of one graph on a device."""
+    path, info = bundle.graph_path(graph), bundle.manifest.graphs[graph]
+    return OnnxRuntimeEngine(graph, path, info, threads=threads, cuda=device.cuda_stream)
+
+
+def _open_device(bundle: Bundle, kind: str, ordinal: int, profile: bool) -> Device:
+    """The device; each needs packages that the other does without."""
+    if kind == "cuda":
+        from fewstep.runtime.device.cuda import CudaDevice
+        from fewstep.runtime.device.cuda_driver import compute_capability, cuda_version
+        from fewstep.runtime.kernels.cubins import load_cubin
+
+        cubin = load_cubin(bundle, compute_capability(ordinal), cuda_version())
+        return CudaDevice(cubin, ordinal=ordinal, profile=profile)
+    from fewstep.runtime.device.cpu import CpuDevice
+
+    return CpuDevice()
 
 
 def _unconditional(bundle: Bundle) -> Array | None:

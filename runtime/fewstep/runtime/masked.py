@@ -1,13 +1,14 @@
 """The masked decode loop of MaskGIT and AdaNAT, written once for every device.
 
 One plan serves one (batch, steps, guidance yes or no, policy or fixed schedule). Its sequence of
-enqueues is fixed and reads nothing back, so a device may capture it:
+enqueues is fixed and reads nothing back, so a device may capture it whole:
 
+    start:   inputs → device; initial_tokens(given, mask) → tokens[0]
     step t:  transformer(tokens[t]) → logits, features
              policy(features, t) → action → parameters[t]        only with a policy
              sample_tokens(logits, parameters[t]) → sampled[t], confidence
              remask(confidence, sampled[t]) → tokens[t + 1]
-    end:     decoder(sampled[T − 1]) → image → pixels
+    end:     decoder(sampled[T − 1]) → image → pixels; outputs → host
 
 With guidance the transformer runs at batch 2B, conditional half first. At step 0 every token is
 masked, so the unconditional logits are the same for every image: they are computed once, kept,
@@ -16,6 +17,7 @@ and step 0 runs at batch B.
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,23 +25,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.runtime.device import Array, Buffer, Device
+from fewstep.runtime.device import Array, Buffer, BufferSpec, Device, Direct, Replay, Workspace
 from fewstep.runtime.engine import Engine
-from fewstep.runtime.errors import EngineError
+from fewstep.runtime.errors import EngineError, OutOfMemoryError
 from fewstep.runtime.manifest import MaskedModel
+from fewstep.runtime.plan import PlanKey, first_pass_buffers, plan_buffers
+from fewstep.runtime.schedule import policy_offsets
 
-_MAX_PLANS = 8
-
-
-@dataclass(frozen=True)
-class PlanKey:
-    """What a plan is made for; seeds, conditions and parameters are its inputs."""
-
-    batch: int
-    steps: int
-    guided: bool
-    policy: bool
-    reuse_first: bool = True
+MAX_PLANS = 8
+MAX_PLAN_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,7 @@ Argument = Buffer | int | float | None
 class _Step:
     """What one step hands to the transformer and the kernels."""
 
-    transformer: tuple[Buffer, Buffer, Buffer, Buffer]
+    transformer: tuple[Buffer, Buffer, Buffer, Buffer | None]
     sample: dict[str, Argument]
     remask: dict[str, Argument]
 
@@ -78,6 +72,8 @@ class MaskedDecoder:
         model: the bundle's model description.
         unconditional: the condition of the unconditional half for one image: an int32 scalar
             array for classes, ``[L, D]`` float32 for text; ``None`` if there is none.
+        max_plan_bytes: memory that plans may keep together; the least recently used go first. One
+            plan alone may need more.
     """
 
     def __init__(
@@ -86,123 +82,189 @@ class MaskedDecoder:
         engines: Mapping[str, Engine],
         model: MaskedModel,
         unconditional: Array | None,
+        *,
+        max_plan_bytes: int = MAX_PLAN_BYTES,
     ) -> None:
         self.device, self.engines, self.model = device, engines, model
-        self.unconditional = unconditional
+        self.unconditional, self._max_plan_bytes = unconditional, max_plan_bytes
         self._plans: OrderedDict[PlanKey, MaskedPlan] = OrderedDict()
-        self._first: Buffer | None = None
+        self._first: Workspace | None = None
+
+    @property
+    def capturable(self) -> bool:
+        """Whether every engine allows the device to capture its work."""
+        return all(engine.capturable for engine in self.engines.values())
+
+    @property
+    def has_features(self) -> bool:
+        """Whether the transformer gives features, for a policy."""
+        return "features" in self.engines["transformer"].outputs
 
     def plan(self, key: PlanKey) -> MaskedPlan:
-        """The plan for ``key``, kept for reuse (the least recently used goes first)."""
+        """The plan for ``key``, kept for reuse.
+
+        Raises:
+            OutOfMemoryError: not even alone does it fit; the plans made before are gone.
+        """
         if key not in self._plans:
-            self._plans[key] = MaskedPlan(self, key)
+            buffers = plan_buffers(self.model, self.engines, key)
+            self._make_room(sum(spec.bytes for spec in buffers.values()))
+            try:
+                self._plans[key] = MaskedPlan(self, key, buffers)
+            except OutOfMemoryError:
+                if not self._plans:
+                    raise
+                self._drop(keep=0)
+                self._plans[key] = MaskedPlan(self, key, buffers)
         self._plans.move_to_end(key)
-        while len(self._plans) > _MAX_PLANS:
-            self._plans.popitem(last=False)
         return self._plans[key]
 
     def first_unconditional(self) -> Buffer:
         """Unconditional logits ``[1, N, V]`` of the all-masked image, computed once."""
         if self._first is None:
-            n, v = self.model.num_tokens, self.model.codebook_size
-            assert self.unconditional is not None
-            tokens = self.device.empty((1, n), np.int32)
-            self.device.upload(tokens, np.full((1, n), self.model.mask_token, np.int32))
-            condition = self.device.empty((1, *self.unconditional.shape), self.unconditional.dtype)
-            self.device.upload(condition, self.unconditional[None])
-            logits = self.device.empty((1, n, v), np.float32)
-            features = self.device.empty((1, n, self.model.feature_width), np.float32)
-            self.transformer(tokens, condition, logits, features)
-            self._first = logits
-        return self._first
+            with contextlib.ExitStack() as stack:
+                kept = self.device.workspace(first_pass_buffers(self.model, self.engines))
+                stack.callback(kept.close)
+                self._run_first(kept["logits"])
+                self._first = kept
+                stack.pop_all()
+        return self._first["logits"]
 
     def transformer(
-        self, tokens: Buffer, condition: Buffer, logits: Buffer, features: Buffer
+        self, tokens: Buffer, condition: Buffer, logits: Buffer, features: Buffer | None
     ) -> None:
         """Enqueue one pass; every buffer has the same batch."""
-        engine = self.engines["transformer"]
         bindings = {"tokens": tokens, self.model.condition_input: condition, "logits": logits}
-        if "features" in engine.outputs:
+        if features is not None:
             bindings["features"] = features
         with self.device.span("transformer"):
-            engine.enqueue(bindings)
+            self.engines["transformer"].enqueue(bindings)
+
+    def close(self) -> None:
+        """Release every plan; closing twice is fine."""
+        self._drop(keep=0)
+        if self._first is not None:
+            self._first.close()
+            self._first = None
+
+    def _run_first(self, logits: Buffer) -> None:
+        assert self.unconditional is not None
+        one = PlanKey(batch=1, steps=1, guided=False, policy=False)
+        specs = plan_buffers(self.model, self.engines, one)
+        names = [name for name in ("condition", "given", "features") if name in specs]
+        with self.device.workspace({name: specs[name] for name in names}) as inputs:
+            self.device.upload(inputs["condition"], self.unconditional[None])
+            masked = np.full((1, self.model.num_tokens), self.model.mask_token, np.int32)
+            self.device.upload(inputs["given"], masked)
+            features = inputs["features"] if "features" in names else None
+            self.transformer(inputs["given"], inputs["condition"], logits, features)
+            self.device.synchronize()
+
+    def _make_room(self, needed: int) -> None:
+        while self._plans and (
+            len(self._plans) >= MAX_PLANS
+            or needed + sum(plan.bytes for plan in self._plans.values()) > self._max_plan_bytes
+        ):
+            self._drop(keep=len(self._plans) - 1)
+
+    def _drop(self, keep: int) -> None:
+        while len(self._plans) > keep:
+            self._plans.popitem(last=False)[1].close()
 
 
 class MaskedPlan:
-    """Buffers and the captured sequence for one :class:`PlanKey`."""
+    """The buffers and the captured sequence for one :class:`PlanKey`."""
 
-    def __init__(self, decoder: MaskedDecoder, key: PlanKey) -> None:
+    def __init__(
+        self, decoder: MaskedDecoder, key: PlanKey, buffers: Mapping[str, BufferSpec]
+    ) -> None:
         self._decoder, self._device, self.key = decoder, decoder.device, key
-        model, empty = decoder.model, decoder.device.empty
-        batch, steps, n, v = key.batch, key.steps, model.num_tokens, model.codebook_size
-        passes = 2 * batch if key.guided else batch
-        height, width = model.image_size
-        shape = model.tensor_shapes()["transformer", model.condition_input]
-        dtype = decoder.engines["transformer"].inputs[model.condition_input].dtype
-        self.condition = empty((passes, *shape), dtype)
-        self.seeds = empty((batch,), np.uint64)
-        self.step_ids = empty((steps, batch), np.int32)
-        self.parameters = empty((steps, batch, 4), np.float32)
-        self.action = empty((batch, 4), np.float32)
-        self.tokens = empty((steps + 1, passes, n), np.int32)
-        self.sampled = empty((steps, batch, n), np.int32)
-        self.confidence = empty((batch, n), np.float32)
-        self.logits = empty((passes, n, v), np.float32)
-        self.features = empty((passes, n, model.feature_width), np.float32)
-        self.image = empty((batch, 3, height, width), np.float32)
-        self.pixels = empty((batch, height, width, 3), np.uint8)
-        self.error = empty((1,), np.int32)
-        self._device.upload(
-            self.step_ids, np.repeat(np.arange(steps, dtype=np.int32)[:, None], batch, 1)
-        )
-        self._all_masked = np.full(self.tokens.shape[1:], model.mask_token, np.int32)
-        self._no_error = np.zeros(1, np.int32)
-        self._first = decoder.first_unconditional() if key.guided and key.reuse_first else None
-        self._steps = [self._bind_step(step) for step in range(steps)]
-        self._run = self._device.capture(self._sequence)
+        self.bytes = sum(spec.bytes for spec in buffers.values())
+        first = decoder.first_unconditional() if key.guided and key.reuse_first else None
+        with contextlib.ExitStack() as stack:
+            self.workspace = decoder.device.workspace(buffers)
+            stack.callback(self.workspace.close)
+            self._first = first
+            self._steps = [self._bind_step(step) for step in range(key.steps)]
+            if key.policy:
+                self.workspace.write("step_ids", np.arange(key.steps, dtype=np.int32)[:, None])
+            self._replay = self._captured()
+            stack.pop_all()
 
     def run(
-        self, condition: Array, seeds: Array, parameters: npt.NDArray[np.float32] | None
+        self,
+        condition: Array,
+        seeds: Array,
+        parameters: npt.NDArray[np.float32] | None,
+        *,
+        given: Array | None = None,
+        mask: Array | None = None,
     ) -> Decoded:
         """Generate one batch; arguments as in :meth:`prepare`.
 
         Raises:
             EngineError: a graph gave NaN or infinite numbers.
         """
-        self.prepare(condition, seeds, parameters)
-        self._run()
-        if self._device.download(self.error)[0]:
+        self.prepare(condition, seeds, parameters, given=given, mask=mask)
+        self._replay()
+        self._device.synchronize()
+        read = self.workspace.read
+        if read("error")[0]:
             raise EngineError(
                 "a graph produced NaN or infinite numbers; see which with: fewstep verify"
             )
         return Decoded(
-            pixels=self._device.download(self.pixels),
-            sampled=self._device.download(self.sampled),
-            tokens=self._device.download(self.tokens)[:, : self.key.batch],
-            parameters=self._device.download(self.parameters),
+            pixels=read("pixels"),
+            sampled=read("sampled"),
+            tokens=read("tokens")[:, : self.key.batch],
+            parameters=read("parameters"),
         )
 
     def prepare(
-        self, condition: Array, seeds: Array, parameters: npt.NDArray[np.float32] | None
+        self,
+        condition: Array,
+        seeds: Array,
+        parameters: npt.NDArray[np.float32] | None,
+        *,
+        given: Array | None = None,
+        mask: Array | None = None,
     ) -> None:
-        """Upload the inputs of a run.
+        """Write the inputs of a run, for the next :meth:`start` or replay.
 
         Args:
             condition: class ids ``[B]`` int32 or text states ``[B, L, D]`` float32.
             seeds: ``[B]`` uint64.
             parameters: ``[T, 4]``, or ``None`` with a policy.
+            given: ids ``[B, N]`` that stay where ``mask`` is 0. Only for plans that do not reuse
+                the all-masked first pass.
+            mask: ``[B, N]``, 1 where a token is to be generated; everywhere if ``None``.
         """
         if self.key.guided:
             assert self._decoder.unconditional is not None
             nothing = np.broadcast_to(self._decoder.unconditional, condition.shape)
             condition = np.concatenate([condition, nothing])
-        self._device.upload(self.condition, condition)
-        self._device.upload(self.seeds, seeds)
+        write = self.workspace.write
+        write("condition", condition)
+        write("seeds", seeds)
+        write("given", 0 if given is None else given)
+        write("mask", 1 if mask is None else mask)
+        write("error", 0)
         if parameters is not None:
-            each = np.broadcast_to(parameters[:, None], self.parameters.shape)
-            self._device.upload(self.parameters, each)
-        self._device.upload(self.tokens[0], self._all_masked)
-        self._device.upload(self.error, self._no_error)
+            write("parameters", parameters[:, None])
+
+    def start(self) -> None:
+        """Enqueue the inputs and the initial tokens."""
+        self.workspace.send()
+        model, buffers = self._decoder.model, self.workspace
+        self._device.launch(
+            "initial_tokens",
+            given=buffers["given"],
+            mask=buffers["mask"],
+            codebook_size=model.codebook_size,
+            mask_token=model.mask_token,
+            tokens=buffers["tokens"][0],
+            error=buffers["error"],
+        )
 
     def sample(self, step: int, tokens: Buffer) -> None:
         """Enqueue the sampling of ``tokens [B, N]`` from the logits of the last pass."""
@@ -210,16 +272,31 @@ class MaskedPlan:
 
     def decode(self) -> None:
         """Enqueue the decoder on the last step's samples, and the pixels."""
+        buffers = self.workspace
         with self._device.span("decoder"):
             self._decoder.engines["decoder"].enqueue(
-                {"tokens": self.sampled[self.key.steps - 1], "image": self.image}
+                {"tokens": buffers["sampled"][self.key.steps - 1], "image": buffers["image"]}
             )
-        self._device.launch("to_pixels", image=self.image, pixels=self.pixels, error=self.error)
+        self._device.launch(
+            "to_pixels", image=buffers["image"], pixels=buffers["pixels"], error=buffers["error"]
+        )
+
+    def close(self) -> None:
+        """Release graph and buffers; closing twice is fine."""
+        self._replay.close()
+        self.workspace.close()
+
+    def _captured(self) -> Replay:
+        if self._decoder.capturable:
+            return self._device.capture(self._sequence)
+        return Direct(self._sequence)
 
     def _sequence(self) -> None:
+        self.start()
         for step in range(self.key.steps):
             self._step(step)
         self.decode()
+        self.workspace.fetch()
 
     def _step(self, step: int) -> None:
         bound = self._steps[step]
@@ -232,53 +309,50 @@ class MaskedPlan:
 
     def _bind_step(self, step: int) -> _Step:
         """Views and arguments of one step, made once: making them costs as much as using them."""
-        batch, guided = self.key.batch, self.key.guided
+        batch, guided, buffers = self.key.batch, self.key.guided, self.workspace
         reuse = step == 0 and self._first is not None
         rows = slice(0, 2 * batch if guided and not reuse else batch)
-        tokens, parameters = self.tokens[step], self.parameters[step]
-        own = self.logits[batch:] if guided else self.logits
+        tokens, logits = buffers["tokens"][step], buffers["logits"]
         shared: dict[str, Argument] = {
-            "sampled": self.sampled[step],
-            "confidence": self.confidence,
-            "parameters": parameters,
+            "sampled": buffers["sampled"][step],
+            "confidence": buffers["confidence"],
+            "parameters": buffers["parameters"][step],
             "mask_token": self._decoder.model.mask_token,
         }
         return _Step(
             transformer=(
                 tokens[rows],
-                self.condition[rows],
-                self.logits[rows],
-                self.features[rows],
+                buffers["condition"][rows],
+                logits[rows],
+                buffers["features"][rows] if self._decoder.has_features else None,
             ),
             sample={
                 **shared,
-                "conditional": self.logits[:batch],
-                "unconditional": self._first if reuse else own,
+                "conditional": logits[:batch],
+                "unconditional": self._first if reuse else logits[batch:] if guided else logits,
                 "tokens": tokens[:batch],
-                "seeds": self.seeds,
+                "seeds": buffers["seeds"],
                 "step": step,
-                "error": self.error,
+                "error": buffers["error"],
             },
-            remask={**shared, "next_tokens": self.tokens[step + 1]},
+            remask={**shared, "next_tokens": buffers["tokens"][step + 1]},
         )
 
     def _act(self, step: int) -> None:
-        policy = self._decoder.model.policy
+        policy, buffers = self._decoder.model.policy, self.workspace
         assert policy is not None
         with self._device.span("policy"):
             self._decoder.engines[policy.graph].enqueue(
                 {
-                    "features": self.features[: self.key.batch],
-                    "step": self.step_ids[step],
-                    "action": self.action,
+                    "features": buffers["features"][: self.key.batch],
+                    "step": buffers["step_ids"][step],
+                    "action": buffers["action"],
                 }
             )
             self._device.launch(
                 "policy_parameters",
-                action=self.action,
-                step=step,
-                steps=self.key.steps,
-                residual=int(policy.residual),
-                parameters=self.parameters[step],
-                error=self.error,
+                action=buffers["action"],
+                **policy_offsets(step, self.key.steps, residual=policy.residual),
+                parameters=buffers["parameters"][step],
+                error=buffers["error"],
             )

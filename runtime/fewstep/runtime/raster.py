@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from fewstep.runtime.device import Array
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.masked import MaskedPlan, PlanKey
+from fewstep.runtime.masked import MaskedPlan
+from fewstep.runtime.plan import PlanKey
 from fewstep.runtime.request import condition_of, seeds_of
 
 Ids = npt.NDArray[np.int32]
@@ -55,18 +56,21 @@ def decode_in_raster_order(
 
 
 def _sample_all(generator: Generator, plan: MaskedPlan) -> Ids:
-    device, decoder = generator.device, generator.decoder
-    mask_token, batch = decoder.model.mask_token, plan.key.batch
-    tokens = np.full(plan.tokens.shape[1:], mask_token, np.int32)
-    only = device.empty((batch, tokens.shape[1]), np.int32)
-    for position in range(tokens.shape[1]):
-        device.upload(plan.tokens[0], tokens)
-        decoder.transformer(plan.tokens[0], plan.condition, plan.logits, plan.features)
+    device, decoder, buffers = generator.device, generator.decoder, plan.workspace
+    batch, (_, rows, count) = plan.key.batch, buffers["tokens"].shape
+    tokens = np.full((rows, count), decoder.model.mask_token, np.int32)
+    features = buffers["features"] if decoder.has_features else None
+    plan.start()
+    for position in range(count):
+        device.upload(buffers["tokens"][0], tokens)
+        decoder.transformer(buffers["tokens"][0], buffers["condition"], buffers["logits"], features)
         known = tokens[:batch].copy()
         known[:, position + 1 :] = 0  # only this position is left to sample
-        device.upload(only, known)
+        device.upload(buffers["given"], known)
         with device.span("sampling"):
-            plan.sample(0, only)
-        tokens[:, position] = np.resize(device.download(plan.sampled)[0, :, position], len(tokens))
+            plan.sample(0, buffers["given"])
+        sampled = device.download(buffers["sampled"])[0, :, position]
+        tokens[:, position] = np.resize(sampled, rows)
     plan.decode()
+    device.synchronize()
     return tokens[:batch]

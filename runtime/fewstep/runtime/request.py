@@ -141,6 +141,17 @@ def schedule_of(
     return Schedule(name, **complete)
 
 
+def require_unconditional(model: MaskedModel, guided: bool) -> None:
+    """Check that a guided request can be served.
+
+    Raises:
+        RequestError: guidance in a bundle without the text states of the empty text.
+    """
+    condition = model.condition
+    if guided and isinstance(condition, TextCondition) and condition.unconditional_file is None:
+        raise RequestError("this bundle has no unconditional text: use guidance 0")
+
+
 def _ramp(name: str, value: float | Ramp) -> Ramp:
     if isinstance(value, Real):
         return float(value), float(value)

@@ -1,20 +1,40 @@
 """Devices: where memory and kernels live.
 
-A decode loop is written once against :class:`Device`: it allocates buffers, enqueues engines and
-launches kernels by name, and never reads a buffer before the sequence is over. On ``cpu`` every
-call runs at once; a CUDA device may capture the same sequence into a graph.
+A decode loop is written once against :class:`Device`: it takes one :class:`Workspace` of named
+buffers, enqueues copies, engines and kernels, and reads results only after the sequence is over.
+On ``cpu`` every call runs at once; ``cuda`` captures the same sequence into one graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+
+Role = Literal["input", "status", "output", "internal"]
+"""``input``: written by the host before a run; ``output``: read by it after; ``status``: both;
+``internal``: never seen by the host."""
+
+
+@dataclass(frozen=True)
+class BufferSpec:
+    """One buffer of a workspace."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    role: Role = "internal"
+
+    @property
+    def bytes(self) -> int:
+        """Size of the contents."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 class Buffer(Protocol):
@@ -36,17 +56,91 @@ class Buffer(Protocol):
         ...
 
 
+class Workspace(AbstractContextManager["Workspace"], Protocol):
+    """Named buffers, allocated together and released together."""
+
+    def __getitem__(self, name: str) -> Buffer: ...
+
+    def write(self, name: str, values: npt.ArrayLike) -> None:
+        """Set the host side of an input (broadcast to its shape); the next run reads it."""
+        ...
+
+    def read(self, name: str) -> Array:
+        """A copy of the host side of an output, as of the last run that was waited for."""
+        ...
+
+    def send(self) -> None:
+        """Enqueue the inputs' way to the device."""
+        ...
+
+    def fetch(self) -> None:
+        """Enqueue the outputs' way to the host."""
+        ...
+
+    def close(self) -> None:
+        """Release the memory; closing twice is fine."""
+        ...
+
+
+class Replay(Protocol):
+    """A sequence of enqueues that one call enqueues again."""
+
+    def __call__(self) -> None: ...
+
+    def close(self) -> None:
+        """Release what the replay holds; closing twice is fine."""
+        ...
+
+
+class Direct:
+    """A replay that simply runs the sequence."""
+
+    def __init__(self, sequence: Callable[[], None]) -> None:
+        self._sequence = sequence
+
+    def __call__(self) -> None:
+        self._sequence()
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+@dataclass(frozen=True)
+class CudaStream:
+    """Where engines run on a GPU: its number, and the handle of the device's stream."""
+
+    ordinal: int
+    handle: int
+
+
 class Device(Protocol):
     """Memory, kernels and timing of one place of execution."""
 
     name: str
 
-    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Buffer:
-        """Allocate an uninitialised buffer."""
+    @property
+    def cuda_stream(self) -> CudaStream | None:
+        """The stream that engines must enqueue on; ``None`` on the CPU."""
+        ...
+
+    def require_thread(self) -> None:
+        """Raise ``DeviceError`` if the device belongs to another thread."""
+        ...
+
+    def require(self) -> None:
+        """Raise ``DeviceError`` if this thread cannot use the device now."""
+        ...
+
+    def workspace(self, specs: Mapping[str, BufferSpec]) -> Workspace:
+        """Allocate the named buffers; the host side of inputs starts as zeros.
+
+        Raises:
+            OutOfMemoryError: there is not enough memory; nothing was allocated.
+        """
         ...
 
     def upload(self, buffer: Buffer, values: Array) -> None:
-        """Copy host values of the same shape into a buffer."""
+        """Copy host values of the same shape into a buffer, and wait."""
         ...
 
     def download(self, buffer: Buffer) -> Array:
@@ -58,15 +152,19 @@ class Device(Protocol):
         ...
 
     def span(self, stage: str) -> AbstractContextManager[None]:
-        """Attribute the time of the block to ``stage``."""
+        """Attribute the time of what the block enqueues to ``stage``."""
         ...
 
     def timings(self) -> dict[str, float]:
-        """Milliseconds per stage since the last call."""
+        """Milliseconds per stage since the last call, of work that was waited for."""
         ...
 
-    def capture(self, sequence: Callable[[], None]) -> Callable[[], None]:
-        """Make a sequence of enqueues repeatable with one call."""
+    def capture(self, sequence: Callable[[], None]) -> Replay:
+        """Make a sequence of enqueues repeatable with one call; it may run once on the way."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait for all that was enqueued."""
         ...
 
     def close(self) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.runtime.device import Array, Buffer
-from fewstep.runtime.errors import DeviceError
-from fewstep.runtime.kernels import KERNELS
+from fewstep.runtime.device import Array, Buffer, BufferSpec, Direct
+from fewstep.runtime.errors import DeviceError, OutOfMemoryError
+from fewstep.runtime.kernels.cpu import KERNELS
 
 
 class CpuBuffer:
@@ -46,32 +47,71 @@ def host_array(buffer: Buffer) -> Array:
     return buffer.array
 
 
+class CpuWorkspace:
+    """Arrays by name; the host side of a buffer is the buffer itself."""
+
+    def __init__(self, specs: Mapping[str, BufferSpec]) -> None:
+        self._buffers = {name: CpuBuffer(_allocate(spec)) for name, spec in specs.items()}
+
+    def __getitem__(self, name: str) -> CpuBuffer:
+        return self._buffers[name]
+
+    def write(self, name: str, values: npt.ArrayLike) -> None:
+        """Set a buffer, broadcasting ``values`` to its shape."""
+        np.copyto(self._buffers[name].array, values)
+
+    def read(self, name: str) -> Array:
+        """A copy of a buffer."""
+        return self._buffers[name].array.copy()
+
+    def send(self) -> None:
+        """Nothing to do: the host side is the device's."""
+
+    def fetch(self) -> None:
+        """Nothing to do: the host side is the device's."""
+
+    def close(self) -> None:
+        """Drop the arrays."""
+        self._buffers = {}
+
+    def __enter__(self) -> CpuWorkspace:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
 class CpuDevice:
     """Runs every call at once, in the caller's thread."""
 
     name = "cpu"
+    cuda_stream = None
 
     def __init__(self) -> None:
         self._elapsed: defaultdict[str, float] = defaultdict(float)
         self._open = True
 
-    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> CpuBuffer:
-        """Allocate an uninitialised array.
+    def require_thread(self) -> None:
+        """Any thread may use the CPU."""
 
-        Raises:
-            DeviceError: the device is closed or the memory is not to be had.
-        """
-        self._require_open()
-        try:
-            return CpuBuffer(np.empty(shape, dtype))
-        except (MemoryError, ValueError) as error:
-            raise DeviceError(
-                f"out of memory for a buffer of shape {shape}; use a smaller batch"
-            ) from error
+    def require(self) -> None:
+        """Raise ``DeviceError`` if the device is closed; any thread may use it."""
+        if not self._open:
+            raise DeviceError("the cpu device is closed; open the Generator again")
+
+    def workspace(self, specs: Mapping[str, BufferSpec]) -> CpuWorkspace:
+        """Allocate arrays."""
+        self.require()
+        return CpuWorkspace(specs)
 
     def upload(self, buffer: Buffer, values: Array) -> None:
         """Copy ``values`` (same shape) into ``buffer``."""
-        self._require_open()
+        self.require()
         target = host_array(buffer)
         if target.shape != values.shape:
             raise DeviceError(f"expected values of shape {target.shape}, got {values.shape}")
@@ -79,12 +119,12 @@ class CpuDevice:
 
     def download(self, buffer: Buffer) -> Array:
         """Copy ``buffer`` out."""
-        self._require_open()
+        self.require()
         return host_array(buffer).copy()
 
     def launch(self, kernel: str, **arguments: Buffer | int | float | None) -> None:
         """Run a kernel on the arrays behind the buffers."""
-        self._require_open()
+        self.require()
         KERNELS[kernel](
             **{
                 name: value.array if isinstance(value, CpuBuffer) else value
@@ -105,14 +145,23 @@ class CpuDevice:
         self._elapsed.clear()
         return taken
 
-    def capture(self, sequence: Callable[[], None]) -> Callable[[], None]:
-        """Return the sequence itself: there is no launch overhead to save."""
-        return sequence
+    def capture(self, sequence: Callable[[], None]) -> Direct:
+        """Replay by running the sequence itself: there is no launch overhead to save."""
+        return Direct(sequence)
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
 
     def close(self) -> None:
         """Refuse further use."""
         self._open = False
 
-    def _require_open(self) -> None:
-        if not self._open:
-            raise DeviceError("the cpu device is closed; open the Generator again")
+
+def _allocate(spec: BufferSpec) -> Array:
+    try:
+        # Outputs and internals are overwritten before they are read: zeros would cost a pass.
+        return (np.zeros if spec.role == "input" else np.empty)(spec.shape, spec.dtype)
+    except (MemoryError, ValueError) as error:
+        raise OutOfMemoryError(
+            f"out of memory for a buffer of {spec.bytes:,} bytes; use a smaller batch"
+        ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from fewstep.runtime.device import Array, Buffer, Device
+from fewstep.runtime.device import Array, Buffer, BufferSpec, Device
 from fewstep.runtime.manifest import TensorInfo
 
 
@@ -25,6 +25,11 @@ class Engine(Protocol):
     @property
     def outputs(self) -> Mapping[str, TensorInfo]: ...
 
+    @property
+    def capturable(self) -> bool:
+        """Whether its work may be captured into a graph of the device."""
+        ...
+
     def enqueue(self, bindings: Mapping[str, Buffer]) -> None:
         """Run the graph on buffers bound by tensor name; outputs are written in place.
 
@@ -41,12 +46,14 @@ class Engine(Protocol):
 def run_once(device: Device, engine: Engine, inputs: Mapping[str, Array]) -> dict[str, Array]:
     """Run an engine on host arrays and return its outputs: for checks, not for loops."""
     batch = len(next(iter(inputs.values())))
-    bindings = {}
-    for name, value in inputs.items():
-        bindings[name] = device.empty(value.shape, engine.inputs[name].dtype)
-        device.upload(bindings[name], value)
+    specs = {
+        name: BufferSpec(value.shape, engine.inputs[name].dtype) for name, value in inputs.items()
+    }
     for name, info in engine.outputs.items():
         shape = tuple(batch if isinstance(size, str) else size for size in info.shape)
-        bindings[name] = device.empty(shape, info.dtype)
-    engine.enqueue(bindings)
-    return {name: device.download(bindings[name]) for name in engine.outputs}
+        specs[name] = BufferSpec(shape, info.dtype)
+    with device.workspace(specs) as buffers:
+        for name, value in inputs.items():
+            device.upload(buffers[name], value.astype(specs[name].dtype, copy=False))
+        engine.enqueue({name: buffers[name] for name in specs})
+        return {name: device.download(buffers[name]) for name in engine.outputs}

@@ -1,4 +1,8 @@
-"""ONNX Runtime engines on the CPU provider, writing straight into device buffers."""
+"""ONNX Runtime engines, reading and writing device buffers in place.
+
+On the CPU through its CPU provider; on a GPU through its CUDA provider, enqueued on the device's
+stream. ONNX Runtime may allocate while it runs, so its work is not captured into a CUDA graph.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewstep.runtime.device import Buffer
-from fewstep.runtime.errors import EngineError, missing
+from fewstep.runtime.device import Buffer, CudaStream
+from fewstep.runtime.errors import EngineError, MissingDependencyError, missing
 from fewstep.runtime.manifest import GraphInfo
 
 if TYPE_CHECKING:
     import onnxruntime
 
 _MAX_BINDINGS = 512
+_CUDA = "CUDAExecutionProvider"
 
 
 class OnnxRuntimeEngine:
@@ -24,17 +29,29 @@ class OnnxRuntimeEngine:
         name: the graph's name in the bundle, for messages.
         path: a checked ``.onnx`` file.
         info: its inputs and outputs as the manifest states them.
-        threads: intra-op threads; 0 uses every core.
+        threads: intra-op threads on the CPU; 0 uses every core.
+        cuda: the GPU and stream to run on; ``None`` for the CPU.
 
     Raises:
-        MissingDependencyError: onnxruntime is not installed.
+        MissingDependencyError: onnxruntime, or for CUDA onnxruntime-gpu, is not installed.
         EngineError: ONNX Runtime refuses the graph, or its inputs and outputs are not the
             manifest's.
     """
 
-    def __init__(self, name: str, path: Path, info: GraphInfo, *, threads: int = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        info: GraphInfo,
+        *,
+        threads: int = 0,
+        cuda: CudaStream | None = None,
+    ) -> None:
         self.name, self.inputs, self.outputs = name, info.inputs, info.outputs
-        self._session: onnxruntime.InferenceSession | None = _session(name, path, threads)
+        self.capturable = cuda is None  # on the CPU there is nothing to capture
+        self._place = ("cpu", 0) if cuda is None else ("cuda", cuda.ordinal)
+        self._session: onnxruntime.InferenceSession | None = _session(name, path, threads, cuda)
+        self._options = _run_options(cuda)
         self._names = {*info.inputs, *info.outputs}
         self._check_against_manifest()
         # Bindings by the buffers they were made for: a plan reuses few of them.
@@ -50,7 +67,7 @@ class OnnxRuntimeEngine:
                 self._bound.clear()
             bound = self._bound[key] = self._bind(bindings)
         try:
-            session.run_with_iobinding(bound)
+            session.run_with_iobinding(bound, self._options)
         except Exception as error:  # onnxruntime raises types of its own, without a common base
             raise EngineError(f"graph '{self.name}' failed to run: {error}") from error
 
@@ -69,7 +86,7 @@ class OnnxRuntimeEngine:
                 raise EngineError(f"graph '{self.name}' has no input or output '{name}'")
             _check(self.name, name, buffer, info.dtype, info.shape)
             bind = bound.bind_input if name in self.inputs else bound.bind_output
-            bind(name, "cpu", 0, buffer.dtype.type, buffer.shape, buffer.pointer)
+            bind(name, *self._place, buffer.dtype.type, buffer.shape, buffer.pointer)
         return bound
 
     def _open_session(self) -> onnxruntime.InferenceSession:
@@ -101,17 +118,50 @@ def _check(graph: str, name: str, buffer: Buffer, dtype: str, shape: tuple[int |
         )
 
 
-def _session(name: str, path: Path, threads: int) -> onnxruntime.InferenceSession:
+def _session(
+    name: str, path: Path, threads: int, cuda: CudaStream | None
+) -> onnxruntime.InferenceSession:
     try:
         import onnxruntime
     except ImportError as error:
+        if cuda is not None:
+            raise MissingDependencyError(
+                "onnxruntime-gpu is not installed; install it with: pip install onnxruntime-gpu"
+            ) from error
         raise missing("onnxruntime", "cpu") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     # Idle workers that spin would take the core that the loop's own kernels run on.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
+    providers = ["CPUExecutionProvider"] if cuda is None else [_cuda_provider(cuda)]
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:  # onnxruntime raises types of its own, without a common base
         raise EngineError(f"ONNX Runtime refuses graph '{name}' ({path}): {error}") from error
+    if cuda is not None and session.get_providers()[0] != _CUDA:
+        raise EngineError(
+            f"ONNX Runtime cannot run graph '{name}' on the GPU, its CUDA libraries do not load; "
+            "see which with: python -c 'import onnxruntime; onnxruntime.preload_dlls()'"
+        )
+    return session
+
+
+def _cuda_provider(cuda: CudaStream) -> tuple[str, dict[str, str]]:
+    import onnxruntime
+
+    if _CUDA not in onnxruntime.get_available_providers():
+        raise MissingDependencyError(
+            "the installed onnxruntime has no CUDA provider; replace it with: pip uninstall "
+            "onnxruntime && pip install onnxruntime-gpu"
+        )
+    return _CUDA, {"device_id": str(cuda.ordinal), "user_compute_stream": str(cuda.handle)}
+
+
+def _run_options(cuda: CudaStream | None) -> onnxruntime.RunOptions:
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    if cuda is not None:  # the stream keeps the order; waiting would only stall it
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    return options

@@ -1,0 +1,226 @@
+"""The CUDA device: one stream in the GPU's primary context, kernels from a cubin, one graph a plan.
+
+The primary context is the one that PyTorch, ONNX Runtime and TensorRT use too, so that engines and
+kernels see the same memory. It is made current in the thread that opens the device and stays so
+until the device is closed; only that thread may use it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from fewstep.runtime.device import Array, Buffer, BufferSpec, CudaStream
+from fewstep.runtime.device.cuda_driver import (
+    checked,
+    device_of,
+    load_bindings,
+    load_driver,
+    translated,
+)
+from fewstep.runtime.device.cuda_graph import CudaGraph
+from fewstep.runtime.device.cuda_memory import CudaWorkspace
+from fewstep.runtime.device.cuda_timing import Span, Timeline
+from fewstep.runtime.errors import DeviceError
+from fewstep.runtime.kernels.launch import launch_of
+
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: never waits for, nor holds up, the default stream
+
+
+class CudaReplay:
+    """A captured sequence that one call launches."""
+
+    def __init__(self, device: CudaDevice, graph: CudaGraph, spans: list[Span]) -> None:
+        self._device, self.graph, self.spans = device, graph, spans
+
+    def __call__(self) -> None:
+        self._device.replay(self)
+
+    def close(self) -> None:
+        """Destroy graph and events; closing twice is fine."""
+        self.graph.close()
+        self._device.timeline.release(self.spans)
+        self.spans = []
+
+
+class CudaDevice:
+    """Enqueues everything on one stream.
+
+    Args:
+        cubin: the kernels, compiled for this GPU (``kernels.load_cubin``).
+        ordinal: number of the GPU.
+        profile: time every stage with events inside the graph, at about a microsecond each;
+            otherwise only the graph as a whole.
+
+    Raises:
+        MissingDependencyError: pycuda or cuda-bindings is not installed.
+        DeviceError: no driver, no such GPU, or a cubin that it cannot load.
+    """
+
+    name = "cuda"
+
+    def __init__(self, cubin: bytes, *, ordinal: int = 0, profile: bool = False) -> None:
+        self._driver, self._cuda = load_driver(), load_bindings()
+        device = device_of(self._driver, ordinal)
+        self.ordinal, self._profile, self._lost = ordinal, profile, False
+        attribute = self._driver.device_attribute
+        self.integrated = bool(
+            device.get_attribute(attribute.INTEGRATED)
+            and device.get_attribute(attribute.CAN_MAP_HOST_MEMORY)
+        )
+        self._functions: dict[str, Any] = {}
+        self._replayed: list[Span] = []
+        with contextlib.ExitStack() as stack, translated(self._driver, "opening the GPU"):
+            self._enter_context(device, stack)
+            self._stream = self._driver.Stream(_NON_BLOCKING)
+            self._handle = int(self._stream.handle)
+            stack.callback(setattr, self, "_stream", None)
+            self.timeline = Timeline(self._handle)
+            stack.callback(self.timeline.drop)
+            self._module = self._driver.module_from_buffer(cubin)
+            stack.callback(self._drop_module)
+            self._release: contextlib.ExitStack | None = stack.pop_all()
+
+    @property
+    def cuda_stream(self) -> CudaStream:
+        """The stream that engines enqueue on."""
+        return CudaStream(self.ordinal, self._handle)
+
+    def require_thread(self) -> None:
+        """Check that the device's context is current in this thread.
+
+        Raises:
+            DeviceError: it is not.
+        """
+        here = threading.get_ident() == self._ident and self._current() == self._context_handle
+        if self._release is not None and not here:
+            raise DeviceError(
+                f"the CUDA context of this Generator is not current in thread "
+                f"'{threading.current_thread().name}', it was opened in '{self._thread}': use and "
+                "close it there, or open one Generator per thread"
+            )
+
+    def require(self) -> None:
+        """Check that the device is open, and its context current in this thread.
+
+        Raises:
+            DeviceError: closed, lost, or another thread or context.
+        """
+        if self._release is None:
+            raise DeviceError("the cuda device is closed; open the Generator again")
+        if self._lost:
+            raise DeviceError(
+                "the CUDA context was lost after an error on the GPU; open the Generator again, in "
+                "a new process if that fails"
+            )
+        self.require_thread()
+
+    def workspace(self, specs: Mapping[str, BufferSpec]) -> CudaWorkspace:
+        """Allocate device memory and its pinned host side."""
+        self.require()
+        return CudaWorkspace(self._driver, self._stream, specs, mapped=self.integrated)
+
+    def upload(self, buffer: Buffer, values: Array) -> None:
+        """Copy ``values`` (same shape) into ``buffer``, and wait."""
+        self.require()
+        if buffer.shape != values.shape:
+            raise DeviceError(f"expected values of shape {buffer.shape}, got {values.shape}")
+        source = np.ascontiguousarray(values, buffer.dtype)
+        with self._running("copying to the GPU"):
+            self._driver.memcpy_htod_async(buffer.pointer, source, self._stream)
+            self._stream.synchronize()
+
+    def download(self, buffer: Buffer) -> Array:
+        """Copy ``buffer`` to the host, and wait."""
+        self.require()
+        values = np.empty(buffer.shape, buffer.dtype)
+        with self._running("copying from the GPU"):
+            self._driver.memcpy_dtoh_async(values, buffer.pointer, self._stream)
+            self._stream.synchronize()
+        return values
+
+    def launch(self, kernel: str, **arguments: Buffer | int | float | None) -> None:
+        """Enqueue a kernel."""
+        self.require()
+        launch = launch_of(kernel, arguments)
+        with self._running(f"launching {launch.entry}"):
+            function = self._functions.get(launch.entry)
+            if function is None:
+                function = self._module.get_function(launch.entry)
+                function.prepare(launch.signature)
+                self._functions[launch.entry] = function
+            function.prepared_async_call(launch.grid, launch.block, self._stream, *launch.arguments)
+
+    @contextlib.contextmanager
+    def span(self, stage: str) -> Iterator[None]:
+        """Time what the block enqueues, if the device profiles stages."""
+        with self.timeline.span(stage) if self._profile else contextlib.nullcontext():
+            yield
+
+    def timings(self) -> dict[str, float]:
+        """Milliseconds per stage, or of whole graphs as ``device``, since the last call."""
+        return self.timeline.take()
+
+    def capture(self, sequence: Callable[[], None]) -> CudaReplay:
+        """Run the sequence once, so that engines settle, then capture it into a graph."""
+        self.require()
+        sequence()
+        self.synchronize()
+        self.timeline.take()
+        with self.timeline.capturing() as spans:
+            graph = CudaGraph(self._handle, sequence)
+        return CudaReplay(self, graph, spans)
+
+    def replay(self, replay: CudaReplay) -> None:
+        """Enqueue a captured sequence."""
+        self.require()
+        whole = contextlib.nullcontext() if self._profile else self.timeline.span("device")
+        with whole:
+            replay.graph.launch()
+        self._replayed += replay.spans
+
+    def synchronize(self) -> None:
+        """Wait for all that was enqueued, and read the events."""
+        self.require()
+        with self._running("waiting for the GPU"):
+            self._stream.synchronize()
+        replayed, self._replayed = self._replayed, []
+        self.timeline.collect(replayed)
+
+    def close(self) -> None:
+        """Release module, stream and context; closing twice is fine."""
+        if self._release is None:
+            return
+        self.require_thread()
+        release, self._release = self._release, None
+        release.close()
+
+    def _enter_context(self, device: Any, stack: contextlib.ExitStack) -> None:
+        context = device.retain_primary_context()
+        stack.callback(context.detach)
+        context.push()
+        stack.callback(context.pop)
+        self._context_handle = self._current()
+        self._ident, self._thread = threading.get_ident(), threading.current_thread().name
+
+    def _drop_module(self) -> None:
+        self._functions.clear()
+        self._module = None
+
+    def _current(self) -> int:
+        return int(checked(self._cuda.cuCtxGetCurrent(), "reading the current context"))
+
+    @contextlib.contextmanager
+    def _running(self, doing: str) -> Iterator[None]:
+        """Translate errors, and notice those that no later call survives."""
+        try:
+            with translated(self._driver, doing):
+                yield
+        except DeviceError:
+            status = self._cuda.cuCtxSynchronize()[0]  # a capture refuses it without being lost
+            self._lost = int(status) != 0 and "STREAM_CAPTURE" not in status.name
+            raise

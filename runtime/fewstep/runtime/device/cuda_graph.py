@@ -1,0 +1,81 @@
+"""One CUDA graph for a whole sequence of enqueues, captured from a stream and launched again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fewstep.runtime.device.cuda_driver import checked, load_bindings
+from fewstep.runtime.errors import DeviceError
+
+
+class CudaGraph:
+    """A captured sequence.
+
+    Args:
+        stream: handle of the stream that the sequence enqueues on.
+        sequence: what to capture; it must not wait for anything.
+
+    Raises:
+        DeviceError: something in the sequence cannot be captured.
+    """
+
+    def __init__(self, stream: int, sequence: Callable[[], None]) -> None:
+        self._cuda = load_bindings()
+        self._stream = self._cuda.CUstream(stream)
+        with contextlib.ExitStack() as stack:
+            self._graph = self._capture(sequence)
+            stack.callback(self._cuda.cuGraphDestroy, self._graph)
+            made = self._cuda.cuGraphInstantiate(self._graph, 0)
+            self._executable = checked(made, "instantiating the graph")
+            stack.callback(self._cuda.cuGraphExecDestroy, self._executable)
+            self._release = stack.pop_all()
+
+    def launch(self) -> None:
+        """Enqueue the whole sequence."""
+        launched = self._cuda.cuGraphLaunch(self._executable, self._stream)
+        checked(launched, "launching the graph")
+
+    def nodes(self) -> list[str]:
+        """What the graph does: kernel names, and the types of all other nodes."""
+        _, count = checked(self._cuda.cuGraphGetNodes(self._graph, 0), "counting nodes")
+        nodes, _ = checked(self._cuda.cuGraphGetNodes(self._graph, count), "listing nodes")
+        return [self._describe(node) for node in nodes]
+
+    def close(self) -> None:
+        """Destroy the graph; closing twice is fine."""
+        self._release.close()
+
+    def _capture(self, sequence: Callable[[], None]) -> Any:
+        # Other threads may go on using CUDA: only this thread's unsafe calls end the capture.
+        mode = self._cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        checked(self._cuda.cuStreamBeginCapture(self._stream, mode), "starting a capture")
+        with self._ended_on_failure():
+            sequence()
+        status, graph = self._cuda.cuStreamEndCapture(self._stream)
+        if int(status) != 0:
+            raise DeviceError(
+                f"the decode loop cannot be captured into a CUDA graph ({status.name}): an engine "
+                "waits or allocates while it runs; build engines for this device again"
+            )
+        return graph
+
+    @contextlib.contextmanager
+    def _ended_on_failure(self) -> Iterator[None]:
+        """Leave no stream in capture when the sequence raises."""
+        try:
+            yield
+        except BaseException:
+            _, graph = self._cuda.cuStreamEndCapture(self._stream)
+            if graph is not None and int(graph) != 0:
+                self._cuda.cuGraphDestroy(graph)
+            raise
+
+    def _describe(self, node: Any) -> str:
+        kind = checked(self._cuda.cuGraphNodeGetType(node), "reading a node")
+        if kind != self._cuda.CUgraphNodeType.CU_GRAPH_NODE_TYPE_KERNEL:
+            return str(kind.name.removeprefix("CU_GRAPH_NODE_TYPE_").lower())
+        parameters = checked(self._cuda.cuGraphKernelNodeGetParams(node), "reading a kernel node")
+        name = checked(self._cuda.cuFuncGetName(parameters.func), "reading a kernel's name")
+        return str(name.decode() if isinstance(name, bytes) else name)

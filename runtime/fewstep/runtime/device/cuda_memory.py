@@ -1,0 +1,182 @@
+"""Memory of the CUDA device: buffers, and workspaces of one allocation each.
+
+A workspace lays its buffers out by role, inputs first, then status, outputs and internals, so that
+one copy takes all inputs to the device and one brings all outputs back. The host side is pinned.
+On an integrated GPU (Jetson) host and device share their memory: what the host sees is then
+mapped into the GPU's address space, and the two copies fall away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fewstep.runtime.device import Array, BufferSpec
+from fewstep.runtime.device.cuda_driver import translated
+from fewstep.runtime.errors import DeviceError
+
+_ORDER = ("input", "status", "output", "internal")
+_ALIGNMENT = 256  # what cuMemAlloc guarantees, and enough for every vector access
+
+
+class CudaBuffer:
+    """An address on the device with a shape and a dtype; the memory belongs to a workspace."""
+
+    __slots__ = ("dtype", "pointer", "shape")
+
+    def __init__(self, pointer: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
+        self.pointer, self.shape, self.dtype = pointer, shape, np.dtype(dtype)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the contents."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __getitem__(self, rows: int | slice) -> CudaBuffer:
+        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(self.shape[0])
+            if step != 1:
+                raise DeviceError(f"a buffer must be contiguous, got rows {rows}")
+            shape = (max(0, stop - start), *self.shape[1:])
+            return CudaBuffer(self.pointer + start * row_bytes, shape, self.dtype)
+        row = range(self.shape[0])[rows]
+        return CudaBuffer(self.pointer + row * row_bytes, self.shape[1:], self.dtype)
+
+
+class CudaWorkspace:
+    """Named buffers in one device allocation, with one pinned allocation for the host's side.
+
+    Args:
+        driver: ``pycuda.driver``, with the device's context current.
+        stream: the pycuda stream that copies are enqueued on.
+        specs: what to allocate.
+        mapped: whether the host's side is the device's as well (integrated GPUs).
+    """
+
+    def __init__(
+        self, driver: Any, stream: Any, specs: Mapping[str, BufferSpec], *, mapped: bool
+    ) -> None:
+        self._driver, self._stream, self._mapped = driver, stream, mapped
+        self._specs, self._offsets = dict(specs), _offsets(specs)
+        self._send_end = _end(self._specs, self._offsets, ("input", "status"))
+        self._fetch_start = _end(self._specs, self._offsets, ("input",))
+        self._host_end = _end(self._specs, self._offsets, ("input", "status", "output"))
+        total = _end(self._specs, self._offsets, _ORDER)
+        on_device = total - self._host_end if mapped else total
+        with contextlib.ExitStack() as stack, translated(driver, f"allocating {total:,} bytes"):
+            self._staging, seen = self._allocate_staging(stack)
+            own = self._allocate_device(on_device, stack)
+            self._release = stack.pop_all()
+        host_base = seen if mapped else own
+        internal_base = own - self._host_end if mapped else own
+        self._buffers = {
+            name: CudaBuffer(
+                (internal_base if spec.role == "internal" else host_base) + self._offsets[name],
+                spec.shape,
+                spec.dtype,
+            )
+            for name, spec in self._specs.items()
+        }
+
+    def __getitem__(self, name: str) -> CudaBuffer:
+        return self._buffers[name]
+
+    def write(self, name: str, values: npt.ArrayLike) -> None:
+        """Set the pinned side of an input, broadcasting ``values`` to its shape."""
+        np.copyto(self._host(name, ("input", "status")), values)
+
+    def read(self, name: str) -> Array:
+        """A copy of the pinned side."""
+        return self._host(name, ("input", "status", "output")).copy()
+
+    def send(self) -> None:
+        """Enqueue one copy of all inputs."""
+        if self._send_end and not self._mapped:
+            with translated(self._driver, "copying inputs"):
+                source = self._staging[: self._send_end]
+                self._driver.memcpy_htod_async(self._device_base(), source, self._stream)
+
+    def fetch(self) -> None:
+        """Enqueue one copy of all outputs."""
+        if self._host_end > self._fetch_start and not self._mapped:
+            with translated(self._driver, "copying outputs"):
+                target = self._staging[self._fetch_start : self._host_end]
+                source = self._device_base() + self._fetch_start
+                self._driver.memcpy_dtoh_async(target, source, self._stream)
+
+    def close(self) -> None:
+        """Free both allocations; closing twice is fine."""
+        self._buffers, self._staging = {}, np.empty(0, np.uint8)
+        with contextlib.suppress(self._driver.Error):  # a lost context has freed everything
+            self._release.close()
+        self._stream = None  # or the stream would outlive the device
+
+    def __enter__(self) -> CudaWorkspace:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _allocate_staging(self, stack: contextlib.ExitStack) -> tuple[npt.NDArray[np.uint8], int]:
+        """The pinned host side, zeroed, and its address on the device (0 unless mapped)."""
+        if self._host_end == 0:
+            return np.empty(0, np.uint8), 0
+        flags = self._driver.host_alloc_flags.DEVICEMAP if self._mapped else 0
+        staging = self._driver.pagelocked_empty(self._host_end, np.uint8, mem_flags=flags)
+        stack.callback(staging.base.free)
+        staging[:] = 0
+        return staging, int(staging.base.get_device_pointer()) if self._mapped else 0
+
+    def _allocate_device(self, size: int, stack: contextlib.ExitStack) -> int:
+        if size == 0:
+            return 0
+        allocation = self._driver.mem_alloc(size)
+        stack.callback(allocation.free)
+        return int(allocation)
+
+    def _device_base(self) -> int:
+        name = min(self._offsets, key=self._offsets.__getitem__)
+        return self._buffers[name].pointer - self._offsets[name]
+
+    def _host(self, name: str, roles: tuple[str, ...]) -> Array:
+        spec, start = self._specs[name], self._offsets[name]
+        if spec.role not in roles:
+            raise DeviceError(f"buffer '{name}' is {spec.role}: the host has no such side of it")
+        if not self._buffers:
+            raise DeviceError("the workspace is closed; open the Generator again")
+        return self._staging[start : start + spec.bytes].view(spec.dtype).reshape(spec.shape)
+
+
+def _offsets(specs: Mapping[str, BufferSpec]) -> dict[str, int]:
+    """Start of every buffer, by role and then in the order given."""
+    offsets, end = {}, 0
+    for name, spec in sorted(specs.items(), key=lambda item: _ORDER.index(item[1].role)):
+        offsets[name] = end
+        end += -(-spec.bytes // _ALIGNMENT) * _ALIGNMENT
+    return offsets
+
+
+def _end(
+    specs: Mapping[str, BufferSpec], offsets: Mapping[str, int], roles: tuple[str, ...]
+) -> int:
+    """Where the last buffer of these (first) roles ends."""
+    return max(
+        (
+            offsets[name] + -(-spec.bytes // _ALIGNMENT) * _ALIGNMENT
+            for name, spec in specs.items()
+            if spec.role in roles
+        ),
+        default=0,
+    )
