@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -32,9 +33,11 @@ app = typer.Typer(
 out = Console()
 errors = Console(stderr=True)
 
+_CAPABILITY = "--compute-capability"
+
 BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder.")]
 BackendOption = Annotated[str, typer.Option(help="auto or onnxruntime.")]
-DeviceOption = Annotated[str, typer.Option(help="auto or cpu.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, or cuda (cuda:1 is the second).")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -97,13 +100,51 @@ def export_command(
     out.print(f"wrote {escape(str(bundle.path))}", highlight=False, soft_wrap=True)
 
 
+@app.command("build")
+def build_command(
+    bundle: BundleArgument,
+    kernels: Annotated[bool, typer.Option("--kernels", help="Compile the CUDA kernels.")] = False,
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(help="One or more, such as 8.7 8.9; without it all that are supported."),
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Compile even what is up to date.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compile a bundle's CUDA kernels ahead of time; needs no GPU."""
+    from fewstep.runtime.build import build_kernels
+    from fewstep.runtime.tables import kernels_table
+
+    if not kernels:
+        raise RequestError("nothing to build: pass --kernels (there are no engines to build yet)")
+    with errors.status("compiling kernels"):
+        compiled = build_kernels(bundle, compute_capability or (), force=force)
+    if compiled is None:
+        _show({"up_to_date": True}, ["the kernels are up to date"], as_json)
+        return
+    _show(compiled.as_dict(), [kernels_table(compiled)], as_json)
+
+
 @app.command("inspect")
-def inspect_command(bundle: BundleArgument, as_json: JsonOption = False) -> None:
+def inspect_command(
+    bundle: BundleArgument,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Memory of the decode loop instead, buffer by buffer.")
+    ] = False,
+    batch: Annotated[int, typer.Option(help="With --plan: images decoded together.")] = 1,
+    steps: Annotated[int | None, typer.Option(help="With --plan: transformer passes.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="With --plan: schedule, or policy.")] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Graphs, shapes, sizes and provenance of a bundle; checks every hash."""
     from fewstep.runtime.bundle import Bundle
-    from fewstep.runtime.inspect import inspect
-    from fewstep.runtime.tables import inspect_tables
+    from fewstep.runtime.inspect import inspect, plan_memory
+    from fewstep.runtime.tables import inspect_tables, plan_table
 
+    if plan:
+        memory = plan_memory(Bundle.read(bundle), batch=batch, steps=steps, schedule=schedule)
+        _show(memory.as_dict(), [plan_table(memory)], as_json)
+        return
     inspection = inspect(Bundle.read(bundle))
     _show(inspection.as_dict(), inspect_tables(inspection), as_json)
     if inspection.damage:
@@ -218,7 +259,9 @@ def bench_command(
     from fewstep.runtime.tables import bench_tables, megabytes
 
     sizes = batch or [1]
-    with Generator.open(bundle, backend=backend, device=device, max_batch=max(sizes)) as generator:
+    with Generator.open(
+        bundle, backend=backend, device=device, max_batch=max(sizes), profile=True
+    ) as generator:
         counts = steps or [generator.bundle.manifest.model.defaults.steps]
         contenders = {
             f"fewstep, batch {b}, {t} steps": (
@@ -255,7 +298,7 @@ def bench_command(
 def main() -> None:
     """Entry point: one line and exit code 1 for any ``FewstepError``."""
     debug = "--debug" in sys.argv
-    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    sys.argv = spaced_capabilities([each for each in sys.argv if each != "--debug"])
     try:
         app()
     except FewstepError as error:
@@ -278,6 +321,19 @@ def main() -> None:
             raise
         errors.print("interrupted; nothing half-written was left behind")
         sys.exit(130)
+
+
+def spaced_capabilities(arguments: list[str]) -> list[str]:
+    """Allow ``--compute-capability 8.6 8.9``: the option's name before every value."""
+    spelled: list[str] = []
+    option = False
+    for argument in arguments:
+        value = re.fullmatch(r"\d+\.\d", argument) is not None
+        if option and value and spelled[-1] != _CAPABILITY:
+            spelled.append(_CAPABILITY)
+        option = argument == _CAPABILITY or (option and value)
+        spelled.append(argument)
+    return spelled
 
 
 def _plain(error: BaseException) -> str:

@@ -6,6 +6,8 @@ ever read, and a file is hashed before it is used.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import zipfile
 import zlib
@@ -19,7 +21,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from fewstep.runtime.errors import BundleError, choose
-from fewstep.runtime.files import sha256
+from fewstep.runtime.files import replacing, sha256
 from fewstep.runtime.manifest import MANIFEST_NAME, SCHEMA, FileInfo, Manifest
 
 
@@ -105,6 +107,44 @@ class Bundle:
         except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise BundleError(f"{path} is not an array archive: {error}") from error
 
+    def update(self, files: Mapping[str, bytes], **changes: Any) -> Bundle:
+        """Add or replace files and change fields of the manifest, which is written last.
+
+        Nothing that the present manifest names is overwritten with other contents, so that an
+        interruption leaves the bundle as it was: give new contents new names.
+
+        Args:
+            files: contents by path within the bundle.
+            changes: new values of manifest fields. Files that only their old values named are
+                removed.
+
+        Returns:
+            The bundle with its new manifest.
+
+        Raises:
+            BundleError: a path that leads out of the bundle.
+            OutputError: the folder is not writable, or the disk is full; the bundle is as before.
+        """
+        listed = dict(self.manifest.files)
+        for name, content in files.items():
+            listed[name] = FileInfo(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        fields = self.manifest.model_dump() | changes
+        named = Manifest.model_validate(fields | {"files": listed}).named_files()
+        dropped = self.manifest.named_files() - named
+        kept = {name: info for name, info in listed.items() if name not in dropped}
+        changed = Bundle(self.path, Manifest.model_validate(fields | {"files": kept}))
+        for name, content in files.items():
+            with replacing(changed.locate(name)) as temporary:
+                temporary.write_bytes(content)
+        with replacing(self.path / MANIFEST_NAME) as temporary:
+            temporary.write_text(
+                changed.manifest.model_dump_json(indent=2) + "\n", encoding="utf-8"
+            )
+        for name in dropped:
+            with contextlib.suppress(OSError):  # a leftover does no harm
+                (self.path / name).unlink()
+        return changed
+
     def damage(self) -> dict[str, str]:
         """Every listed file that is missing or changed, with what is wrong with it."""
         found = {
@@ -123,7 +163,7 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> Manifest:
         if path.is_file() and path.name != MANIFEST_NAME
     }
     complete = Manifest.model_validate({**manifest, "files": files})
-    (folder / MANIFEST_NAME).write_text(complete.model_dump_json(indent=2) + "\n")
+    (folder / MANIFEST_NAME).write_text(complete.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return complete
 
 

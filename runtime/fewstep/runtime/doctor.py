@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fewstep.runtime.errors import FewstepError
+
 _RUN = ("onnxruntime", "numba")
 _EXPORT = ("torch", "onnx", "onnxscript", "safetensors", *_RUN)
+_CUDA = ("pycuda", "cuda-bindings")
 
 
 @dataclass(frozen=True)
@@ -37,13 +41,16 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Look at the machine and the installed packages; nothing heavy is imported."""
-    packages = {name: _version(name) for name in dict.fromkeys((*_RUN, *_EXPORT, "numpy"))}
+    """Look at the machine, the installed packages, the GPU driver and the kernel compiler."""
+    names = dict.fromkeys((*_RUN, *_EXPORT, *_CUDA, "numpy"))
+    packages = {name: _version(name) for name in names}
     if packages["onnxruntime"] is None:  # the GPU build provides the same module
         packages["onnxruntime"] = _version("onnxruntime-gpu")
     abilities = (
         _ability("generate, verify and bench on the CPU", _RUN, packages, "cpu"),
         _ability("export checkpoints to ONNX", _EXPORT, packages, "export"),
+        _tried("compile CUDA kernels", _kernel_compiler),
+        _tried("run on an NVIDIA GPU", _gpus),
     )
     warnings = []
     if _version("onnxruntime") and _version("onnxruntime-gpu"):
@@ -63,6 +70,28 @@ def _ability(
         return Ability(name, False, f"missing: {', '.join(absent)}", remedy)
     found = ", ".join(f"{package} {packages[package]}" for package in needs)
     return Ability(name, True, found)
+
+
+def _tried(name: str, look: Callable[[], str]) -> Ability:
+    """An ability that only trying tells; the error says what to do."""
+    try:
+        return Ability(name, True, look())
+    except FewstepError as error:
+        detail, _, remedy = str(error).partition("; ")
+        return Ability(name, False, detail, remedy)
+
+
+def _kernel_compiler() -> str:
+    from fewstep.runtime.kernels.compile import KernelCompiler
+
+    compiler = KernelCompiler()
+    return f"{compiler.version}, for {', '.join(compiler.wanted(()))}"
+
+
+def _gpus() -> str:
+    from fewstep.runtime.device.cuda_driver import describe_devices
+
+    return "; ".join(describe_devices())
 
 
 def _machine() -> dict[str, str]:

@@ -52,6 +52,18 @@ class FileInfo(_Strict):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
+class KernelsInfo(_Strict):
+    """CUDA kernels compiled ahead of time, one file per compute capability ("8.7").
+
+    ``compiler`` ends with its CUDA version; ``sources_sha256`` is the hash of the sources they
+    were made of: a runtime with other sources refuses them.
+    """
+
+    compiler: str = Field(pattern=r"^\S+ \d+\.\d+$")
+    sources_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    cubins: dict[Annotated[str, Field(pattern=r"^\d+\.\d$")], Relative]
+
+
 class ClassCondition(_Strict):
     """Class ids 0 … ``num_classes − 1`` and the id that means "no class"."""
 
@@ -172,8 +184,19 @@ class Manifest(_Strict):
     model: MaskedModel
     graphs: dict[str, GraphInfo]
     golden: Relative | None = None
+    kernels: KernelsInfo | None = None
     files: dict[Relative, FileInfo]
     provenance: Provenance
+
+    def named_files(self) -> set[str]:
+        """Files that a field of the manifest names."""
+        named = {graph.file for graph in self.graphs.values()} | {self.golden or ""}
+        named |= {file for graph in self.graphs.values() for file in graph.external}
+        if self.kernels is not None:
+            named |= set(self.kernels.cubins.values())
+        if isinstance(self.model.condition, TextCondition):
+            named.add(self.model.condition.unconditional_file or "")
+        return named - {""}
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -182,11 +205,7 @@ class Manifest(_Strict):
             needed.add(self.model.policy.graph)
         if absent := sorted(needed - self.graphs.keys()):
             raise ValueError(f"graphs lacks {', '.join(absent)}")
-        named = {graph.file for graph in self.graphs.values()} | {self.golden or ""}
-        named |= {file for graph in self.graphs.values() for file in graph.external}
-        if isinstance(self.model.condition, TextCondition):
-            named.add(self.model.condition.unconditional_file or "")
-        if unlisted := sorted(named - self.files.keys() - {""}):
+        if unlisted := sorted(self.named_files() - self.files.keys()):
             raise ValueError(f"files lacks {', '.join(unlisted)}")
         for (graph, tensor), shape in self.model.tensor_shapes().items():
             info = {**self.graphs[graph].inputs, **self.graphs[graph].outputs}.get(tensor)

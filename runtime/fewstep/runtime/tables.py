@@ -6,10 +6,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from fewstep.runtime import bench, doctor, verify
-from fewstep.runtime.inspect import Inspection
+from fewstep.runtime.inspect import Inspection, PlanMemory
+from fewstep.runtime.kernels.compile import CompiledKernels
 from fewstep.runtime.manifest import TensorInfo
 
-STAGES = ("transformer", "policy", "sampling", "decoder", "other")
+STAGES = ("transformer", "policy", "sampling", "decoder", "device", "other")
 
 
 def megabytes(size: int) -> str:
@@ -39,6 +40,7 @@ def inspect_tables(inspection: Inspection) -> list[Table]:
         "image": f"{info.image_size[0]} × {info.image_size[1]}",
         "condition": _condition(inspection),
         "policy network": "yes" if info.policy else "no",
+        "CUDA kernels": _kernels(inspection),
         "defaults": ", ".join(f"{key} {value}" for key, value in info.defaults),
         "created": manifest.provenance.created,
         "command": manifest.provenance.command or "-",
@@ -59,6 +61,31 @@ def inspect_tables(inspection: Inspection) -> list[Table]:
             f"[red]{state}[/]" if state else "[green]intact[/]",
         )
     return [model, graphs, files]
+
+
+def plan_table(memory: PlanMemory) -> Table:
+    """Every buffer of a plan, and sums."""
+    key = memory.key
+    guided = "guided" if key.guided else "not guided"
+    schedule = "policy" if key.policy else "fixed schedule"
+    title = f"Plan: batch {key.batch}, {key.steps} steps, {guided}, {schedule}"
+    table = _table(title, "Buffer", "Type", "Shape", "Role", "Bytes")
+    for name, spec in memory.buffers.items():
+        table.add_row(name, spec.dtype, str(list(spec.shape)), spec.role, f"{spec.bytes:,}")
+    table.add_row("this plan", "", "", "", f"{memory.total_bytes:,}", style="bold")
+    table.add_row("shared by all plans", "", "", "", f"{memory.shared_bytes:,}")
+    table.add_row("graph files", "", "", "", f"{memory.weights_bytes:,}")
+    return table
+
+
+def kernels_table(compiled: CompiledKernels) -> Table:
+    """Registers, shared memory and spills per kernel and compute capability."""
+    title = f"CUDA kernels, {compiled.compiler}"
+    table = _table(title, "Kernel", "Capability", "Registers", "Shared", "Spills", "Stack")
+    for each in sorted(compiled.resources, key=lambda r: (r.kernel, float(r.capability))):
+        sizes = (each.registers, each.shared_bytes, each.spill_bytes, each.stack_bytes)
+        table.add_row(each.kernel, each.capability, *map(str, sizes))
+    return table
 
 
 def verify_table(report: verify.Report) -> Table:
@@ -106,6 +133,11 @@ def _tensors(tensors: dict[str, TensorInfo]) -> str:
             for name, info in tensors.items()
         )
     )
+
+
+def _kernels(inspection: Inspection) -> str:
+    info = inspection.bundle.manifest.kernels
+    return f"{', '.join(info.cubins)} ({info.compiler})" if info else "none"
 
 
 def _condition(inspection: Inspection) -> str:

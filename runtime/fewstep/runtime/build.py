@@ -1,0 +1,39 @@
+"""``fewstep build``: what can be compiled ahead of time, into the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.kernels.compile import CompiledKernels, KernelCompiler
+from fewstep.runtime.kernels.cubins import add_kernels, are_current
+
+
+def build_kernels(
+    path: str | Path, capabilities: Sequence[str] = (), *, force: bool = False
+) -> CompiledKernels | None:
+    """Compile the CUDA kernels into a bundle, in the place of those it has.
+
+    Args:
+        path: the bundle folder.
+        capabilities: compute capabilities such as ``"8.7"``; empty takes all that are supported.
+        force: compile even if the bundle has current kernels for all of them.
+
+    Returns:
+        What was compiled; ``None`` if everything was up to date.
+
+    Raises:
+        BundleError: no bundle at ``path``.
+        MissingDependencyError: NVRTC or its headers are not installed.
+        RequestError: a capability that this NVRTC does not know.
+        OutputError: the bundle cannot be written.
+    """
+    bundle = Bundle.read(path)
+    compiler = KernelCompiler()
+    wanted = compiler.wanted(capabilities)
+    if not force and are_current(bundle, wanted, compiler.version):
+        return None
+    compiled = compiler.compile(wanted)
+    add_kernels(bundle, compiled)
+    return compiled

@@ -1,0 +1,111 @@
+"""What the CUDA kernels take, on paper: resources per architecture and time from bytes moved.
+
+    python tests/benchmarks/kernels.py
+
+Compiles for every default architecture and prints Markdown tables. The times are bounds, bytes
+that must move over the memory's bandwidth, not measurements: no GPU is involved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fewstep.runtime.kernels.compile import KernelCompiler, Resources
+from fewstep.runtime.kernels.launch import Launch, launch_of
+
+BANDWIDTH_GB_S = {"Orin Nano": 68, "AGX Orin": 204.8, "Thor": 273, "RTX 4090": 1008}
+"""Memory bandwidth from NVIDIA's data sheets: Jetson Orin Nano 8 GB (68 GB/s before its Super
+mode), Jetson AGX Orin 64 GB, Jetson T5000, GeForce RTX 4090."""
+
+_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """A buffer without memory: launches need shapes and dtypes only."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    pointer: int = 0
+
+    def __getitem__(self, rows: int | slice) -> Shaped:
+        raise NotImplementedError
+
+
+def launches(codes: int, dtype: str, batch: int = 1) -> dict[str, Launch]:
+    """One step's kernels for 256 tokens with guidance, and those of the ends."""
+    tokens, floats = _of("int32", batch, _TOKENS), _of("float32", batch, _TOKENS)
+    error, parameters = _of("int32", 1), _of("float32", batch, 4)
+    logits = _of(dtype, batch, _TOKENS, codes)
+    other = Shaped(logits.shape, logits.dtype, pointer=1)
+    both = _of("int32", 2 * batch, _TOKENS)
+    arguments: Mapping[str, Mapping[str, Any]] = {
+        "initial_tokens": {
+            **{"given": tokens, "mask": _of("uint8", batch, _TOKENS), "codebook_size": codes},
+            **{"mask_token": codes, "tokens": both, "error": error},
+        },
+        "sample_tokens": {
+            **{"conditional": logits, "unconditional": other, "tokens": tokens, "step": 0},
+            **{"parameters": parameters, "seeds": _of("uint64", batch), "mask_token": codes},
+            **{"sampled": tokens, "confidence": floats, "error": error},
+        },
+        "remask": {
+            **{"confidence": floats, "sampled": tokens, "parameters": parameters},
+            **{"mask_token": codes, "next_tokens": both},
+        },
+        "policy_parameters": {
+            **dict.fromkeys(("ratio_offset", "masking_offset", "sampling_offset"), 0.0),
+            **{"guidance_offset": 0.0, "action": parameters},
+            **{"parameters": parameters, "error": error},
+        },
+        "to_pixels": {
+            **{"image": _of(dtype, batch, 3, 256, 256), "error": error},
+            "pixels": _of("uint8", batch, 256, 256, 3),
+        },
+    }
+    return {name: launch_of(name, given) for name, given in arguments.items()}
+
+
+def _of(dtype: str, *shape: int) -> Shaped:
+    return Shaped(shape, np.dtype(dtype))
+
+
+def bounds_table() -> list[str]:
+    """Microseconds per kernel and device, batch 1."""
+    lines = [f"| kernel | bytes | {' | '.join(BANDWIDTH_GB_S)} |", "|---" * 6 + "|"]
+    for codes, dtype in ((1024, "float32"), (1024, "float16"), (16384, "float32")):
+        for name, launch in launches(codes, dtype).items():
+            if codes == 16384 and name != "sample_tokens":
+                continue
+            times = (launch.bytes_moved / speed / 1e3 for speed in BANDWIDTH_GB_S.values())
+            row = " | ".join(f"{time:.2f}" for time in times)
+            lines.append(f"| {launch.entry}, {codes:,} codes | {launch.bytes_moved:,} | {row} |")
+    return list(dict.fromkeys(lines))
+
+
+def resources_table(resources: tuple[Resources, ...]) -> list[str]:
+    """Registers per kernel and architecture; shared memory; the largest spill."""
+    capabilities = list(dict.fromkeys(each.capability for each in resources))
+    lines = [
+        f"| kernel | {' | '.join(capabilities)} | shared memory | spills |",
+        "|---" * (len(capabilities) + 3) + "|",
+    ]
+    for kernel in dict.fromkeys(each.kernel for each in resources):
+        own = [each for each in resources if each.kernel == kernel]
+        registers = " | ".join(str(each.registers) for each in own)
+        spills = max(each.spill_bytes for each in own)
+        lines.append(f"| {kernel} | {registers} | {own[0].shared_bytes:,} | {spills} |")
+    return lines
+
+
+if __name__ == "__main__":
+    compiler = KernelCompiler()
+    compiled = compiler.compile(compiler.wanted(()))
+    print(f"Registers per thread, {compiled.compiler}:\n")
+    print("\n".join(resources_table(compiled.resources)))
+    print("\nBound in µs from bytes moved, batch 1, 256 tokens, guidance, 256 × 256 pixels:\n")
+    print("\n".join(bounds_table()))
