@@ -1,0 +1,3 @@
+// What simt/test_numbers.py runs.
+#include "halves.cu"
+#include "numbers.cu"

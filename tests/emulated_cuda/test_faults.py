@@ -1,0 +1,274 @@
+"""What a GPU may do to a program: lose its context, run out of memory, compute NaN.
+
+Each scenario is a function of this file and runs in a process of its own under the emulated driver,
+which is told to fail: ``python -m tests.emulated_cuda.test_faults SCENARIO BUNDLE`` prints what the
+scenario saw, as JSON. In the end nothing may be left in the driver, whatever happened before.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from tests.emulated_cuda import host_engine
+from tests.emulated_cuda.build import CannotBuild, build, host_kernels
+from tests.emulated_cuda.run import KERNELS, ROOT, environment
+
+from fewstep.runtime import generator as generator_module
+from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.device import Buffer, BufferSpec
+from fewstep.runtime.engine import Engine
+from fewstep.runtime.errors import FewstepError
+from fewstep.runtime.generator import Generator
+from fewstep.runtime.kernels.compile import KernelCompiler
+from fewstep.runtime.kernels.cubins import add_kernels
+
+_KERNELS_PER_RUN = 8  # initial_tokens; policy_parameters, sample_tokens, remask twice; to_pixels
+_REQUEST: dict[str, Any] = {"class_ids": [0, 3], "schedule": "policy", "steps": 2}
+_LOST = "DeviceError: the CUDA context was lost after an error on the GPU; open the Generator again"
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def run(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Run a scenario; returns what it saw. The driver's report has to be clean."""
+    try:
+        installation, kernels = build(), host_kernels(KERNELS)
+    except CannotBuild as error:
+        pytest.skip(f"no emulated CUDA driver: {error}")
+    folder = tmp_path_factory.mktemp("faults")
+    bundle = _with_kernels(tiny_bundle, folder / "bundle")
+
+    def start(scenario: str, **settings: object) -> dict[str, Any]:
+        report = folder / "report.json"
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.emulated_cuda.test_faults", scenario, bundle],
+            env=environment(installation, kernels, report=report, **settings),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        left = json.loads(report.read_text())
+        assert not any(left["live"].values()), left["live"]
+        assert not any(left["released_with_context"].values()), left["released_with_context"]
+        seen: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return seen
+
+    return start
+
+
+def _with_kernels(source: Path, target: Path) -> Path:
+    bundle = Bundle.read(shutil.copytree(source, target))
+    return add_kernels(bundle, KernelCompiler().compile(["8.7"])).path
+
+
+# --- a lost context
+
+
+@pytest.mark.parametrize(
+    ("launches", "streams", "successes"),
+    [
+        (1, "eager", 0),  # as the first plan is tried
+        (_KERNELS_PER_RUN // 2, "lazy", 0),
+        (_KERNELS_PER_RUN + 3, "lazy", 0),  # in the first replay
+        (3 * _KERNELS_PER_RUN - 1, "lazy", 1),
+        (4 * _KERNELS_PER_RUN - 1, "eager", 2),
+    ],
+)
+def test_a_lost_context_is_told_once_and_closing_still_works(
+    run: Run, launches: int, streams: str, successes: int
+) -> None:
+    seen = run("lost", fail_after_launches=launches, streams=streams)
+    outcomes = seen["outcomes"]
+    assert outcomes[:successes] == [""] * successes
+    assert outcomes[successes].startswith("DeviceError: CUDA failed ")
+    assert all(each.startswith(_LOST) for each in outcomes[successes + 1 :])
+    assert len(outcomes) > successes + 2
+    assert seen["others"][0].startswith("DeviceError: CUDA failed ")
+    assert all(each.startswith(_LOST) for each in seen["others"][1:])
+    assert seen["device"] and all(each.startswith(_LOST) for each in seen["device"])
+    assert seen["closed"] == ["", ""]
+    assert seen["reopened"]
+
+
+def lost(bundle: Path) -> dict[str, Any]:
+    """Generate until the context is lost and beyond, with two generators, then open a third."""
+    generator, other = (Generator.open(bundle, device="cuda", threads=1) for _ in range(2))
+    outcomes = [_outcome(lambda: generator.generate(**_REQUEST)) for _ in range(5)]
+    others = [_outcome(lambda: other.generate(**_REQUEST)) for _ in range(2)]
+    uses: list[Callable[[], object]] = [
+        generator.device.require,
+        generator.device.synchronize,
+        lambda: generator.device.workspace({"x": BufferSpec((1,), "int32")}),
+        lambda: generator.device.capture(lambda: None),
+    ]
+    device = [_outcome(use) for use in uses]
+    closed = [_outcome(each.close) for each in (generator, other)]
+    with (
+        Generator.open(bundle, device="cuda", threads=1) as again,
+        Generator.open(bundle, device="cpu", threads=1) as on_cpu,
+    ):
+        tokens = [each.generate(**_REQUEST).tokens for each in (again, on_cpu)]
+    return {
+        "outcomes": outcomes,
+        "others": others,
+        "device": device,
+        "closed": closed,
+        "reopened": bool((tokens[0] == tokens[1]).all()),
+    }
+
+
+# --- out of memory
+
+
+@pytest.mark.parametrize("integrated", [False, True])
+def test_running_out_of_memory_leaves_a_generator_that_works(run: Run, integrated: bool) -> None:
+    seen = run("out_of_memory", memory_mb=1, integrated=integrated)
+    assert seen["too_many"].startswith("OutOfMemoryError: the GPU is out of memory allocating ")
+    assert "use a smaller batch" in seen["too_many"]
+    asked = int(seen["too_many"].split(" allocating ")[1].split(" bytes")[0].replace(",", ""))
+    assert asked > 1 << 20
+    assert seen["left_after_too_many"] == seen["left_before_plans"]
+    assert seen["same_after_too_many"]
+    assert seen["batches_kept"] == [80]  # beside it there was no room for the one of 60
+    assert seen["same_in_large_batches"]
+    assert seen["no_room_at_all"].startswith("OutOfMemoryError: ")
+    assert seen["same_with_room_again"]
+
+
+def out_of_memory(bundle: Path) -> dict[str, Any]:
+    """One megabyte: room for about a hundred images of this bundle."""
+    with (
+        Generator.open(bundle, device="cuda", threads=1, max_batch=512) as generator,
+        Generator.open(bundle, device="cpu", threads=1, max_batch=512) as on_cpu,
+    ):
+
+        def same(batch: int) -> bool:
+            request = _REQUEST | {"class_ids": [1] * batch}
+            pair = [each.generate(**request).tokens for each in (generator, on_cpu)]
+            return bool((pair[0] == pair[1]).all())
+
+        def refused(batch: int) -> str:
+            return _outcome(lambda: generator.generate(**_REQUEST | {"class_ids": [1] * batch}))
+
+        generator.decoder.first_unconditional()
+        seen: dict[str, Any] = {"left_before_plans": _live()}
+        assert same(8)
+        seen["too_many"] = refused(400)
+        seen["left_after_too_many"] = _live()
+        seen["same_after_too_many"] = same(8)
+        seen["same_in_large_batches"] = same(60) and same(80)
+        seen["batches_kept"] = [key.batch for key in generator.decoder._plans]
+    with Generator.open(bundle, device="cuda", threads=1) as generator:
+        with generator.device.workspace({"x": BufferSpec(((1 << 20) - 256,), "uint8")}):
+            seen["no_room_at_all"] = refused(1)
+        seen["same_with_room_again"] = bool(
+            (generator.generate(**_REQUEST).tokens == _expected(bundle)).all()
+        )
+    return seen
+
+
+# --- numbers that are none
+
+
+def test_nan_from_an_engine_is_an_error_once(run: Run) -> None:
+    seen = run("not_a_number")
+    assert set(seen) == {
+        f"{engine} {fault}"
+        for engine in ("transformer", "policy", "decoder")
+        for fault in ("all", "one", "raises")
+    }
+    for outcomes in seen.values():
+        assert outcomes["before"] == outcomes["after"] == [True, True]
+        assert "EngineError: a graph produced NaN or infinite numbers" in outcomes["broken"]
+
+
+def not_a_number(bundle: Path) -> dict[str, Any]:
+    """Break each engine in turn, between generations that go well."""
+    seen, expected = {}, _expected(bundle)
+    with Generator.open(bundle, device="cuda", threads=1) as generator:
+
+        def good() -> list[bool]:
+            runs = (generator.generate(**_REQUEST).tokens for _ in range(2))
+            return [bool((tokens == expected).all()) for tokens in runs]
+
+        for name, engine in generator.engines.items():
+            assert isinstance(engine, host_engine.HostEngine)
+            faulty = _Faulty(engine.engine)
+            engine.engine = faulty
+            for fault in ("all", "one", "raises"):
+                outcomes: dict[str, Any] = {"before": good()}
+                faulty.fault = fault
+                outcomes["broken"] = _outcome(lambda: generator.generate(**_REQUEST))
+                faulty.fault = ""
+                seen[f"{name} {fault}"] = outcomes | {"after": good()}
+    return seen
+
+
+class _Faulty:
+    """A CPU engine that computes NaN, or fails, when told to."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self.fault = engine, ""
+
+    def enqueue(self, bindings: Mapping[str, Buffer]) -> None:
+        """Run the engine, then spoil its first output."""
+        if self.fault == "raises":
+            raise FewstepError("told to fail")
+        self._engine.enqueue(bindings)
+        if self.fault:
+            buffer = bindings[next(iter(self._engine.outputs))]
+            size = int(np.prod(buffer.shape)) if self.fault == "all" else 1
+            pointer = ctypes.cast(buffer.pointer, ctypes.POINTER(ctypes.c_float))
+            np.ctypeslib.as_array(pointer, (size,))[:] = np.nan
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+
+# --- inside the process
+
+
+def _outcome(use: Callable[[], object]) -> str:
+    """Empty if it went well; anything that is no FewstepError ends the process."""
+    try:
+        use()
+    except FewstepError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+@cache
+def _expected(bundle: Path) -> Any:
+    with Generator.open(bundle, device="cpu", threads=1) as on_cpu:
+        return on_cpu.generate(**_REQUEST).tokens
+
+
+def _live() -> dict[str, int]:
+    report = ctypes.CDLL("libcuda.so.1").emulated_cuda_report
+    report.restype = ctypes.c_char_p
+    live: dict[str, int] = json.loads(report())["live"]
+    return live
+
+
+def _main(scenario: str, bundle: str) -> None:
+    scenarios = {each.__name__: each for each in (lost, out_of_memory, not_a_number)}
+    with mock.patch.object(generator_module, "open_engine", host_engine.open_engine):
+        print(json.dumps(scenarios[scenario](Path(bundle))))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,0 +1,130 @@
+"""All of ``tests/cuda`` under the emulated driver, one process for each way that a GPU may behave.
+
+Work runs when somebody waits for it, or at once; memory is the GPU's own, or shared with the host;
+another architecture; threads in another order. In each, tests have to run and pass, none
+may be skipped, and in the end nothing may be left in the driver.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from tests.emulated_cuda.build import CannotBuild, Installation, build, host_kernels
+from tests.emulated_cuda.run import KERNELS, ROOT, environment
+
+from fewstep.export import export_masked
+from fewstep.export.demo import sample_checkpoints
+
+_TESTS = ROOT / "tests" / "cuda"
+_ALL = frozenset(path.stem.removeprefix("test_") for path in _TESTS.glob("test_*.py"))
+_LOOP = frozenset(("device", "generation", "graph", "memory", "opening"))
+_KERNELS = _ALL - _LOOP
+
+
+@dataclass(frozen=True)
+class Mode:
+    """Settings of the driver, and the test files that are to run with them.
+
+    ``leave_out``: tests that would show the same again, by a part of their name.
+    """
+
+    settings: dict[str, Any]
+    files: frozenset[str]
+    leave_out: str = ""
+
+
+_MODES = {
+    "lazy streams": Mode({"streams": "lazy"}, _ALL),
+    "eager streams": Mode(
+        {"streams": "eager"}, frozenset(("device", "generation", "graph")), leave_out="sample"
+    ),
+    "integrated": Mode(
+        {"integrated": True}, frozenset(("generation", "graph", "memory")), leave_out="sample"
+    ),
+    "architecture 8.9": Mode({"architecture": 89}, frozenset(("graph", "opening"))),
+    "reversed threads": Mode({"order": "reverse"}, _KERNELS),
+}
+
+
+@pytest.fixture(scope="module")
+def built() -> tuple[Installation, Path]:
+    """The emulated driver with pycuda, and the host build of the kernels."""
+    try:
+        return build(), host_kernels(KERNELS)
+    except CannotBuild as error:
+        pytest.skip(f"no emulated CUDA driver: {error}")
+
+
+@pytest.fixture(scope="module")
+def bundles(
+    built: object,
+    tiny_bundle: Path,
+    tiny_text_bundle: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The bundles of all inner sessions: exporting them takes longer than most of the tests."""
+    folder = tmp_path_factory.mktemp("bundles")
+    shutil.copytree(tiny_bundle, folder / "tiny")
+    shutil.copytree(tiny_text_bundle, folder / "tiny-text")
+    sample = sample_checkpoints(ROOT / "samples" / "fashion")
+    export_masked("adanat", sample, folder / "sample", command="pytest")
+    return folder
+
+
+@pytest.mark.parametrize("name", _MODES)
+def test_everything_passes_and_nothing_is_left(
+    name: str, built: tuple[Installation, Path], bundles: Path, tmp_path: Path
+) -> None:
+    mode, report, results = _MODES[name], tmp_path / "report.json", tmp_path / "results.xml"
+    options: tuple[str, ...] = (
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--color=no",
+        f"--junitxml={results}",
+    )
+    if mode.leave_out:
+        options += ("-k", f"not {mode.leave_out}")
+    files = [str(_TESTS / f"test_{file}.py") for file in sorted(mode.files)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *files],
+        env=environment(*built, report=report, **mode.settings)
+        | {"FEWSTEP_TEST_BUNDLES": str(bundles)},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout
+    _assert_all_ran(results, mode.files)
+    _assert_nothing_left(report)
+
+
+def test_there_are_tests_of_the_loop_and_of_the_kernels() -> None:
+    """A file that was renamed would silently be left out."""
+    assert _LOOP < _ALL
+    assert any("kernel" in name for name in _KERNELS)
+
+
+def _assert_all_ran(results: Path, files: frozenset[str]) -> None:
+    """Every file has tests, and each of them was run."""
+    cases = list(ElementTree.parse(results).iter("testcase"))
+    assert {case.attrib["classname"].rpartition(".test_")[2] for case in cases} == files
+    assert [case.attrib["name"] for case in cases if list(case)] == []  # skipped, failed, ...
+
+
+def _assert_nothing_left(report: Path) -> None:
+    """The process gave back what it took, and did not leave it to the context to do so."""
+    found = json.loads(report.read_text())
+    assert found["totals"]["kernels_run"] > 0
+    for kind in ("live", "released_with_context"):
+        assert {name: count for name, count in found[kind].items() if count} == {}, kind
