@@ -328,7 +328,7 @@ def spaced_capabilities(arguments: list[str]) -> list[str]:
     spelled: list[str] = []
     option = False
     for argument in arguments:
-        value = re.fullmatch(r"\d+\.\d", argument) is not None
+        value = re.fullmatch(r"[0-9]+\.[0-9]", argument) is not None
         if option and value and spelled[-1] != _CAPABILITY:
             spelled.append(_CAPABILITY)
         option = argument == _CAPABILITY or (option and value)

@@ -20,6 +20,7 @@ from fewstep.export.masked import Models, load_models
 from fewstep.runtime import Generator, Schedule
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.kernels.policy_parameters import policy_parameters
+from fewstep.runtime.schedule import policy_offsets
 
 Rollout = dict[str, npt.NDArray[Any]]
 
@@ -140,7 +141,12 @@ def test_the_actions_are_the_policys_and_became_the_parameters(
             action = models.policy(features, torch.full((IMAGES,), step)).numpy()
         np.testing.assert_allclose(found["actions"][step], action, rtol=0, atol=1e-5)
         expected = np.empty((IMAGES, 4), np.float32)
-        policy_parameters(action, step, STEPS, 1, expected, np.zeros(1, np.int32))
+        policy_parameters(
+            action=action,
+            **policy_offsets(step, STEPS, residual=True),
+            parameters=expected,
+            error=np.zeros(1, np.int32),
+        )
         np.testing.assert_allclose(found["parameters"][step], expected, rtol=1e-5, atol=1e-5)
 
 

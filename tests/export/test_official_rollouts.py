@@ -38,6 +38,7 @@ from fewstep.runtime.kernels.policy_parameters import policy_parameters
 from fewstep.runtime.kernels.remask import remask
 from fewstep.runtime.kernels.sample_tokens import sample_row, sample_tokens
 from fewstep.runtime.manifest import GraphInfo, TensorInfo
+from fewstep.runtime.schedule import policy_offsets
 
 Array = npt.NDArray[Any]
 Recorded = Callable[[str], dict[str, Array]]
@@ -60,7 +61,7 @@ class Official:
 
     condition: Array
     unconditional: Array
-    residual: int
+    residual: bool
     mask_token: int
     tokens_in: Array
     actions: Array
@@ -97,9 +98,7 @@ class Passes:
         for step, action in enumerate(self.actions):
             policy_parameters(
                 action=action,
-                step=step,
-                steps=self.official.steps,
-                residual=self.official.residual,
+                **policy_offsets(step, self.official.steps, residual=self.official.residual),
                 parameters=found[step],
                 error=np.zeros(1, np.int32),
             )
@@ -128,7 +127,7 @@ def _official(name: str, recorded: Recorded) -> Official:
     return Official(
         condition=condition,
         unconditional=empty,
-        residual=heu,
+        residual=bool(heu),
         mask_token=config["mask_ind"],
         tokens_in=tokens_in,
         actions=data[f"{run}/actions"],
@@ -335,7 +334,7 @@ def test_sample_row_takes_the_recorded_tokens(passes: Passes) -> None:
     middles = _intervals(guided / temperatures[..., None, None], official.sampled).mean(axis=0)
     for row in _rows(passes):
         token, log_probability = sample_row(
-            guided[row].copy(), temperatures[row[:2]], np.float32(middles[row])
+            guided[row], temperatures[row[:2]], np.float32(middles[row])
         )
         assert token == official.sampled[row]
         confidence = log_probability + scales[row[:2]] * official.confidence_noise[row]
@@ -351,7 +350,7 @@ def test_sample_row_tells_the_probability_of_what_it_samples(
     log_probabilities = _log_softmax(guided)
     for logits, expected in zip(guided, log_probabilities, strict=True):
         uniform = random.random(dtype=np.float32)
-        token, found = sample_row(logits.copy(), np.float32(temperature), np.float32(uniform))
+        token, found = sample_row(logits, np.float32(temperature), np.float32(uniform))
         assert found == pytest.approx(expected[token], rel=0, abs=1e-5)
 
 
@@ -391,39 +390,3 @@ def test_sample_tokens_follows_the_official_formulas_at_every_step(passes: Passe
         chosen = np.take_along_axis(_log_softmax(guided[step]), sampled[..., None], -1)[..., 0]
         expected = chosen - parameters[step, :, 1, None] * np.log(-np.log(v))
         np.testing.assert_allclose(confidence[masked], expected[masked], rtol=0, atol=2e-4)
-
-
-@pytest.mark.parametrize("residual", [0, 1])
-def test_any_action_becomes_the_official_parameters(residual: int, recorded: Recorded) -> None:
-    data = recorded("adanat_policy")
-    actions = data["in/actions_for_bias"]
-    for step, action in enumerate(actions):
-        found = np.empty((2, 4), np.float32)
-        policy_parameters(
-            action=action,
-            step=step,
-            steps=len(actions),
-            residual=residual,
-            parameters=found,
-            error=np.zeros(1, np.int32),
-        )
-        expected = [data[f"out/bias_heu{residual}/{name}"][step] for name in PARAMETERS]
-        np.testing.assert_allclose(found, np.stack(expected, -1), rtol=1e-5, atol=1e-5)
-
-
-def test_no_action_follows_the_official_residuals(recorded: Recorded) -> None:
-    data = recorded("adanat_policy")
-    residuals = torch.from_numpy(np.stack([data[f"out/residual/{n}"] for n in PARAMETERS], -1))
-    expected = torch.cat([residuals[:, :1].sigmoid(), nn.functional.softplus(residuals[:, 1:])], 1)
-    found = np.empty((8, 4), np.float32)
-    for step in range(8):
-        policy_parameters(
-            action=np.zeros((1, 4), np.float32),
-            step=step,
-            steps=8,
-            residual=1,
-            parameters=found[step : step + 1],
-            error=np.zeros(1, np.int32),
-        )
-    # The official residuals are computed in float32, which cancels where 1 − cos is small.
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)

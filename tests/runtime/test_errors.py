@@ -15,6 +15,7 @@ _STANDARD = {
     "ExportError": RuntimeError,
     "EngineError": RuntimeError,
     "DeviceError": RuntimeError,
+    "OutOfMemoryError": RuntimeError,
     "MissingDependencyError": ImportError,
     "OutputError": OSError,
 }
@@ -36,6 +37,10 @@ def test_the_table_above_names_every_error() -> None:
         if isinstance(value, type) and issubclass(value, FewstepError)
     }
     assert defined == {*_STANDARD, "FewstepError"}
+
+
+def test_out_of_memory_is_a_trouble_of_the_device() -> None:
+    assert issubclass(errors.OutOfMemoryError, errors.DeviceError)
 
 
 def test_missing_names_package_and_extra() -> None:

@@ -25,7 +25,8 @@ _BLOCK = """
     sys.meta_path.insert(0, Block())
 """
 _EXPORT_ONLY = ("torch", "onnx", "onnxscript", "safetensors")
-_OPTIONAL = (*_EXPORT_ONLY, "onnxruntime")
+_OPTIONAL = (*_EXPORT_ONLY, "onnxruntime", "cuda", "pycuda")
+_KERNELS = "fewstep.runtime.kernels"
 
 
 def _runtime_modules() -> list[str]:
@@ -56,7 +57,7 @@ def test_the_list_of_modules_is_not_empty() -> None:
 
 
 def test_every_runtime_module_imports_without_torch_and_engines() -> None:
-    """The command line included; numba alone is needed, by the kernels."""
+    """The command line included; numba alone is needed, by the kernels for the CPU."""
     code = textwrap.dedent(_BLOCK.format(blocked=set(_OPTIONAL))) + textwrap.dedent(
         f"""
         for name in {_runtime_modules()!r}:
@@ -78,6 +79,49 @@ def test_absent_numba_names_the_extra() -> None:
         """
     )
     assert _run(code) == "numba is not installed; install it with: pip install 'fewstep[cpu]'\n"
+
+
+def test_only_the_kernels_for_the_cpu_and_their_device_need_numba() -> None:
+    without = {f"{_KERNELS}.{name}" for name in ("compile", "cubins", "launch")}
+    kernels = {name for name in _runtime_modules() if name.startswith(f"{_KERNELS}.")}
+    code = textwrap.dedent(_BLOCK.format(blocked={*_OPTIONAL, "numba"})) + textwrap.dedent(
+        f"""
+        from fewstep.runtime import MissingDependencyError
+        for name in {_runtime_modules()!r}:
+            try:
+                importlib.import_module(name)
+            except MissingDependencyError as error:
+                assert "fewstep[cpu]" in str(error), error
+                print(name)
+        """
+    )
+    assert without < kernels
+    assert set(_run(code).split()) == {*(kernels - without), "fewstep.runtime.device.cpu"}
+
+
+def test_gpu_without_its_packages_is_not_blamed_on_those_of_the_cpu(tiny_bundle: Path) -> None:
+    code = textwrap.dedent(_BLOCK.format(blocked={*_EXPORT_ONLY, "numba"})) + textwrap.dedent(
+        f"""
+        sys.modules["pycuda"] = None
+        from fewstep.runtime import Generator, MissingDependencyError
+        try:
+            Generator.open({str(tiny_bundle)!r}, device="cuda")
+        except MissingDependencyError as error:
+            print(error)
+        """
+    )
+    assert _run(code) == "pycuda is not installed; install it with: pip install 'fewstep[cuda]'\n"
+
+
+def test_building_kernels_needs_the_compilers_packages_only(bundle_copy: Path) -> None:
+    blocked = {*_OPTIONAL, "numba"} - {"cuda"}
+    code = textwrap.dedent(_BLOCK.format(blocked=blocked)) + textwrap.dedent(
+        f"""
+        from fewstep.runtime.build import build_kernels
+        print(*build_kernels({str(bundle_copy)!r}, ["8.7"]).cubins)
+        """
+    )
+    assert _run(code) == "8.7\n"
 
 
 @pytest.mark.parametrize("module", ["fewstep.runtime.doctor", "fewstep.cli"])
@@ -115,7 +159,7 @@ def test_generating_needs_no_export_package(tiny_bundle: Path) -> None:
 
 
 def test_front_door_imports_nothing_heavy() -> None:
-    heavy = ("numpy", "pydantic", "onnxruntime", "PIL", "torch", "onnx", "typer", "rich")
+    heavy = ("numpy", "pydantic", "onnxruntime", "PIL", "torch", "onnx", "typer", "rich", "cuda")
     code = f"""
         before = set(sys.modules)
         import fewstep.runtime

@@ -1,12 +1,26 @@
-"""Inspection: sizes, provenance and damage."""
+"""Inspection: sizes, provenance and damage, and the memory of a plan without making one.
+
+Covered for plans: sums, what guidance and a policy add, the size of the graph files, agreement with
+the plan that ``generate`` really makes, and requests that ``generate`` would refuse.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.inspect import inspect
+from fewstep.runtime.errors import RequestError
+from fewstep.runtime.generator import Generator
+from fewstep.runtime.inspect import PlanMemory, inspect, plan_memory
+from fewstep.runtime.manifest import Defaults
 
 
 def test_intact_bundle(tiny_bundle: Path) -> None:
@@ -29,3 +43,173 @@ def test_damage_is_named_file_by_file(bundle_copy: Path) -> None:
 def test_inspection_is_json(tiny_bundle: Path) -> None:
     data = json.loads(json.dumps(inspect(Bundle.read(tiny_bundle)).as_dict()))
     assert data["manifest"]["family"] == "adanat"
+
+
+# --- the memory of a plan
+
+
+def _with_defaults(path: Path, **changes: Any) -> Bundle:
+    """The bundle with other defaults, in memory."""
+    read = Bundle.read(path)
+    model = read.manifest.model.model_copy(update={"defaults": Defaults(**changes)})
+    return Bundle(path, read.manifest.model_copy(update={"model": model}))
+
+
+def _bytes_of(shape: tuple[int, ...], dtype: str) -> int:
+    return math.prod(shape) * int(np.dtype(dtype).itemsize)
+
+
+def _made_by(generator: Generator, schedule: str | None, batch: int) -> list[dict[str, Any]]:
+    """Keys and bytes of the plans that ``generate`` makes."""
+    generator.generate(class_ids=[0] * batch, schedule=schedule)
+    plans = generator.decoder._plans
+    return [{**vars(key), "total_bytes": plan.bytes} for key, plan in plans.items()]
+
+
+@given(
+    batch=st.integers(1, 40),
+    steps=st.integers(1, 16),
+    schedule=st.sampled_from(["cosine", "linear", "policy"]),
+)
+def test_totals_are_the_sums_of_the_buffers(
+    tiny_bundle: Path, batch: int, steps: int, schedule: str
+) -> None:
+    memory = plan_memory(Bundle.read(tiny_bundle), batch=batch, steps=steps, schedule=schedule)
+    assert (memory.key.batch, memory.key.steps) == (batch, steps)
+    own = [_bytes_of(spec.shape, spec.dtype) for spec in memory.buffers.values()]
+    shared = [_bytes_of(spec.shape, spec.dtype) for spec in memory.shared.values()]
+    assert (memory.total_bytes, memory.shared_bytes) == (sum(own), sum(shared))
+
+
+def test_total_of_a_plan_counted_by_hand(tiny_bundle: Path) -> None:
+    """2 images of 16 tokens of 24 codes, 32 features, 3 steps, guidance: 4 rows per pass."""
+    memory = plan_memory(Bundle.read(tiny_bundle), batch=2, steps=3)
+    inputs = 4 * 4 + 2 * 8 + 2 * 16 * (4 + 1) + 3 * 2 * 4 * 4 + 4
+    tokens = 4 * 4 * 16 * 4 + 3 * 2 * 16 * 4 + 2 * 16 * 4
+    passes = 4 * 16 * 24 * 4 + 4 * 16 * 32 * 4
+    images = 2 * 3 * 8 * 8 * (4 + 1)
+    assert memory.total_bytes == inputs + tokens + passes + images
+    assert memory.shared_bytes == 16 * 24 * 4
+
+
+def test_weights_are_the_graph_files(tiny_bundle: Path) -> None:
+    files = [path.stat().st_size for path in tiny_bundle.glob("*.onnx")]
+    assert plan_memory(Bundle.read(tiny_bundle)).weights_bytes == sum(files)
+
+
+def test_external_weights_count_once(tiny_bundle: Path) -> None:
+    read = Bundle.read(tiny_bundle)
+    file = read.manifest.files["decoder.onnx"].model_copy(update={"bytes": 10**9})
+    graphs = {
+        name: graph.model_copy(update={"external": ("weights.data",)})
+        for name, graph in read.manifest.graphs.items()
+    }
+    changes = {"graphs": graphs, "files": read.manifest.files | {"weights.data": file}}
+    changed = Bundle(tiny_bundle, read.manifest.model_copy(update=changes))
+    assert plan_memory(changed).weights_bytes == plan_memory(read).weights_bytes + 10**9
+
+
+def test_a_policy_adds_its_buffers_and_changes_no_other(tiny_bundle: Path) -> None:
+    bundle = Bundle.read(tiny_bundle)
+    fixed, policy = (plan_memory(bundle, batch=2, schedule=name) for name in ("cosine", "policy"))
+    assert policy.buffers.keys() - fixed.buffers.keys() == {"step_ids", "action"}
+    assert policy.total_bytes - fixed.total_bytes == 8 * 2 * 4 + 2 * 4 * 4
+    assert (fixed.key.policy, policy.key.policy) == (False, True)
+    assert policy.shared == fixed.shared
+
+
+def test_defaults_are_those_of_the_bundle(tiny_bundle: Path) -> None:
+    memory = plan_memory(_with_defaults(tiny_bundle, steps=5, schedule="policy"))
+    assert (memory.key.batch, memory.key.steps, memory.key.policy) == (1, 5, True)
+
+
+@pytest.mark.parametrize("schedule", [None, "linear", "policy"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_generate_makes_the_plan_that_was_foretold(
+    tiny_bundle: Path, schedule: str | None, batch: int
+) -> None:
+    with Generator.open(tiny_bundle, threads=1) as generator:
+        made = _made_by(generator, schedule, batch)
+    memory = plan_memory(Bundle.read(tiny_bundle), batch=batch, schedule=schedule)
+    assert made == [{**vars(memory.key), "total_bytes": memory.total_bytes}]
+
+
+def test_bundle_without_guidance_has_the_plan_that_generate_makes(tiny_bundle: Path) -> None:
+    """Guidance doubles the transformer's buffers, and nothing is shared without it."""
+    bundle = _with_defaults(tiny_bundle, guidance=(0.0, 0.0))
+    with Generator.open(bundle, threads=1) as generator:
+        made = _made_by(generator, None, 2)
+    memory = plan_memory(bundle, batch=2)
+    assert made == [{**vars(memory.key), "total_bytes": memory.total_bytes}]
+    assert memory.shared_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ({"batch": 0}, "batch must be .*at least 1, got 0"),
+        ({"batch": -3}, "batch must be .*at least 1, got -3"),
+        ({"batch": 1.5}, "batch must be .*got 1.5"),
+        ({"steps": 0}, "steps must be 1 … 16"),
+        ({"steps": 17}, "steps must be 1 … 16"),
+        ({"steps": 2.5}, "steps must be an integer"),
+        ({"schedule": "cosin"}, "Did you mean 'cosine'"),
+        ({"schedule": ""}, "unknown schedule"),
+    ],
+)
+def test_what_generate_would_refuse_is_refused(
+    tiny_bundle: Path, wish: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        plan_memory(Bundle.read(tiny_bundle), **wish)
+
+
+def test_policy_of_a_bundle_without_one_is_refused(tiny_text_bundle: Path) -> None:
+    with pytest.raises(RequestError, match="has no policy network"):
+        plan_memory(Bundle.read(tiny_text_bundle), schedule="policy")
+
+
+def test_guidance_without_an_empty_text_is_refused(tiny_text_bundle: Path) -> None:
+    read = Bundle.read(tiny_text_bundle)
+    condition = read.manifest.model.condition.model_copy(update={"unconditional_file": None})
+    model = read.manifest.model.model_copy(update={"condition": condition})
+    bundle = Bundle(tiny_text_bundle, read.manifest.model_copy(update={"model": model}))
+    text = np.zeros((1, 3, 12), np.float32)
+    with Generator.open(bundle, threads=1) as generator, pytest.raises(RequestError):
+        generator.generate(text=text)
+    with pytest.raises(RequestError, match="no unconditional text"):
+        plan_memory(bundle)
+
+
+def test_plan_memory_needs_no_file_but_the_manifest(bundle_copy: Path) -> None:
+    for path in bundle_copy.glob("*.onnx"):
+        path.unlink()
+    assert plan_memory(Bundle.read(bundle_copy)).total_bytes > 0
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "policy"])
+def test_plan_memory_is_json(tiny_bundle: Path, schedule: str) -> None:
+    memory = plan_memory(Bundle.read(tiny_bundle), batch=2, steps=3, schedule=schedule)
+    data = json.loads(json.dumps(memory.as_dict()))
+    assert (data["batch"], data["steps"], data["guided"]) == (2, 3, True)
+    assert data["policy"] == (schedule == "policy")
+    assert data["buffers"]["tokens"] == {
+        "shape": [4, 4, 16],
+        "dtype": "int32",
+        "role": "output",
+        "bytes": 1024,
+    }
+    assert _sums(data["buffers"]) == (data["total_bytes"], data["shared_bytes"])
+    assert data["weights_bytes"] == memory.weights_bytes
+
+
+def _sums(buffers: dict[str, dict[str, int]]) -> tuple[int, int]:
+    """Bytes of the plan's own buffers, and of those that are shared."""
+    shared = [each["bytes"] for name, each in buffers.items() if name.startswith("shared/")]
+    return sum(each["bytes"] for each in buffers.values()) - sum(shared), sum(shared)
+
+
+def test_plan_memory_is_a_value(tiny_bundle: Path) -> None:
+    one, other = (plan_memory(Bundle.read(tiny_bundle), batch=2) for _ in range(2))
+    assert isinstance(one, PlanMemory)
+    assert one == other

@@ -1,4 +1,4 @@
-"""The manifest's own rules: unknown fields, missing graphs and files, and round trips."""
+"""The manifest's own rules: unknown fields, missing graphs and files, kernels, and round trips."""
 
 from __future__ import annotations
 
@@ -193,3 +193,74 @@ def test_exported_manifest_says_what_was_exported(tiny_bundle: Path) -> None:
     assert model.policy is not None
     assert model.policy.residual
     assert set(manifest.graphs) == {"transformer", "policy", "decoder"}
+
+
+# --- kernels
+
+
+def _with_kernels() -> Content:
+    """The minimal manifest with kernels for two architectures."""
+    content = _content()
+    cubins = {"8.7": "kernels/a.cubin", "12.0": "kernels/b.cubin"}
+    content["kernels"] = {"compiler": "NVRTC 13.0", "sources_sha256": _SHA, "cubins": cubins}
+    content["files"] |= {name: {"bytes": 1, "sha256": _SHA} for name in cubins.values()}
+    return content
+
+
+def test_kernels_may_be_absent() -> None:
+    assert Manifest.model_validate(_content()).kernels is None
+    assert Manifest.model_validate(_content() | {"kernels": None}).kernels is None
+
+
+def test_kernels_survive_a_round_trip() -> None:
+    manifest = Manifest.model_validate(_with_kernels())
+    assert manifest.kernels is not None
+    assert manifest.kernels.cubins == {"8.7": "kernels/a.cubin", "12.0": "kernels/b.cubin"}
+    assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
+    assert {"kernels/a.cubin", "kernels/b.cubin"} < manifest.named_files()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_set("kernels", "surprise", value=1), "surprise"),
+        (_drop("kernels", "compiler"), "compiler"),
+        (_drop("kernels", "sources_sha256"), "sources_sha256"),
+        (_drop("kernels", "cubins"), "cubins"),
+        (_drop("files", "kernels/a.cubin"), "files lacks kernels/a.cubin"),
+        (_set("kernels", "cubins", "8.7", value=""), "cubins"),
+    ],
+)
+def test_what_is_refused_of_kernels(change: Callable[[Content], None], message: str) -> None:
+    content = _with_kernels()
+    change(content)
+    with pytest.raises(ValidationError, match=message):
+        Manifest.model_validate_json(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "name", ["", "8", "8.", ".7", "sm_87", "8.70", "8,7", " 8.7", "8.7\n", "8.7a", "-8.7"]
+)
+def test_names_that_are_no_compute_capabilities_are_refused(name: str) -> None:
+    content = _with_kernels()
+    content["kernels"]["cubins"][name] = "kernels/a.cubin"
+    with pytest.raises(ValidationError, match="kernels.cubins"):
+        Manifest.model_validate_json(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "name", ["", "13.0", "NVRTC", "NVRTC 13", "NVRTC 13.", "NVRTC 13.0.1", "NVRTC 13.0\n"]
+)
+def test_compiler_without_its_version_is_refused(name: str) -> None:
+    content = _with_kernels()
+    content["kernels"]["compiler"] = name
+    with pytest.raises(ValidationError, match="kernels.compiler"):
+        Manifest.model_validate_json(json.dumps(content))
+
+
+@pytest.mark.parametrize("digest", ["", "0" * 63, "0" * 65, "G" * 64, "A" * 64])
+def test_what_is_no_hash_of_sources_is_refused(digest: str) -> None:
+    content = _with_kernels()
+    content["kernels"]["sources_sha256"] = digest
+    with pytest.raises(ValidationError, match="kernels.sources_sha256"):
+        Manifest.model_validate_json(json.dumps(content))

@@ -1,16 +1,17 @@
-"""The decode loop against a plain one, and the passes it saves.
+"""The decode loop against a plain one, for new images and for edits.
 
 The plain loop below follows the official AdaNAT sampler: every step makes a conditional and an
 unconditional pass at batch 1 with ONNX Runtime directly, the arithmetic is float64, and nothing
 is reused. Covered: equal tokens for fixed schedules and the policy over step counts, guidance 0,
-text conditions, the number and size of transformer passes, and what the trace must satisfy.
+text conditions and tokens kept from a given image, and what the trace must satisfy. The passes
+that the loop saves are counted in ``test_masked_passes.py``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,17 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import pytest
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import Buffer
-from fewstep.runtime.device.cpu import CpuDevice, host_array
-from fewstep.runtime.engine import Engine
-from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import EngineError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.kernels.philox import uniforms
-from fewstep.runtime.manifest import TensorInfo
+from fewstep.runtime.masked import Decoded, MaskedPlan
+from fewstep.runtime.plan import PlanKey
 
 _TOKENS, _CODES, _MASK, _NO_CLASS = 16, 24, 24, 5
 _STEPS = (1, 2, 4, 8, 16)
@@ -35,6 +37,7 @@ _SEEDS = (0, 1, 2**40 + 7)
 _CLASSES = (0, 3, 4)
 _RATIO, _MASKING, _SAMPLING, _GUIDANCE = range(4)
 
+Given = npt.NDArray[np.int32]
 Wide = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 
@@ -52,10 +55,18 @@ class Plain:
     unconditional: npt.NDArray[Any]
 
     def decode(
-        self, condition: npt.NDArray[Any], seed: int, steps: int, parameters: _Parameters | None
+        self,
+        condition: npt.NDArray[Any],
+        seed: int,
+        steps: int,
+        parameters: _Parameters | None,
+        start: Ids | None = None,
     ) -> Ids:
-        """One image; ``parameters`` of a fixed schedule, or ``None`` for the policy."""
-        tokens = np.full(_TOKENS, _MASK, np.int64)
+        """One image; ``parameters`` of a fixed schedule, or ``None`` for the policy.
+
+        It starts from all tokens masked, or from the tokens ``start [N]``.
+        """
+        tokens = np.full(_TOKENS, _MASK, np.int64) if start is None else start
         sampled = tokens
         for step in range(steps):
             logits, features = self._pass(tokens, condition)
@@ -129,7 +140,9 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
 
 @pytest.fixture(scope="module")
 def plain(tiny_bundle: Path) -> Plain:
-    transformer, policy = (_session(tiny_bundle / f"{name}.onnx") for name in _GRAPHS[:2])
+    transformer, policy = (
+        _session(tiny_bundle / f"{name}.onnx") for name in ("transformer", "policy")
+    )
     return Plain(transformer, policy, "condition", np.array(_NO_CLASS, np.int32))
 
 
@@ -200,128 +213,123 @@ def _assert_plain(
         assert found[i].tolist() == expected.tolist(), f"class {class_id}, seed {seed}"
 
 
-# --- passes
+# --- edits
 
-_GRAPHS = ("transformer", "policy", "decoder")
-
-
-@dataclass
-class Counting:
-    """An engine that notes the batch of every pass, and may spoil an output afterwards."""
-
-    engine: Engine
-    batches: list[int] = field(default_factory=list)
-    spoil: Callable[[npt.NDArray[Any]], None] | None = None
-    closed: int = 0
-
-    @property
-    def name(self) -> str:
-        return self.engine.name
-
-    @property
-    def inputs(self) -> Mapping[str, TensorInfo]:
-        return self.engine.inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorInfo]:
-        return self.engine.outputs
-
-    def enqueue(self, bindings: Mapping[str, Buffer]) -> None:
-        assert len({buffer.shape[0] for buffer in bindings.values()}) == 1
-        self.batches.append(next(iter(bindings.values())).shape[0])
-        self.engine.enqueue(bindings)
-        if self.spoil is not None:
-            self.spoil(host_array(bindings[next(iter(self.outputs))]))
-
-    def close(self) -> None:
-        self.closed += 1
-        self.engine.close()
+# What is generated again: a corner, one position, all but one, nothing, everything.
+_MASKS = {
+    "corner": np.isin(np.arange(_TOKENS), [0, 1, 4, 5]),
+    "one": np.arange(_TOKENS) == 7,
+    "all but one": np.arange(_TOKENS) != 15,
+    "nothing": np.zeros(_TOKENS, np.bool_),
+    "everything": np.ones(_TOKENS, np.bool_),
+}
 
 
-@pytest.fixture
-def engines(tiny_bundle: Path) -> Iterator[dict[str, Counting]]:
-    bundle = Bundle.read(tiny_bundle)
-    counted = {
-        name: Counting(OnnxRuntimeEngine(name, bundle.graph_path(name), info, threads=1))
-        for name, info in bundle.manifest.graphs.items()
-    }
-    assert set(counted) == set(_GRAPHS)
-    yield counted
+def _given(seed: int = 0) -> Given:
+    return np.random.default_rng(seed).integers(0, _CODES, (len(_SEEDS), _TOKENS)).astype(np.int32)
 
 
-def _open(tiny_bundle: Path, engines: Mapping[str, Engine], **options: Any) -> Generator:
-    return Generator(Bundle.read(tiny_bundle), CpuDevice(), engines, **options)
+def _plan(generator: Generator, steps: int, *, guided: bool, policy: bool = False) -> MaskedPlan:
+    key = PlanKey(len(_SEEDS), steps, guided=guided, policy=policy, reuse_first=False)
+    return generator.decoder.plan(key)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5])
-@pytest.mark.parametrize("schedule", ["cosine", "policy"])
-def test_guided_passes(
-    tiny_bundle: Path, engines: dict[str, Counting], steps: int, schedule: str
+def _edit(
+    plan: MaskedPlan,
+    parameters: _Parameters | None,
+    given: npt.NDArray[Any] | None,
+    mask: npt.NDArray[Any] | None,
+) -> Decoded:
+    """One run on ``_CLASSES`` and ``_SEEDS``."""
+    steps, fixed = plan.key.steps, None
+    if parameters is not None:
+        fixed = np.array([parameters(step, steps) for step in range(steps)], np.float32)
+    classes, seeds = np.array(_CLASSES, np.int32), np.array(_SEEDS, np.uint64)
+    return plan.run(classes, seeds, fixed, given=given, mask=mask)
+
+
+@pytest.mark.parametrize("which", _MASKS)
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("schedule", ["unguided", "guided", "policy"])
+def test_an_edit_gives_the_tokens_of_the_plain_loop(
+    generator: Generator, plain: Plain, schedule: str, steps: int, which: str
 ) -> None:
-    with _open(tiny_bundle, engines) as generator:
-        generator.generate(class_ids=[0, 1, 2], steps=steps, schedule=schedule)
-        # One pass for the unconditional logits of the all-masked image, then T.
-        assert engines["transformer"].batches == [1, 3, *[6] * (steps - 1)]
-        assert engines["policy"].batches == ([3] * steps if schedule == "policy" else [])
-        assert engines["decoder"].batches == [3]
-        engines["transformer"].batches.clear()
-        generator.generate(class_ids=[4, 4, 4], steps=steps, schedule=schedule, seed=9)
-        generator.generate(class_ids=[1], steps=steps, schedule=schedule)
-        assert engines["transformer"].batches == [
-            *(3, *[6] * (steps - 1)),
-            *(1, *[2] * (steps - 1)),
-        ]
+    given, policy = _given(), schedule == "policy"
+    mask = np.stack([_MASKS[which], np.roll(_MASKS[which], 3), ~_MASKS[which]])
+    parameters = None if policy else _cosine(3.0 if schedule == "guided" else 0.0)
+    plan = _plan(generator, steps, guided=schedule != "unguided", policy=policy)
+    found = _edit(plan, parameters, given, mask)
+    start = np.where(mask, _MASK, given)
+    assert (found.tokens[0] == start).all()
+    for i, (class_id, seed) in enumerate(zip(_CLASSES, _SEEDS, strict=True)):
+        condition, begin = np.array(class_id, np.int32), start[i].astype(np.int64)
+        expected = plain.decode(condition, seed, steps, parameters, begin)
+        assert found.sampled[-1, i].tolist() == expected.tolist()
 
 
-def test_unguided_passes_never_double_the_batch(
-    tiny_bundle: Path, engines: dict[str, Counting]
-) -> None:
-    with _open(tiny_bundle, engines) as generator:
-        generator.generate(class_ids=[0, 1], steps=4, guidance=0)
-    assert engines["transformer"].batches == [2, 2, 2, 2]
-
-
-def test_passes_without_reuse(tiny_bundle: Path, engines: dict[str, Counting]) -> None:
-    with _open(tiny_bundle, engines, reuse_first=False) as generator:
-        generator.generate(class_ids=[0, 1], steps=3)
-    assert engines["transformer"].batches == [4, 4, 4]
-
-
-def test_large_requests_are_cut_into_batches(
-    tiny_bundle: Path, engines: dict[str, Counting]
-) -> None:
-    with _open(tiny_bundle, engines, max_batch=2) as generator:
-        images = generator.generate(class_ids=[0, 1, 2, 3, 4], steps=2, guidance=0).images
-    assert len(images) == 5
-    assert engines["transformer"].batches == [2, 2, 2, 2, 1, 1]
-    assert engines["decoder"].batches == [2, 2, 1]
-
-
-def test_closing_releases_every_engine_once(
-    tiny_bundle: Path, engines: dict[str, Counting]
-) -> None:
-    generator = _open(tiny_bundle, engines)
-    generator.close()
-    generator.close()
-    assert [engine.closed for engine in engines.values()] == [1, 1, 1]
-
-
-@pytest.mark.parametrize(
-    ("graph", "schedule"),
-    [("transformer", "cosine"), ("transformer", "policy"), ("policy", "policy")],
+@settings(max_examples=25)
+@drawn(
+    mask=hnp.arrays(np.uint8, (len(_SEEDS), _TOKENS), elements=st.sampled_from([0, 1, 200])),
+    guided=st.booleans(),
+    seed=st.integers(0, 1000),
 )
-@pytest.mark.parametrize("reuse_first", [True, False])
-def test_nan_from_an_engine_is_reported_and_not_remembered(
-    tiny_bundle: Path, engines: dict[str, Counting], graph: str, reuse_first: bool, schedule: str
+def test_kept_tokens_stay_through_every_step(
+    generator: Generator, mask: npt.NDArray[np.uint8], guided: bool, seed: int
 ) -> None:
-    request: dict[str, Any] = {"class_ids": [0, 1], "steps": 3, "schedule": schedule}
-    with _open(tiny_bundle, engines, reuse_first=reuse_first) as generator:
-        expected = generator.generate(**request)
-        engines[graph].spoil = lambda output: output.fill(np.nan)
-        with np.errstate(invalid="ignore"), pytest.raises(EngineError, match="NaN"):
-            generator.generate(**request)
-        engines[graph].spoil = None
-        assert (generator.generate(**request).tokens == expected.tokens).all()
+    given, kept = _given(seed), mask == 0
+    plan = _plan(generator, 4, guided=guided)
+    found = _edit(plan, _cosine(2.0 * guided, temperature=1.5), given, mask)
+    for tokens in (*found.tokens, *found.sampled):
+        assert (tokens[kept] == given[kept]).all()
+    assert (found.tokens[0][~kept] == _MASK).all()
+    assert ((found.sampled >= 0) & (found.sampled < _CODES)).all()
+    assert (found.tokens[-1] != _MASK).all()  # the last ratio is 0
+    halves = plan.workspace.read("tokens").reshape(5, -1, *given.shape)
+    assert halves.shape[1] == 1 + guided
+    assert (halves == found.tokens[:, None]).all()
+
+
+def test_the_image_of_an_edit_is_decoded_from_all_its_tokens(
+    generator: Generator, tiny_bundle: Path
+) -> None:
+    mask = np.broadcast_to(_MASKS["corner"], (len(_SEEDS), _TOKENS))
+    found = _edit(_plan(generator, 2, guided=True), _cosine(2.0), _given(), mask)
+    decoder = _session(tiny_bundle / "decoder.onnx")
+    (image,) = decoder.run(["image"], {"tokens": found.sampled[-1]})
+    expected = np.round(np.clip(image, 0, 1) * 255).transpose(0, 2, 3, 1)
+    assert np.abs(found.pixels - expected).max() <= 1
+
+
+def test_an_edit_leaves_nothing_behind_in_its_plan(generator: Generator) -> None:
+    plan, mask = _plan(generator, 3, guided=True), np.tile(_MASKS["one"], (len(_SEEDS), 1))
+    before = _edit(plan, _cosine(3.0), None, None)
+    edited = _edit(plan, _cosine(3.0), _given(), mask)
+    after = _edit(plan, _cosine(3.0), None, None)
+    assert (edited.sampled != before.sampled).any()
+    assert (after.tokens == before.tokens).all()
+    assert (after.sampled == before.sampled).all()
+
+
+def test_nothing_given_and_all_given_masked_are_the_same(generator: Generator) -> None:
+    plan, everything = _plan(generator, 4, guided=True), np.ones((len(_SEEDS), _TOKENS), np.bool_)
+    fresh = _edit(plan, _cosine(3.0), None, None)
+    masked = _edit(plan, _cosine(3.0), np.full_like(_given(), -1), everything)
+    new = generator.generate(class_ids=_CLASSES, seed=_SEEDS, steps=4, guidance=(0, 3))
+    assert (masked.tokens == fresh.tokens).all()
+    assert (masked.sampled[-1] == new.tokens).all()
+
+
+@pytest.mark.parametrize("invalid", [-1, _CODES, _CODES + 1])
+def test_a_kept_token_that_is_no_code_fails_and_is_not_remembered(
+    generator: Generator, invalid: int
+) -> None:
+    plan, given = _plan(generator, 2, guided=True), _given()
+    nothing = np.zeros(given.shape, np.uint8)
+    given[1, 3] = invalid
+    with pytest.raises(EngineError):
+        _edit(plan, _cosine(3.0), given, nothing)
+    given[1, 3] = 0
+    assert (_edit(plan, _cosine(3.0), given, nothing).sampled == given).all()
 
 
 # --- the trace

@@ -18,6 +18,8 @@ from fewstep.runtime.raster import decode_in_raster_order
 class _Recorder:
     """Passes through to an engine and keeps the tokens of every pass."""
 
+    capturable = True
+
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.seen: list[np.ndarray[tuple[int, ...], np.dtype[np.int32]]] = []

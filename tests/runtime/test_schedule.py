@@ -1,7 +1,9 @@
-"""Fixed schedules: the curves of MaskGIT, the ramps, and what is refused.
+"""Schedules: the curves of MaskGIT, the ramps, what is refused, and the offsets of AdaNAT.
 
 Covered: every curve falls from near 1 to 0, the concave and convex families of section 3.3 of the
-paper, values read off its formulas, ramps and their ends, and errors that suggest a remedy.
+paper, values read off its formulas, ramps and their ends, errors that suggest a remedy; and that
+the offsets, put through the policy's activations, give the heuristic schedule at every step. The
+authors' own offsets are compared in ``tests/export/test_official_parameters.py``.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fewstep.runtime.errors import RequestError
-from fewstep.runtime.schedule import MASK_RATIOS, POLICY, Schedule
+from fewstep.runtime.kernels.sample_tokens import PARAMETERS
+from fewstep.runtime.schedule import MASK_RATIOS, POLICY, Schedule, policy_offsets
 
 _TOKENS = 256
 _CONCAVE = ("cosine", "arccos", "square", "cubic", "exponential")
@@ -135,3 +138,58 @@ def test_a_name_near_nothing_gets_no_suggestion() -> None:
 def test_negative_and_non_finite_ramps_are_refused(name: str, ramp: tuple[float, float]) -> None:
     with pytest.raises(RequestError, match=f"{name} must be finite and at least 0"):
         Schedule(**{name: ramp})  # type: ignore[arg-type]
+
+
+# --- offsets of a policy's actions
+
+
+@given(steps=st.integers(1, 256), data=st.data())
+def test_offsets_give_the_heuristic_schedule_through_the_activations(
+    steps: int, data: st.DataObject
+) -> None:
+    step = data.draw(st.integers(0, steps - 1))
+    offsets = policy_offsets(step, steps, residual=True)
+    r = (step + 1 - 1e-3) / steps
+    ratio = 1 / (1 + math.exp(-offsets["ratio_offset"]))
+    softplus = [math.log1p(math.exp(value)) for value in list(offsets.values())[1:]]
+    assert ratio == pytest.approx(math.cos(math.pi * r / 2), rel=1e-9)
+    assert softplus == pytest.approx([1 - r, 1.0, (step + 1e-3) / steps], rel=1e-9)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_offsets_are_named_after_the_columns_in_their_order(residual: bool) -> None:
+    assert PARAMETERS == ("mask_ratio", "masking_temperature", "sampling_temperature", "guidance")
+    offsets = policy_offsets(0, 4, residual=residual)
+    names = ["ratio_offset", "masking_offset", "sampling_offset", "guidance_offset"]
+    assert list(offsets) == names
+    assert all(type(value) is float for value in offsets.values())
+
+
+def test_offsets_computed_by_hand() -> None:
+    """Step 1 of 4, r = 0.49975."""
+    offsets = policy_offsets(1, 4, residual=True)
+    cosine = math.cos(0.49975 * math.pi / 2)  # 0.7073844
+    assert offsets == pytest.approx(
+        {
+            "ratio_offset": math.log(cosine / (1 - cosine)),
+            "masking_offset": math.log(math.exp(0.50025) - 1),
+            "sampling_offset": math.log(math.e - 1),
+            "guidance_offset": math.log(math.exp(0.25025) - 1),
+        },
+        rel=1e-12,
+    )
+    assert cosine == pytest.approx(0.7073844, abs=1e-7)
+
+
+def test_without_residual_no_offsets_at_any_step() -> None:
+    for step in range(16):
+        assert set(policy_offsets(step, 16, residual=False).values()) == {0.0}
+
+
+def test_offsets_move_one_way_over_the_steps() -> None:
+    """Fewer masked tokens, less noise on confidences, more guidance; the temperature stays."""
+    rows = np.array([list(policy_offsets(t, 64, residual=True).values()) for t in range(64)])
+    change = np.diff(rows, axis=0)
+    assert (change[:, [_RATIO, _MASKING]] < 0).all()
+    assert (change[:, _GUIDANCE] > 0).all()
+    assert (change[:, _SAMPLING] == 0).all()

@@ -89,8 +89,9 @@ def _kernel_compiler() -> str:
 
 
 def _gpus() -> str:
-    from fewstep.runtime.device.cuda_driver import describe_devices
+    from fewstep.runtime.device.cuda_driver import describe_devices, load_bindings
 
+    load_bindings()
     return "; ".join(describe_devices())
 
 

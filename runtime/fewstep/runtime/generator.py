@@ -7,6 +7,7 @@ with Generator.open("bundle") as generator:
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -107,7 +108,9 @@ class Generator:
         if backend not in BACKENDS:
             raise RequestError(choose("backend", backend, BACKENDS))
         kind, _, number = device.partition(":")
-        if kind not in DEVICES or (number and not (kind == "cuda" and number.isdigit())):
+        if kind not in DEVICES or (
+            number and not (kind == "cuda" and re.fullmatch("[0-9]+", number))
+        ):
             raise RequestError(choose("device", device, DEVICES))
         opened = bundle if isinstance(bundle, Bundle) else Bundle.read(bundle)
         with contextlib.ExitStack() as stack:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fewstep.runtime.kernels import KERNELS
+from fewstep.runtime.kernels.cpu import KERNELS
 from fewstep.runtime.kernels.remask import remask
 
 _MASK = 99

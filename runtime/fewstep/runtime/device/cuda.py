@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fewstep.runtime.device import Array, Buffer, BufferSpec, CudaStream
+from fewstep.runtime.device.cuda_context import enter
 from fewstep.runtime.device.cuda_driver import (
     checked,
     device_of,
@@ -122,7 +123,8 @@ class CudaDevice:
     def workspace(self, specs: Mapping[str, BufferSpec]) -> CudaWorkspace:
         """Allocate device memory and its pinned host side."""
         self.require()
-        return CudaWorkspace(self._driver, self._stream, specs, mapped=self.integrated)
+        with self._running("allocating memory"):
+            return CudaWorkspace(self._driver, self._stream, specs, mapped=self.integrated)
 
     def upload(self, buffer: Buffer, values: Array) -> None:
         """Copy ``values`` (same shape) into ``buffer``, and wait."""
@@ -171,7 +173,7 @@ class CudaDevice:
         sequence()
         self.synchronize()
         self.timeline.take()
-        with self.timeline.capturing() as spans:
+        with self._running("capturing a graph"), self.timeline.capturing() as spans:
             graph = CudaGraph(self._handle, sequence)
         return CudaReplay(self, graph, spans)
 
@@ -179,7 +181,7 @@ class CudaDevice:
         """Enqueue a captured sequence."""
         self.require()
         whole = contextlib.nullcontext() if self._profile else self.timeline.span("device")
-        with whole:
+        with self._running("launching a graph"), whole:
             replay.graph.launch()
         self._replayed += replay.spans
 
@@ -188,8 +190,8 @@ class CudaDevice:
         self.require()
         with self._running("waiting for the GPU"):
             self._stream.synchronize()
-        replayed, self._replayed = self._replayed, []
-        self.timeline.collect(replayed)
+            replayed, self._replayed = self._replayed, []
+            self.timeline.collect(replayed)
 
     def close(self) -> None:
         """Release module, stream and context; closing twice is fine."""
@@ -200,10 +202,7 @@ class CudaDevice:
         release.close()
 
     def _enter_context(self, device: Any, stack: contextlib.ExitStack) -> None:
-        context = device.retain_primary_context()
-        stack.callback(context.detach)
-        context.push()
-        stack.callback(context.pop)
+        stack.callback(enter(device, self.ordinal))
         self._context_handle = self._current()
         self._ident, self._thread = threading.get_ident(), threading.current_thread().name
 

@@ -38,10 +38,14 @@ class Timeline:
     def span(self, stage: str) -> Iterator[None]:
         """Time what the block enqueues."""
         span = Span(stage, self._event(), self._event())
+        try:
+            self._record(span.start)
+            yield
+            self._record(span.end)
+        except BaseException:
+            self.release([span])
+            raise
         (self._pending if self._captured is None else self._captured).append(span)
-        self._record(span.start)
-        yield
-        self._record(span.end)
 
     @contextlib.contextmanager
     def capturing(self) -> Iterator[list[Span]]:

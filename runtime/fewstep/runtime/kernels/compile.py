@@ -168,9 +168,9 @@ class KernelCompiler:
 
     def _text(self, program: Any, what: str) -> bytes:
         size = self._checked(getattr(self._nvrtc, f"nvrtcGet{what}Size")(program))
-        text: bytes = b" " * size  # written in place
+        text: bytes = bytes(size + 1)  # written in place, so never one that Python shares
         self._checked(getattr(self._nvrtc, f"nvrtcGet{what}")(program, text))
-        return text
+        return text[:size]
 
     def _checked(self, result: tuple[Any, ...]) -> Any:
         status, *values = result

@@ -17,6 +17,7 @@ Argument = Buffer | int | float | None
 
 MAX_CODES = 65_536
 MAX_TOKENS = 4_096
+_MAX_ROWS = 65_535  # gridDim.y
 _THREADS = 256
 _CHUNK, _WARP = 128, 32
 _SUFFIX = {"float32": "float", "float16": "half"}
@@ -82,13 +83,17 @@ def _sample_tokens(
         raise DeviceError(
             f"the CUDA kernels sample from at most {MAX_CODES:,} codes, got {codes:,}"
         )
+    if unconditional.dtype != conditional.dtype:
+        raise DeviceError(
+            f"both logits must be of one type, got {conditional.dtype} and {unconditional.dtype}"
+        )
     threads = _WARP * min(-(-codes // _CHUNK), _THREADS // _WARP)
     shared = int(unconditional.shape[0] == 1)
     arguments = (
         *(conditional, unconditional, shared, tokens, parameters, seeds),
         *(step, mask_token, codes, sampled, confidence, error),
     )
-    own = unconditional.pointer != conditional.pointer or shared  # without guidance: the same
+    own = unconditional.pointer != conditional.pointer  # without guidance: the same
     read = batch + (unconditional.shape[0] if own else 0)
     moved = count * (read * codes * conditional.dtype.itemsize + batch * 12)
     entry = f"sample_tokens_{_suffix(conditional)}"
@@ -155,6 +160,8 @@ def _launch(
     arguments: tuple[Argument, ...],
     bytes_moved: int,
 ) -> Launch:
+    if grid[1] > _MAX_ROWS:
+        raise DeviceError(f"{entry} takes at most {_MAX_ROWS:,} rows, got {grid[1]:,}")
     packed = tuple(_pack(letter, value) for letter, value in zip(signature, arguments, strict=True))
     return Launch(entry, grid, (threads, 1, 1), signature, packed, bytes_moved)
 

@@ -12,7 +12,8 @@
 // conditional [batch, count, codes], unconditional the same or [1, count, codes] (shared), float32
 // or float16; tokens [batch, count] int32; parameters [batch, 4] float32; seeds [batch] uint64
 // -> sampled [batch, count] int32, confidence [batch, count] float32. error [1] becomes 1 if a
-// logit is NaN or +infinity, or a row is all -infinity. codes <= 65,536; logits aligned to 16 bytes.
+// logit is NaN or +infinity, a row is all -infinity, or T is NaN; the token is then 0.
+// codes <= 65,536; logits aligned to 16 bytes.
 //
 // The row is cut into chunks of 128 codes, one warp each, four neighbouring codes a lane. The pass
 // leaves every chunk's maximum and its sum of exponentials relative to that maximum, so no second
@@ -276,7 +277,7 @@ __device__ void sample(const Logit* conditional, const Logit* unconditional, int
   int code = 0;
   float log_probability = not_a_number();
   const Uniforms random = uniforms(seeds[image], step, position);
-  if (isfinite(highest)) {
+  if (isfinite(highest) && !isnan(temperature)) {
     code = coldest ? most_likely(row, chunks, count, highest)
                    : inverse_cdf(row, chunks, count, highest, inverse, random.token);
     const int size = (count + kLanes - 1) / kLanes, groups = (count + size - 1) / size;

@@ -70,7 +70,8 @@ def sample_tokens(
         mask_token: id of a masked position.
         sampled: out, ids ``[B, N]``.
         confidence: out, ``[B, N]``.
-        error: in and out, ``[1]``: becomes 1 if a logit is NaN or +∞, or a row is all −∞.
+        error: in and out, ``[1]``: becomes 1 if a logit is NaN or +∞, a row is all −∞, or a
+            sampling temperature is NaN; the token is then 0.
     """
     batch, count, codes = conditional.shape
     row, weights, lanes, maxima, sums, tempered = _scratch(codes)
@@ -158,7 +159,7 @@ def _sample(
             highest = maxima[chunk]
         if math.isnan(highest):
             break
-    if not math.isfinite(highest):
+    if not math.isfinite(highest) or math.isnan(temperature):
         return 0, _NAN
     code = (
         int(np.argmax(row))

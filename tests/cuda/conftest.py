@@ -1,0 +1,231 @@
+"""What the CUDA tests need: a GPU, or the emulated driver standing in for one.
+
+Every test here runs on both. ``tests/emulated_cuda/test_suite.py`` runs this folder under the
+emulated driver in ``make test``; on a machine with a GPU, ``pytest -m gpu tests/cuda`` runs it on
+the GPU. Anywhere else it is skipped.
+
+Bundles are exported once a session, or taken from the folder that ``FEWSTEP_TEST_BUNDLES`` names:
+the suite runs many sessions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.device.cuda import CudaDevice
+from fewstep.runtime.device.cuda_driver import compute_capability
+from fewstep.runtime.errors import FewstepError
+from fewstep.runtime.generator import Generator
+from fewstep.runtime.kernels.compile import CompiledKernels, KernelCompiler
+from fewstep.runtime.kernels.cubins import add_kernels
+from fewstep.runtime.result import Result
+
+_TESTS = Path(__file__).parents[1]
+_EMULATED = "EMULATED_CUDA_KERNELS" in os.environ
+_BUNDLES = "FEWSTEP_TEST_BUNDLES"
+_AGREEMENT = 0.98
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark everything here ``gpu``, and skip it where there is none."""
+    here = [item for item in items if Path(item.path).parent == Path(__file__).parent]
+    reason = _why_not() if here else ""
+    for item in here:
+        item.add_marker(pytest.mark.gpu)
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _why_not() -> str:
+    try:
+        compute_capability()
+    except FewstepError as error:
+        return f"{error} (tests/emulated_cuda/test_suite.py runs this without a GPU)"
+    return ""
+
+
+# --- the driver
+
+
+@pytest.fixture(scope="session")
+def emulated() -> bool:
+    """Whether the driver is the emulated one."""
+    return _EMULATED
+
+
+@pytest.fixture(scope="session")
+def driver_report() -> Callable[[], dict[str, dict[str, int]]]:
+    """What the emulated driver says is ``live``, and its ``totals``; skips on a real GPU."""
+    if not _EMULATED:
+        pytest.skip("only the emulated driver counts its calls; see tests/emulated_cuda")
+    return _report
+
+
+@pytest.fixture(scope="session")
+def live() -> Callable[[], dict[str, int]]:
+    """The driver's objects by kind, to compare; empty on a real GPU, whose driver does not tell."""
+    return (lambda: _report()["live"]) if _EMULATED else dict
+
+
+def _report() -> dict[str, dict[str, int]]:
+    text = ctypes.CDLL("libcuda.so.1").emulated_cuda_report
+    text.restype = ctypes.c_char_p
+    found: dict[str, dict[str, int]] = json.loads(text())
+    return found
+
+
+# --- kernels and devices
+
+
+@pytest.fixture(scope="session")
+def kernels() -> CompiledKernels:
+    """The kernels for the GPU at hand."""
+    return KernelCompiler().compile([compute_capability()])
+
+
+@pytest.fixture(scope="session")
+def cubin(kernels: CompiledKernels) -> bytes:
+    """The kernels for the GPU at hand, as its driver loads them."""
+    return kernels.cubins[compute_capability()]
+
+
+@pytest.fixture
+def device(cubin: bytes) -> Iterator[CudaDevice]:
+    """An open CUDA device."""
+    opened = CudaDevice(cubin)
+    yield opened
+    opened.close()
+
+
+# --- bundles
+
+
+@pytest.fixture(scope="session")
+def cuda_bundle(
+    kernels: CompiledKernels, request: pytest.FixtureRequest, tmp_path_factory: Any
+) -> Callable[[str], Path]:
+    """A bundle with kernels for the GPU at hand: ``tiny``, ``tiny-text`` or ``sample``."""
+
+    @functools.cache
+    def make(name: str) -> Path:
+        copy = shutil.copytree(_exported(name, request), tmp_path_factory.mktemp("cuda") / name)
+        return add_kernels(Bundle.read(copy), kernels).path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_cuda_bundle(cuda_bundle: Callable[[str], Path]) -> Path:
+    """The tiny class-conditional bundle: 4×4 tokens of 24 codes, a policy with residuals."""
+    return cuda_bundle("tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_text_cuda_bundle(cuda_bundle: Callable[[str], Path]) -> Path:
+    """The tiny text-conditional bundle, without policy."""
+    return cuda_bundle("tiny-text")
+
+
+@pytest.fixture(scope="session")
+def sample_cuda_bundle(cuda_bundle: Callable[[str], Path]) -> Path:
+    """The Fashion sample: 8×8 tokens of 512 codes, with a policy."""
+    return cuda_bundle("sample")
+
+
+def _exported(name: str, request: pytest.FixtureRequest) -> Path:
+    if _BUNDLES in os.environ:
+        return Path(os.environ[_BUNDLES]) / name
+    if name != "sample":
+        found: Path = request.getfixturevalue(f"{name.replace('-', '_')}_bundle")
+        return found
+    from fewstep.export.demo import sample_checkpoints
+    from fewstep.export.masked import export_masked
+
+    folder = request.getfixturevalue("tmp_path_factory").mktemp("exported")
+    checkpoints = sample_checkpoints(_TESTS.parent / "samples" / "fashion")
+    return export_masked("adanat", checkpoints, folder / name, command="pytest").path
+
+
+# --- generators
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _engines() -> Iterator[None]:
+    """Engines that run under the emulated driver, wherever one is opened on its device."""
+    with contextlib.ExitStack() as stack:
+        if _EMULATED:
+            opens = _host_engine().open_engine
+            stack.enter_context(mock.patch("fewstep.runtime.generator.open_engine", opens))
+        yield
+
+
+@pytest.fixture(scope="session")
+def open_cuda(_engines: None) -> Callable[..., Generator]:
+    """``Generator.open`` on the GPU at hand."""
+    return functools.partial(Generator.open, device="cuda", threads=1)
+
+
+@pytest.fixture(scope="session")
+def on_cuda(open_cuda: Callable[..., Generator], tiny_cuda_bundle: Path) -> Iterator[Generator]:
+    """The tiny class-conditional bundle on the GPU, opened once."""
+    with open_cuda(tiny_cuda_bundle, max_batch=4) as generator:
+        yield generator
+
+
+@pytest.fixture(scope="session")
+def on_cpu(tiny_cuda_bundle: Path) -> Iterator[Generator]:
+    """The same on the CPU."""
+    with Generator.open(tiny_cuda_bundle, device="cpu", threads=1, max_batch=4) as generator:
+        yield generator
+
+
+@pytest.fixture(scope="session")
+def assert_alike() -> Callable[[Result, Result], None]:
+    """Assert that a result from the GPU is that of the CPU.
+
+    The emulated driver's engines are the CPU's, so the whole trace and the images have to be
+    equal there. A GPU's engines round differently, and a token that flips on a tie changes later
+    ones: 98 % of the tokens have to agree, and images of equal tokens within two grey levels.
+    """
+    return _assert_equal if _EMULATED else _assert_close
+
+
+def _assert_equal(found: Result, expected: Result) -> None:
+    for name in ("tokens", "sampled", "parameters"):
+        actual, wanted = getattr(found.trace, name), getattr(expected.trace, name)
+        np.testing.assert_array_equal(actual, wanted, err_msg=name, strict=True)
+    for name in ("tokens", "seeds", "images"):
+        actual, wanted = getattr(found, name), getattr(expected, name)
+        np.testing.assert_array_equal(actual, wanted, err_msg=name, strict=True)
+
+
+def _assert_close(found: Result, expected: Result) -> None:
+    assert found.trace.tokens.shape == expected.trace.tokens.shape
+    assert (found.tokens == expected.tokens).mean() >= _AGREEMENT
+    same = (found.tokens == expected.tokens).all(axis=1)
+    difference = found.images[same].astype(int) - expected.images[same]
+    assert np.abs(difference).max(initial=0) <= 2
+
+
+def _host_engine() -> ModuleType:
+    path = _TESTS / "emulated_cuda" / "host_engine.py"
+    spec = importlib.util.spec_from_file_location("host_engine", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

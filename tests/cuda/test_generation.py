@@ -1,0 +1,294 @@
+"""Whole generations on the GPU are those of the CPU device, whose tests compare it with others.
+
+Covered: fixed schedules and the policy, one step and as many as there are tokens, with and without
+guidance, class and text conditions, batches and more images than one, given tokens, the trace,
+golden rollouts, raster order and the bench. On a real GPU the engines round differently, and the
+bar is 98 % of the tokens instead of all; the kernels themselves are compared in their own tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fewstep.runtime import bench
+from fewstep.runtime.errors import EngineError
+from fewstep.runtime.generator import Generator
+from fewstep.runtime.masked import Decoded
+from fewstep.runtime.plan import PlanKey
+from fewstep.runtime.raster import decode_in_raster_order
+from fewstep.runtime.result import Result
+from fewstep.runtime.schedule import MASK_RATIOS
+from fewstep.runtime.verify import verify
+
+Alike = Callable[[Result, Result], None]
+Open = Callable[..., Generator]
+
+_RAMP = st.one_of(st.just(0.0), st.floats(0, 8), st.tuples(st.floats(0, 8), st.floats(0, 8)))
+_SEEDS = st.integers(0, 2**64 - 16)
+_CLASSES = st.lists(st.integers(0, 4), min_size=1, max_size=6)
+
+
+@pytest.fixture(scope="module")
+def text_pair(
+    open_cuda: Open, tiny_text_cuda_bundle: Path
+) -> Iterator[tuple[Generator, Generator]]:
+    """The text bundle on the GPU and on the CPU."""
+    with (
+        open_cuda(tiny_text_cuda_bundle, max_batch=4) as on_cuda,
+        Generator.open(tiny_text_cuda_bundle, device="cpu", threads=1, max_batch=4) as on_cpu,
+    ):
+        yield on_cuda, on_cpu
+
+
+@pytest.fixture(scope="module")
+def sample_pair(open_cuda: Open, sample_cuda_bundle: Path) -> Iterator[tuple[Generator, Generator]]:
+    """The Fashion sample on the GPU and on the CPU."""
+    with (
+        open_cuda(sample_cuda_bundle, threads=0) as on_cuda,
+        Generator.open(sample_cuda_bundle, device="cpu") as on_cpu,
+    ):
+        yield on_cuda, on_cpu
+
+
+# --- the Fashion sample
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize(
+    "settings_",
+    [
+        {"schedule": "cosine", "steps": 8},
+        {"schedule": "policy", "steps": 4},
+        {"schedule": "linear", "steps": 3, "guidance": 0.0},
+        {"schedule": "cosine", "steps": 1, "guidance": 2.0},
+    ],
+)
+def test_the_sample_gives_the_same_images(
+    sample_pair: tuple[Generator, Generator],
+    assert_alike: Alike,
+    settings_: dict[str, Any],
+    batch: int,
+) -> None:
+    on_cuda, on_cpu = sample_pair
+    request = settings_ | {"class_ids": [9, 0, 4, 4][:batch], "seed": 2**63 + batch}
+    found, expected = on_cuda.generate(**request), on_cpu.generate(**request)
+    assert_alike(found, expected)
+    assert found.images.std() > 20  # pictures
+
+
+def test_sixteen_steps_of_the_sample_give_the_same_images(
+    sample_pair: tuple[Generator, Generator], assert_alike: Alike
+) -> None:
+    on_cuda, on_cpu = sample_pair
+    request: dict[str, Any] = {"class_ids": [7], "schedule": "policy", "steps": 16, "seed": 5}
+    assert_alike(on_cuda.generate(**request), on_cpu.generate(**request))
+
+
+# --- tiny bundles: every setting
+
+
+@settings(max_examples=40)
+@given(
+    class_ids=_CLASSES,
+    seed=_SEEDS,
+    steps=st.integers(1, 16),
+    schedule=st.sampled_from(sorted(MASK_RATIOS)),
+    guidance=_RAMP,
+    sampling_temperature=_RAMP,
+    masking_temperature=_RAMP,
+)
+def test_fixed_schedules_give_the_same_images(
+    on_cuda: Generator, on_cpu: Generator, assert_alike: Alike, **request: Any
+) -> None:
+    assert_alike(on_cuda.generate(**request), on_cpu.generate(**request))
+
+
+@settings(max_examples=20)
+@given(class_ids=_CLASSES, seed=_SEEDS, steps=st.integers(1, 16))
+def test_the_policy_gives_the_same_images(
+    on_cuda: Generator, on_cpu: Generator, assert_alike: Alike, **request: Any
+) -> None:
+    request["schedule"] = "policy"
+    assert_alike(on_cuda.generate(**request), on_cpu.generate(**request))
+
+
+@settings(max_examples=15)
+@given(
+    batch=st.integers(1, 6), seed=_SEEDS, steps=st.integers(1, 16), guidance=_RAMP, text=st.data()
+)
+def test_text_gives_the_same_images(
+    text_pair: tuple[Generator, Generator],
+    assert_alike: Alike,
+    batch: int,
+    text: st.DataObject,
+    **request: Any,
+) -> None:
+    on_cuda, on_cpu = text_pair
+    random = np.random.default_rng(text.draw(st.integers(0, 2**32)))
+    request["text"] = random.standard_normal((batch, 3, 12), np.float32)
+    assert_alike(on_cuda.generate(**request), on_cpu.generate(**request))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "policy"])
+def test_images_depend_on_their_own_seed_and_class_alone(
+    on_cuda: Generator, emulated: bool, schedule: str
+) -> None:
+    """Eleven images in batches of four, against each alone: other plans, other places."""
+    seeds, classes = [*range(9), 2**64 - 1, 3], [0, 1, 2, 3, 4] * 2 + [3]
+    request: dict[str, Any] = {"steps": 3, "schedule": schedule}
+    together = on_cuda.generate(class_ids=classes, seed=seeds, **request).tokens
+    alone = [
+        on_cuda.generate(class_ids=[each], seed=[seed], **request).tokens[0]
+        for each, seed in zip(classes, seeds, strict=True)
+    ]
+    assert (together == np.stack(alone)).mean() >= (1 if emulated else 0.98)
+    assert len({row.tobytes() for row in together}) == 10  # the last repeats the fourth
+    assert (together[3] == together[10]).all()
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "policy"])
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_computing_the_first_logits_every_time_gives_the_same_images(
+    on_cuda: Generator, on_cpu: Generator, assert_alike: Alike, schedule: str, steps: int
+) -> None:
+    plain = Generator(on_cuda.bundle, on_cuda.device, on_cuda.engines, reuse_first=False)
+    request: dict[str, Any] = {"class_ids": [4, 1, 1], "schedule": schedule, "steps": steps}
+    assert_alike(plain.generate(**request), on_cpu.generate(**request))
+    plain.decoder.close()  # engines and device are another's
+
+
+# --- editing
+
+
+@settings(max_examples=25)
+@given(
+    batch=st.integers(1, 3),
+    steps=st.integers(1, 6),
+    guided=st.booleans(),
+    policy=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_given_tokens_stay_and_the_others_are_the_cpus(
+    on_cuda: Generator,
+    on_cpu: Generator,
+    emulated: bool,
+    batch: int,
+    steps: int,
+    guided: bool,
+    policy: bool,
+    seed: int,
+) -> None:
+    random = np.random.default_rng(seed)
+    kept = random.integers(0, 24, (batch, 16), np.int32)
+    mask = random.integers(0, 2, (batch, 16), np.uint8) * np.uint8(random.integers(1, 256))
+    key = PlanKey(batch, steps, guided=guided, policy=policy, reuse_first=False)
+    inputs = (random.integers(0, 5, batch, np.int32), random.integers(0, 2**64, batch, np.uint64))
+    found, expected = (_edit(each, key, inputs, kept, mask) for each in (on_cuda, on_cpu))
+    assert (found.sampled[:, mask == 0] == kept[mask == 0]).all()
+    assert (found.tokens[:, mask == 0] == kept[mask == 0]).all()
+    if emulated:
+        for name in ("tokens", "sampled", "parameters", "pixels"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), name)
+    else:
+        assert (found.sampled[0] == expected.sampled[0]).mean() >= 0.9
+
+
+def _edit(
+    generator: Generator,
+    key: PlanKey,
+    inputs: tuple[npt.NDArray[np.int32], npt.NDArray[np.uint64]],
+    kept: npt.NDArray[np.int32],
+    mask: npt.NDArray[np.uint8],
+) -> Decoded:
+    ratios = np.linspace(0.8, 0, key.steps, dtype=np.float32)
+    fixed = np.stack([ratios, 3 * ratios, 0.5 + ratios, 4 - ratios], axis=1)
+    parameters = None if key.policy else fixed
+    return generator.decoder.plan(key).run(*inputs, parameters, given=kept, mask=mask)
+
+
+def test_a_given_token_that_is_no_code_is_refused(on_cuda: Generator) -> None:
+    key = PlanKey(1, 2, guided=False, policy=False, reuse_first=False)
+    plan = on_cuda.decoder.plan(key)
+    inputs = (np.zeros(1, np.int32), np.zeros(1, np.uint64), np.zeros((2, 4), np.float32))
+    known = np.zeros((1, 16), np.uint8)
+    with pytest.raises(EngineError):
+        plan.run(*inputs, given=np.full((1, 16), 24), mask=known)
+    right = np.arange(16)[None]
+    assert (plan.run(*inputs, given=right, mask=known).sampled == right).all()
+
+
+def test_text_images_can_be_edited_too(
+    text_pair: tuple[Generator, Generator], emulated: bool
+) -> None:
+    key = PlanKey(2, 3, guided=True, policy=False, reuse_first=False)
+    text = np.random.default_rng(1).standard_normal((2, 3, 12), np.float32)
+    kept = np.arange(32, dtype=np.int32).reshape(2, 16) % 24
+    mask = (np.arange(16) % 3 > 0).astype(np.uint8)
+    parameters = np.array([[0.6, 1, 1, 2], [0.3, 1, 1, 2], [0, 0, 1, 2]], np.float32)
+    found, expected = (
+        each.decoder.plan(key).run(
+            text, np.arange(2, dtype=np.uint64), parameters, given=kept, mask=mask
+        )
+        for each in text_pair
+    )
+    assert (found.sampled[:, :, ::3] == kept[:, ::3]).all()
+    assert (found.sampled == expected.sampled).mean() >= (1 if emulated else 0.9)
+
+
+# --- commands
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-text", "sample"])
+def test_golden_rollouts_of_pytorch_are_reproduced(
+    open_cuda: Open, cuda_bundle: Callable[[str], Path], name: str
+) -> None:
+    with open_cuda(cuda_bundle(name)) as generator:
+        report = verify(generator)
+    assert report.checks
+    assert report.passed, [check for check in report.checks if not check.passed]
+
+
+@pytest.mark.parametrize("guidance", [0.0, 2.5])
+def test_raster_order_gives_the_same_tokens(
+    on_cuda: Generator, on_cpu: Generator, emulated: bool, guidance: float
+) -> None:
+    request: dict[str, Any] = {"class_ids": [0, 3, 3], "seed": 17, "guidance": guidance}
+    (found, timings), (expected, _) = (
+        decode_in_raster_order(each, **request) for each in (on_cuda, on_cpu)
+    )
+    assert (found == expected).mean() >= (1 if emulated else 0.98)
+    assert timings["total"] >= timings["other"] > 0
+
+
+def test_a_plan_of_raster_order_still_serves_generations(
+    on_cuda: Generator, on_cpu: Generator, assert_alike: Alike
+) -> None:
+    request: dict[str, Any] = {"class_ids": [2], "steps": 1, "guidance": 1.0}
+    for generator in (on_cuda, on_cpu):
+        decode_in_raster_order(generator, class_ids=[2], guidance=1.0)
+    assert_alike(on_cuda.generate(**request), on_cpu.generate(**request))
+
+
+@pytest.mark.parametrize("profile", [False, True])
+def test_the_bench_times_generations(
+    open_cuda: Open, tiny_cuda_bundle: Path, profile: bool
+) -> None:
+    with open_cuda(tiny_cuda_bundle, profile=profile) as generator:
+        run = bench.contender(generator, batch=2, steps=3, schedule="policy")
+        raster = bench.raster_contender(generator, batch=1)
+        found = bench.measure({"steps": (run, 2, 3), "raster": (raster, 1, 16)}, runs=2)
+        report = bench.report(generator, found).as_dict()
+    assert [each.runs for each in found] == [2, 2]
+    assert all(each.total_ms.p50 > 0 and each.images_per_s > 0 for each in found)
+    assert [each["name"] for each in report["measurements"]] == ["steps", "raster"]
+    for each in found:
+        assert (each.overhead is not None) == profile  # without stages nothing is known of it
+        assert ("transformer" in each.stages_ms) == profile

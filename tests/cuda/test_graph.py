@@ -1,0 +1,400 @@
+"""The captured graph of a plan: its nodes, that it is all that runs, and that it is reusable.
+
+Covered: one launch a generation and nothing beside it; replays with other seeds, classes and
+parameters; stage times from events in the graph; engines that cannot be captured; sequences that
+fail or wait while they are captured.
+
+On a real GPU, ONNX Runtime's engines may allocate while they run, so that its plans are not
+captured: tests of plans are skipped there. Those of the device's own sequences run everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fewstep.runtime.device import BufferSpec
+from fewstep.runtime.device.cuda import CudaDevice, CudaReplay
+from fewstep.runtime.device.cuda_driver import load_bindings
+from fewstep.runtime.device.cuda_graph import CudaGraph
+from fewstep.runtime.device.cuda_memory import CudaWorkspace
+from fewstep.runtime.errors import DeviceError, EngineError
+from fewstep.runtime.generator import Generator
+from fewstep.runtime.plan import PlanKey
+from fewstep.runtime.result import Result
+
+Open = Callable[..., Generator]
+Alike = Callable[[Result, Result], None]
+Counts = Callable[[], dict[str, int]]
+
+_SPECS = {
+    "given": BufferSpec((2, 3), "int32", "input"),
+    "mask": BufferSpec((2, 3), "uint8", "input"),
+    "error": BufferSpec((1,), "int32", "status"),
+    "tokens": BufferSpec((2, 3), "int32", "output"),
+}
+
+
+@pytest.fixture
+def captured(on_cuda: Generator) -> Generator:
+    """The tiny bundle on the GPU, with engines that can be captured."""
+    if not on_cuda.decoder.capturable:
+        pytest.skip("ONNX Runtime's engines on a GPU are not captured; run tests/emulated_cuda")
+    return on_cuda
+
+
+@pytest.fixture
+def totals(
+    captured: Generator, driver_report: Callable[[], dict[str, dict[str, int]]]
+) -> Callable[[], dict[str, int]]:
+    """What the driver was asked for so far."""
+    return lambda: driver_report()["totals"]
+
+
+@pytest.fixture
+def captures(monkeypatch: pytest.MonkeyPatch) -> list[CudaReplay]:
+    """Every capture that is made during the test."""
+    made: list[CudaReplay] = []
+    capture = CudaDevice.capture
+
+    def counted(device: CudaDevice, sequence: Callable[[], None]) -> CudaReplay:
+        made.append(capture(device, sequence))
+        return made[-1]
+
+    monkeypatch.setattr(CudaDevice, "capture", counted)
+    return made
+
+
+@pytest.fixture
+def workspace(device: CudaDevice) -> Iterator[CudaWorkspace]:
+    """Buffers for the kernel ``initial_tokens``."""
+    with device.workspace(_SPECS) as opened:
+        yield opened
+
+
+# --- nodes
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("policy", [False, True])
+def test_a_graph_is_the_documented_sequence_and_nothing_else(
+    captured: Generator, steps: int, guided: bool, policy: bool
+) -> None:
+    """No host copies between the steps; the emulated driver's engines are ``host`` nodes."""
+    device = captured.device
+    assert isinstance(device, CudaDevice)
+    copy = [] if device.integrated else ["memcpy"]
+    act = ["host", "policy_parameters"] if policy else []
+    step = ["host", *act, "sample_tokens_float", "remask"]
+    end = ["host", "to_pixels_float"]
+    plan = captured.decoder.plan(PlanKey(2, steps, guided=guided, policy=policy))
+    assert _nodes(plan._replay) == [*copy, "initial_tokens", *(step * steps), *end, *copy]
+
+
+def test_copies_and_kernels_of_a_sequence_become_nodes(
+    device: CudaDevice, workspace: CudaWorkspace
+) -> None:
+    replay = device.capture(lambda: _tokens(device, workspace))
+    copies = 0 if device.integrated else 1
+    assert _nodes(replay) == ["memcpy"] * copies + ["initial_tokens"] + ["memcpy"] * copies
+    replay.close()
+
+
+# --- replays
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "policy"])
+def test_a_generation_is_one_graph_launch_and_nothing_beside_it(
+    captured: Generator, totals: Counts, monkeypatch: pytest.MonkeyPatch, schedule: str
+) -> None:
+    request: dict[str, Any] = {"class_ids": [1, 2], "schedule": schedule, "steps": 5}
+    captured.generate(**request)
+    launches: list[CudaGraph] = []
+    launch = CudaGraph.launch
+
+    def counted(graph: CudaGraph) -> None:
+        launches.append(graph)
+        launch(graph)
+
+    monkeypatch.setattr(CudaGraph, "launch", counted)
+    before = totals()
+    captured.generate(**request, seed=9)
+    used = {name: value - before[name] for name, value in totals().items()}
+    assert len(launches) == used["graph_launches"] == 1
+    outside = ("kernel_launches", "copies", "memsets", "host_functions")
+    assert {name: used[name] for name in outside} == dict.fromkeys(outside, 0)
+    per_step = 3 if schedule == "policy" else 2
+    assert used["graph_kernel_launches"] == used["kernels_run"] == 2 + 5 * per_step
+
+
+def test_images_beyond_max_batch_are_further_launches_of_the_same_graph(
+    captured: Generator, totals: Counts
+) -> None:
+    request: dict[str, Any] = {"class_ids": [0] * 8, "steps": 2}
+    captured.generate(**request)
+    before = totals()
+    captured.generate(**request)
+    assert totals()["graph_launches"] - before["graph_launches"] == 2
+    assert totals()["kernel_launches"] == before["kernel_launches"]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "policy"])
+def test_replays_with_other_inputs_are_what_a_fresh_generator_gives(
+    open_cuda: Open,
+    captured: Generator,
+    captures: list[CudaReplay],
+    assert_alike: Alike,
+    schedule: str,
+) -> None:
+    path = captured.bundle.path
+    requests = list(_requests(schedule))
+    fresh = []
+    for request in requests:
+        with open_cuda(path) as generator:
+            fresh.append(generator.generate(**request))
+    captures.clear()
+    with open_cuda(path) as generator:
+        for request, expected in zip([*requests, *requests], [*fresh, *fresh], strict=True):
+            assert_alike(generator.generate(**request), expected)
+        plan = generator.decoder.plan(PlanKey(2, 4, guided=True, policy=schedule == "policy"))
+        assert captures == [plan._replay]
+    assert len({each.tokens.tobytes() for each in fresh}) == len(fresh)
+
+
+def _requests(schedule: str) -> Iterator[dict[str, Any]]:
+    shared: dict[str, Any] = {"schedule": schedule, "steps": 4}
+    yield shared | {"class_ids": [0, 1], "seed": 0}
+    yield shared | {"class_ids": [0, 1], "seed": 2**63}
+    yield shared | {"class_ids": [4, 2], "seed": 0}
+    if schedule != "policy":
+        yield shared | {"class_ids": [0, 1], "guidance": 7.5}
+        yield shared | {"class_ids": [0, 1], "sampling_temperature": (3, 0.1)}
+        yield shared | {"class_ids": [0, 1], "masking_temperature": (9, 1)}
+
+
+def test_a_closed_replay_leaves_no_graph(
+    device: CudaDevice, workspace: CudaWorkspace, live: Counts
+) -> None:
+    before = live()
+    replay = device.capture(lambda: _tokens(device, workspace))
+    replay()
+    device.synchronize()
+    for _ in range(2):
+        replay.close()
+    assert live() == before
+
+
+# --- times
+
+
+@pytest.mark.parametrize(
+    ("schedule", "stages", "spans"),
+    [("cosine", {"transformer", "sampling", "decoder"}, 7)]
+    + [("policy", {"transformer", "policy", "sampling", "decoder"}, 10)],
+)
+def test_profiled_stages_are_events_in_the_graph(
+    open_cuda: Open, captured: Generator, schedule: str, stages: set[str], spans: int
+) -> None:
+    with open_cuda(captured.bundle.path, profile=True) as generator:
+        for _ in range(2):
+            taken = generator.generate(class_ids=[0, 1], steps=3, schedule=schedule).timings_ms
+        plan = generator.decoder.plan(PlanKey(2, 3, guided=True, policy=schedule == "policy"))
+        nodes = _nodes(plan._replay)
+    assert nodes.count("event_record") == 2 * spans
+    plain = captured.decoder.plan(PlanKey(2, 3, guided=True, policy=schedule == "policy"))
+    assert [node for node in nodes if node != "event_record"] == _nodes(plain._replay)
+    assert set(taken) == stages | {"other", "total"}
+    _assert_times_add_up(taken)
+
+
+def test_without_profiling_the_graph_is_timed_as_a_whole(captured: Generator) -> None:
+    for _ in range(2):  # the first run's own time is not that of making the plan
+        taken = captured.generate(class_ids=[0, 1, 2], steps=6).timings_ms
+        assert set(taken) == {"device", "other", "total"}
+        _assert_times_add_up(taken)
+
+
+@pytest.mark.parametrize("profile", [False, True])
+def test_times_of_several_batches_are_added(
+    open_cuda: Open, captured: Generator, live: Counts, profile: bool
+) -> None:
+    with open_cuda(captured.bundle.path, profile=profile, max_batch=2) as generator:
+        request: dict[str, Any] = {"class_ids": [0] * 10, "steps": 8}
+        generator.generate(**request)
+        before = live()
+        taken = generator.generate(**request).timings_ms
+        assert live() == before  # no events are left behind
+    _assert_times_add_up(taken)
+    assert taken["other"] < taken["total"] / 2  # a single batch of five would leave most
+
+
+def _assert_times_add_up(taken: Mapping[str, float]) -> None:
+    parts = [value for name, value in taken.items() if name != "total"]
+    assert all(value >= 0 for value in parts)
+    assert sum(parts) == pytest.approx(taken["total"], rel=1e-3)
+    assert taken["total"] > 0
+
+
+# --- engines that cannot be captured
+
+
+@pytest.mark.parametrize("profile", [False, True])
+def test_engines_that_cannot_be_captured_give_the_same_images(
+    open_cuda: Open,
+    on_cuda: Generator,
+    assert_alike: Alike,
+    captures: list[CudaReplay],
+    profile: bool,
+) -> None:
+    request: dict[str, Any] = {"class_ids": [3, 0, 3], "steps": 4, "schedule": "policy"}
+    expected = on_cuda.generate(**request)
+    captures.clear()
+    with open_cuda(on_cuda.bundle.path, profile=profile) as generator:
+        for engine in generator.engines.values():
+            engine.capturable = False  # type: ignore[misc]
+        for _ in range(2):
+            found = generator.generate(**request)
+            assert_alike(found, expected)
+    assert not captures
+    stages = {"transformer", "policy", "sampling", "decoder"} if profile else set()
+    assert set(found.timings_ms) == stages | {"other", "total"}
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("name", ["transformer", "policy", "decoder"])
+def test_a_profiled_generator_outlives_an_engine_that_failed(
+    open_cuda: Open,
+    on_cuda: Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    live: Counts,
+    name: str,
+    capturable: bool,
+) -> None:
+    request: dict[str, Any] = {"class_ids": [1], "steps": 2, "schedule": "policy"}
+    expected, before = on_cuda.generate(**request).tokens, live()
+    with open_cuda(on_cuda.bundle.path, profile=True) as generator:
+        for engine in generator.engines.values():
+            engine.capturable = capturable and engine.capturable  # type: ignore[misc]
+        with monkeypatch.context() as patch, pytest.raises(EngineError, match="broken"):
+            patch.setattr(generator.engines[name], "enqueue", _broken)
+            generator.generate(**request)
+        found = generator.generate(**request)
+    assert (found.tokens == expected).all()
+    assert live() == before
+
+
+def _broken(bindings: object) -> None:
+    raise EngineError("broken")
+
+
+# --- sequences that fail
+
+
+@pytest.mark.parametrize("run", [1, 2])
+@pytest.mark.parametrize("failure", [EngineError("no"), KeyboardInterrupt()])
+def test_a_sequence_that_fails_leaves_no_graph_and_a_usable_stream(
+    device: CudaDevice, workspace: CudaWorkspace, live: Counts, failure: BaseException, run: int
+) -> None:
+    """The first run is outside the capture, the second is the capture."""
+    before, runs = live(), 0
+
+    def sequence() -> None:
+        nonlocal runs
+        runs += 1
+        _tokens(device, workspace)
+        if runs == run:
+            raise failure
+
+    with pytest.raises(type(failure)):
+        device.capture(sequence)
+    device.synchronize()
+    assert live() == before
+    _assert_works(device, workspace)
+
+
+def test_waiting_while_captured_is_an_error_that_the_device_survives(
+    device: CudaDevice, workspace: CudaWorkspace, live: Counts
+) -> None:
+    before, runs = live(), 0
+
+    def sequence() -> None:
+        nonlocal runs
+        runs += 1
+        _tokens(device, workspace)
+        if runs == 2:
+            device.synchronize()
+
+    with pytest.raises(DeviceError, match="captur"):
+        device.capture(sequence)
+    assert live() == before
+    _assert_works(device, workspace)
+
+
+def test_an_engine_that_waits_while_captured_is_told_of(
+    device: CudaDevice, workspace: CudaWorkspace, live: Counts
+) -> None:
+    """It waits through the driver itself and takes no notice of the refusal."""
+    before, driver, runs = live(), load_bindings(), 0
+
+    def sequence() -> None:
+        nonlocal runs
+        runs += 1
+        _tokens(device, workspace)
+        if runs == 2:
+            driver.cuStreamSynchronize(driver.CUstream(device.cuda_stream.handle))
+
+    with pytest.raises(DeviceError, match="cannot be captured into a CUDA graph.*an engine waits"):
+        device.capture(sequence)
+    assert live() == before
+    _assert_works(device, workspace)
+
+
+def test_reading_back_while_captured_is_an_error_that_the_device_survives(
+    device: CudaDevice, workspace: CudaWorkspace
+) -> None:
+    runs = 0
+
+    def sequence() -> None:
+        nonlocal runs
+        runs += 1
+        _tokens(device, workspace)
+        if runs == 2:
+            device.download(workspace["tokens"])
+
+    with pytest.raises(DeviceError, match="captur"):
+        device.capture(sequence)
+    _assert_works(device, workspace)
+
+
+def _tokens(device: CudaDevice, workspace: CudaWorkspace) -> None:
+    """Inputs to the device, one kernel, outputs back."""
+    buffers = {name: workspace[name] for name in _SPECS}
+    workspace.send()
+    device.launch("initial_tokens", codebook_size=8, mask_token=8, **buffers)
+    workspace.fetch()
+
+
+def _assert_works(device: CudaDevice, workspace: CudaWorkspace) -> None:
+    """Both at once and in a graph."""
+    workspace.write("given", [[1, 2, 3], [4, 5, 6]])
+    workspace.write("mask", np.array([[1, 0, 0], [0, 0, 1]], np.uint8))
+    expected = np.array([[8, 2, 3], [4, 5, 8]])
+    _tokens(device, workspace)
+    device.synchronize()
+    assert (workspace.read("tokens") == expected).all()
+    workspace.write("given", [[1, 2, 3], [4, 0, 6]])
+    replay = device.capture(lambda: _tokens(device, workspace))
+    workspace.write("given", [[1, 2, 7], [4, 5, 6]])
+    replay()
+    device.synchronize()
+    replay.close()
+    assert (workspace.read("tokens") == [[8, 2, 7], [4, 5, 8]]).all()
+
+
+def _nodes(replay: object) -> list[str]:
+    assert isinstance(replay, CudaReplay)
+    return replay.graph.nodes()

@@ -1,0 +1,396 @@
+"""``fewstep build``: kernels into a bundle, again only when needed, and never half.
+
+Kernels are compiled for real, once per architecture and sources. Covered: what is compiled and what
+is up to date; forcing, subsets and damage; folders that are no bundle or cannot be written; full
+disks and interruptions at every point, after which the bundle is the one before or the one after.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fewstep.runtime.build import build_kernels
+from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.errors import BundleError, OutputError, RequestError
+from fewstep.runtime.files import replacing
+from fewstep.runtime.generator import Generator
+from fewstep.runtime.kernels import compile as compiling
+from fewstep.runtime.kernels import cubins
+from fewstep.runtime.kernels.compile import KernelCompiler, kernel_sources
+from fewstep.runtime.kernels.cubins import load_cubin
+from fewstep.runtime.manifest import MANIFEST_NAME
+
+_NEWEST_DRIVER = (99, 0)
+_compile = KernelCompiler._compile
+_made: dict[tuple[str, str], tuple[bytes, str]] = {}
+
+Stamps = dict[str, tuple[int, int, str]]
+
+
+class Calls:
+    """What the compiler was asked for since it was last looked at."""
+
+    def __init__(self) -> None:
+        self._capabilities: list[str] = []
+
+    def add(self, capability: str) -> None:
+        self._capabilities.append(capability)
+
+    def take(self) -> list[str]:
+        taken, self._capabilities = self._capabilities, []
+        return taken
+
+
+@pytest.fixture(autouse=True)
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """Keep what was compiled, so that no test waits for the same cubin again."""
+    asked = Calls()
+
+    def once(self: KernelCompiler, capability: str) -> tuple[bytes, str]:
+        asked.add(capability)
+        key = (capability, compiling.sources_sha256())
+        if key not in _made:
+            _made[key] = _compile(self, capability)
+        return _made[key]
+
+    monkeypatch.setattr(KernelCompiler, "_compile", once)
+    return asked
+
+
+@pytest.fixture
+def other_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels of another version of fewstep."""
+    sources = kernel_sources()
+    sources["kernels.cu"] += b'extern "C" __global__ void more(int* out) { *out = 1; }\n'
+    monkeypatch.setattr(compiling, "kernel_sources", lambda: sources)
+
+
+def _stamps(path: Path) -> Stamps:
+    """Every file and folder with its inode, time and contents."""
+    return {
+        each.relative_to(path).as_posix(): (
+            each.stat().st_ino,
+            each.stat().st_mtime_ns,
+            sha256(each.read_bytes()).hexdigest() if each.is_file() else "",
+        )
+        for each in (path, *path.rglob("*"))
+    }
+
+
+def _contents(path: Path) -> dict[str, bytes]:
+    return {
+        each.relative_to(path).as_posix(): each.read_bytes()
+        for each in path.rglob("*")
+        if each.is_file()
+    }
+
+
+def _cubin_files(path: Path) -> list[Path]:
+    return sorted(path.rglob("*.cubin"))
+
+
+def _usable(path: Path) -> None:
+    """It reads, every listed file is whole, and images come out."""
+    assert Bundle.read(path).damage() == {}
+    with Generator.open(path, threads=1) as generator:
+        assert generator.generate(class_ids=[0], steps=1).images.shape == (1, 8, 8, 3)
+
+
+# --- building
+
+
+def test_built_kernels_are_those_the_compiler_makes(bundle_copy: Path) -> None:
+    compiled = build_kernels(bundle_copy, ["7.5", "8.7"])
+    assert compiled is not None
+    bundle = Bundle.read(bundle_copy)
+    for capability in ("7.5", "8.7"):
+        cubin = load_cubin(bundle, capability, _NEWEST_DRIVER)
+        assert cubin == compiled.cubins[capability]
+        assert cubin == KernelCompiler().compile([capability]).cubins[capability]
+    assert {each.capability for each in compiled.resources} == {"7.5", "8.7"}
+    _usable(bundle_copy)
+
+
+def test_without_capabilities_all_that_are_supported_are_built(
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling, "CAPABILITIES", ("7.5", "8.7"))
+    monkeypatch.setattr(KernelCompiler, "known", lambda self: ["5.0", "7.5", "8.0", "8.7"])
+    compiled = build_kernels(bundle_copy)
+    assert compiled is not None
+    assert set(compiled.cubins) == {"7.5", "8.7"}
+    assert build_kernels(str(bundle_copy)) is None
+
+
+def test_two_bundles_get_the_same_files(tiny_bundle: Path, tmp_path: Path) -> None:
+    one, other = (Path(shutil.copytree(tiny_bundle, tmp_path / name)) for name in ("a", "b c"))
+    for path in (one, other):
+        build_kernels(path, ["8.7"])
+    assert _contents(one) == _contents(other)
+
+
+# --- up to date or not
+
+
+@pytest.mark.parametrize("wanted", [["7.5", "8.7"], ["8.7"], ["8.7", "7.5"]])
+def test_up_to_date_kernels_are_not_touched(
+    bundle_copy: Path, calls: Calls, wanted: list[str]
+) -> None:
+    build_kernels(bundle_copy, ["7.5", "8.7"])
+    calls.take()
+    before = _stamps(bundle_copy)
+    assert build_kernels(bundle_copy, wanted) is None
+    assert calls.take() == []
+    assert _stamps(bundle_copy) == before
+
+
+def test_force_compiles_again_and_ends_with_the_same_contents(
+    bundle_copy: Path, calls: Calls
+) -> None:
+    build_kernels(bundle_copy, ["8.7"])
+    before = _contents(bundle_copy)
+    calls.take()
+    assert build_kernels(bundle_copy, ["8.7"], force=True) is not None
+    assert calls.take() == ["8.7"]
+    assert _contents(bundle_copy) == before
+
+
+def test_kernels_take_the_place_of_all_that_were_there(bundle_copy: Path, calls: Calls) -> None:
+    build_kernels(bundle_copy, ["7.5", "8.7"])
+    calls.take()
+    assert build_kernels(bundle_copy, ["8.7"], force=True) is not None
+    assert calls.take() == ["8.7"]
+    kernels = Bundle.read(bundle_copy).manifest.kernels
+    assert kernels is not None
+    assert list(kernels.cubins) == ["8.7"]
+    assert [path.name[:5] for path in _cubin_files(bundle_copy)] == ["sm_87"]
+
+
+def test_one_that_is_not_there_is_built(bundle_copy: Path, calls: Calls) -> None:
+    build_kernels(bundle_copy, ["7.5"])
+    calls.take()
+    assert build_kernels(bundle_copy, ["7.5", "8.7"]) is not None
+    assert "8.7" in calls.take()
+    kernels = Bundle.read(bundle_copy).manifest.kernels
+    assert kernels is not None
+    assert set(kernels.cubins) == {"7.5", "8.7"}
+
+
+@pytest.mark.usefixtures("other_sources")
+def test_kernels_of_other_sources_are_replaced(
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_kernels(bundle_copy, ["8.7"])
+    stale = _cubin_files(bundle_copy)
+    monkeypatch.setattr(compiling, "kernel_sources", kernel_sources)
+    with pytest.raises(BundleError, match="another version of fewstep"):
+        load_cubin(Bundle.read(bundle_copy), "8.7", _NEWEST_DRIVER)
+    assert build_kernels(bundle_copy, ["8.7"]) is not None
+    assert load_cubin(Bundle.read(bundle_copy), "8.7", _NEWEST_DRIVER)
+    fresh = _cubin_files(bundle_copy)
+    assert len(fresh) == 1
+    assert fresh != stale
+
+
+def test_kernels_of_another_compiler_are_replaced(
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_kernels(bundle_copy, ["8.7"])
+    initialise = KernelCompiler.__init__
+
+    def newer(self: KernelCompiler) -> None:
+        initialise(self)
+        self.version = "NVRTC 98.7"
+
+    monkeypatch.setattr(KernelCompiler, "__init__", newer)
+    assert build_kernels(bundle_copy, ["8.7"]) is not None
+    kernels = Bundle.read(bundle_copy).manifest.kernels
+    assert kernels is not None
+    assert kernels.compiler == "NVRTC 98.7"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        Path.unlink,
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(b"\0" + path.read_bytes()[1:]),
+    ],
+)
+def test_damaged_cubin_is_built_again(bundle_copy: Path, damage: Callable[[Path], object]) -> None:
+    build_kernels(bundle_copy, ["7.5", "8.7"])
+    whole = _contents(bundle_copy)
+    damage(_cubin_files(bundle_copy)[1])
+    assert build_kernels(bundle_copy, ["7.5"]) is None  # this one is as it was
+    assert build_kernels(bundle_copy, ["7.5", "8.7"]) is not None
+    assert _contents(bundle_copy) == whole
+
+
+@pytest.mark.usefixtures("other_sources")
+def test_folder_in_the_place_of_a_replaced_cubin_is_no_defect(
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_kernels(bundle_copy, ["8.7"])
+    stale = _cubin_files(bundle_copy)[0]
+    stale.unlink()
+    stale.mkdir()
+    monkeypatch.setattr(compiling, "kernel_sources", kernel_sources)
+    build_kernels(bundle_copy, ["8.7"])
+    assert load_cubin(Bundle.read(bundle_copy), "8.7", _NEWEST_DRIVER)
+
+
+# --- what cannot be built
+
+
+@pytest.mark.parametrize("kind", ["absent", "empty folder", "file"])
+def test_no_bundle_is_refused_before_anything_is_compiled(
+    tmp_path: Path, kind: str, calls: Calls
+) -> None:
+    path = tmp_path / "bundle"
+    if kind == "file":
+        path.write_text("{}")
+    elif kind == "empty folder":
+        path.mkdir()
+    with pytest.raises(BundleError, match="no bundle at"):
+        build_kernels(path, ["8.7"])
+    assert calls.take() == []
+    assert path.exists() == (kind != "absent")
+
+
+def test_unknown_capability_is_refused_before_anything_is_compiled(
+    bundle_copy: Path, calls: Calls
+) -> None:
+    before = _stamps(bundle_copy)
+    with pytest.raises(RequestError, match="unknown compute capability"):
+        build_kernels(bundle_copy, ["8.7", "3.5"])
+    assert calls.take() == []
+    assert _stamps(bundle_copy) == before
+
+
+def test_file_in_the_place_of_the_folder_is_an_output_error(bundle_copy: Path) -> None:
+    (bundle_copy / "kernels").write_text("in the way")
+    before = _stamps(bundle_copy)
+    with pytest.raises(OutputError, match=r"cannot write .*kernels.*sm_87"):
+        build_kernels(bundle_copy, ["8.7"])
+    assert _stamps(bundle_copy) == before
+    _usable(bundle_copy)
+
+
+def test_link_that_leads_out_of_the_bundle_is_not_followed(bundle_copy: Path) -> None:
+    outside = bundle_copy.parent / "outside"
+    outside.mkdir()
+    (bundle_copy / "kernels").symlink_to(outside)
+    with pytest.raises(BundleError, match="leads out of the bundle"):
+        build_kernels(bundle_copy, ["8.7"])
+    assert list(outside.iterdir()) == []
+    _usable(bundle_copy)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_read_only_folder_is_left_as_it_was(
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Root may write anywhere, so the system's refusal is played."""
+    build_kernels(bundle_copy, ["7.5"])
+    before = _contents(bundle_copy)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(code, "refused")
+
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match="refused; choose"):
+        patch.setattr("tempfile.mkstemp", refuse)
+        build_kernels(bundle_copy, ["7.5", "8.7"])
+    assert _contents(bundle_copy) == before
+    _usable(bundle_copy)
+
+
+# --- interruptions
+
+
+def _disk_full() -> OSError:
+    return OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("reason", [KeyboardInterrupt, _disk_full])
+@pytest.mark.parametrize("written", [0, 1, 2])
+@pytest.mark.parametrize("had_kernels", [False, True])
+def test_half_a_build_leaves_the_bundle_as_it_was(
+    bundle_copy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reason: Callable[[], BaseException],
+    written: int,
+    had_kernels: bool,
+) -> None:
+    """Of the two cubins and the manifest, so many are written, and half of the next one."""
+    if had_kernels:
+        _build_stale(bundle_copy)
+    before = _contents(bundle_copy)
+    with monkeypatch.context() as patch:
+        _fail_after(patch, written, reason())
+        with pytest.raises((KeyboardInterrupt, OutputError)):
+            build_kernels(bundle_copy, ["7.5", "8.7"])
+    after = _contents(bundle_copy)
+    assert after.items() >= before.items()
+    assert [name for name in after if Path(name).name.startswith(".")] == []
+    assert after[MANIFEST_NAME] == before[MANIFEST_NAME]
+    _usable(bundle_copy)
+    assert build_kernels(bundle_copy, ["7.5", "8.7"]) is not None  # and the next one succeeds
+    assert len(_cubin_files(bundle_copy)) == 2
+    _usable(bundle_copy)
+
+
+def test_interrupted_removal_leaves_the_new_kernels(
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _build_stale(bundle_copy)
+    unlink = Path.unlink
+
+    def interrupted(self: Path, missing_ok: bool = False) -> None:
+        if self.suffix == ".cubin" and not self.name.startswith("."):
+            raise KeyboardInterrupt
+        unlink(self, missing_ok)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", interrupted)
+        build_kernels(bundle_copy, ["8.7"])
+    assert load_cubin(Bundle.read(bundle_copy), "8.7", _NEWEST_DRIVER)
+    assert build_kernels(bundle_copy, ["8.7"]) is None
+    _usable(bundle_copy)
+
+
+def _build_stale(path: Path) -> None:
+    """Give the bundle kernels that count as made of other sources."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiling, "sources_sha256", lambda: "0" * 64)
+        patch.setattr(cubins, "sources_sha256", lambda: "0" * 64)
+        patch.setattr(KernelCompiler, "_compile", lambda self, name: (f"old {name}".encode(), ""))
+        build_kernels(path, ["7.5", "8.7"])
+
+
+def _fail_after(patch: pytest.MonkeyPatch, written: int, reason: BaseException) -> None:
+    """Let ``written`` files be written and break off in the middle of the next one."""
+    count = 0
+
+    def counted(path: Path) -> Any:
+        nonlocal count
+        count += 1
+        return replacing(path)
+
+    def half(self: Path, data: Any, *_: Any, **__: Any) -> int:
+        content = data.encode() if isinstance(data, str) else data
+        with self.open("wb") as file:
+            if count <= written:
+                return file.write(content)
+            file.write(content[: len(content) // 2])
+            raise reason
+
+    patch.setattr("fewstep.runtime.bundle.replacing", counted)
+    patch.setattr(Path, "write_bytes", half)
+    patch.setattr(Path, "write_text", half)

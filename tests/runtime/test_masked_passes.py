@@ -1,0 +1,211 @@
+"""The transformer passes that the loop makes, and engines that fail or are closed.
+
+Covered: number and batch of the passes, with and without guidance and the reuse of the first one;
+large requests; numbers that are not finite; capture, once per plan and only if every engine allows
+it; and what a run on a captured plan repeats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.device import Buffer, Direct
+from fewstep.runtime.device.cpu import CpuDevice, host_array
+from fewstep.runtime.engine import Engine
+from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
+from fewstep.runtime.errors import EngineError
+from fewstep.runtime.generator import Generator
+from fewstep.runtime.manifest import TensorInfo
+
+_GRAPHS = ("transformer", "policy", "decoder")
+
+
+@dataclass
+class Counting:
+    """An engine that notes the batch of every pass, and may spoil an output afterwards."""
+
+    engine: Engine
+    batches: list[int] = field(default_factory=list)
+    spoil: Callable[[npt.NDArray[Any]], None] | None = None
+    closed: int = 0
+    capturable: bool = True
+
+    @property
+    def name(self) -> str:
+        return self.engine.name
+
+    @property
+    def inputs(self) -> Mapping[str, TensorInfo]:
+        return self.engine.inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorInfo]:
+        return self.engine.outputs
+
+    def enqueue(self, bindings: Mapping[str, Buffer]) -> None:
+        assert len({buffer.shape[0] for buffer in bindings.values()}) == 1
+        self.batches.append(next(iter(bindings.values())).shape[0])
+        self.engine.enqueue(bindings)
+        if self.spoil is not None:
+            self.spoil(host_array(bindings[next(iter(self.outputs))]))
+
+    def close(self) -> None:
+        self.closed += 1
+        self.engine.close()
+
+
+@pytest.fixture
+def engines(tiny_bundle: Path) -> dict[str, Counting]:
+    assert set(Bundle.read(tiny_bundle).manifest.graphs) == set(_GRAPHS)
+    return {name: Counting(_engine(tiny_bundle, name)) for name in _GRAPHS}
+
+
+def _engine(tiny_bundle: Path, graph: str) -> OnnxRuntimeEngine:
+    bundle = Bundle.read(tiny_bundle)
+    info = bundle.manifest.graphs[graph]
+    return OnnxRuntimeEngine(graph, bundle.graph_path(graph), info, threads=1)
+
+
+def _open(
+    tiny_bundle: Path,
+    engines: Mapping[str, Engine],
+    device: CpuDevice | None = None,
+    **options: Any,
+) -> Generator:
+    return Generator(Bundle.read(tiny_bundle), device or CpuDevice(), engines, **options)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("schedule", ["cosine", "policy"])
+def test_guided_passes(
+    tiny_bundle: Path, engines: dict[str, Counting], steps: int, schedule: str
+) -> None:
+    with _open(tiny_bundle, engines) as generator:
+        generator.generate(class_ids=[0, 1, 2], steps=steps, schedule=schedule)
+        # One pass for the unconditional logits of the all-masked image, then T.
+        assert engines["transformer"].batches == [1, 3, *[6] * (steps - 1)]
+        assert engines["policy"].batches == ([3] * steps if schedule == "policy" else [])
+        assert engines["decoder"].batches == [3]
+        engines["transformer"].batches.clear()
+        generator.generate(class_ids=[4, 4, 4], steps=steps, schedule=schedule, seed=9)
+        generator.generate(class_ids=[1], steps=steps, schedule=schedule)
+        assert engines["transformer"].batches == [
+            *(3, *[6] * (steps - 1)),
+            *(1, *[2] * (steps - 1)),
+        ]
+
+
+def test_unguided_passes_never_double_the_batch(
+    tiny_bundle: Path, engines: dict[str, Counting]
+) -> None:
+    with _open(tiny_bundle, engines) as generator:
+        generator.generate(class_ids=[0, 1], steps=4, guidance=0)
+    assert engines["transformer"].batches == [2, 2, 2, 2]
+
+
+def test_passes_without_reuse(tiny_bundle: Path, engines: dict[str, Counting]) -> None:
+    with _open(tiny_bundle, engines, reuse_first=False) as generator:
+        generator.generate(class_ids=[0, 1], steps=3)
+    assert engines["transformer"].batches == [4, 4, 4]
+
+
+def test_large_requests_are_cut_into_batches(
+    tiny_bundle: Path, engines: dict[str, Counting]
+) -> None:
+    with _open(tiny_bundle, engines, max_batch=2) as generator:
+        images = generator.generate(class_ids=[0, 1, 2, 3, 4], steps=2, guidance=0).images
+    assert len(images) == 5
+    assert engines["transformer"].batches == [2, 2, 2, 2, 1, 1]
+    assert engines["decoder"].batches == [2, 2, 1]
+
+
+def test_closing_releases_every_engine_once(
+    tiny_bundle: Path, engines: dict[str, Counting]
+) -> None:
+    generator = _open(tiny_bundle, engines)
+    generator.close()
+    generator.close()
+    assert [engine.closed for engine in engines.values()] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("graph", "schedule"),
+    [("transformer", "cosine"), ("transformer", "policy"), ("policy", "policy")],
+)
+@pytest.mark.parametrize("reuse_first", [True, False])
+def test_nan_from_an_engine_is_reported_and_not_remembered(
+    tiny_bundle: Path, engines: dict[str, Counting], graph: str, reuse_first: bool, schedule: str
+) -> None:
+    request: dict[str, Any] = {"class_ids": [0, 1], "steps": 3, "schedule": schedule}
+    with _open(tiny_bundle, engines, reuse_first=reuse_first) as generator:
+        expected = generator.generate(**request)
+        engines[graph].spoil = lambda output: output.fill(np.nan)
+        with np.errstate(invalid="ignore"), pytest.raises(EngineError, match="NaN"):
+            generator.generate(**request)
+        engines[graph].spoil = None
+        assert (generator.generate(**request).tokens == expected.tokens).all()
+
+
+# --- capture
+
+
+class _Capturing(CpuDevice):
+    """Runs a captured sequence once on the way, as CUDA does, and counts captures and replays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.captured, self.replayed, self.waited = 0, 0, 0
+
+    def capture(self, sequence: Callable[[], None]) -> Direct:
+        self.captured += 1
+        sequence()
+
+        def replay() -> None:
+            self.replayed += 1
+            sequence()
+
+        return Direct(replay)
+
+    def synchronize(self) -> None:
+        self.waited += 1
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "policy"])
+def test_a_plan_is_captured_once_and_replayed_by_every_run(
+    tiny_bundle: Path, engines: dict[str, Counting], schedule: str
+) -> None:
+    """The run on the way sees inputs of zeros, and must leave no trace of them."""
+    device, request = _Capturing(), dict[str, Any](steps=3, schedule=schedule)
+    with _open(tiny_bundle, engines, device, max_batch=2) as generator:
+        found = generator.generate(class_ids=[1, 4, 2, 3], seed=8, **request)
+        assert (device.captured, device.replayed) == (1, 2)
+        generator.generate(class_ids=[0, 0], seed=1, **request)
+        assert (device.captured, device.replayed) == (1, 3)
+    fresh = {name: _engine(tiny_bundle, name) for name in _GRAPHS}
+    with _open(tiny_bundle, fresh) as generator:
+        expected = generator.generate(class_ids=[1, 4, 2, 3], seed=8, **request)
+    np.testing.assert_array_equal(found.trace.tokens, expected.trace.tokens)
+    np.testing.assert_array_equal(found.images, expected.images)
+
+
+@pytest.mark.parametrize("graph", _GRAPHS)
+def test_one_engine_that_cannot_be_captured_prevents_it(
+    tiny_bundle: Path, engines: dict[str, Counting], graph: str
+) -> None:
+    device = _Capturing()
+    engines[graph].capturable = False
+    with _open(tiny_bundle, engines, device) as generator:
+        assert not generator.decoder.capturable
+        waited = device.waited
+        generator.generate(class_ids=[0, 1], steps=2)
+        assert device.waited > waited  # results are read only after that
+    assert (device.captured, device.replayed) == (0, 0)
+    assert engines["decoder"].batches == [2]
