@@ -51,7 +51,7 @@ def doctor_command(as_json: JsonOption = False) -> None:
     _show(diagnosis.as_dict(), doctor_tables(diagnosis), as_json)
     for warning in diagnosis.warnings:
         errors.print(f"[yellow]warning:[/] {warning}", highlight=False)
-    if not diagnosis.abilities[0].works:
+    if not diagnosis.runs:
         raise typer.Exit(1)
 
 
@@ -145,6 +145,8 @@ def inspect_command(
         memory = plan_memory(Bundle.read(bundle), batch=batch, steps=steps, schedule=schedule)
         _show(memory.as_dict(), [plan_table(memory)], as_json)
         return
+    if (batch, steps, schedule) != (1, None, None):
+        raise RequestError("--batch, --steps and --schedule go with --plan")
     inspection = inspect(Bundle.read(bundle))
     _show(inspection.as_dict(), inspect_tables(inspection), as_json)
     if inspection.damage:

@@ -112,6 +112,6 @@ def _compiled(architecture: int, options: tuple[str, ...]) -> bytes:
     program = value(nvrtc.nvrtcCreateProgram(_KERNELS.read_bytes(), b"kernels.cu", 0, [], []))
     flags = [option.encode() for option in (f"-arch=sm_{architecture}", *options)]
     value(nvrtc.nvrtcCompileProgram(program, len(flags), flags))
-    image = b" " * int(value(nvrtc.nvrtcGetCUBINSize(program)))
+    image = bytes(int(value(nvrtc.nvrtcGetCUBINSize(program))))
     value(nvrtc.nvrtcGetCUBIN(program, image))
     return image

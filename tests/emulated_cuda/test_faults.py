@@ -12,6 +12,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from tests.emulated_cuda import host_engine
-from tests.emulated_cuda.build import CannotBuild, build, host_kernels
+from tests.emulated_cuda.build import CannotBuild, Installation, build, host_kernels
 from tests.emulated_cuda.run import KERNELS, ROOT, environment
 
 from fewstep.runtime import generator as generator_module
@@ -40,21 +41,28 @@ _LOST = "DeviceError: the CUDA context was lost after an error on the GPU; open 
 Run = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def run(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Run a scenario; returns what it saw. The driver's report has to be clean."""
+@pytest.fixture(scope="session")
+def built() -> tuple[Installation, Path]:
+    """The emulated driver with pycuda, and the host build of the kernels."""
     try:
-        installation, kernels = build(), host_kernels(KERNELS)
+        return build(), host_kernels(KERNELS)
     except CannotBuild as error:
         pytest.skip(f"no emulated CUDA driver: {error}")
+
+
+@pytest.fixture(scope="module")
+def run(
+    built: tuple[Installation, Path], tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    """Run a scenario; returns what it saw. The driver's report has to be clean."""
     folder = tmp_path_factory.mktemp("faults")
     bundle = _with_kernels(tiny_bundle, folder / "bundle")
 
-    def start(scenario: str, **settings: object) -> dict[str, Any]:
+    def start(scenario: str, *, clean: bool = True, **settings: Any) -> dict[str, Any]:
         report = folder / "report.json"
         done = subprocess.run(
             [sys.executable, "-m", "tests.emulated_cuda.test_faults", scenario, bundle],
-            env=environment(installation, kernels, report=report, **settings),
+            env=environment(*built, report=report, **settings),
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -62,8 +70,9 @@ def run(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         left = json.loads(report.read_text())
-        assert not any(left["live"].values()), left["live"]
-        assert not any(left["released_with_context"].values()), left["released_with_context"]
+        if clean:
+            assert not any(left["live"].values()), left["live"]
+            assert not any(left["released_with_context"].values()), left["released_with_context"]
         seen: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return seen
 
@@ -73,6 +82,34 @@ def run(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def _with_kernels(source: Path, target: Path) -> Path:
     bundle = Bundle.read(shutil.copytree(source, target))
     return add_kernels(bundle, KernelCompiler().compile(["8.7"])).path
+
+
+# --- a generator that nobody closes
+
+
+@pytest.mark.parametrize("scenario", ["unclosed", "unclosed_in_a_thread"])
+def test_a_generator_that_is_never_closed_does_not_abort_the_process(
+    run: Run, scenario: str
+) -> None:
+    assert run(scenario, clean=False) == {"images": 2}
+
+
+def unclosed(bundle: Path) -> dict[str, Any]:
+    """End the program while a generator is open."""
+    _unclosed.append(Generator.open(bundle, device="cuda", threads=1))
+    return {"images": len(_unclosed[-1].generate(**_REQUEST).images)}
+
+
+def unclosed_in_a_thread(bundle: Path) -> dict[str, Any]:
+    """The same, opened in a thread that has ended by then."""
+    seen: list[dict[str, Any]] = []
+    thread = threading.Thread(target=lambda: seen.append(unclosed(bundle)))
+    thread.start()
+    thread.join()
+    return seen[0]
+
+
+_unclosed: list[Generator] = []
 
 
 # --- a lost context
@@ -265,7 +302,8 @@ def _live() -> dict[str, int]:
 
 
 def _main(scenario: str, bundle: str) -> None:
-    scenarios = {each.__name__: each for each in (lost, out_of_memory, not_a_number)}
+    known = (lost, out_of_memory, not_a_number, unclosed, unclosed_in_a_thread)
+    scenarios = {each.__name__: each for each in known}
     with mock.patch.object(generator_module, "open_engine", host_engine.open_engine):
         print(json.dumps(scenarios[scenario](Path(bundle))))
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,13 +133,14 @@ class Bundle:
         dropped = self.manifest.named_files() - named
         kept = {name: info for name, info in listed.items() if name not in dropped}
         changed = Bundle(self.path, Manifest.model_validate(fields | {"files": kept}))
-        for name, content in files.items():
-            with replacing(changed.locate(name)) as temporary:
-                temporary.write_bytes(content)
-        with replacing(self.path / MANIFEST_NAME) as temporary:
-            temporary.write_text(
-                changed.manifest.model_dump_json(indent=2) + "\n", encoding="utf-8"
-            )
+        places = {changed.locate(name): content for name, content in files.items()}
+        with _removed_on_failure([place for place in places if not place.exists()]):
+            for place, content in places.items():
+                with replacing(place) as temporary:
+                    temporary.write_bytes(content)
+            text = changed.manifest.model_dump_json(indent=2) + "\n"
+            with replacing(self.path / MANIFEST_NAME) as temporary:
+                temporary.write_text(text, encoding="utf-8")
         for name in dropped:
             with contextlib.suppress(OSError):  # a leftover does no harm
                 (self.path / name).unlink()
@@ -165,6 +166,20 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> Manifest:
     complete = Manifest.model_validate({**manifest, "files": files})
     (folder / MANIFEST_NAME).write_text(complete.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return complete
+
+
+@contextlib.contextmanager
+def _removed_on_failure(places: list[Path]) -> Iterator[None]:
+    """Remove new files, and folders that are then empty, if the block fails."""
+    try:
+        yield
+    except BaseException:
+        for place in places:
+            with contextlib.suppress(OSError):
+                place.unlink()
+            with contextlib.suppress(OSError):
+                place.parent.rmdir()
+        raise
 
 
 def _is_file(path: Path) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fewstep.runtime.errors import FewstepError
 
+RUN_CPU, RUN_GPU = "generate, verify and bench on the CPU", "run on an NVIDIA GPU"
 _RUN = ("onnxruntime", "numba")
 _EXPORT = ("torch", "onnx", "onnxscript", "safetensors", *_RUN)
 _CUDA = ("pycuda", "cuda-bindings")
@@ -35,6 +36,11 @@ class Diagnosis:
     abilities: tuple[Ability, ...]
     warnings: tuple[str, ...]
 
+    @property
+    def runs(self) -> bool:
+        """Whether anything here can run a bundle."""
+        return any(each.works for each in self.abilities if each.name in (RUN_CPU, RUN_GPU))
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return asdict(self)
@@ -47,10 +53,10 @@ def diagnose() -> Diagnosis:
     if packages["onnxruntime"] is None:  # the GPU build provides the same module
         packages["onnxruntime"] = _version("onnxruntime-gpu")
     abilities = (
-        _ability("generate, verify and bench on the CPU", _RUN, packages, "cpu"),
+        _ability(RUN_CPU, _RUN, packages, "cpu"),
         _ability("export checkpoints to ONNX", _EXPORT, packages, "export"),
         _tried("compile CUDA kernels", _kernel_compiler),
-        _tried("run on an NVIDIA GPU", _gpus),
+        _tried(RUN_GPU, _gpus),
     )
     warnings = []
     if _version("onnxruntime") and _version("onnxruntime-gpu"):

@@ -107,14 +107,12 @@ class Generator:
         """
         if backend not in BACKENDS:
             raise RequestError(choose("backend", backend, BACKENDS))
-        kind, _, number = device.partition(":")
-        if kind not in DEVICES or (
-            number and not (kind == "cuda" and re.fullmatch("[0-9]+", number))
-        ):
+        named = re.fullmatch(r"(auto|cpu|cuda)(?:(?<=cuda):([0-9]+))?", device)
+        if named is None:
             raise RequestError(choose("device", device, DEVICES))
         opened = bundle if isinstance(bundle, Bundle) else Bundle.read(bundle)
         with contextlib.ExitStack() as stack:
-            place = _open_device(opened, kind, int(number or 0), profile)
+            place = _open_device(opened, named[1], int(named[2] or 0), profile)
             stack.callback(place.close)
             engines = {}
             for name in dict.fromkeys(graph for graph, _ in opened.manifest.model.tensor_shapes()):

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from fewstep.runtime.device import Array, Buffer, BufferSpec, Device, Direct, Replay, Workspace
 from fewstep.runtime.engine import Engine
-from fewstep.runtime.errors import EngineError, OutOfMemoryError
+from fewstep.runtime.errors import EngineError, OutOfMemoryError, RequestError
 from fewstep.runtime.manifest import MaskedModel
 from fewstep.runtime.plan import PlanKey, first_pass_buffers, plan_buffers
 from fewstep.runtime.schedule import policy_offsets
@@ -49,6 +49,14 @@ class Decoded:
     sampled: npt.NDArray[np.int32]
     tokens: npt.NDArray[np.int32]
     parameters: npt.NDArray[np.float32]
+
+
+def check_error(flag: Array) -> None:
+    """Raise ``EngineError`` if a kernel set the error flag ``[1]``."""
+    if flag[0]:
+        raise EngineError(
+            "a graph produced NaN or infinite numbers; see which with: fewstep verify"
+        )
 
 
 Argument = Buffer | int | float | None
@@ -209,10 +217,7 @@ class MaskedPlan:
         self._replay()
         self._device.synchronize()
         read = self.workspace.read
-        if read("error")[0]:
-            raise EngineError(
-                "a graph produced NaN or infinite numbers; see which with: fewstep verify"
-            )
+        check_error(read("error"))
         return Decoded(
             pixels=read("pixels"),
             sampled=read("sampled"),
@@ -236,9 +241,13 @@ class MaskedPlan:
             seeds: ``[B]`` uint64.
             parameters: ``[T, 4]``, or ``None`` with a policy.
             given: ids ``[B, N]`` that stay where ``mask`` is 0. Only for plans that do not reuse
-                the all-masked first pass.
+                the all-masked first pass, and only together with ``mask``.
             mask: ``[B, N]``, 1 where a token is to be generated; everywhere if ``None``.
+
+        Raises:
+            RequestError: kept tokens that are no codes, or that this plan cannot keep.
         """
+        self._check_kept(given, mask)
         if self.key.guided:
             assert self._decoder.unconditional is not None
             nothing = np.broadcast_to(self._decoder.unconditional, condition.shape)
@@ -251,6 +260,24 @@ class MaskedPlan:
         write("error", 0)
         if parameters is not None:
             write("parameters", parameters[:, None])
+
+    def _check_kept(self, given: Array | None, mask: Array | None) -> None:
+        if given is None and mask is None:
+            return
+        if given is None or mask is None:
+            raise RequestError("tokens to keep need both `given` and `mask`")
+        shape = self.workspace["given"].shape
+        if np.shape(given) != shape or np.shape(mask) != shape:
+            raise RequestError(
+                f"tokens to keep and their mask must be {list(shape)}, got "
+                f"{list(np.shape(given))} and {list(np.shape(mask))}"
+            )
+        if self._first is not None:
+            raise RequestError("tokens can only be kept by a plan with reuse_first=False")
+        kept = given[np.asarray(mask) == 0]
+        codes = self._decoder.model.codebook_size
+        if kept.size and not (kept.min() >= 0 and kept.max() < codes):
+            raise RequestError(f"tokens to keep must be codes, 0 … {codes - 1}")
 
     def start(self) -> None:
         """Enqueue the inputs and the initial tokens."""

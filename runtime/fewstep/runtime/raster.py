@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from fewstep.runtime.device import Array
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.masked import MaskedPlan
+from fewstep.runtime.masked import MaskedPlan, check_error
 from fewstep.runtime.plan import PlanKey
 from fewstep.runtime.request import condition_of, seeds_of
 
@@ -73,4 +73,5 @@ def _sample_all(generator: Generator, plan: MaskedPlan) -> Ids:
         tokens[:, position] = np.resize(sampled, rows)
     plan.decode()
     device.synchronize()
+    check_error(device.download(buffers["error"]))
     return tokens[:batch]

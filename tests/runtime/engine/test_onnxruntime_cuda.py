@@ -143,7 +143,10 @@ def test_session_runs_on_the_devices_gpu_and_stream(
 ) -> None:
     made = _with_sessions(monkeypatch, "CUDAExecutionProvider")
     engine = OnnxRuntimeEngine("sums", graph_file, _INFO, cuda=_STREAM)
-    settings = {"device_id": "1", "user_compute_stream": str(0x7F00_1234_5678)}
+    settings = {
+        **{"device_id": "1", "user_compute_stream": str(0x7F00_1234_5678)},
+        "use_tf32": "0",
+    }
     assert made[0].providers == [("CUDAExecutionProvider", settings)]
     assert not engine.capturable
     assert OnnxRuntimeEngine("sums", graph_file, _INFO, cuda=None).capturable

@@ -97,8 +97,14 @@ class CudaDevice:
         Raises:
             DeviceError: it is not.
         """
-        here = threading.get_ident() == self._ident and self._current() == self._context_handle
-        if self._release is not None and not here:
+        if self._release is None:
+            return
+        if threading.get_ident() == self._ident and self._current() != self._context_handle:
+            raise DeviceError(
+                "another CUDA context was made current in this thread after this Generator was "
+                "opened; use one thread for each GPU"
+            )
+        if threading.get_ident() != self._ident:
             raise DeviceError(
                 f"the CUDA context of this Generator is not current in thread "
                 f"'{threading.current_thread().name}', it was opened in '{self._thread}': use and "
@@ -220,6 +226,5 @@ class CudaDevice:
             with translated(self._driver, doing):
                 yield
         except DeviceError:
-            status = self._cuda.cuCtxSynchronize()[0]  # a capture refuses it without being lost
-            self._lost = int(status) != 0 and "STREAM_CAPTURE" not in status.name
+            self._lost = int(self._cuda.cuCtxSynchronize()[0]) != 0
             raise

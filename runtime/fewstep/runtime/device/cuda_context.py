@@ -6,19 +6,41 @@ in another order than they were opened must share one entry of it.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 
-@dataclass
 class _Held:
-    context: Any
-    users: int
+    """A current context and the number of devices that use it."""
+
+    def __init__(self, context: Any) -> None:
+        self._context, self.users = context, 0
+        context.push()
+
+    def leave(self) -> None:
+        context, self._context = self._context, None
+        if context is not None:
+            context.pop()
+            context.detach()
+
+    def __del__(self) -> None:
+        # A thread that ends with an open device: pycuda aborts the process if it ends within a
+        # context, and there is nobody left to tell.
+        with contextlib.suppress(Exception):
+            self.leave()
 
 
-_held: dict[tuple[int, int], _Held] = {}
+class _Here(threading.local):
+    """What this thread holds, by number of the GPU."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, _Held] = {}
+
+
+_here = _Here()
 
 
 def enter(device: Any, ordinal: int) -> Callable[[], None]:
@@ -32,23 +54,26 @@ def enter(device: Any, ordinal: int) -> Callable[[], None]:
         What gives it up again, to be called once and in this thread; the last one leaves the
         context.
     """
-    key = threading.get_ident(), ordinal
-    if key not in _held:
+    if ordinal not in _here.held:
         context = device.retain_primary_context()
         try:
-            context.push()
+            _here.held[ordinal] = _Held(context)
         except BaseException:
             context.detach()
             raise
-        _held[key] = _Held(context, 0)
-    _held[key].users += 1
-    return lambda: _leave(key)
+    _here.held[ordinal].users += 1
+    return lambda: _leave(ordinal)
 
 
-def _leave(key: tuple[int, int]) -> None:
-    held = _held[key]
+def _leave(ordinal: int) -> None:
+    held = _here.held[ordinal]
     held.users -= 1
     if held.users == 0:
-        del _held[key]
-        held.context.pop()
-        held.context.detach()
+        del _here.held[ordinal]
+        held.leave()
+
+
+@atexit.register
+def _leave_all() -> None:
+    """Leave what the main thread never closed, before pycuda is unloaded."""
+    _here.held.clear()

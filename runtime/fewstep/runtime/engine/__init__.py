@@ -54,6 +54,6 @@ def run_once(device: Device, engine: Engine, inputs: Mapping[str, Array]) -> dic
         specs[name] = BufferSpec(shape, info.dtype)
     with device.workspace(specs) as buffers:
         for name, value in inputs.items():
-            device.upload(buffers[name], value.astype(specs[name].dtype, copy=False))
+            device.upload(buffers[name], value.astype(specs[name].dtype, casting="same_kind"))
         engine.enqueue({name: buffers[name] for name in specs})
         return {name: device.download(buffers[name]) for name in engine.outputs}

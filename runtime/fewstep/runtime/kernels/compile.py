@@ -73,8 +73,8 @@ def kernel_sources() -> dict[str, bytes]:
 
 
 def sources_sha256() -> str:
-    """Hash of the CUDA sources, by which a cubin is known to be current."""
-    digest = hashlib.sha256()
+    """Hash of the CUDA sources and how they are compiled, by which a cubin is known as current."""
+    digest = hashlib.sha256(" ".join(_OPTIONS).encode())
     for name, text in kernel_sources().items():
         digest.update(name.encode() + b"\0" + text + b"\0")
     return digest.hexdigest()

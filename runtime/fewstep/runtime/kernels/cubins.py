@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Sequence
 
 from fewstep.runtime.bundle import Bundle
@@ -60,7 +61,8 @@ def load_cubin(bundle: Bundle, capability: str, cuda_version: tuple[int, int]) -
         BundleError: no cubin fits, they were made of other sources or for newer drivers, or the
             file is damaged.
     """
-    remedy = f"fewstep build {bundle.path} --kernels --compute-capability {capability}"
+    folder = shlex.quote(str(bundle.path))
+    remedy = f"fewstep build {folder} --kernels --compute-capability {capability}"
     info = bundle.manifest.kernels
     if info is None:
         raise BundleError(f"{bundle.path} has no CUDA kernels; compile them with: {remedy}")
