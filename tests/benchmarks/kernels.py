@@ -2,8 +2,8 @@
 
     python tests/benchmarks/kernels.py
 
-Compiles for every default architecture and prints Markdown tables. The times are bounds, bytes
-that must move over the memory's bandwidth, not measurements: no GPU is involved.
+Compiles for every default architecture and prints Markdown tables. The times are bytes over the
+memory's bandwidth, for a step with every position masked, not measurements: no GPU is involved.
 """
 
 from __future__ import annotations
@@ -107,5 +107,7 @@ if __name__ == "__main__":
     compiled = compiler.compile(compiler.wanted(()))
     print(f"Registers per thread, {compiled.compiler}:\n")
     print("\n".join(resources_table(compiled.resources)))
-    print("\nBound in µs from bytes moved, batch 1, 256 tokens, guidance, 256 × 256 pixels:\n")
+    print(
+        "\nTime at the memory's bandwidth in µs, batch 1, 256 tokens, guidance, 256 × 256 pixels:\n"
+    )
     print("\n".join(bounds_table()))

@@ -182,10 +182,20 @@ def test_absent_driver_or_gpu_says_what_to_do(
     assert remedy in ability.remedy
 
 
-def test_every_gpu_is_shown_with_its_architecture_and_memory(
+def test_gpu_without_a_backend_for_it_does_not_count_as_working(
     pycuda: Callable[[str], None],
 ) -> None:
     pycuda(_TWO_GPUS)
+    ability = _ability(_GPU)
+    assert not ability.works
+    assert "onnxruntime-gpu" in ability.remedy
+
+
+def test_every_gpu_is_shown_with_its_architecture_and_memory(
+    pycuda: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pycuda(_TWO_GPUS)
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
     ability = _ability(_GPU)
     assert (ability.works, ability.remedy) == (True, "")
     assert ability.detail == (

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.errors import EngineError
+from fewstep.runtime.errors import RequestError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.kernels.philox import uniforms
 from fewstep.runtime.masked import Decoded, MaskedPlan
@@ -320,16 +320,31 @@ def test_nothing_given_and_all_given_masked_are_the_same(generator: Generator) -
 
 
 @pytest.mark.parametrize("invalid", [-1, _CODES, _CODES + 1])
-def test_a_kept_token_that_is_no_code_fails_and_is_not_remembered(
+def test_a_kept_token_that_is_no_code_is_refused_and_not_remembered(
     generator: Generator, invalid: int
 ) -> None:
     plan, given = _plan(generator, 2, guided=True), _given()
     nothing = np.zeros(given.shape, np.uint8)
     given[1, 3] = invalid
-    with pytest.raises(EngineError):
+    with pytest.raises(RequestError, match="must be codes, 0 … 23"):
         _edit(plan, _cosine(3.0), given, nothing)
     given[1, 3] = 0
     assert (_edit(plan, _cosine(3.0), given, nothing).sampled == given).all()
+
+
+def test_kept_tokens_that_a_plan_cannot_keep_are_refused(generator: Generator) -> None:
+    plan, given = _plan(generator, 2, guided=True), _given()
+    nothing = np.zeros(given.shape, np.uint8)
+    reusing = generator.decoder.plan(replace(plan.key, reuse_first=True))
+    with pytest.raises(RequestError, match="reuse_first=False"):
+        _edit(reusing, _cosine(3.0), given, nothing)
+    with pytest.raises(RequestError, match="must be"):
+        _edit(plan, _cosine(3.0), given[:, :-1], nothing)
+    condition, seeds = np.zeros(len(given), np.int32), np.zeros(len(given), np.uint64)
+    with pytest.raises(RequestError, match="both"):
+        plan.prepare(condition, seeds, None, given=given)
+    with pytest.raises(RequestError, match="both"):
+        plan.prepare(condition, seeds, None, mask=nothing)
 
 
 # --- the trace

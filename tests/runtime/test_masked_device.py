@@ -221,8 +221,7 @@ def test_the_error_flag_is_fetched_and_taken_down_by_the_next_run(queued: Genera
     classes, seeds = np.zeros(1, np.int32), np.zeros(1, np.uint64)
     parameters = np.array([[0.5, 0, 1, 0], [0, 0, 1, 0]], np.float32)
     expected = plan.run(classes, seeds, parameters)
+    unusable = np.where(np.arange(4) == 2, np.float32(np.nan), parameters)
     with pytest.raises(EngineError):
-        plan.run(
-            classes, seeds, parameters, given=np.full((1, 16), 99), mask=np.zeros((1, 16), np.uint8)
-        )
+        plan.run(classes, seeds, unusable)
     np.testing.assert_array_equal(plan.run(classes, seeds, parameters).tokens, expected.tokens)

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from fewstep.runtime.device import Array, Buffer, BufferSpec, Device, Direct, Replay, Workspace
 from fewstep.runtime.engine import Engine
-from fewstep.runtime.errors import EngineError, OutOfMemoryError, RequestError
+from fewstep.runtime.errors import EngineError, FewstepError, OutOfMemoryError, RequestError
 from fewstep.runtime.manifest import MaskedModel
 from fewstep.runtime.plan import PlanKey, first_pass_buffers, plan_buffers
 from fewstep.runtime.schedule import policy_offsets
@@ -196,6 +196,7 @@ class MaskedPlan:
             self._steps = [self._bind_step(step) for step in range(key.steps)]
             if key.policy:
                 self.workspace.write("step_ids", np.arange(key.steps, dtype=np.int32)[:, None])
+            self.workspace.write("mask", 1)  # a run before the capture samples every position
             self._replay = self._captured()
             stack.pop_all()
 
@@ -214,7 +215,12 @@ class MaskedPlan:
             EngineError: a graph gave NaN or infinite numbers.
         """
         self.prepare(condition, seeds, parameters, given=given, mask=mask)
-        self._replay()
+        try:
+            self._replay()
+        except FewstepError:  # half of it may still be running, and reading the inputs
+            with contextlib.suppress(FewstepError):
+                self._device.synchronize()
+            raise
         self._device.synchronize()
         read = self.workspace.read
         check_error(read("error"))

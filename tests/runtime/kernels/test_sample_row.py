@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fewstep.runtime.kernels.exponential import exponential
+from fewstep.runtime.kernels.logarithm import logarithm
 from fewstep.runtime.kernels.sample_tokens import LOWEST_TEMPERATURE, sample_row
 
 _CHUNK = 128
@@ -138,8 +139,8 @@ def test_the_uniform_falls_in_the_interval_of_the_code(codes: int, temperature: 
         assert weights[code] > 0
         assert ends[code] - weights[code] - 2e-6 < uniform < ends[code] + 2e-6
         parted += code != np.searchsorted(ends, uniform, side="right")
-    # An edge within rounding of the uniform: edges have 1e-7, at 65,536 codes every hundredth.
-    assert parted <= 1 + 0.02 * len(uniforms) * (codes > 10_000)
+    # An edge within rounding of the uniform: at 65,536 codes, 1.5e-5 apart, a few in a hundred.
+    assert parted <= 1 + 0.08 * len(uniforms) * (codes > 10_000)
 
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
@@ -277,17 +278,17 @@ class _Sums:
 
     weights: Floats  # [chunks, 128]
     lanes: Floats  # [chunks, 32]
-    scale: Wide  # [chunks], from a chunk's maximum to the row's
-    chunks: Wide  # [groups, chunks per group], relative to the row's maximum
-    groups: Wide  # [groups]
-    total: float
+    scale: Floats  # [chunks], from a chunk's maximum to the row's
+    chunks: Floats  # [groups, chunks per group], relative to the row's maximum
+    groups: Floats  # [groups]
+    total: np.float32
 
 
 def _sums(row: Floats, inverse: np.float32) -> _Sums:
     maxima = row.max(axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):
         weights = _exponentials((row - maxima) * inverse)
-        scale = _exponentials((maxima - row.max()) * inverse)[:, 0].astype(np.float64)
+        scale = _exponentials((maxima - row.max()) * inverse)[:, 0]
     lanes = weights[:, 0::4] + weights[:, 1::4] + weights[:, 2::4] + weights[:, 3::4]
     tree = lanes
     while tree.shape[1] > 1:
@@ -296,7 +297,7 @@ def _sums(row: Floats, inverse: np.float32) -> _Sums:
     chunks = np.resize(tree[:, 0] * scale, (-(-len(row) // size), size))
     chunks.ravel()[len(row) :] = 0
     groups = chunks.cumsum(axis=1)[:, -1]  # one after the other, unlike NumPy's sum
-    return _Sums(weights, lanes, scale, chunks, groups, float(groups.cumsum()[-1]))
+    return _Sums(weights, lanes, scale, chunks, groups, groups.cumsum()[-1])
 
 
 def _exponentials(values: Floats) -> Floats:
@@ -310,7 +311,7 @@ def _exponentials(values: Floats) -> Floats:
 def _by_numpy(logits: Floats, temperature: float, uniform: float) -> tuple[int, float]:
     row = np.full((-(-len(logits) // _CHUNK), _CHUNK), -np.inf, np.float32)
     row.ravel()[: len(logits)] = logits
-    log_total = np.float32(math.log(_sums(row, np.float32(1)).total))
+    log_total = logarithm(_sums(row, np.float32(1)).total)
     if temperature < LOWEST_TEMPERATURE:
         code = int(row.argmax())
     else:
@@ -320,10 +321,10 @@ def _by_numpy(logits: Floats, temperature: float, uniform: float) -> tuple[int, 
 
 def _search(sums: _Sums, uniform: float) -> int:
     """Group, chunk, lane, code; rounding may leave nothing to the last of a level."""
-    target = uniform * sums.total
+    target = np.float32(uniform) * sums.total
     ends = sums.groups.cumsum()
     group = min(int(np.searchsorted(ends, target, side="right")), len(ends) - 1)
-    before = float(ends[group - 1]) if group else 0.0
+    before = ends[group - 1] if group else np.float32(0)
     place, before = _find(sums.chunks[group], target, before)
     chunk: int = group * sums.chunks.shape[1] + place
     lane, before = _find(sums.lanes[chunk] * sums.scale[chunk], target, before)
@@ -331,11 +332,11 @@ def _search(sums: _Sums, uniform: float) -> int:
     return chunk * _CHUNK + 4 * lane + _find(own, target, before)[0]
 
 
-def _find(weights: Wide, target: float, before: float) -> tuple[int, float]:
+def _find(weights: Floats, target: np.float32, before: np.float32) -> tuple[int, np.float32]:
     """The first that takes the running total past the target, or the last with a weight; and the
     total before it."""
     found, start, cumulated = 0, before, before
-    for index, weight in enumerate(weights.tolist()):
+    for index, weight in enumerate(weights):
         if weight > 0:
             found, start = index, cumulated
         cumulated += weight

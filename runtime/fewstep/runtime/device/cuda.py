@@ -54,7 +54,7 @@ class CudaDevice:
     Args:
         cubin: the kernels, compiled for this GPU (``kernels.load_cubin``).
         ordinal: number of the GPU.
-        profile: time every stage with events inside the graph, at about a microsecond each;
+        profile: time every stage with events inside the graph;
             otherwise only the graph as a whole.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -50,9 +51,10 @@ class CudaGraph:
     def _capture(self, sequence: Callable[[], None]) -> Any:
         # Other threads may go on using CUDA: only this thread's unsafe calls end the capture.
         mode = self._cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        checked(self._cuda.cuStreamBeginCapture(self._stream, mode), "starting a capture")
-        with self._ended_on_failure():
-            sequence()
+        with _no_garbage_collection():
+            checked(self._cuda.cuStreamBeginCapture(self._stream, mode), "starting a capture")
+            with self._ended_on_failure():
+                sequence()
         status, graph = self._cuda.cuStreamEndCapture(self._stream)
         if int(status) != 0:
             raise DeviceError(
@@ -77,5 +79,20 @@ class CudaGraph:
         if kind != self._cuda.CUgraphNodeType.CU_GRAPH_NODE_TYPE_KERNEL:
             return str(kind.name.removeprefix("CU_GRAPH_NODE_TYPE_").lower())
         parameters = checked(self._cuda.cuGraphKernelNodeGetParams(node), "reading a kernel node")
+        if int(parameters.func) == 0:  # launched as a CUkernel, by a library
+            return "kernel"
         name = checked(self._cuda.cuFuncGetName(parameters.func), "reading a kernel's name")
         return str(name.decode() if isinstance(name, bytes) else name)
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Collect now and not meanwhile: a destructor that frees GPU memory would end the capture."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

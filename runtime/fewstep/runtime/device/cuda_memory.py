@@ -115,6 +115,8 @@ class CudaWorkspace:
         """Free both allocations; closing twice is fine."""
         self._buffers, self._staging = {}, np.empty(0, np.uint8)
         with contextlib.suppress(self._driver.Error):  # a lost context has freed everything
+            if self._stream is not None:  # a sequence that failed half-way may still be running
+                self._stream.synchronize()
             self._release.close()
         self._stream = None  # or the stream would outlive the device
 

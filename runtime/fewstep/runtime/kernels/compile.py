@@ -1,7 +1,8 @@
 """CUDA kernels to cubins through NVRTC: needs neither a GPU nor a driver, only its wheel.
 
 One cubin per compute capability holds every kernel. The sources and their headers are handed over
-in memory, and nothing of this machine enters, so compiling twice gives the same bytes anywhere.
+in memory, and nothing of this machine but NVRTC and its ``cuda_fp16.h`` enters, so compiling twice
+with the same toolkit gives the same bytes anywhere.
 """
 
 from __future__ import annotations

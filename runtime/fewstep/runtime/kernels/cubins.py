@@ -38,9 +38,8 @@ def are_current(bundle: Bundle, capabilities: Sequence[str], compiler: str) -> b
     info = bundle.manifest.kernels
     if info is None or (info.sources_sha256, info.compiler) != (sources_sha256(), compiler):
         return False
-    damaged = bundle.damage()
     return all(
-        capability in info.cubins and info.cubins[capability] not in damaged
+        capability in info.cubins and _is_intact(bundle, info.cubins[capability])
         for capability in capabilities
     )
 
@@ -90,6 +89,14 @@ def load_cubin(bundle: Bundle, capability: str, cuda_version: tuple[int, int]) -
         )
     best = max(fitting, key=lambda each: int(each.partition(".")[2]))
     return bundle.verified(info.cubins[best]).read_bytes()
+
+
+def _is_intact(bundle: Bundle, file: str) -> bool:
+    try:
+        bundle.verified(file)
+    except BundleError:
+        return False
+    return True
 
 
 def _runs(built_for: str, capability: str) -> bool:

@@ -18,7 +18,8 @@
 // The row is cut into chunks of 128 codes, one warp each, four neighbouring codes a lane. The pass
 // leaves every chunk's maximum and its sum of exponentials relative to that maximum, so no second
 // pass for the row's maximum is needed; then warp 0 finds the chunk of the sample and reads only
-// that one again. Order of sums and roundings are those of sample_tokens.py.
+// that one again. All in float32, which GPUs for graphics compute 32 to 64 times as fast as
+// float64; order of sums and roundings are those of sample_tokens.py.
 //
 // Launch: one block per position, grid = (count, batch), up to 256 threads (a warp per chunk).
 // Shared memory: 12 bytes per chunk (6 KiB).
@@ -27,6 +28,7 @@
 #include <cuda_fp16.h>
 
 #include "exponential.cuh"
+#include "logarithm.cuh"
 #include "philox.cuh"
 #include "warp.cuh"
 
@@ -151,41 +153,41 @@ __device__ __forceinline__ float row_maximum(const Chunks& chunks, int count) {
   return __any_sync(kAllLanes, invalid) ? not_a_number() : highest;
 }
 
-// A chunk's sum relative to the maximum of the row; the product is exact in float64.
-__device__ __forceinline__ double scaled(float sum, float maximum, float highest, float inverse) {
-  return static_cast<double>(sum) * static_cast<double>(exponential((maximum - highest) * inverse));
+// A chunk's sum relative to the maximum of the row.
+__device__ __forceinline__ float scaled(float sum, float maximum, float highest, float inverse) {
+  return sum * exponential((maximum - highest) * inverse);
 }
 
 struct Place {
   int index;
-  double before;  // weight before it
+  float before;  // weight before it
 };
 
 // Running total over the lanes up to the first that exceeds the target; `weight` is this lane's.
-__device__ Place find_lane(double weight, double target, double before, int lanes) {
+__device__ Place find_lane(float weight, float target, float before, int lanes) {
   Place found = {lanes - 1, before};
-  double cumulated = before;
+  float cumulated = before;
   for (int lane = 0; lane < lanes; ++lane) {
-    const double own = __shfl_sync(kAllLanes, weight, lane);
-    if (own > 0.0) found = {lane, cumulated};
+    const float own = __shfl_sync(kAllLanes, weight, lane);
+    if (own > 0.0f) found = {lane, cumulated};
     cumulated += own;
     if (cumulated > target) break;
   }
   return found;
 }
 
-__device__ double total_of(double weight, int lanes) {
-  double total = 0.0;
+__device__ float total_of(float weight, int lanes) {
+  float total = 0.0f;
   for (int lane = 0; lane < lanes; ++lane) total += __shfl_sync(kAllLanes, weight, lane);
   return total;
 }
 
 // Warp 0: the sums of all chunks in at most 32 groups of neighbours, one a lane.
-__device__ double group_sum(const Chunks& chunks, const float* sums, int count, float highest,
-                            float inverse) {
+__device__ float group_sum(const Chunks& chunks, const float* sums, int count, float highest,
+                           float inverse) {
   const int size = (count + kLanes - 1) / kLanes;
   const int first = threadIdx.x * size;
-  double total = 0.0;
+  float total = 0.0f;
   for (int chunk = first; chunk < min(first + size, count); ++chunk) {
     total += scaled(sums[chunk], chunks.maximum[chunk], highest, inverse);
   }
@@ -193,13 +195,13 @@ __device__ double group_sum(const Chunks& chunks, const float* sums, int count, 
 }
 
 __device__ Place find_chunk(const Chunks& chunks, int count, Place group, float highest,
-                            float inverse, double target) {
+                            float inverse, float target) {
   const int size = (count + kLanes - 1) / kLanes;
   Place found = {group.index * size, group.before};
-  double cumulated = group.before;
+  float cumulated = group.before;
   for (int chunk = group.index * size; chunk < min((group.index + 1) * size, count); ++chunk) {
-    const double own = scaled(chunks.tempered[chunk], chunks.maximum[chunk], highest, inverse);
-    if (own > 0.0) found = {chunk, cumulated};
+    const float own = scaled(chunks.tempered[chunk], chunks.maximum[chunk], highest, inverse);
+    if (own > 0.0f) found = {chunk, cumulated};
     cumulated += own;
     if (cumulated > target) break;
   }
@@ -212,17 +214,17 @@ template <typename Logit>
 __device__ int inverse_cdf(const Row<Logit>& row, const Chunks& chunks, int count, float highest,
                            float inverse, float uniform) {
   const int size = (count + kLanes - 1) / kLanes, groups = (count + size - 1) / size;
-  const double weight = group_sum(chunks, chunks.tempered, count, highest, inverse);
-  const double target = static_cast<double>(uniform) * total_of(weight, groups);
-  const Place group = find_lane(weight, target, 0.0, groups);
+  const float weight = group_sum(chunks, chunks.tempered, count, highest, inverse);
+  const float target = uniform * total_of(weight, groups);
+  const Place group = find_lane(weight, target, 0.0f, groups);
   const Place chunk = find_chunk(chunks, count, group, highest, inverse, target);
   const float maximum = chunks.maximum[chunk.index];
-  const double scale = exponential((maximum - highest) * inverse);
+  const float scale = exponential((maximum - highest) * inverse);
   const int first = chunk.index * kChunk;
   const Four weights = weigh(guided(row, first + threadIdx.x * kPerLane), maximum, inverse);
   const Place lane = find_lane(lane_sum(weights) * scale, target, chunk.before, kLanes);
   int code = 0;
-  double cumulated = lane.before;
+  float cumulated = lane.before;
   for (int k = 0; k < kPerLane; ++k) {
     const float own = __shfl_sync(kAllLanes, weights.of[k], lane.index);
     if (own > 0.0f) code = k;
@@ -281,15 +283,15 @@ __device__ void sample(const Logit* conditional, const Logit* unconditional, int
     code = coldest ? most_likely(row, chunks, count, highest)
                    : inverse_cdf(row, chunks, count, highest, inverse, random.token);
     const int size = (count + kLanes - 1) / kLanes, groups = (count + size - 1) / size;
-    const double total = total_of(group_sum(chunks, chunks.sum, count, highest, 1.0f), groups);
+    const float total = total_of(group_sum(chunks, chunks.sum, count, highest, 1.0f), groups);
     const Four logits = guided(row, code / kPerLane * kPerLane);
     float logit = logits.of[0];  // chosen without an index, which would put the four on the stack
     for (int k = 1; k < kPerLane; ++k) logit = code % kPerLane == k ? logits.of[k] : logit;
-    log_probability = (logit - highest) - static_cast<float>(log(total));
+    log_probability = (logit - highest) - logarithm(total);
   }
   if (threadIdx.x != 0) return;
   if (isnan(log_probability)) *error = 1;
-  const float gumbel = static_cast<float>(-log(-log(static_cast<double>(random.noise))));
+  const float gumbel = -logarithm(-logarithm(random.noise));
   sampled[at] = code;
   confidence[at] = log_probability + masking_temperature * gumbel;
 }

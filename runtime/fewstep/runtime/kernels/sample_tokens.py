@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from fewstep.runtime.kernels.compiled import kernel
 from fewstep.runtime.kernels.exponential import exponential
+from fewstep.runtime.kernels.logarithm import logarithm
 from fewstep.runtime.kernels.philox import uniforms
 
 PARAMETERS = ("mask_ratio", "masking_temperature", "sampling_temperature", "guidance")
@@ -94,8 +95,7 @@ def sample_tokens(
             )
             if math.isnan(log_probability):
                 error[0] = 1
-            # In float64 and rounded once, as the CUDA kernel does.
-            gumbel = np.float32(-math.log(-math.log(np.float64(v))))
+            gumbel = -logarithm(-logarithm(v))
             sampled[image, position] = code
             confidence[image, position] = log_probability + masking_temperature * gumbel
 
@@ -167,7 +167,7 @@ def _sample(
         else _inverse_cdf(row, maxima, tempered, highest, inverse, uniform, weights, lanes)
     )
     total = _sum_chunks(maxima, sums, highest, _ONE)
-    return code, (row[code] - highest) - np.float32(math.log(total))
+    return code, (row[code] - highest) - logarithm(total)
 
 
 @kernel
@@ -213,19 +213,18 @@ def _lane_sum(weights: Floats, lane: int) -> np.float32:
 @kernel
 def _scaled(
     chunk: int, maxima: Floats, sums: Floats, highest: np.float32, inverse: np.float32
-) -> float:
-    """A chunk's sum relative to the maximum of the row; the product is exact in float64."""
-    scale = exponential((maxima[chunk] - highest) * inverse)
-    return np.float64(sums[chunk]) * np.float64(scale)
+) -> np.float32:
+    """A chunk's sum relative to the maximum of the row."""
+    return np.float32(sums[chunk] * exponential((maxima[chunk] - highest) * inverse))
 
 
 @kernel
 def _group_sum(
     group: int, maxima: Floats, sums: Floats, highest: np.float32, inverse: np.float32
-) -> float:
+) -> np.float32:
     """Sum over one of at most 32 groups of neighbouring chunks."""
     size = -(-len(maxima) // _LANES)
-    total = 0.0
+    total = _ZERO
     for chunk in range(group * size, min((group + 1) * size, len(maxima))):
         total += _scaled(chunk, maxima, sums, highest, inverse)
     return total
@@ -238,8 +237,10 @@ def _groups(chunks: int) -> int:
 
 
 @kernel
-def _sum_chunks(maxima: Floats, sums: Floats, highest: np.float32, inverse: np.float32) -> float:
-    total = 0.0
+def _sum_chunks(
+    maxima: Floats, sums: Floats, highest: np.float32, inverse: np.float32
+) -> np.float32:
+    total = _ZERO
     for group in range(_groups(len(maxima))):
         total += _group_sum(group, maxima, sums, highest, inverse)
     return total
@@ -261,8 +262,8 @@ def _inverse_cdf(
     Group, then chunk, then lane, then code; at each level rounding may leave the target past the
     last one, which then takes it.
     """
-    target = np.float64(uniform) * _sum_chunks(maxima, sums, highest, inverse)
-    cumulated, group = 0.0, 0
+    target = uniform * _sum_chunks(maxima, sums, highest, inverse)
+    cumulated, group = _ZERO, 0
     while group < _groups(len(maxima)) - 1:
         after = cumulated + _group_sum(group, maxima, sums, highest, inverse)
         if after > target:
@@ -279,15 +280,17 @@ def _inverse_cdf(
             break
     logits = row[found * _CHUNK : (found + 1) * _CHUNK]
     _weigh(logits, maxima[found], inverse, weights, lanes)
-    scale = np.float64(exponential((maxima[found] - highest) * inverse))
+    scale = exponential((maxima[found] - highest) * inverse)
     return found * _CHUNK + _code_in_chunk(weights, scale, before, target)
 
 
 @kernel
-def _code_in_chunk(weights: Floats, scale: float, before: float, target: float) -> int:
+def _code_in_chunk(
+    weights: Floats, scale: np.float32, before: np.float32, target: np.float32
+) -> int:
     cumulated, found = before, 0
     for lane in range(_LANES):
-        weight = np.float64(_lane_sum(weights, lane)) * scale
+        weight = _lane_sum(weights, lane) * scale
         if weight > 0:
             found, before = lane, cumulated
         cumulated += weight
@@ -297,7 +300,7 @@ def _code_in_chunk(weights: Floats, scale: float, before: float, target: float) 
     for candidate in range(found * _PER_LANE, (found + 1) * _PER_LANE):
         if weights[candidate] > 0:
             code = candidate
-        cumulated += np.float64(weights[candidate]) * scale
+        cumulated += weights[candidate] * scale
         if cumulated > target:
             break
     return code
