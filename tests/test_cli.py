@@ -182,6 +182,9 @@ def test_export_records_its_command(
         (["bench", "{bundle}", "--baseline"], "needs --transformer"),
         (["demo", "--sample", "nowhere"], "no trained sample in nowhere"),
         (["build", "{bundle}"], "nothing to build: pass --kernels"),
+        (["build", "{bundle}", "--kernels", "--precision", "fp16"], "one after the other"),
+        (["build", "{bundle}", "--precision", "fp61"], "Did you mean 'fp16'?"),
+        (["generate", "{bundle}", "--class", 0, "--precision", "fp16"], "fewstep build"),
         (["build", "nowhere", "--kernels"], "no bundle at nowhere"),
         (
             ["build", "{bundle}", "--kernels", "--compute-capability", "sm_87"],
@@ -316,6 +319,20 @@ def test_capabilities_are_spaced_only_behind_their_option(given: str, expected: 
     spaced = spaced_capabilities(given.split())
     assert spaced == expected.split()
     assert spaced_capabilities(spaced) == spaced
+
+
+def test_graphs_of_lower_precision_are_built_and_then_used(
+    fewstep: Terminal, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    built = json.loads(fewstep("build", bundle, "--precision", "fp16", "--json").out)
+    assert [each["graph"] for each in built["graphs"]] == ["transformer", "policy", "decoder"]
+    report = json.loads(fewstep("verify", bundle, "--precision", "fp16", "--json").out)
+    assert (report["precision"], report["passed"]) == ("fp16", True)
+    picture = tmp_path / "one.png"
+    made = fewstep("generate", bundle, "--class", 0, "--precision", "fp16", "--out", picture)
+    assert (made.code, picture.exists()) == (0, True)
+    assert "fp32, fp16" in fewstep("inspect", bundle).out
 
 
 def test_build_without_the_compiler_is_one_line(

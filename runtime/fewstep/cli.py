@@ -38,6 +38,7 @@ _CAPABILITY = "--compute-capability"
 BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder.")]
 BackendOption = Annotated[str, typer.Option(help="auto or onnxruntime.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, or cuda (cuda:1 is the second).")]
+PrecisionOption = Annotated[str, typer.Option(help="fp32, or what fewstep build --precision made.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -108,21 +109,42 @@ def build_command(
         list[str] | None,
         typer.Option(help="One or more, such as 8.7 8.9; without it all that are supported."),
     ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Make the graphs in fp16 or bf16 from the fp32 ones.")
+    ] = None,
+    fp32_heads: Annotated[
+        bool, typer.Option(help="Keep the logits' and actions' last product in fp32.")
+    ] = True,
     force: Annotated[bool, typer.Option(help="Compile even what is up to date.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compile a bundle's CUDA kernels ahead of time; needs no GPU."""
+    """Compile CUDA kernels, or make graphs of lower precision, ahead of time; needs no GPU."""
+    if not kernels and precision is None:
+        raise RequestError("nothing to build: pass --kernels, or --precision fp16 or bf16")
+    if kernels and precision is not None:
+        raise RequestError("--kernels and --precision are built one after the other: pass one")
+    if precision is not None:
+        _build_variant(bundle, precision, fp32_heads, as_json)
+        return
     from fewstep.runtime.build import build_kernels
     from fewstep.runtime.tables import kernels_table
 
-    if not kernels:
-        raise RequestError("nothing to build: pass --kernels (there are no engines to build yet)")
     with errors.status("compiling kernels"):
         compiled = build_kernels(bundle, compute_capability or (), force=force)
     if compiled is None:
         _show({"up_to_date": True}, ["the kernels are up to date"], as_json)
         return
     _show(compiled.as_dict(), [kernels_table(compiled)], as_json)
+
+
+def _build_variant(path: Path, precision: str, heads: bool, as_json: bool) -> None:
+    from fewstep.runtime.bundle import Bundle
+    from fewstep.runtime.tables import variant_tables
+
+    variants = _export_module("variants")
+    with errors.status("measuring ranges on the golden rollouts, lowering the graphs"):
+        _, reports = variants.add_variant(Bundle.read(path), precision, heads=heads)
+    _show({"graphs": [each.as_dict() for each in reports]}, variant_tables(reports), as_json)
 
 
 @app.command("inspect")
@@ -159,6 +181,7 @@ def verify_command(
     bundle: BundleArgument,
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "fp32",
     as_json: JsonOption = False,
 ) -> None:
     """Replay the golden rollouts: logit error, token agreement, PSNR."""
@@ -166,7 +189,7 @@ def verify_command(
     from fewstep.runtime.tables import verify_table
     from fewstep.runtime.verify import verify
 
-    with Generator.open(bundle, backend=backend, device=device) as generator:
+    with Generator.open(bundle, backend=backend, device=device, precision=precision) as generator:
         report = verify(generator)
     _show(report.as_dict(), [verify_table(report)], as_json)
     if not report.passed:
@@ -201,6 +224,7 @@ def generate_command(
     ] = None,
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "fp32",
     as_json: JsonOption = False,
 ) -> None:
     """Generate images from a bundle."""
@@ -208,7 +232,7 @@ def generate_command(
     from fewstep.runtime.generator import Generator
 
     gallery.check_outputs(out_path, trace)
-    with Generator.open(bundle, backend=backend, device=device) as generator:
+    with Generator.open(bundle, backend=backend, device=device, precision=precision) as generator:
         wanted = gallery.conditions(generator, classes, text, count)
         with errors.status("generating (the first run here compiles the kernels, once)"):
             result = generator.generate(
@@ -253,6 +277,7 @@ def bench_command(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "fp32",
 ) -> None:
     """Latency percentiles per stage, images per second, peak memory."""
     from fewstep.runtime import bench
@@ -262,7 +287,12 @@ def bench_command(
 
     sizes = batch or [1]
     with Generator.open(
-        bundle, backend=backend, device=device, max_batch=max(sizes), profile=True
+        bundle,
+        backend=backend,
+        device=device,
+        precision=precision,
+        max_batch=max(sizes),
+        profile=True,
     ) as generator:
         counts = steps or [generator.bundle.manifest.model.defaults.steps]
         contenders = {

@@ -64,9 +64,9 @@ class HostEngine:
                 ctypes.memset(buffer.pointer, _NAN, size)
 
 
-def open_engine(bundle: Bundle, graph: str, device: Device, threads: int) -> Engine:
+def open_engine(bundle: Bundle, graph: str, device: Device, threads: int, precision: str) -> Engine:
     """Stands in for ``fewstep.runtime.generator.open_engine``."""
-    path, info = bundle.graph_path(graph), bundle.manifest.graphs[graph]
+    path, info = bundle.graph_path(graph, precision), bundle.graph(graph, precision)
     engine = OnnxRuntimeEngine(graph, path, info, threads=threads)
     stream = device.cuda_stream
     return engine if stream is None else HostEngine(engine, stream.handle)

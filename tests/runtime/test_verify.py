@@ -84,9 +84,10 @@ def test_wrong_decoder_is_caught(bundle_copy: Path) -> None:
 
 def test_thresholds_belong_to_the_precision(bundle_copy: Path) -> None:
     graphs = Bundle.read(bundle_copy).manifest.model_dump()["graphs"]
-    graphs["transformer"]["precision"] = "int8"
-    _rehash(bundle_copy, graphs=graphs)
-    report = _verify(bundle_copy)
+    variant = {name: {**graph, "precision": "int8"} for name, graph in graphs.items()}
+    _rehash(bundle_copy, variants={"int8": variant})
+    with Generator.open(bundle_copy, precision="int8", threads=1) as generator:
+        report = verify(generator)
     limits = {check.figure: check.limit for check in report.checks}
     assert report.precision == "int8"
     assert limits["token_agreement"] == THRESHOLDS["int8"].token_agreement

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from fewstep.runtime.errors import BundleError, choose
 from fewstep.runtime.files import replacing, sha256
-from fewstep.runtime.manifest import MANIFEST_NAME, SCHEMA, FileInfo, Manifest
+from fewstep.runtime.manifest import MANIFEST_NAME, SCHEMA, FileInfo, GraphInfo, Manifest
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,29 @@ class Bundle:
             )
         return path
 
-    def graph_path(self, graph: str) -> Path:
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Precisions that every graph is there in; fp32 first."""
+        return ("fp32", *self.manifest.variants)
+
+    def graph(self, name: str, precision: str = "fp32") -> GraphInfo:
+        """A graph in one precision.
+
+        Raises:
+            BundleError: no such graph, or not in this precision.
+        """
+        variants = {str(each): graphs for each, graphs in self.manifest.variants.items()}
+        if precision not in self.precisions:
+            known = choose("precision", precision, self.precisions)
+            raise BundleError(f"{self.path}: {known} Make it with: fewstep build --precision")
+        graphs = self.manifest.graphs if precision == "fp32" else variants[precision]
+        if name not in graphs:
+            raise BundleError(f"{self.path}: {choose('graph', name, graphs)}")
+        return graphs[name]
+
+    def graph_path(self, graph: str, precision: str = "fp32") -> Path:
         """Checked path of a graph's ONNX file; its external data is checked with it."""
-        try:
-            info = self.manifest.graphs[graph]
-        except KeyError:
-            raise BundleError(
-                f"{self.path}: {choose('graph', graph, self.manifest.graphs)}"
-            ) from None
+        info = self.graph(graph, precision)
         for external in info.external:
             self.verified(external)
         return self.verified(info.file)

@@ -50,6 +50,7 @@ class Generator:
         *,
         max_batch: int = 8,
         max_plan_bytes: int = MAX_PLAN_BYTES,
+        precision: str = "fp32",
         reuse_first: bool = True,
     ) -> None:
         """Assemble a generator from parts; most callers want :meth:`open`.
@@ -60,12 +61,13 @@ class Generator:
             engines: by graph name.
             max_batch: images decoded together; larger requests are cut into such batches.
             max_plan_bytes: memory for the buffers of all kept plans together.
+            precision: of the graphs that the engines were made of.
             reuse_first: reuse the all-masked unconditional logits (same tokens either way).
         """
         if max_batch < 1:
             raise RequestError(f"max_batch must be at least 1, got {max_batch}")
         self.bundle, self.device, self.engines = bundle, device, dict(engines)
-        self.max_batch, self._reuse_first = max_batch, reuse_first
+        self.max_batch, self.precision, self._reuse_first = max_batch, precision, reuse_first
         self._busy = threading.Lock()
         self._decoder: MaskedDecoder | None = MaskedDecoder(
             device,
@@ -82,6 +84,7 @@ class Generator:
         *,
         backend: str = "auto",
         device: str = "auto",
+        precision: str = "fp32",
         max_batch: int = 8,
         max_plan_bytes: int = MAX_PLAN_BYTES,
         threads: int = 0,
@@ -93,6 +96,7 @@ class Generator:
             bundle: a bundle folder.
             backend: one of :data:`BACKENDS`; ``auto`` takes the best that is usable.
             device: one of :data:`DEVICES`; ``cuda:1`` is the second GPU. ``auto`` is the CPU.
+            precision: of the graphs, one that the bundle has.
             max_batch: images decoded together.
             max_plan_bytes: memory for the buffers of all kept plans together.
             threads: CPU threads of the engines; 0 uses every core.
@@ -116,10 +120,15 @@ class Generator:
             stack.callback(place.close)
             engines = {}
             for name in dict.fromkeys(graph for graph, _ in opened.manifest.model.tensor_shapes()):
-                engines[name] = open_engine(opened, name, place, threads)
+                engines[name] = open_engine(opened, name, place, threads, precision)
                 stack.callback(engines[name].close)
             generator = cls(
-                opened, place, engines, max_batch=max_batch, max_plan_bytes=max_plan_bytes
+                opened,
+                place,
+                engines,
+                max_batch=max_batch,
+                max_plan_bytes=max_plan_bytes,
+                precision=precision,
             )
             stack.pop_all()
         return generator
@@ -253,9 +262,9 @@ class Generator:
         self.close()
 
 
-def open_engine(bundle: Bundle, graph: str, device: Device, threads: int) -> Engine:
+def open_engine(bundle: Bundle, graph: str, device: Device, threads: int, precision: str) -> Engine:
     """The engine of one graph on a device."""
-    path, info = bundle.graph_path(graph), bundle.manifest.graphs[graph]
+    path, info = bundle.graph_path(graph, precision), bundle.graph(graph, precision)
     return OnnxRuntimeEngine(graph, path, info, threads=threads, cuda=device.cuda_stream)
 
 

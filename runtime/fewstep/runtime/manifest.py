@@ -44,6 +44,11 @@ class GraphInfo(_Strict):
     inputs: dict[str, TensorInfo]
     outputs: dict[str, TensorInfo]
 
+    @property
+    def tensors(self) -> tuple[dict[str, TensorInfo], dict[str, TensorInfo]]:
+        """Inputs and outputs."""
+        return self.inputs, self.outputs
+
 
 class FileInfo(_Strict):
     """Size and hash of one file of the bundle."""
@@ -176,7 +181,10 @@ class Provenance(_Strict):
 
 
 class Manifest(_Strict):
-    """``bundle.json``."""
+    """``bundle.json``.
+
+    ``graphs`` are the fp32 ones; ``variants`` the same graphs in other precisions.
+    """
 
     schema_version: Literal[1] = 1
     family: Literal["maskgit", "adanat"]
@@ -184,14 +192,17 @@ class Manifest(_Strict):
     model: MaskedModel
     graphs: dict[str, GraphInfo]
     golden: Relative | None = None
+    variants: dict[Precision, dict[str, GraphInfo]] = {}
     kernels: KernelsInfo | None = None
     files: dict[Relative, FileInfo]
     provenance: Provenance
 
     def named_files(self) -> set[str]:
         """Files that a field of the manifest names."""
-        named = {graph.file for graph in self.graphs.values()} | {self.golden or ""}
-        named |= {file for graph in self.graphs.values() for file in graph.external}
+        graphs = list(self.graphs.values())
+        graphs += [graph for variant in self.variants.values() for graph in variant.values()]
+        named = {graph.file for graph in graphs} | {self.golden or ""}
+        named |= {file for graph in graphs for file in graph.external}
         if self.kernels is not None:
             named |= set(self.kernels.cubins.values())
         if isinstance(self.model.condition, TextCondition):
@@ -207,6 +218,11 @@ class Manifest(_Strict):
             raise ValueError(f"graphs lacks {', '.join(absent)}")
         if unlisted := sorted(self.named_files() - self.files.keys()):
             raise ValueError(f"files lacks {', '.join(unlisted)}")
+        for precision, variant in self.variants.items():
+            for name in sorted(self.graphs.keys() | variant.keys()):
+                own, other = self.graphs.get(name), variant.get(name)
+                if own is None or other is None or own.tensors != other.tensors:
+                    raise ValueError(f"variant {precision}: {name} is not the graph {name}")
         for (graph, tensor), shape in self.model.tensor_shapes().items():
             info = {**self.graphs[graph].inputs, **self.graphs[graph].outputs}.get(tensor)
             if info is None or info.shape[1:] != shape:

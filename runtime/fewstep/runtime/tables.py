@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from rich.markup import escape
 from rich.table import Table
 
@@ -40,6 +43,7 @@ def inspect_tables(inspection: Inspection) -> list[Table]:
         "image": f"{info.image_size[0]} × {info.image_size[1]}",
         "condition": _condition(inspection),
         "policy network": "yes" if info.policy else "no",
+        "precisions": ", ".join(inspection.bundle.precisions),
         "CUDA kernels": _kernels(inspection),
         "defaults": ", ".join(f"{key} {value}" for key, value in info.defaults),
         "created": manifest.provenance.created,
@@ -86,6 +90,19 @@ def kernels_table(compiled: CompiledKernels) -> Table:
         sizes = (each.registers, each.shared_bytes, each.spill_bytes, each.stack_bytes)
         table.add_row(each.kernel, each.capability, *map(str, sizes))
     return table
+
+
+def variant_tables(reports: Sequence[Any]) -> list[Table]:
+    """What stayed in fp32 in graphs of lower precision, and what would not have fitted."""
+    table = _table("Graphs", "Graph", "Precision", "Nodes", "Kept in fp32", "Largest value")
+    for each in reports:
+        sizes = (str(each.nodes), str(len(each.kept)), f"{each.largest:.4g}")
+        table.add_row(escape(each.graph), each.precision, *sizes)
+    beyond = _table("Kept in fp32 because of their range", "Graph", "Node", "Largest value")
+    for each in reports:
+        for node, value in each.out_of_range.items():
+            beyond.add_row(escape(each.graph), escape(node), f"{value:.4g}")
+    return [table, beyond] if beyond.row_count else [table]
 
 
 def verify_table(report: verify.Report) -> Table:

@@ -97,13 +97,13 @@ def verify(generator: Generator) -> Report:
         BundleError: the bundle has no golden rollouts, or incomplete ones.
     """
     bundle = generator.bundle
-    precision = bundle.manifest.graphs["transformer"].precision
+    precision = generator.precision
     if bundle.manifest.golden is None:
         raise BundleError(f"{bundle.path} has no golden rollouts; export it again to record them")
     limits, checks = THRESHOLDS[precision], []
-    rollouts = _rollouts(bundle.arrays(bundle.manifest.golden))
-    _check_complete(generator, rollouts)
-    for schedule, rollout in rollouts.items():
+    recorded = rollouts(bundle.arrays(bundle.manifest.golden))
+    _check_complete(generator, recorded)
+    for schedule, rollout in recorded.items():
         for figure, value in _replay(generator, schedule, rollout).items():
             at_most = figure.endswith("error")
             limit = limits.logit_error if at_most else getattr(limits, figure)
@@ -111,7 +111,8 @@ def verify(generator: Generator) -> Report:
     return Report(str(bundle.path), precision, tuple(checks))
 
 
-def _rollouts(arrays: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
+def rollouts(arrays: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
+    """The recordings of a golden file by schedule and name."""
     found: dict[str, dict[str, Array]] = {}
     for key, value in arrays.items():
         schedule, _, name = key.partition("/")

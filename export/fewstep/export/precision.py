@@ -1,0 +1,170 @@
+"""fp32 graphs to fp16 or bf16: a pass over the graph that keeps delicate parts in fp32.
+
+Every float node works in the low type unless its operator is delicate (statistics of norms,
+softmax, trigonometry), it computes the logits or the policy's action, or the caller keeps it by
+name. Casts stand where a tensor crosses from one type to the other, once per tensor. Inputs and
+outputs stay float32, so the graph fits where the fp32 one did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+LOW = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+"""Low types by precision."""
+
+DELICATE = frozenset(
+    (
+        *("LayerNormalization", "InstanceNormalization", "GroupNormalization"),
+        *("RMSNormalization", "Softmax", "LogSoftmax", "ReduceMean", "ReduceSum", "ReduceL2"),
+        *("Pow", "Exp", "Log", "Sin", "Cos", "CumSum", "Range"),
+    )
+)
+"""Operators that stay in fp32 wherever they stand."""
+
+HEADS = frozenset(("logits", "action"))
+"""Graph outputs whose last matrix product, and what follows it, stays in fp32."""
+
+_FLOAT = TensorProto.FLOAT
+_NOT_IN_BFLOAT16 = frozenset(("Conv", "Resize"))  # by the definition of opset 20
+_WEIGHTED = frozenset(("MatMul", "Gemm", "Conv"))
+_FLOAT_BY_DEFINITION = {"Resize": frozenset((1, 2))}  # roi and scales
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A graph in low precision, and the names of the nodes that stayed in fp32."""
+
+    model: onnx.ModelProto
+    kept: tuple[str, ...]
+
+
+def lower(
+    model: onnx.ModelProto, precision: str, keep: Collection[str] = (), *, heads: bool = True
+) -> Lowered:
+    """Make a low-precision copy of an fp32 graph.
+
+    Args:
+        model: the fp32 graph, weights included; not changed.
+        precision: a key of :data:`LOW`.
+        keep: names of further nodes that stay in fp32.
+        heads: whether the nodes of :data:`HEADS` stay in fp32. Compute capability 7.5 has no fp32
+            matrix products in TensorRT-RTX, so engines for it need this off.
+    """
+    return _Pass(model, precision, keep, heads).run()
+
+
+class _Pass:
+    """One walk over the nodes in their order, which stays topological."""
+
+    def __init__(
+        self, model: onnx.ModelProto, precision: str, keep: Collection[str], heads: bool
+    ) -> None:
+        self._model, self._low = onnx.shape_inference.infer_shapes(model), LOW[precision]
+        graph = self._model.graph
+        self._types = {
+            value.name: value.type.tensor_type.elem_type
+            for value in (*graph.input, *graph.value_info, *graph.output)
+        }
+        self._weights = {each.name: each for each in graph.initializer}
+        self._types |= {name: weight.data_type for name, weight in self._weights.items()}
+        delicate = DELICATE | (_NOT_IN_BFLOAT16 if precision == "bf16" else frozenset())
+        self._kept = {node.name for node in graph.node if node.op_type in delicate} | set(keep)
+        self._kept |= _heads(graph) if heads else set()
+        self._nodes: list[onnx.NodeProto] = []
+        self._made: dict[str, onnx.TensorProto] = {}
+        self._names: dict[tuple[str, int], str] = {}  # of each tensor in each type, once there
+
+    def run(self) -> Lowered:
+        graph = self._model.graph
+        for value in graph.input:
+            self._names[value.name, self._types[value.name]] = value.name
+        for node in graph.node:
+            self._convert(node)
+        for value in graph.output:
+            self._restore(value.name)
+        result = onnx.ModelProto()
+        result.CopyFrom(self._model)
+        del result.graph.node[:], result.graph.initializer[:], result.graph.value_info[:]
+        result.graph.node.extend(self._nodes)
+        result.graph.initializer.extend(self._made.values())
+        onnx.checker.check_model(result, full_check=True)
+        kept = tuple(node.name for node in graph.node if node.name in self._kept)
+        return Lowered(result, kept)
+
+    def _convert(self, source: onnx.NodeProto) -> None:
+        node = onnx.NodeProto()
+        node.CopyFrom(source)
+        kind = _FLOAT if node.name in self._kept else self._low
+        fixed = _FLOAT_BY_DEFINITION.get(node.op_type, frozenset())
+        for index, name in enumerate(source.input):
+            if name:
+                wanted = _FLOAT if index in fixed else kind
+                node.input[index] = self._name(name, wanted)
+        if node.op_type == "Cast" and _attribute(node, "to").i == _FLOAT:
+            _attribute(node, "to").i = kind
+        for attribute in node.attribute:
+            if attribute.name == "value" and attribute.t.data_type == _FLOAT:
+                attribute.t.CopyFrom(_cast_tensor(attribute.t, kind))
+        for index, name in enumerate(source.output):
+            if self._types.get(name) == _FLOAT and kind != _FLOAT:
+                node.output[index] = self._names[name, kind] = f"{name}/low"
+            else:
+                self._names[name, self._types.get(name, _FLOAT)] = name
+        self._nodes.append(node)
+
+    def _name(self, tensor: str, wanted: int) -> str:
+        """The tensor's name in the wanted type; casts or converts it when it is first needed."""
+        if self._types.get(tensor) != _FLOAT:
+            wanted = self._types.get(tensor, wanted)
+        if tensor in self._weights:
+            name = tensor if wanted in (_FLOAT, self._types[tensor]) else f"{tensor}/low"
+            if name not in self._made:
+                self._made[name] = _cast_tensor(self._weights[tensor], wanted, name)
+            return name
+        if (tensor, wanted) not in self._names:
+            has = _FLOAT if (tensor, _FLOAT) in self._names else self._low
+            name = tensor if wanted == _FLOAT else f"{tensor}/low"
+            self._nodes.append(
+                helper.make_node(
+                    "Cast", [self._names[tensor, has]], [name], f"{name}/cast", to=wanted
+                )
+            )
+            self._names[tensor, wanted] = name
+        return self._names[tensor, wanted]
+
+    def _restore(self, output: str) -> None:
+        """Give a graph output its own name and type again."""
+        if self._types[output] == _FLOAT and (output, _FLOAT) not in self._names:
+            self._name(output, _FLOAT)
+
+
+def _heads(graph: onnx.GraphProto) -> set[str]:
+    """Nodes from the last weighted operator of a head to the output, both included."""
+    maker = {name: node for node in graph.node for name in node.output}
+    found: set[str] = set()
+    for output in graph.output:
+        node = maker.get(output.name) if output.name in HEADS else None
+        while node is not None and node.name not in found:
+            found.add(node.name)
+            node = None if node.op_type in _WEIGHTED else maker.get(node.input[0])
+    return found
+
+
+def _attribute(node: onnx.NodeProto, name: str) -> onnx.AttributeProto:
+    found: onnx.AttributeProto = next(each for each in node.attribute if each.name == name)
+    return found
+
+
+def _cast_tensor(tensor: onnx.TensorProto, kind: int, name: str = "") -> onnx.TensorProto:
+    if tensor.data_type != _FLOAT or kind == _FLOAT:
+        return tensor
+    values: npt.NDArray[np.float32] = numpy_helper.to_array(tensor)
+    low = values.astype(helper.tensor_dtype_to_np_dtype(kind))
+    return numpy_helper.from_array(low, name or tensor.name)

@@ -1,0 +1,93 @@
+"""How large every tensor of a bundle's graphs becomes on its golden rollouts.
+
+float16 ends at 65,504. Each graph gets an output per float tensor with its largest magnitude, so
+that one run over the recorded inputs tells them all without keeping any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.device import Array
+from fewstep.runtime.errors import BundleError, EngineError
+from fewstep.runtime.verify import rollouts
+
+_PREFIX = "largest/"
+
+
+def measure_ranges(bundle: Bundle) -> dict[str, dict[str, float]]:
+    """Largest magnitude of every float tensor by graph and tensor, over all golden rollouts.
+
+    Raises:
+        BundleError: the bundle has no golden rollouts, or is damaged.
+        EngineError: ONNX Runtime cannot run a graph.
+    """
+    if bundle.manifest.golden is None:
+        raise BundleError(f"{bundle.path} has no golden rollouts; export it again to record them")
+    recorded = rollouts(bundle.arrays(bundle.manifest.golden))
+    model, found = bundle.manifest.model, {}
+    transformer = _Measured(bundle, "transformer")
+    policy = _Measured(bundle, model.policy.graph) if model.policy else None
+    decoder = _Measured(bundle, "decoder")
+    for rollout in recorded.values():
+        for step, tokens in enumerate(rollout["tokens"][:-1]):
+            given = {"tokens": tokens, model.condition_input: rollout["condition"]}
+            features = transformer.run(given).get("features")
+            if policy is not None and features is not None:
+                policy.run({"features": features, "step": np.full(len(tokens), step, np.int32)})
+        decoder.run({"tokens": rollout["sampled"][-1]})
+    for measured in (transformer, policy, decoder):
+        if measured is not None:
+            found[measured.graph] = measured.largest
+    return found
+
+
+class _Measured:
+    """A graph that reports the magnitudes of its tensors."""
+
+    def __init__(self, bundle: Bundle, graph: str) -> None:
+        import onnxruntime
+
+        self.graph, self.largest = graph, dict[str, float]()
+        model = onnx.load(bundle.graph_path(graph))
+        self._outputs = [output.name for output in model.graph.output]
+        instrument(model)
+        try:
+            self._session = onnxruntime.InferenceSession(
+                model.SerializeToString(), providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime raises types of its own
+            raise EngineError(f"ONNX Runtime refuses graph '{graph}': {error}") from error
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        names = [output.name for output in self._session.get_outputs()]
+        values = dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
+        for name, value in values.items():
+            if name.startswith(_PREFIX):
+                tensor = name.removeprefix(_PREFIX)
+                self.largest[tensor] = max(self.largest.get(tensor, 0.0), float(value))
+        return {name: values[name] for name in self._outputs}
+
+
+def instrument(model: onnx.ModelProto) -> None:
+    """Add an output ``largest/TENSOR`` with the largest magnitude of every float tensor."""
+    graph = model.graph
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    weights = {each.name for each in graph.initializer}
+    for name in [name for name in _floats(inferred) if name not in weights]:
+        graph.node.append(helper.make_node("Abs", [name], [f"magnitude/{name}"]))
+        graph.node.append(
+            helper.make_node("ReduceMax", [f"magnitude/{name}"], [_PREFIX + name], keepdims=0)
+        )
+        graph.output.append(helper.make_tensor_value_info(_PREFIX + name, TensorProto.FLOAT, []))
+
+
+def _floats(graph: onnx.GraphProto) -> Iterator[str]:
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            yield value.name
