@@ -8,6 +8,7 @@ step and tokens all matter: other seeds then give other tokens.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +133,38 @@ def tiny_text_bundle(
 
     out = tmp_path_factory.mktemp("bundles") / "tiny-text"
     return export_masked("maskgit", tiny_text_checkpoints, out, command="pytest").path
+
+
+class Outcome:
+    """Exit code and output of one command."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+class Terminal:
+    """Runs ``fewstep`` commands in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: object) -> Outcome:
+        from fewstep.cli import main
+
+        self._monkeypatch.setattr(sys, "argv", ["fewstep", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = self._capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+
+@pytest.fixture
+def fewstep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Terminal:
+    """A terminal to type commands in."""
+    return Terminal(monkeypatch, capsys)
 
 
 def _randomised(module: nn.Module, seed: int) -> nn.Module:

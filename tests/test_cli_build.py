@@ -1,0 +1,183 @@
+"""``fewstep build``, ``inspect --plan``, and commands for a GPU that is not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fewstep.cli import spaced_capabilities
+
+if TYPE_CHECKING:
+    from tests.conftest import Terminal
+
+
+# --- kernels
+
+
+def _never(*_: object) -> None:
+    raise AssertionError("nothing is to be compiled")
+
+
+def test_build_compiles_once_and_then_only_by_force(
+    fewstep: Terminal, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "with a space")
+    command = ["build", bundle, "--kernels", "--compute-capability", "8.7"]
+    first = fewstep(*command)
+    assert (first.code, first.err) == (0, "")
+    assert "sample_tokens_float" in first.out
+    assert len(list((bundle / "kernels").iterdir())) == 1
+    forced = json.loads(fewstep(*command, "--force", "--json").out)
+    assert forced["cubin_bytes"].keys() == {"8.7"}
+    assert {each["spill_bytes"] for each in forced["resources"]} == {0}
+    monkeypatch.setattr("fewstep.runtime.kernels.compile.KernelCompiler.compile", _never)
+    assert fewstep(*command).out == "the kernels are up to date\n"
+    assert json.loads(fewstep(*command, "--json").out) == {"up_to_date": True}
+    assert "8.7 (NVRTC" in fewstep("inspect", bundle).out
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        ["--compute-capability", "7.5", "8.7"],
+        ["--compute-capability", "7.5", "--compute-capability", "8.7"],
+        ["--compute-capability=7.5", "--compute-capability=8.7"],
+    ],
+)
+def test_several_capabilities_in_every_spelling(
+    fewstep: Terminal,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spelled: list[str],
+) -> None:
+    from fewstep.runtime.kernels.compile import KernelCompiler
+
+    monkeypatch.setattr(KernelCompiler, "_compile", lambda self, name: (name.encode(), ""))
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "copy")
+    for arguments in ([bundle, *spelled], [*spelled, bundle]):
+        outcome = fewstep("build", "--kernels", "--force", "--json", *arguments)
+        assert outcome.code == 0
+        assert json.loads(outcome.out)["cubin_bytes"] == {"7.5": 3, "8.7": 3}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("build b --compute-capability 8.7", "build b --compute-capability 8.7"),
+        (
+            "build b --compute-capability 8.7 12.0 9.0 --force",
+            "build b --compute-capability 8.7 --compute-capability 12.0 --compute-capability 9.0 "
+            "--force",
+        ),
+        ("--compute-capability 8.7 b 8.9", "--compute-capability 8.7 b 8.9"),
+        ("--compute-capability sm_87 8.9", "--compute-capability sm_87 8.9"),
+        ("--compute-capability 8.7 8", "--compute-capability 8.7 8"),
+        ("generate b --guidance 1.5 2.5", "generate b --guidance 1.5 2.5"),
+        ("--compute-capability", "--compute-capability"),
+        ("", ""),
+    ],
+)
+def test_capabilities_are_spaced_only_behind_their_option(given: str, expected: str) -> None:
+    spaced = spaced_capabilities(given.split())
+    assert spaced == expected.split()
+    assert spaced_capabilities(spaced) == spaced
+
+
+def test_graphs_of_lower_precision_are_built_and_then_used(
+    fewstep: Terminal, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    built = json.loads(fewstep("build", bundle, "--precision", "fp16", "--json").out)
+    assert [each["graph"] for each in built["graphs"]] == ["transformer", "policy", "decoder"]
+    report = json.loads(fewstep("verify", bundle, "--precision", "fp16", "--json").out)
+    assert (report["precision"], report["passed"]) == ("fp16", True)
+    picture = tmp_path / "one.png"
+    made = fewstep("generate", bundle, "--class", 0, "--precision", "fp16", "--out", picture)
+    assert (made.code, picture.exists()) == (0, True)
+    assert "fp32, fp16" in fewstep("inspect", bundle).out
+
+
+def test_build_without_the_compiler_is_one_line(
+    fewstep: Terminal, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    outcome = fewstep("build", tiny_bundle, "--kernels")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err == (
+        "error: cuda-bindings is not installed; install it with: pip install 'fewstep[kernels]'\n"
+    )
+    assert not (tiny_bundle / "kernels").exists()
+
+
+# --- the memory of a plan
+
+
+def test_inspect_plan_lists_every_buffer(fewstep: Terminal, tiny_bundle: Path) -> None:
+    wish = ["inspect", tiny_bundle, "--plan", "--batch", 3, "--steps", 2, "--schedule", "policy"]
+    shown = fewstep(*wish)
+    assert (shown.code, shown.err) == (0, "")
+    assert "batch 3, 2 steps, guided, policy" in shown.out
+    data = json.loads(fewstep(*wish, "--json").out)
+    assert (data["batch"], data["steps"], data["policy"]) == (3, 2, True)
+    assert all(name in shown.out for name in data["buffers"] if not name.startswith("shared/"))
+    assert f"{data['total_bytes']:,}" in shown.out
+
+
+# --- a GPU that is not there
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["generate", "--class", "0", "--out", "x.png"],
+        ["verify"],
+        ["bench", "--runs", "1"],
+    ],
+)
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_gpu_without_pycuda_is_one_line(
+    fewstep: Terminal,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+    device: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "pycuda", None)
+    outcome = fewstep(command[0], tiny_bundle, *command[1:], "--device", device)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err == (
+        "error: pycuda is not installed; install it with: pip install 'fewstep[cuda]'\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_gpu_without_a_driver_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
+    """A stand-in for pycuda fails as pycuda does where there is no ``libcuda.so.1``."""
+    (tmp_path / "pycuda").mkdir()
+    (tmp_path / "pycuda" / "__init__.py").touch()
+    failing = 'raise ImportError("libcuda.so.1: cannot open shared object file")'
+    (tmp_path / "pycuda" / "driver.py").write_text(failing)
+    command = [sys.executable, "-m", "fewstep", "generate", str(tiny_bundle), "--class", "0"]
+    done = subprocess.run(
+        [*command, "--device", "cuda"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: no CUDA driver on this machine (libcuda.so.1: cannot")
+    assert done.stderr.count("\n") == 1
+    assert "use device cpu" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["pycuda"]
