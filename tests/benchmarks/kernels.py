@@ -33,7 +33,7 @@ class Shaped:
     pointer: int = 0
 
     def __getitem__(self, rows: int | slice) -> Shaped:
-        raise NotImplementedError
+        raise TypeError("a shape has no rows")
 
 
 def launches(codes: int, dtype: str, batch: int = 1) -> dict[str, Launch]:

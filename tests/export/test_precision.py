@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fewstep.export.precision import DELICATE, lower
 from fewstep.runtime.device import Array
+from fewstep.runtime.errors import ExportError
 
 _GRAPHS = ["transformer", "policy", "decoder"]
 
@@ -71,6 +72,33 @@ def test_a_node_kept_by_name_computes_in_fp32() -> None:
     assert _types(lowered.model)["middle"] == TensorProto.FLOAT
     inputs = {"x": np.full((1, 4), 30, np.float32)}
     np.testing.assert_allclose(_run(lowered.model, inputs)["y"], 36.0, rtol=1e-3)
+
+
+def test_a_subgraph_is_refused_by_name() -> None:
+    output = helper.make_tensor_value_info("z", TensorProto.FLOAT, [])
+    branch = helper.make_graph(
+        [helper.make_node("Constant", [], ["z"], value_float=1.0)], "branch", [], [output]
+    )
+    condition = helper.make_tensor_value_info("c", TensorProto.BOOL, [])
+    chosen = helper.make_node("If", ["c"], ["y"], "chosen", then_branch=branch, else_branch=branch)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [])
+    graph = helper.make_graph([chosen], "choice", [condition], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    with pytest.raises(ExportError, match=r"chosen \(If\) has a subgraph"):
+        lower(model, "fp16")
+
+
+def test_what_the_pass_does_not_know_is_refused() -> None:
+    """A constant that is written as a number is float32, whatever its neighbours are."""
+    nodes = [
+        helper.make_node("Constant", [], ["half"], "number", value_floats=[0.5]),
+        helper.make_node("Mul", ["x", "half"], ["y"], "halved"),
+    ]
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch"]) for n in "xy")
+    graph = helper.make_graph(nodes, "half", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    with pytest.raises(ExportError, match="cannot be lowered"):
+        lower(model, "fp16")
 
 
 def test_the_source_is_not_changed(graph: onnx.ModelProto) -> None:

@@ -16,6 +16,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from fewstep.runtime.errors import ExportError
+
 LOW = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 """Low types by precision."""
 
@@ -56,6 +58,9 @@ def lower(
         keep: names of further nodes that stay in fp32.
         heads: whether the nodes of :data:`HEADS` stay in fp32. Compute capability 7.5 has no fp32
             matrix products in TensorRT-RTX, so engines for it need this off.
+
+    Raises:
+        ExportError: the graph has something that this pass does not know.
     """
     return _Pass(model, precision, keep, heads).run()
 
@@ -94,7 +99,10 @@ class _Pass:
         del result.graph.node[:], result.graph.initializer[:], result.graph.value_info[:]
         result.graph.node.extend(self._nodes)
         result.graph.initializer.extend(self._made.values())
-        onnx.checker.check_model(result, full_check=True)
+        try:
+            onnx.checker.check_model(result, full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise ExportError(f"the graph cannot be lowered: {error}") from error
         kept = tuple(node.name for node in graph.node if node.name in self._kept)
         return Lowered(result, kept)
 
@@ -110,6 +118,8 @@ class _Pass:
         if node.op_type == "Cast" and _attribute(node, "to").i == _FLOAT:
             _attribute(node, "to").i = kind
         for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                raise ExportError(f"node {node.name} ({node.op_type}) has a subgraph")
             if attribute.name == "value" and attribute.t.data_type == _FLOAT:
                 attribute.t.CopyFrom(_cast_tensor(attribute.t, kind))
         for index, name in enumerate(source.output):
