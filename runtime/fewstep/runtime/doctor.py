@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fewstep.runtime.errors import FewstepError, MissingDependencyError
+from fewstep.runtime.errors import FewstepError
 
 RUN_CPU, RUN_GPU = "generate, verify and bench on the CPU", "run on an NVIDIA GPU"
 _RUN = ("onnxruntime", "numba")
@@ -96,25 +96,12 @@ def _kernel_compiler() -> str:
 
 def _gpus() -> str:
     from fewstep.runtime.device.cuda_driver import describe_devices, load_bindings
+    from fewstep.runtime.engine.onnxruntime import require_cuda_provider
 
     found = describe_devices()
     load_bindings()
-    _require_cuda_provider()
+    require_cuda_provider()
     return "; ".join(found)
-
-
-def _require_cuda_provider() -> None:
-    """Raise if no installed backend runs graphs on a GPU."""
-    try:
-        import onnxruntime
-    except ImportError:
-        providers = []
-    else:
-        providers = onnxruntime.get_available_providers()
-    if "CUDAExecutionProvider" not in providers:
-        raise MissingDependencyError(
-            "no backend for GPUs; replace onnxruntime with: pip install onnxruntime-gpu"
-        )
 
 
 def _machine() -> dict[str, str]:

@@ -12,12 +12,11 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import Array, Device
+from fewstep.runtime.device import Array, ClosedOnExit, Device
 from fewstep.runtime.engine import Engine
 from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import BundleError, DeviceError, RequestError, choose
@@ -39,7 +38,7 @@ BACKENDS = ("auto", "onnxruntime")
 DEVICES = ("auto", "cpu", "cuda")
 
 
-class Generator:
+class Generator(ClosedOnExit):
     """Generates images from one bundle. Make one with :meth:`open`; close it, or use ``with``."""
 
     def __init__(
@@ -249,17 +248,6 @@ class Generator:
             for engine in self.engines.values():
                 stack.callback(engine.close)
             stack.callback(decoder.close)
-
-    def __enter__(self) -> Generator:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def open_engine(bundle: Bundle, graph: str, device: Device, threads: int, precision: str) -> Engine:

@@ -10,7 +10,7 @@ from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.device import BufferSpec
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.plan import PlanKey, first_pass_buffers, plan_buffers
-from fewstep.runtime.request import require_unconditional, schedule_of, steps_of
+from fewstep.runtime.request import RAMPS, require_unconditional, schedule_of, steps_of
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,7 @@ def plan_memory(
     if not isinstance(batch, int) or batch < 1:
         raise RequestError(f"batch must be a whole number, at least 1, got {batch}")
     model, graphs = bundle.manifest.model, bundle.manifest.graphs
-    nothing = dict.fromkeys(("guidance", "sampling_temperature", "masking_temperature"))
-    fixed = schedule_of(model, schedule, nothing)
+    fixed = schedule_of(model, schedule, dict.fromkeys(RAMPS))
     guided = fixed is None or fixed.guided
     require_unconditional(model, guided)
     key = PlanKey(batch, steps_of(model, steps), guided=guided, policy=fixed is None)

@@ -8,13 +8,16 @@ On ``cpu`` every call runs at once; ``cuda`` captures the same sequence into one
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Self
 
 Array = npt.NDArray[Any]
 
@@ -54,6 +57,25 @@ class Buffer(Protocol):
     def __getitem__(self, rows: int | slice) -> Buffer:
         """A view of one row, or of a contiguous run of rows, sharing the memory."""
         ...
+
+
+class ClosedOnExit(ABC):
+    """A context manager that closes itself."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what is held; closing twice is fine."""
 
 
 class Workspace(AbstractContextManager["Workspace"], Protocol):

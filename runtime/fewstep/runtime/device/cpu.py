@@ -6,13 +6,12 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.runtime.device import Array, Buffer, BufferSpec, Direct
+from fewstep.runtime.device import Array, Buffer, BufferSpec, ClosedOnExit, Direct
 from fewstep.runtime.errors import DeviceError, OutOfMemoryError
 from fewstep.runtime.kernels.cpu import KERNELS
 
@@ -47,7 +46,7 @@ def host_array(buffer: Buffer) -> Array:
     return buffer.array
 
 
-class CpuWorkspace:
+class CpuWorkspace(ClosedOnExit):
     """Arrays by name; the host side of a buffer is the buffer itself."""
 
     def __init__(self, specs: Mapping[str, BufferSpec]) -> None:
@@ -73,17 +72,6 @@ class CpuWorkspace:
     def close(self) -> None:
         """Drop the arrays."""
         self._buffers = {}
-
-    def __enter__(self) -> CpuWorkspace:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class CpuDevice:

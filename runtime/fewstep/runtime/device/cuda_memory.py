@@ -11,13 +11,12 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.runtime.device import Array, BufferSpec
+from fewstep.runtime.device import Array, BufferSpec, ClosedOnExit
 from fewstep.runtime.device.cuda_driver import translated
 from fewstep.runtime.errors import DeviceError
 
@@ -50,7 +49,7 @@ class CudaBuffer:
         return CudaBuffer(self.pointer + row * row_bytes, self.shape[1:], self.dtype)
 
 
-class CudaWorkspace:
+class CudaWorkspace(ClosedOnExit):
     """Named buffers in one device allocation, with one pinned allocation for the host's side.
 
     Args:
@@ -72,10 +71,10 @@ class CudaWorkspace:
         on_device = total - self._host_end if mapped else total
         with contextlib.ExitStack() as stack, translated(driver, f"allocating {total:,} bytes"):
             self._staging, seen = self._allocate_staging(stack)
-            own = self._allocate_device(on_device, stack)
+            self._own = self._allocate_device(on_device, stack)
             self._release = stack.pop_all()
-        host_base = seen if mapped else own
-        internal_base = own - self._host_end if mapped else own
+        host_base = seen if mapped else self._own
+        internal_base = self._own - self._host_end if mapped else self._own
         self._buffers = {
             name: CudaBuffer(
                 (internal_base if spec.role == "internal" else host_base) + self._offsets[name],
@@ -101,14 +100,14 @@ class CudaWorkspace:
         if self._send_end and not self._mapped:
             with translated(self._driver, "copying inputs"):
                 source = self._staging[: self._send_end]
-                self._driver.memcpy_htod_async(self._device_base(), source, self._stream)
+                self._driver.memcpy_htod_async(self._own, source, self._stream)
 
     def fetch(self) -> None:
         """Enqueue one copy of all outputs."""
         if self._host_end > self._fetch_start and not self._mapped:
             with translated(self._driver, "copying outputs"):
                 target = self._staging[self._fetch_start : self._host_end]
-                source = self._device_base() + self._fetch_start
+                source = self._own + self._fetch_start
                 self._driver.memcpy_dtoh_async(target, source, self._stream)
 
     def close(self) -> None:
@@ -119,17 +118,6 @@ class CudaWorkspace:
                 self._stream.synchronize()
             self._release.close()
         self._stream = None  # or the stream would outlive the device
-
-    def __enter__(self) -> CudaWorkspace:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _allocate_staging(self, stack: contextlib.ExitStack) -> tuple[npt.NDArray[np.uint8], int]:
         """The pinned host side, zeroed, and its address on the device (0 unless mapped)."""
@@ -148,10 +136,6 @@ class CudaWorkspace:
         stack.callback(allocation.free)
         return int(allocation)
 
-    def _device_base(self) -> int:
-        name = min(self._offsets, key=self._offsets.__getitem__)
-        return self._buffers[name].pointer - self._offsets[name]
-
     def _host(self, name: str, roles: tuple[str, ...]) -> Array:
         spec, start = self._specs[name], self._offsets[name]
         if spec.role not in roles:
@@ -166,19 +150,17 @@ def _offsets(specs: Mapping[str, BufferSpec]) -> dict[str, int]:
     offsets, end = {}, 0
     for name, spec in sorted(specs.items(), key=lambda item: _ORDER.index(item[1].role)):
         offsets[name] = end
-        end += -(-spec.bytes // _ALIGNMENT) * _ALIGNMENT
+        end += _padded(spec)
     return offsets
+
+
+def _padded(spec: BufferSpec) -> int:
+    return -(-spec.bytes // _ALIGNMENT) * _ALIGNMENT
 
 
 def _end(
     specs: Mapping[str, BufferSpec], offsets: Mapping[str, int], roles: tuple[str, ...]
 ) -> int:
     """Where the last buffer of these (first) roles ends."""
-    return max(
-        (
-            offsets[name] + -(-spec.bytes // _ALIGNMENT) * _ALIGNMENT
-            for name, spec in specs.items()
-            if spec.role in roles
-        ),
-        default=0,
-    )
+    ends = (offsets[name] + _padded(spec) for name, spec in specs.items() if spec.role in roles)
+    return max(ends, default=0)

@@ -121,13 +121,11 @@ def _check(graph: str, name: str, buffer: Buffer, dtype: str, shape: tuple[int |
 def _session(
     name: str, path: Path, threads: int, cuda: CudaStream | None
 ) -> onnxruntime.InferenceSession:
+    if cuda is not None:
+        require_cuda_provider()
     try:
         import onnxruntime
     except ImportError as error:
-        if cuda is not None:
-            raise MissingDependencyError(
-                "onnxruntime-gpu is not installed; install it with: pip install onnxruntime-gpu"
-            ) from error
         raise missing("onnxruntime", "cpu") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
@@ -147,14 +145,22 @@ def _session(
     return session
 
 
-def _cuda_provider(cuda: CudaStream) -> tuple[str, dict[str, str]]:
-    import onnxruntime
-
+def require_cuda_provider() -> None:
+    """Raise ``MissingDependencyError`` unless ONNX Runtime has a CUDA provider."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(
+            "onnxruntime-gpu is not installed; install it with: pip install onnxruntime-gpu"
+        ) from error
     if _CUDA not in onnxruntime.get_available_providers():
         raise MissingDependencyError(
             "the installed onnxruntime has no CUDA provider; replace it with: pip uninstall "
             "onnxruntime && pip install onnxruntime-gpu"
         )
+
+
+def _cuda_provider(cuda: CudaStream) -> tuple[str, dict[str, str]]:
     # Without use_tf32 = 0, fp32 matrix products lose 13 bits on GPUs since Ampere.
     stream = {"device_id": str(cuda.ordinal), "user_compute_stream": str(cuda.handle)}
     return _CUDA, {**stream, "use_tf32": "0"}
