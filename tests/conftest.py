@@ -8,6 +8,7 @@ step and tokens all matter: other seeds then give other tokens.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,6 +134,12 @@ def tiny_text_bundle(
 
     out = tmp_path_factory.mktemp("bundles") / "tiny-text"
     return export_masked("maskgit", tiny_text_checkpoints, out, command="pytest").path
+
+
+@pytest.fixture
+def bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny bundle that a test may damage."""
+    return shutil.copytree(tiny_bundle, tmp_path / "copy")
 
 
 class Outcome:

@@ -117,7 +117,7 @@ def test_building_kernels_needs_the_compilers_packages_only(bundle_copy: Path) -
     blocked = {*_OPTIONAL, "numba"} - {"cuda"}
     code = textwrap.dedent(_BLOCK.format(blocked=blocked)) + textwrap.dedent(
         f"""
-        from fewstep.runtime.build import build_kernels
+        from fewstep.build.kernels import build_kernels
         print(*build_kernels({str(bundle_copy)!r}, ["8.7"]).cubins)
         """
     )

@@ -17,7 +17,11 @@ MANIFEST_NAME = "bundle.json"
 
 DType = Literal["float32", "float16", "bfloat16", "int32", "int64", "uint8"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+EngineBackend = Literal["tensorrt", "tensorrt-rtx"]
 Relative = Annotated[str, Field(min_length=1)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Capability = Annotated[str, Field(pattern=r"^\d+\.\d$")]
+Shape = tuple[PositiveInt, ...]
 
 
 class _Strict(BaseModel):
@@ -54,7 +58,7 @@ class FileInfo(_Strict):
     """Size and hash of one file of the bundle."""
 
     bytes: int = Field(ge=0)
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    sha256: Sha256
 
 
 class KernelsInfo(_Strict):
@@ -65,8 +69,62 @@ class KernelsInfo(_Strict):
     """
 
     compiler: str = Field(pattern=r"^\S+ \d+\.\d+$")
-    sources_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    cubins: dict[Annotated[str, Field(pattern=r"^\d+\.\d$")], Relative]
+    sources_sha256: Sha256
+    cubins: dict[Capability, Relative]
+
+
+class ShapeRange(_Strict):
+    """Shapes of one input that an optimization profile spans, and the one it is tuned for."""
+
+    min: Shape
+    opt: Shape
+    max: Shape
+
+
+class BuildOptions(_Strict):
+    """What the builder was asked for.
+
+    ``max_batch``: most images decoded together. ``opt_batch``: images that the optimization
+    profiles are tuned for, one profile each. ``optimization_level`` and ``workspace_mib`` as
+    ``trtexec --builderOptimizationLevel`` and ``--memPoolSize=workspace``; ``None`` leaves them
+    to the builder.
+    """
+
+    max_batch: PositiveInt = 8
+    opt_batch: tuple[PositiveInt, ...] = (1,)
+    optimization_level: Annotated[int, Field(ge=0, le=5)] | None = None
+    workspace_mib: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _within(self) -> Self:
+        if not self.opt_batch or sorted(set(self.opt_batch)) != list(self.opt_batch):
+            raise ValueError("opt_batch must be different numbers in rising order")
+        if self.opt_batch[-1] > self.max_batch:
+            raise ValueError(f"opt_batch {self.opt_batch[-1]} exceeds max_batch {self.max_batch}")
+        return self
+
+
+class EngineInfo(_Strict):
+    """One graph compiled by TensorRT or TensorRT-RTX, and how.
+
+    ``version`` is the backend's. ``compute_capabilities`` are those of the GPUs it runs on;
+    ``gpu`` is the one it was built on, for the backend that needs one. ``graph_sha256`` is the
+    hash of the ONNX file it was made of. ``profiles`` give the range of every input with a
+    dimension that varies. ``seconds`` and ``peak_memory_bytes`` are of the build.
+    """
+
+    file: Relative
+    backend: EngineBackend
+    version: str
+    graph: str
+    precision: Precision
+    graph_sha256: Sha256
+    compute_capabilities: tuple[Capability, ...] = Field(min_length=1)
+    profiles: tuple[dict[str, ShapeRange], ...]
+    options: BuildOptions
+    gpu: str | None = None
+    seconds: float
+    peak_memory_bytes: int
 
 
 class ClassCondition(_Strict):
@@ -183,7 +241,8 @@ class Provenance(_Strict):
 class Manifest(_Strict):
     """``bundle.json``.
 
-    ``graphs`` are the fp32 ones; ``variants`` the same graphs in other precisions.
+    ``graphs`` are the fp32 ones; ``variants`` the same graphs in other precisions; ``engines``
+    what was compiled of either, in the order of building.
     """
 
     schema_version: Literal[1] = 1
@@ -194,6 +253,7 @@ class Manifest(_Strict):
     golden: Relative | None = None
     variants: dict[Precision, dict[str, GraphInfo]] = {}
     kernels: KernelsInfo | None = None
+    engines: tuple[EngineInfo, ...] = ()
     files: dict[Relative, FileInfo]
     provenance: Provenance
 
@@ -203,6 +263,7 @@ class Manifest(_Strict):
         graphs += [graph for variant in self.variants.values() for graph in variant.values()]
         named = {graph.file for graph in graphs} | {self.golden or ""}
         named |= {file for graph in graphs for file in graph.external}
+        named |= {engine.file for engine in self.engines}
         if self.kernels is not None:
             named |= set(self.kernels.cubins.values())
         if isinstance(self.model.condition, TextCondition):
@@ -223,6 +284,9 @@ class Manifest(_Strict):
                 own, other = self.graphs.get(name), variant.get(name)
                 if own is None or other is None or own.tensors != other.tensors:
                     raise ValueError(f"variant {precision}: {name} is not the graph {name}")
+        for engine in self.engines:
+            if engine.graph not in self.graphs:
+                raise ValueError(f"engine {engine.file} is of no graph: {engine.graph}")
         for (graph, tensor), shape in self.model.tensor_shapes().items():
             info = {**self.graphs[graph].inputs, **self.graphs[graph].outputs}.get(tensor)
             if info is None or info.shape[1:] != shape:

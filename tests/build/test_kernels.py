@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from fewstep.runtime.build import build_kernels
+from fewstep.build.kernels import build_kernels
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import BundleError, OutputError, RequestError
 from fewstep.runtime.files import replacing

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fewstep.export.precision import DELICATE, lower
+from fewstep.build.precision import DELICATE, lower
 from fewstep.runtime.device import Array
 from fewstep.runtime.errors import ExportError
 

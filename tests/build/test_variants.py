@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fewstep.export.ranges import instrument, measure_ranges
-from fewstep.export.variants import LARGEST_FP16, add_variant
+from fewstep.build.ranges import instrument, measure_ranges
+from fewstep.build.variants import LARGEST_FP16, add_variant
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import BundleError, RequestError
 from fewstep.runtime.generator import Generator

@@ -8,8 +8,8 @@ from typing import Any
 
 import onnx
 
-from fewstep.export.precision import LOW, lower
-from fewstep.export.ranges import measure_ranges
+from fewstep.build.precision import LOW, lower
+from fewstep.build.ranges import measure_ranges
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import RequestError, choose
 
@@ -46,7 +46,7 @@ def add_variant(
     Args:
         bundle: a bundle with fp32 graphs and golden rollouts.
         precision: ``fp16`` or ``bf16``.
-        heads: as in :func:`fewstep.export.precision.lower`.
+        heads: as in :func:`fewstep.build.precision.lower`.
 
     Raises:
         RequestError: another precision.

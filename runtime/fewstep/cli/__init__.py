@@ -1,0 +1,79 @@
+"""The ``fewstep`` command, a file for each subcommand: thin commands over the packages; results as
+tables or JSON.
+
+Imports of anything heavy stay inside the commands, so that ``--help`` and bad arguments answer at
+once and ``export`` alone needs torch.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import typer
+
+from fewstep.cli import bench, build, demo, doctor, export, generate, inspect, verify
+from fewstep.cli.common import errors, one_line
+from fewstep.runtime.errors import FewstepError
+
+__all__ = ["app", "main"]
+
+_CAPABILITY = "--compute-capability"
+
+app = typer.Typer(
+    name="fewstep",
+    help="Put few-step token image generators on NVIDIA edge GPUs. "
+    "Any command takes --debug to show where an error came from.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("doctor")(doctor.doctor_command)
+app.command("demo")(demo.demo_command)
+app.command("export")(export.export_command)
+app.command("build")(build.build_command)
+app.command("inspect")(inspect.inspect_command)
+app.command("verify")(verify.verify_command)
+app.command("generate")(generate.generate_command)
+app.command("bench")(bench.bench_command)
+
+
+def main() -> None:
+    """Entry point: one line and exit code 1 for any ``FewstepError``."""
+    debug = "--debug" in sys.argv
+    sys.argv = spaced_capabilities([each for each in sys.argv if each != "--debug"])
+    try:
+        app()
+    except FewstepError as error:
+        if debug:
+            raise
+        errors.print(f"[red]error:[/] {one_line(error)}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        errors.print(
+            f"[red]error:[/] {type(error).__name__}: {one_line(error)} (a defect of fewstep: "
+            "please report it with what --debug shows)",
+            highlight=False,
+            soft_wrap=True,
+        )
+        sys.exit(1)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        errors.print("interrupted; nothing half-written was left behind")
+        sys.exit(130)
+
+
+def spaced_capabilities(arguments: list[str]) -> list[str]:
+    """Allow ``--compute-capability 8.6 8.9``: the option's name before every value."""
+    spelled: list[str] = []
+    option = False
+    for argument in arguments:
+        value = re.fullmatch(r"[0-9]+\.[0-9]", argument) is not None
+        if option and value and spelled[-1] != _CAPABILITY:
+            spelled.append(_CAPABILITY)
+        option = argument == _CAPABILITY or (option and value)
+        spelled.append(argument)
+    return spelled

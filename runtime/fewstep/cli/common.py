@@ -1,0 +1,56 @@
+"""What the commands share: consoles, options, and how results are shown."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fewstep.runtime.errors import missing
+
+out = Console()
+errors = Console(stderr=True)
+
+BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder.")]
+BackendOption = Annotated[str, typer.Option(help="auto or onnxruntime.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, or cuda (cuda:1 is the second).")]
+PrecisionOption = Annotated[str, typer.Option(help="fp32, or what fewstep build --precision made.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def show(data: dict[str, Any], shown: list[Table] | list[str], as_json: bool) -> None:
+    """Print data as JSON, or what is shown instead."""
+    if as_json:
+        print(json.dumps(data, indent=2))
+        return
+    for item in shown:
+        out.print(item, highlight=False, soft_wrap=isinstance(item, str))
+
+
+def export_module(name: str = "") -> Any:
+    """The export package, or a module of it, when its dependencies are installed."""
+    return _module("export", name, ("torch", "onnx", "onnxscript", "safetensors"))
+
+
+def build_module(name: str) -> Any:
+    """A module of the build package that works on graphs, when its dependencies are installed."""
+    return _module("build", name, ("onnx",))
+
+
+def _module(package: str, name: str, needs: tuple[str, ...]) -> Any:
+    for each in needs:
+        if importlib.util.find_spec(each) is None:
+            raise missing(each, package)
+    return importlib.import_module(f"fewstep.{package}.{name}" if name else f"fewstep.{package}")
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message, safe to print."""
+    return escape(" ".join(str(error).split()))

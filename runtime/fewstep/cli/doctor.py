@@ -1,0 +1,20 @@
+"""``fewstep doctor``."""
+
+from __future__ import annotations
+
+import typer
+
+from fewstep.cli.common import JsonOption, errors, show
+
+
+def doctor_command(as_json: JsonOption = False) -> None:
+    """What this machine can run, and what to install for more."""
+    from fewstep.runtime.doctor import diagnose
+    from fewstep.runtime.tables import doctor_tables
+
+    diagnosis = diagnose()
+    show(diagnosis.as_dict(), doctor_tables(diagnosis), as_json)
+    for warning in diagnosis.warnings:
+        errors.print(f"[yellow]warning:[/] {warning}", highlight=False)
+    if not diagnosis.runs:
+        raise typer.Exit(1)
