@@ -127,6 +127,9 @@ def test_export_records_its_command(
     assert "exists already" in again.err
 
 
+_RTX = ["--backend", "tensorrt-rtx"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -151,8 +154,18 @@ def test_export_records_its_command(
         (["bench", "{bundle}", "--batch", 0], "max_batch must be at least 1"),
         (["bench", "{bundle}", "--baseline"], "needs --transformer"),
         (["demo", "--sample", "nowhere"], "no trained sample in nowhere"),
-        (["build", "{bundle}"], "nothing to build: pass --kernels"),
-        (["build", "{bundle}", "--kernels", "--precision", "fp16"], "one after the other"),
+        (["build", "{bundle}"], "nothing to build: pass --backend"),
+        (["build", "{bundle}", "--backend", "tensort"], "Did you mean 'tensorrt'?"),
+        (["build", "{bundle}", *_RTX], "Name their compute capabilities"),
+        (["build", "{bundle}", *_RTX, "--compute-capability", "8.7"], "on the device itself"),
+        (["build", "{bundle}", *_RTX, "--compute-capability", "sm_86"], "received sm_86"),
+        (["build", "{bundle}", *_RTX, "--max-batch", 2, "--opt-batch", 4], "exceeds max_batch 2"),
+        (["build", "{bundle}", *_RTX, "--max-batch", 0], "max batch: "),
+        (["build", "{bundle}", *_RTX, "--optimization-level", 6], "optimization level: "),
+        (["build", "{bundle}", "--preflight", "--kernels"], "pass --backend"),
+        (["generate", "{bundle}", "--class", 0, "--backend", "tensorrt"], "no engines of tensorrt"),
+        (["verify", "{bundle}", "--backend", "tensorrt-rtx"], "fewstep build"),
+        (["bench", "{bundle}", "--backend", "tensorrt", "--device", "cpu"], "needs device cuda"),
         (["build", "{bundle}", "--precision", "fp61"], "Did you mean 'fp16'?"),
         (["generate", "{bundle}", "--class", 0, "--precision", "fp16"], "fewstep build"),
         (["build", "nowhere", "--kernels"], "no bundle at nowhere"),

@@ -35,11 +35,12 @@ def test_build_compiles_once_and_then_only_by_force(
     assert "sample_tokens_float" in first.out
     assert len(list((bundle / "kernels").iterdir())) == 1
     forced = json.loads(fewstep(*command, "--force", "--json").out)
-    assert forced["cubin_bytes"].keys() == {"8.7"}
-    assert {each["spill_bytes"] for each in forced["resources"]} == {0}
+    assert forced["kernels"]["cubin_bytes"].keys() == {"8.7"}
+    assert {each["spill_bytes"] for each in forced["kernels"]["resources"]} == {0}
     monkeypatch.setattr("fewstep.runtime.kernels.compile.KernelCompiler.compile", _never)
-    assert fewstep(*command).out == "the kernels are up to date\n"
-    assert json.loads(fewstep(*command, "--json").out) == {"up_to_date": True}
+    assert fewstep(*command).out == "everything is up to date\n"
+    again = json.loads(fewstep(*command, "--json").out)
+    assert again == {"up_to_date": True, "graphs": [], "engines": [], "kernels": None}
     assert "8.7 (NVRTC" in fewstep("inspect", bundle).out
 
 
@@ -65,7 +66,7 @@ def test_several_capabilities_in_every_spelling(
     for arguments in ([bundle, *spelled], [*spelled, bundle]):
         outcome = fewstep("build", "--kernels", "--force", "--json", *arguments)
         assert outcome.code == 0
-        assert json.loads(outcome.out)["cubin_bytes"] == {"7.5": 3, "8.7": 3}
+        assert json.loads(outcome.out)["kernels"]["cubin_bytes"] == {"7.5": 3, "8.7": 3}
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def _engines() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if _EMULATED:
             opens = _host_engine().open_engine
-            stack.enter_context(mock.patch("fewstep.runtime.generator.open_engine", opens))
+            stack.enter_context(mock.patch("fewstep.runtime.engine.choice.open_engine", opens))
         yield
 
 

@@ -65,7 +65,7 @@ class HostEngine:
 
 
 def open_engine(bundle: Bundle, graph: str, device: Device, threads: int, precision: str) -> Engine:
-    """Stands in for ``fewstep.runtime.generator.open_engine``."""
+    """Stands in for ``fewstep.runtime.engine.choice.open_engine``."""
     path, info = bundle.graph_path(graph, precision), bundle.graph(graph, precision)
     engine = OnnxRuntimeEngine(graph, path, info, threads=threads)
     stream = device.cuda_stream

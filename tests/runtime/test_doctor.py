@@ -1,16 +1,24 @@
-"""Doctor: what works follows from the packages or from trying; remedies say what to install."""
+"""Doctor: what works follows from the packages or from trying; remedies say what to install.
+
+GPUs and TensorRT are in ``test_doctor_gpu.py``.
+"""
 
 from __future__ import annotations
 
+import io
 import json
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from fewstep.runtime import doctor
 from fewstep.runtime.errors import DeviceError
+from fewstep.runtime.tables import doctor_tables
+
+_EXPORT, _LOWER = "export checkpoints to ONNX", "preflight, graphs in fp16 and bf16"
+_COMPILE, _BUILD_RTX = "compile CUDA kernels", "build TensorRT-RTX engines"
 
 
 def _without(monkeypatch: pytest.MonkeyPatch, *absent: str, **extra: str) -> doctor.Diagnosis:
@@ -23,195 +31,145 @@ def _without(monkeypatch: pytest.MonkeyPatch, *absent: str, **extra: str) -> doc
     return doctor.diagnose()
 
 
+def _found(name: str) -> doctor.Ability:
+    return next(each for each in doctor.diagnose().abilities if each.name == name)
+
+
 def test_everything_installed() -> None:
     diagnosis = doctor.diagnose()
-    *software, gpu = diagnosis.abilities  # a machine for tests need not have a GPU
-    assert len(software) == 3
-    assert all(ability.works for ability in software)
-    assert gpu.works or gpu.remedy
-    assert all(ability.name and ability.detail for ability in diagnosis.abilities)
-    assert diagnosis.warnings == ()
+    works = {ability.name: ability.works for ability in diagnosis.abilities}
+    assert all(works[name] for name in (doctor.RUN_CPU, _EXPORT, _LOWER, _COMPILE, _BUILD_RTX))
+    # A machine for tests need not have a GPU.
+    assert all(each.works or each.remedy for each in diagnosis.abilities)
+    assert all(each.name and each.detail for each in diagnosis.abilities)
+    assert diagnosis.runs
     assert int(diagnosis.machine["cores"]) >= 1
 
 
 @pytest.mark.parametrize(
-    ("absent", "works", "remedies"),
+    ("absent", "remedies"),
     [
-        ("torch", [True, False], ["", "pip install 'fewstep[export]'"]),
-        (
-            "onnxruntime",
-            [False, False],
-            ["pip install 'fewstep[cpu]'", "pip install 'fewstep[export]'"],
-        ),
+        ("torch", {_EXPORT: "export"}),
+        ("onnx", {_EXPORT: "export", _LOWER: "build"}),
+        ("numba", {doctor.RUN_CPU: "cpu", _EXPORT: "export", _LOWER: "build"}),
+        ("polygraphy", {}),
     ],
 )
 def test_remedy_names_the_extra(
-    monkeypatch: pytest.MonkeyPatch, absent: str, works: list[bool], remedies: list[str]
+    monkeypatch: pytest.MonkeyPatch, absent: str, remedies: dict[str, str]
 ) -> None:
-    tried = doctor.diagnose().abilities[2:]
+    before = doctor.diagnose().abilities
     diagnosis = _without(monkeypatch, absent)
-    abilities = diagnosis.abilities[:2]
-    assert diagnosis.abilities[2:] == tried  # they need neither package
-    assert [ability.works for ability in abilities] == works
-    assert [ability.remedy for ability in abilities] == remedies
-    assert all(absent in ability.detail for ability in abilities if not ability.works)
+    for ability, usual in zip(diagnosis.abilities, before, strict=True):
+        if extra := remedies.get(ability.name):
+            assert not ability.works
+            assert ability.detail == f"missing: {absent}"
+            assert ability.remedy == f"pip install 'fewstep[{extra}]'"
+        else:
+            assert ability == usual
+    assert diagnosis.packages[absent] is None
 
 
-@pytest.mark.parametrize(("look", "place"), [("_kernel_compiler", 2), ("_gpus", 3)])
+def test_nothing_that_runs_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "find_driver", lambda: None)
+    diagnosis = _without(monkeypatch, "numba")
+    assert not diagnosis.runs
+    assert any(ability.works for ability in diagnosis.abilities)  # but building is not running
+
+
+@pytest.mark.parametrize(
+    ("look", "name"), [("_kernel_compiler", _COMPILE), ("_runs_onnxruntime", doctor.RUN_GPU)]
+)
 def test_what_only_trying_tells_repeats_the_error_and_its_remedy(
-    monkeypatch: pytest.MonkeyPatch, look: str, place: int
+    monkeypatch: pytest.MonkeyPatch, look: str, name: str
 ) -> None:
-    def fail() -> str:
+    def fail(*given: object) -> str:
         raise DeviceError("no such thing; buy one; soon")
 
     before = doctor.diagnose().abilities
     monkeypatch.setattr(doctor, look, fail)
     failed = doctor.diagnose().abilities
-    assert failed[place] == doctor.Ability(
-        before[place].name, False, "no such thing", "buy one; soon"
-    )
-    assert [a for i, a in enumerate(failed) if i != place] == [
-        a for i, a in enumerate(before) if i != place
+    assert doctor.Ability(name, False, "no such thing", "buy one; soon") in failed
+    assert [each for each in failed if each.name != name] == [
+        each for each in before if each.name != name
     ]
-    monkeypatch.setattr(doctor, look, lambda: "two of them")
-    found = doctor.diagnose().abilities[place]
-    assert (found.works, found.detail, found.remedy) == (True, "two of them", "")
+    monkeypatch.setattr(doctor, look, lambda *given: "two of them")
+    assert _found(name) == doctor.Ability(name, True, "two of them")
 
 
 def test_a_defect_is_not_taken_for_an_absent_ability(monkeypatch: pytest.MonkeyPatch) -> None:
     def crash() -> str:
         raise AttributeError
 
-    monkeypatch.setattr(doctor, "_gpus", crash)
+    monkeypatch.setattr(doctor, "_kernel_compiler", crash)
     with pytest.raises(AttributeError):
         doctor.diagnose()
 
 
 def test_two_onnxruntimes_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     diagnosis = _without(monkeypatch, **{"onnxruntime-gpu": "1.0"})
-    assert "own the same module" in diagnosis.warnings[0]
+    assert "own the same module" in diagnosis.warnings[-1]
 
 
 def test_diagnosis_is_json() -> None:
     assert json.loads(json.dumps(doctor.diagnose().as_dict()))["machine"]["python"]
 
 
-# --- GPU and kernel compiler
+def test_torch_is_not_imported() -> None:
+    code = "import sys; from fewstep.runtime import doctor; doctor.diagnose(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "onnx", "tensorrt", "tensorrt_rtx"} & set(done.stdout.split())
 
 
-_COMPILE, _GPU = "compile CUDA kernels", "run on an NVIDIA GPU"
-_NO_LIBRARY = 'raise ImportError("libcuda.so.1: cannot open shared object file")'
-_NO_DEVICE = """
-class Error(Exception): ...
-def init(): raise Error("cuInit failed: no CUDA-capable device is detected")
-"""
-_TWO_GPUS = """
-class Error(Exception): ...
-def init(): ...
-class Device:
-    def __init__(self, ordinal): self._ordinal = ordinal
-    @staticmethod
-    def count(): return 2
-    def name(self): return ["Orin", "NVIDIA RTX 2000 Ada"][self._ordinal]
-    def compute_capability(self): return (8, 7 + 2 * self._ordinal)
-    def total_memory(self): return (64 - 48 * self._ordinal) * 2**30
-"""
+def test_tables_show_everything() -> None:
+    diagnosis = doctor.Diagnosis(
+        {"GPU 0": "a [very] fast one"},
+        {"onnx": "1.20", "polygraphy": None},
+        (doctor.Ability("fly", False, "missing: [wings]", "pip install 'birds[wings]'"),),
+        (),
+    )
+    console = Console(width=200, record=True, file=io.StringIO())
+    for table in doctor_tables(diagnosis):
+        console.print(table)
+    shown = console.export_text()
+    for text in ("a [very] fast one", "1.20", "polygraphy", "missing: [wings]", "'birds[wings]'"):
+        assert text in shown
 
 
-def _ability(name: str) -> doctor.Ability:
-    return next(each for each in doctor.diagnose().abilities if each.name == name)
+def test_packages_for_gpus_are_listed() -> None:
+    assert {"pycuda", "cuda-bindings", "tensorrt", "tensorrt-rtx", "polygraphy"} <= (
+        doctor.diagnose().packages.keys()
+    )
 
 
-@pytest.fixture
-def pycuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[str], None]]:
-    """Put a package in the place of pycuda; the text is its module ``driver``."""
-
-    def install(driver: str) -> None:
-        (tmp_path / "pycuda").mkdir()
-        (tmp_path / "pycuda" / "__init__.py").touch()
-        (tmp_path / "pycuda" / "driver.py").write_text(driver)
-        monkeypatch.syspath_prepend(tmp_path)
-
-    real = {name: sys.modules.pop(name) for name in _imported_pycuda()}
-    yield install
-    for name in _imported_pycuda():
-        del sys.modules[name]
-    sys.modules.update(real)
-
-
-def _imported_pycuda() -> list[str]:
-    return [name for name in sys.modules if name.partition(".")[0] == "pycuda"]
+# --- Kernel compiler
 
 
 def test_compiler_is_shown_with_what_it_compiles_for() -> None:
-    detail = _ability(_COMPILE).detail
+    detail = _found(_COMPILE).detail
     assert detail.startswith("NVRTC ")
     assert {"8.6,", "8.7,", "8.9,"} <= set(detail.split())
 
 
 @pytest.mark.parametrize("module", ["cuda.bindings", "cuda.pathfinder"])
-def test_absent_compiler_names_its_extra(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+@pytest.mark.parametrize(("cuda", "extra"), [("12.6", "kernels12"), ("13.0", "kernels")])
+def test_absent_compiler_names_the_extra_for_this_driver(
+    monkeypatch: pytest.MonkeyPatch, module: str, cuda: str, extra: str
+) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    ability = _ability(_COMPILE)
+    monkeypatch.setattr(doctor, "find_driver", lambda: doctor.Driver(cuda, ()))
+    ability = _found(_COMPILE)
     assert not ability.works
     assert ability.detail.endswith("is not installed")
-    assert ability.remedy.endswith("pip install 'fewstep[kernels]'")
+    assert ability.remedy.endswith(f"pip install 'fewstep[{extra}]'")
 
 
-def test_absent_pycuda_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pycuda", None)
-    ability = _ability(_GPU)
-    assert (ability.works, ability.detail) == (False, "pycuda is not installed")
-    assert ability.remedy.endswith("pip install 'fewstep[cuda]'")
-
-
-@pytest.mark.parametrize(
-    ("driver", "detail", "remedy"),
-    [
-        (_NO_LIBRARY, "no CUDA driver on this machine (libcuda.so.1", "install NVIDIA's driver"),
-        (_NO_DEVICE, "no CUDA-capable device is detected", "nvidia-smi"),
-    ],
-)
-def test_absent_driver_or_gpu_says_what_to_do(
-    pycuda: Callable[[str], None], driver: str, detail: str, remedy: str
+@pytest.mark.parametrize(("cuda", "warned"), [("12.6", True), ("13.0", False)])
+def test_compiler_newer_than_the_driver_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, cuda: str, warned: bool
 ) -> None:
-    pycuda(driver)
-    ability = _ability(_GPU)
-    assert not ability.works
-    assert detail in ability.detail
-    assert remedy in ability.remedy
-
-
-def test_gpu_without_a_backend_for_it_does_not_count_as_working(
-    pycuda: Callable[[str], None],
-) -> None:
-    pycuda(_TWO_GPUS)
-    ability = _ability(_GPU)
-    assert not ability.works
-    assert "onnxruntime-gpu" in ability.remedy
-
-
-def test_every_gpu_is_shown_with_its_architecture_and_memory(
-    pycuda: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pycuda(_TWO_GPUS)
-    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
-    ability = _ability(_GPU)
-    assert (ability.works, ability.remedy) == (True, "")
-    assert ability.detail == (
-        "Orin, compute capability 8.7, 64.0 GiB; "
-        "NVIDIA RTX 2000 Ada, compute capability 8.9, 16.0 GiB"
-    )
-
-
-def test_gpu_without_the_bindings_does_not_count_as_working(
-    pycuda: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Opening the device needs cuda-bindings besides pycuda."""
-    pycuda(_TWO_GPUS)
-    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    assert not _ability(_GPU).works
-
-
-def test_packages_for_gpus_are_listed() -> None:
-    assert {"pycuda", "cuda-bindings"} <= doctor.diagnose().packages.keys()
+    monkeypatch.setattr(doctor, "_kernel_compiler", lambda: "NVRTC 13.5, for 8.7")
+    monkeypatch.setattr(doctor, "find_driver", lambda: doctor.Driver(cuda, ()))
+    warnings = " ".join(doctor.diagnose().warnings)
+    assert ("(NVRTC 13.5) do not load with this driver (CUDA 12.6)" in warnings) is warned
+    assert ("'fewstep[kernels12]'" in warnings) is warned

@@ -197,6 +197,7 @@ def test_plan_memory_is_json(tiny_bundle: Path, schedule: str) -> None:
         "shape": [4, 4, 16],
         "dtype": "int32",
         "role": "output",
+        "aligned_rows": True,
         "bytes": 1024,
     }
     assert _sums(data["buffers"]) == (data["total_bytes"], data["shared_bytes"])

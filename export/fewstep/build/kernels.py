@@ -11,7 +11,11 @@ from fewstep.runtime.kernels.cubins import add_kernels, are_current
 
 
 def build_kernels(
-    path: str | Path, capabilities: Sequence[str] = (), *, force: bool = False
+    path: str | Path,
+    capabilities: Sequence[str] = (),
+    *,
+    force: bool = False,
+    keep: bool = False,
 ) -> CompiledKernels | None:
     """Compile the CUDA kernels into a bundle, in the place of those it has.
 
@@ -19,6 +23,7 @@ def build_kernels(
         path: the bundle folder.
         capabilities: compute capabilities such as ``"8.7"``; empty takes all that are supported.
         force: compile even if the bundle has current kernels for all of them.
+        keep: compile as well for what the bundle has kernels for, as far as this NVRTC can.
 
     Returns:
         What was compiled; ``None`` if everything was up to date.
@@ -34,6 +39,9 @@ def build_kernels(
     wanted = compiler.wanted(capabilities)
     if not force and are_current(bundle, wanted, compiler.version):
         return None
+    if keep and bundle.manifest.kernels is not None:
+        had = [each for each in bundle.manifest.kernels.cubins if each in compiler.known()]
+        wanted = tuple(dict.fromkeys((*wanted, *had)))
     compiled = compiler.compile(wanted)
     add_kernels(bundle, compiled)
     return compiled

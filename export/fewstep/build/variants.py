@@ -65,13 +65,33 @@ def add_variant(
         content = lowered.model.SerializeToString(deterministic=True)
         file = f"{name}.{precision}-{hashlib.sha256(content).hexdigest()[:12]}.onnx"
         files[file] = content
-        changes = {"file": file, "external": (), "precision": precision}
-        variant[name] = info.model_copy(update=changes).model_dump()
+        changes = {"file": file, "external": (), "precision": precision, "fp32_heads": heads}
+        source = {"source_sha256": bundle.graph_sha256(name)}
+        variant[name] = info.model_copy(update=changes | source).model_dump()
         largest = max(ranges.get(name, {}).values(), default=0.0)
         nodes = len(model.graph.node)
         reports.append(GraphReport(name, precision, nodes, lowered.kept, largest, too_large))
     others = bundle.manifest.model_dump()["variants"]
     return bundle.update(files, variants={**others, precision: variant}), tuple(reports)
+
+
+def is_current(bundle: Bundle, precision: str, heads: bool | None = None) -> bool:
+    """Whether the bundle has graphs in ``precision``, made from its fp32 graphs.
+
+    Args:
+        bundle: the bundle.
+        precision: theirs; fp32 always is.
+        heads: what they have to be made with; ``None`` takes either.
+    """
+    if precision == "fp32":
+        return True
+    if precision not in bundle.precisions:
+        return False
+    made = {name: bundle.graph(name, precision) for name in bundle.manifest.graphs}
+    return all(
+        info.source_sha256 == bundle.graph_sha256(name) and heads in (None, info.fp32_heads)
+        for name, info in made.items()
+    )
 
 
 def _out_of_range(

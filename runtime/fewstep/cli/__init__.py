@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from fewstep.cli import bench, build, demo, doctor, export, generate, inspect, verify
+from fewstep.cli import bench, build, demo, doctor, estimate, export, generate, inspect, verify
 from fewstep.cli.common import errors, one_line
 from fewstep.runtime.errors import FewstepError
 
@@ -33,6 +33,7 @@ app.command("demo")(demo.demo_command)
 app.command("export")(export.export_command)
 app.command("build")(build.build_command)
 app.command("inspect")(inspect.inspect_command)
+app.command("estimate")(estimate.estimate_command)
 app.command("verify")(verify.verify_command)
 app.command("generate")(generate.generate_command)
 app.command("bench")(bench.bench_command)

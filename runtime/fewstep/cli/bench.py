@@ -16,6 +16,7 @@ from fewstep.cli.common import (
     errors,
     export_module,
     out,
+    say_passed_over,
 )
 from fewstep.runtime.errors import RequestError
 
@@ -39,7 +40,7 @@ def bench_command(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
-    precision: PrecisionOption = "fp32",
+    precision: PrecisionOption = "auto",
 ) -> None:
     """Latency percentiles per stage, images per second, peak memory."""
     from fewstep.runtime import bench
@@ -56,6 +57,7 @@ def bench_command(
         max_batch=max(sizes),
         profile=True,
     ) as generator:
+        say_passed_over(generator)
         counts = steps or [generator.bundle.manifest.model.defaults.steps]
         contenders = {
             f"fewstep, batch {b}, {t} steps": (

@@ -2,55 +2,174 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from fewstep.cli.common import BundleArgument, JsonOption, build_module, errors, show
-from fewstep.runtime.errors import RequestError
+from fewstep.cli.common import BundleArgument, JsonOption, errors, show
+from fewstep.runtime.errors import RequestError, choose
+
+if TYPE_CHECKING:
+    from fewstep.build.pipeline import BuildRequest
 
 
 def build_command(
     bundle: BundleArgument,
-    kernels: Annotated[bool, typer.Option("--kernels", help="Compile the CUDA kernels.")] = False,
+    backend: Annotated[
+        str | None, typer.Option(help="Build engines: tensorrt or tensorrt-rtx.")
+    ] = None,
     compute_capability: Annotated[
         list[str] | None,
-        typer.Option(help="One or more, such as 8.7 8.9; without it all that are supported."),
+        typer.Option(help="GPUs to build for, one or more, such as 8.6 8.9 12.0."),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="Make the graphs in fp16 or bf16 from the fp32 ones.")
+        str | None, typer.Option(help="fp32, fp16 or bf16; makes the graphs if they are not there.")
     ] = None,
+    max_batch: Annotated[int, typer.Option(help="Most images that engines decode together.")] = 8,
+    opt_batch: Annotated[
+        list[int] | None,
+        typer.Option(help="Images that engines are tuned for; repeat for more profiles. [1]"),
+    ] = None,
+    optimization_level: Annotated[
+        int | None, typer.Option(help="0 … 5, as trtexec --builderOptimizationLevel.")
+    ] = None,
+    workspace: Annotated[int | None, typer.Option(help="Builder's workspace limit, MiB.")] = None,
     fp32_heads: Annotated[
-        bool, typer.Option(help="Keep the logits' and actions' last product in fp32.")
-    ] = True,
-    force: Annotated[bool, typer.Option(help="Compile even what is up to date.")] = False,
+        bool | None,
+        typer.Option(
+            "--fp32-heads/--no-fp32-heads",
+            help="Keep the logits' and actions' last product in fp32. On, but for 7.5.",
+        ),
+    ] = None,
+    kernels: Annotated[
+        bool | None,
+        typer.Option("--kernels/--no-kernels", help="Compile the CUDA kernels. On with engines."),
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Build even what is up to date.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Build nothing; exit with 1 if anything is stale.")
+    ] = False,
+    preflight: Annotated[
+        bool, typer.Option("--preflight", help="Only check the graphs; needs no builder.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compile CUDA kernels, or make graphs of lower precision, ahead of time; needs no GPU."""
-    if not kernels and precision is None:
-        raise RequestError("nothing to build: pass --kernels, or --precision fp16 or bf16")
-    if kernels and precision is not None:
-        raise RequestError("--kernels and --precision are built one after the other: pass one")
-    if precision is not None:
-        _build_variant(bundle, precision, fp32_heads, as_json)
+    """Build engines, graphs of lower precision and CUDA kernels, ahead of time."""
+    from fewstep.build import pipeline
+
+    def request() -> BuildRequest:
+        return pipeline.BuildRequest(
+            bundle=bundle,
+            backend=_backend(backend),
+            precision=precision,
+            capabilities=tuple(compute_capability or ()),
+            options=_options(max_batch, opt_batch, optimization_level, workspace),
+            fp32_heads=fp32_heads,
+            kernels=kernels,
+            force=force,
+        )
+
+    if check:
+        everything = backend is None and precision is None and not kernels
+        _check(None if everything else request(), bundle, as_json)
+    elif preflight:
+        pipeline.preflight_only(request())
+        show({"problems": []}, ["preflight found nothing that stands in the way"], as_json)
+    else:
+        _build(request(), as_json)
+
+
+def _build(request: BuildRequest, as_json: bool) -> None:
+    from fewstep.build import pipeline
+    from fewstep.runtime.tables import engines_table, kernels_table, variant_tables
+
+    with _live() as told:
+        outcome = pipeline.build(request, told)
+    tables: list[Any] = list(variant_tables(outcome.graphs)) if outcome.graphs else []
+    if outcome.engines:
+        tables.append(engines_table(outcome.engines))
+    if outcome.kernels is not None and outcome.engines:
+        tables.append(f"CUDA kernels for {', '.join(outcome.kernels.cubins)} are compiled")
+    elif outcome.kernels is not None:
+        tables.append(kernels_table(outcome.kernels))
+    show(outcome.as_dict(), ["everything is up to date"] if outcome.up_to_date else tables, as_json)
+    for engine in outcome.engines:
+        for warning in engine.warnings:
+            text = f"{engine.info.graph}: {warning}"
+            errors.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
+
+
+def _check(request: BuildRequest | None, bundle: Path, as_json: bool) -> None:
+    from fewstep.build.pipeline import stale
+
+    found = stale(request, bundle)
+    lines = [escape(f"{name}: {reason}") for name, reason in found.items()]
+    show({"stale": found}, lines or ["everything is up to date"], as_json)
+    if found:
+        raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _live() -> Iterator[Callable[[str, str, float], None]]:
+    """A bar for the engine that is being built, and a line for each that is stored."""
+    if not errors.is_terminal:
+        yield _line
         return
-    from fewstep.build.kernels import build_kernels
-    from fewstep.runtime.tables import kernels_table
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=errors, transient=True) as bars:
+        tasks = {"": bars.add_task("checking graphs and kernels", total=None)}
 
-    with errors.status("compiling kernels"):
-        compiled = build_kernels(bundle, compute_capability or (), force=force)
-    if compiled is None:
-        show({"up_to_date": True}, ["the kernels are up to date"], as_json)
-        return
-    show(compiled.as_dict(), [kernels_table(compiled)], as_json)
+        def told(graph: str, phase: str, done: float) -> None:
+            bars.update(tasks[""], visible=False)
+            if graph not in tasks:
+                tasks[graph] = bars.add_task(graph, total=1.0)
+            if not phase:
+                bars.update(tasks[graph], visible=False)
+                _line(graph, phase, done)
+                bars.reset(tasks[""], description="what is left", visible=True)
+                return
+            at = None if done < 0 else done
+            bars.update(tasks[graph], description=escape(f"{graph}: {phase}"), completed=at)
+
+        yield told
 
 
-def _build_variant(path: Path, precision: str, heads: bool, as_json: bool) -> None:
-    from fewstep.runtime.bundle import Bundle
-    from fewstep.runtime.tables import variant_tables
+def _line(graph: str, phase: str, done: float) -> None:
+    """For logs: one line for each engine."""
+    if not phase:
+        errors.print(f"stored the engine of {escape(graph)}", highlight=False)
 
-    variants = build_module("variants")
-    with errors.status("measuring ranges on the golden rollouts, lowering the graphs"):
-        _, reports = variants.add_variant(Bundle.read(path), precision, heads=heads)
-    show({"graphs": [each.as_dict() for each in reports]}, variant_tables(reports), as_json)
+
+def _backend(name: str | None) -> Any:
+    from fewstep.runtime.engine.tensorrt_api import MODULES
+
+    if name is not None and name not in MODULES:
+        raise RequestError(choose("backend", name, MODULES))
+    return name
+
+
+def _options(
+    max_batch: int, opt_batch: list[int] | None, level: int | None, workspace: int | None
+) -> Any:
+    from pydantic import ValidationError
+
+    from fewstep.runtime.manifest import BuildOptions
+
+    try:
+        return BuildOptions(
+            max_batch=max_batch,
+            opt_batch=tuple(sorted(set(opt_batch or [1]))),
+            optimization_level=level,
+            workspace_mib=workspace,
+        )
+    except ValidationError as error:
+        problems = [
+            f"{' '.join(str(each['loc'][0]).split('_')) + ': ' if each['loc'] else ''}{each['msg']}"
+            for each in error.errors()
+        ]
+        raise RequestError("; ".join(problems)) from None

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,13 +15,22 @@ from rich.table import Table
 
 from fewstep.runtime.errors import missing
 
+if TYPE_CHECKING:
+    from fewstep.runtime.generator import Generator
+
 out = Console()
 errors = Console(stderr=True)
 
 BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder.")]
-BackendOption = Annotated[str, typer.Option(help="auto or onnxruntime.")]
+BackendOption = Annotated[
+    str,
+    typer.Option(help="auto (the first that works), tensorrt, tensorrt-rtx or onnxruntime."),
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, or cuda (cuda:1 is the second).")]
-PrecisionOption = Annotated[str, typer.Option(help="fp32, or what fewstep build --precision made.")]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(help="auto (that of the newest engines, else fp32), fp32, or what build made."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -32,6 +41,15 @@ def show(data: dict[str, Any], shown: list[Table] | list[str], as_json: bool) ->
         return
     for item in shown:
         out.print(item, highlight=False, soft_wrap=isinstance(item, str))
+
+
+def say_passed_over(generator: Generator) -> None:
+    """Say why engines that the bundle has are not used."""
+    built = {engine.backend for engine in generator.bundle.manifest.engines}
+    for backend, reason in generator.passed_over.items():
+        if backend in built:
+            text = one_line(f"{backend} is not used: {reason}")
+            errors.print(f"[yellow]note:[/] {text}", highlight=False, soft_wrap=True)
 
 
 def export_module(name: str = "") -> Any:
@@ -51,6 +69,6 @@ def _module(package: str, name: str, needs: tuple[str, ...]) -> Any:
     return importlib.import_module(f"fewstep.{package}.{name}" if name else f"fewstep.{package}")
 
 
-def one_line(error: BaseException) -> str:
-    """An error's message, safe to print."""
+def one_line(error: BaseException | str) -> str:
+    """An error's message in one line, safe to print."""
     return escape(" ".join(str(error).split()))

@@ -15,6 +15,7 @@ from fewstep.cli.common import (
     JsonOption,
     PrecisionOption,
     errors,
+    say_passed_over,
     show,
 )
 from fewstep.runtime.errors import RequestError
@@ -47,7 +48,7 @@ def generate_command(
     ] = None,
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
-    precision: PrecisionOption = "fp32",
+    precision: PrecisionOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Generate images from a bundle."""
@@ -56,6 +57,7 @@ def generate_command(
 
     gallery.check_outputs(out_path, trace)
     with Generator.open(bundle, backend=backend, device=device, precision=precision) as generator:
+        say_passed_over(generator)
         wanted = gallery.conditions(generator, classes, text, count)
         with errors.status("generating (the first run here compiles the kernels, once)"):
             result = generator.generate(
@@ -73,10 +75,16 @@ def generate_command(
     summary = {
         "files": [str(path) for path in written],
         "images": len(result.images),
+        "backend": generator.backend,
+        "device": generator.device.name,
+        "precision": generator.precision,
+        "passed_over": generator.passed_over,
         "timings_ms": result.timings_ms,
     }
     made = f"{len(result.images)} image{'s' if len(result.images) != 1 else ''}"
-    line = f"{made} in {result.timings_ms['total']:.0f} ms → {', '.join(map(str, written))}"
+    how = f"{generator.backend} in {generator.precision} on {generator.device.name}"
+    where = ", ".join(map(str, written))
+    line = f"{made} in {result.timings_ms['total']:.0f} ms with {how} → {where}"
     show(summary, [escape(line)], as_json)
 
 

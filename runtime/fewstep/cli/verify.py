@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
 from fewstep.cli.common import (
@@ -9,25 +13,149 @@ from fewstep.cli.common import (
     BundleArgument,
     DeviceOption,
     JsonOption,
-    PrecisionOption,
+    build_module,
+    errors,
+    out,
     show,
 )
+from fewstep.runtime.errors import EngineError, RequestError
+
+if TYPE_CHECKING:
+    from fewstep.runtime.bundle import Bundle
+    from fewstep.runtime.verify import Divergence, Report, Unavailable, Verification
+
+_ALL, _AUTO = "all", "auto"
+
+PrecisionsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--precision",
+        help="fp32, or what fewstep build --precision made; may be repeated. "
+        "all: every one that the bundle has and that can run here.",
+    ),
+]
 
 
 def verify_command(
     bundle: BundleArgument,
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
-    precision: PrecisionOption = "fp32",
+    precision: PrecisionsOption = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Name the first tensors that diverge.")
+    ] = False,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="With --layers: a bundle of the same model to compare fp32 with."),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a report as well, .md or .json.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Replay the golden rollouts: logit error, token agreement, PSNR."""
-    from fewstep.runtime.generator import Generator
-    from fewstep.runtime.tables import verify_table
-    from fewstep.runtime.verify import verify
+    """Replay the golden rollouts: errors of logits, actions and image, agreement of tokens."""
+    from fewstep.runtime.bundle import Bundle
+    from fewstep.runtime.verify import require_report_path, write_report
 
-    with Generator.open(bundle, backend=backend, device=device, precision=precision) as generator:
-        report = verify(generator)
-    show(report.as_dict(), [verify_table(report)], as_json)
-    if not report.passed:
+    if reference is not None and not layers:
+        raise RequestError("--reference is what --layers compares with: pass --layers too")
+    if report is not None:
+        require_report_path(report)
+    opened = Bundle.read(bundle)
+    right = None if reference is None else Bundle.read(reference)
+    reports, unavailable = _verified(opened, backend, device, precision or [_AUTO])
+    found = _divergences(opened, reports, right) if layers else ()
+    verification = _verification(opened, reports, unavailable, found)
+    _show(verification, as_json)
+    if report is not None:
+        write_report(verification, report)
+    if not verification.passed:
         raise typer.Exit(1)
+
+
+def _verified(
+    bundle: Bundle, backend: str, device: str, wanted: list[str]
+) -> tuple[tuple[Report, ...], tuple[Unavailable, ...]]:
+    """A report for every precision that runs here, and the reasons why the others do not."""
+    from fewstep.runtime.generator import Generator
+    from fewstep.runtime.verify import Unavailable, verify
+
+    reports: list[Report] = []
+    unavailable: list[Unavailable] = []
+    for name in _precisions(bundle, backend, wanted):
+        try:
+            generator = Generator.open(bundle, backend=backend, device=device, precision=name)
+        except EngineError as error:
+            if not _not_implemented(error):
+                raise
+            unavailable.append(Unavailable(name, " ".join(str(error).split()), name in wanted))
+            continue
+        with errors.status(f"replaying golden rollouts in {generator.precision}"), generator:
+            reports.append(verify(generator))
+    return tuple(reports), tuple(unavailable)
+
+
+def _precisions(bundle: Bundle, backend: str, wanted: Iterable[str]) -> list[str]:
+    """The wanted precisions once each; ``all`` are those of the backend's engines, or graphs."""
+    engines = [each.precision for each in bundle.manifest.engines if each.backend == backend]
+    spelled: dict[str, None] = {}
+    for name in wanted:
+        spelled |= dict.fromkeys((engines or bundle.precisions) if name == _ALL else (name,))
+    return list(spelled)
+
+
+def _not_implemented(error: EngineError) -> bool:
+    """Whether the backend lacks a precision; any other refusal of a graph is a failure of it."""
+    return type(error.__cause__).__name__ == "NotImplemented"
+
+
+def _divergences(
+    bundle: Bundle, reports: Iterable[Report], reference: Bundle | None
+) -> tuple[Divergence, ...]:
+    """The first diverging tensors of the failing graphs, or of all where none fails by itself."""
+    module = build_module("layers")
+    found = []
+    for report in reports:
+        for graph in report.failing_graphs or bundle.manifest.graphs:
+            with errors.status(f"looking through {graph} in {report.precision}"):
+                found.append(
+                    module.first_divergence(bundle, graph, report.precision, reference=reference)
+                )
+    return tuple(found)
+
+
+def _verification(
+    bundle: Bundle,
+    reports: tuple[Report, ...],
+    unavailable: tuple[Unavailable, ...],
+    divergences: tuple[Divergence, ...],
+) -> Verification:
+    from fewstep.runtime.doctor import diagnose
+    from fewstep.runtime.verify import Verification
+
+    diagnosis = diagnose()
+    return Verification(
+        name=bundle.manifest.name,
+        bundle=str(bundle.path),
+        machine=diagnosis.machine,
+        packages=diagnosis.packages,
+        reports=reports,
+        unavailable=unavailable,
+        divergences=divergences,
+    )
+
+
+def _show(verification: Verification, as_json: bool) -> None:
+    from fewstep.runtime.tables import verify_table
+    from fewstep.runtime.verify import divergence_lines, unavailable_line
+
+    tables = [verify_table(report) for report in verification.reports]
+    show(verification.as_dict(), tables, as_json)
+    if as_json:
+        return
+    lines = [unavailable_line(each) for each in verification.unavailable]
+    for divergence in verification.divergences:
+        first, *others = divergence_lines(divergence)
+        lines += [first, *(f"  {line}" for line in others)]
+    for line in lines:
+        out.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -64,6 +64,9 @@ class Report:
     """All measurements of one bench, with the machine and the peak memory of the process."""
 
     bundle: str
+    backend: str
+    device: str
+    precision: str
     measurements: tuple[Measurement, ...]
     peak_memory_bytes: int
     machine: dict[str, str]
@@ -128,6 +131,9 @@ def report(generator: Generator, measurements: Sequence[Measurement]) -> Report:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Report(
         str(generator.bundle.path),
+        generator.backend,
+        generator.device.name,
+        generator.precision,
         tuple(measurements),
         peak,
         diagnosis.machine,

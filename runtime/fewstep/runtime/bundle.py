@@ -11,7 +11,7 @@ import hashlib
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,14 @@ class Bundle:
             self.verified(external)
         return self.verified(info.file)
 
+    def graph_sha256(self, name: str, precision: str = "fp32") -> str:
+        """Hash of a graph's contents: of its ONNX file, and of its external data if it has any."""
+        info, files = self.graph(name, precision), self.manifest.files
+        if not info.external:
+            return files[info.file].sha256
+        hashes = "".join(files[file].sha256 for file in (info.file, *info.external))
+        return hashlib.sha256(hashes.encode()).hexdigest()
+
     def arrays(self, name: str) -> dict[str, npt.NDArray[Any]]:
         """The arrays of a listed ``.npz`` file (never pickled objects)."""
         path = self.verified(name)
@@ -122,7 +130,7 @@ class Bundle:
         except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise BundleError(f"{path} is not an array archive: {error}") from error
 
-    def update(self, files: Mapping[str, bytes], **changes: Any) -> Bundle:
+    def update(self, files: Mapping[str, bytes | memoryview], **changes: Any) -> Bundle:
         """Add or replace files and change fields of the manifest, which is written last.
 
         Nothing that the present manifest names is overwritten with other contents, so that an
@@ -161,11 +169,10 @@ class Bundle:
                 (self.path / name).unlink()
         return changed
 
-    def damage(self) -> dict[str, str]:
-        """Every listed file that is missing or changed, with what is wrong with it."""
-        found = {
-            name: _difference(self.locate(name), info) for name, info in self.manifest.files.items()
-        }
+    def damage(self, names: Iterable[str] | None = None) -> dict[str, str]:
+        """Listed files (all if ``None``) that are missing or changed, with what is wrong."""
+        wanted = self.manifest.files if names is None else names
+        found = {name: _difference(self.locate(name), self.manifest.files[name]) for name in wanted}
         return {name: problem for name, problem in found.items() if problem}
 
 

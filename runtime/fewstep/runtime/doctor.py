@@ -1,20 +1,52 @@
-"""What this machine can run, and what to install for more."""
+"""What this machine can run, and what to install for more.
+
+Looking is quick and harmless: torch is never imported, TensorRT only in a process of its own,
+which may crash, and the GPU driver is asked directly, so that it answers without pycuda.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
+import importlib.util
+import json
 import os
 import platform
-from collections.abc import Callable
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from fewstep.runtime.errors import FewstepError
+from fewstep.runtime.engine.tensorrt_api import MODULES
+from fewstep.runtime.errors import DeviceError, FewstepError, MissingDependencyError
+from fewstep.runtime.jetson import Jetson, find_jetson, read, tensorrt_remedy
+from fewstep.runtime.manifest import EngineBackend
 
-RUN_CPU, RUN_GPU = "generate, verify and bench on the CPU", "run on an NVIDIA GPU"
+RUN_CPU = "generate, verify and bench on the CPU"
+RUN_GPU = "run with ONNX Runtime on an NVIDIA GPU"
+RUN_TENSORRT, RUN_RTX = "run TensorRT engines", "run TensorRT-RTX engines"
+BACKENDS: tuple[EngineBackend, EngineBackend] = ("tensorrt", "tensorrt-rtx")
 _RUN = ("onnxruntime", "numba")
-_EXPORT = ("torch", "onnx", "onnxscript", "safetensors", *_RUN)
+_BUILD = ("onnx", *_RUN)
+_EXPORT = ("torch", "onnxscript", "safetensors", *_BUILD)
 _CUDA = ("pycuda", "cuda-bindings")
+_OPTIONAL = ("polygraphy",)  # names the node that a builder refuses; nothing here needs it
+
+_PATIENCE_S = 20
+_OLDEST_TENSORRT = (10, 3)  # JetPack 6; older ones lack strong typing as it is used here
+_DRIVER_VERSION = re.compile(r"Kernel Module(?: for \S+)?\s+(\d[\d.]+)")
+_INTEGRATED, _MAJOR, _MINOR = 18, 75, 76  # of CUdevice_attribute
+_IMPORT = """
+import importlib, json, sys
+sys.path[:] = json.loads(sys.argv[2])
+module = importlib.import_module(sys.argv[1])
+targets = getattr(getattr(module, "ComputeCapability", None), "__members__", ())
+print(json.dumps([str(module.__version__), [each[2:] for each in targets if each[2:].isdigit()]]))
+"""
 
 
 @dataclass(frozen=True)
@@ -25,6 +57,51 @@ class Ability:
     works: bool
     detail: str
     remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as its driver describes it; an integrated one shares the memory of the CPU."""
+
+    name: str
+    compute_capability: str
+    memory_bytes: int
+    integrated: bool
+
+    def __str__(self) -> str:
+        kind = "integrated" if self.integrated else "discrete"
+        memory = f"{self.memory_bytes / 2**30:.1f} GiB"
+        return f"{self.name}, compute capability {self.compute_capability}, {memory}, {kind}"
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The CUDA driver: the newest CUDA version that it runs, and the GPUs that it finds."""
+
+    cuda: str
+    gpus: tuple[Gpu, ...]
+
+
+@dataclass(frozen=True)
+class TensorRt:
+    """One of the TensorRT modules: its version and targets, or why it cannot be used."""
+
+    backend: EngineBackend
+    version: str | None = None
+    targets: tuple[str, ...] = ()
+    installed: bool = True
+    problem: str = ""
+    remedy: str = ""
+
+    def require(self) -> str:
+        """Name and version.
+
+        Raises:
+            MissingDependencyError: the module is absent, broken or too old.
+        """
+        if self.problem:
+            raise MissingDependencyError(f"{self.problem}; {self.remedy}")
+        return f"{self.backend} {self.version}"
 
 
 @dataclass(frozen=True)
@@ -39,32 +116,145 @@ class Diagnosis:
     @property
     def runs(self) -> bool:
         """Whether anything here can run a bundle."""
-        return any(each.works for each in self.abilities if each.name in (RUN_CPU, RUN_GPU))
+        running = (RUN_CPU, RUN_GPU, RUN_TENSORRT, RUN_RTX)
+        return any(each.works for each in self.abilities if each.name in running)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return asdict(self)
 
 
-def diagnose() -> Diagnosis:
-    """Look at the machine, the installed packages, the GPU driver and the kernel compiler."""
-    names = dict.fromkeys((*_RUN, *_EXPORT, *_CUDA, "numpy"))
-    packages = {name: _version(name) for name in names}
-    if packages["onnxruntime"] is None:  # the GPU build provides the same module
-        packages["onnxruntime"] = _version("onnxruntime-gpu")
+def diagnose(root: Path = Path("/")) -> Diagnosis:
+    """Look at the machine, the installed packages, the GPU driver and the builders.
+
+    Args:
+        root: where the system's own files are read.
+    """
+    jetson, driver = find_jetson(root), find_driver()
+    trt, rtx = (find_tensorrt(backend, jetson, root) for backend in BACKENDS)
+    packages = _packages() | {each.backend: each.version for each in (trt, rtx)}
     abilities = (
         _ability(RUN_CPU, _RUN, packages, "cpu"),
         _ability("export checkpoints to ONNX", _EXPORT, packages, "export"),
+        _ability("preflight, graphs in fp16 and bf16", _BUILD, packages, "build"),
         _tried("compile CUDA kernels", _kernel_compiler),
-        _tried(RUN_GPU, _gpus),
+        _tried("build TensorRT-RTX engines", lambda: _builds_rtx(rtx)),
+        _tried("build TensorRT engines", lambda: _builds_tensorrt(trt, driver)),
+        _tried(RUN_GPU, lambda: _runs_onnxruntime(driver)),
+        _tried(RUN_TENSORRT, lambda: _runs(trt, driver)),
+        _tried(RUN_RTX, lambda: _runs(rtx, driver)),
     )
-    warnings = []
-    if _version("onnxruntime") and _version("onnxruntime-gpu"):
-        warnings.append(
-            "onnxruntime and onnxruntime-gpu are both installed and own the same module; "
-            "uninstall both, then install one"
+    return Diagnosis(
+        machine=_machine(root, jetson, driver),
+        packages=packages,
+        abilities=tuple(_for_driver(each, driver) for each in abilities),
+        warnings=(
+            *(() if jetson is None else jetson.warnings()),
+            *_package_warnings(trt, rtx),
+            *_kernel_warnings(abilities, driver),
+        ),
+    )
+
+
+# --- What is there
+
+
+def _packages() -> dict[str, str | None]:
+    """Version by package; ``None`` for what is absent."""
+    packages = {name: _version(name) for name in (*_EXPORT, *_CUDA, *_OPTIONAL, "numpy")}
+    if packages["onnxruntime"] is None:  # the GPU build provides the same module
+        packages["onnxruntime"] = _version("onnxruntime-gpu")
+    return packages
+
+
+def find_driver(load: Callable[[str], Any] = ctypes.CDLL) -> Driver | None:
+    """The CUDA driver with its GPUs; ``None`` where there is no driver."""
+    version, count = ctypes.c_int(), ctypes.c_int()
+    try:
+        cuda = load("libcuda.so.1")
+        if cuda.cuDriverGetVersion(ctypes.byref(version)) != 0:
+            return None
+        if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
+            count.value = 0
+        gpus = tuple(_describe(cuda, ordinal) for ordinal in range(count.value))
+    except (OSError, AttributeError):  # no library, or a stub in its place
+        return None
+    return Driver(f"{version.value // 1000}.{version.value % 1000 // 10}", gpus)
+
+
+def _describe(cuda: Any, ordinal: int) -> Gpu:
+    device, memory, name = ctypes.c_int(), ctypes.c_size_t(), ctypes.create_string_buffer(256)
+    cuda.cuDeviceGet(ctypes.byref(device), ordinal)
+    cuda.cuDeviceGetName(name, len(name), device)
+    cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+
+    def attribute(which: int) -> int:
+        value = ctypes.c_int()
+        cuda.cuDeviceGetAttribute(ctypes.byref(value), which, device)
+        return value.value
+
+    capability = f"{attribute(_MAJOR)}.{attribute(_MINOR)}"
+    return Gpu(name.value.decode(), capability, memory.value, attribute(_INTEGRATED) != 0)
+
+
+def find_tensorrt(
+    backend: EngineBackend, jetson: Jetson | None = None, root: Path = Path("/")
+) -> TensorRt:
+    """A TensorRT module, with the remedy for this machine if it cannot be used."""
+    module, remedy = MODULES[backend], _remedy(backend, jetson, root)
+    if importlib.util.find_spec(module) is None:
+        problem = f"{module} is not installed"
+        return TensorRt(backend, installed=False, problem=problem, remedy=remedy)
+    try:
+        version, targets = _imported(module)
+    except MissingDependencyError as error:
+        problem = f"{module} is installed but does not import: {error}"
+        return TensorRt(backend, problem=problem, remedy=remedy)
+    numbers = tuple(map(int, re.findall(r"\d+", version)[:2]))
+    if backend == "tensorrt" and numbers < _OLDEST_TENSORRT:
+        problem, remedy = f"tensorrt {version} is older than 10.3", "install JetPack 6 or newer"
+        return TensorRt(backend, version, problem=problem, remedy=remedy)
+    return TensorRt(backend, version, targets)
+
+
+def _imported(module: str) -> tuple[str, tuple[str, ...]]:
+    """Version and targets of a module, from a process of its own: it may crash on import.
+
+    Raises:
+        MissingDependencyError: it does not import.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", _IMPORT, module, json.dumps(sys.path)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_PATIENCE_S,
+            encoding="utf-8",
+            errors="replace",
         )
-    return Diagnosis(_machine(), packages, abilities, tuple(warnings))
+    except subprocess.TimeoutExpired as error:
+        raise MissingDependencyError(f"not within {_PATIENCE_S} s") from error
+    if done.returncode != 0:
+        raise MissingDependencyError(_cause(done))
+    version, targets = json.loads(done.stdout.splitlines()[-1])
+    return version, tuple(f"{each[:-1]}.{each[-1]}" for each in targets)
+
+
+def _cause(failed: subprocess.CompletedProcess[str]) -> str:
+    """Why an import failed: the signal, or the last line of the traceback."""
+    if failed.returncode < 0:
+        return f"it crashes ({signal.Signals(-failed.returncode).name})"
+    lines = failed.stderr.strip().splitlines()
+    return lines[-1] if lines else f"it ends Python with code {failed.returncode}"
+
+
+def _remedy(backend: EngineBackend, jetson: Jetson | None, root: Path) -> str:
+    if backend == "tensorrt":
+        return "pip install tensorrt" if jetson is None else tensorrt_remedy(root)
+    return "pip install 'fewstep[rtx]'" if jetson is None else "not for Jetsons: use tensorrt"
+
+
+# --- What it can do
 
 
 def _ability(
@@ -94,17 +284,82 @@ def _kernel_compiler() -> str:
     return f"{compiler.version}, for {', '.join(compiler.wanted(()))}"
 
 
-def _gpus() -> str:
-    from fewstep.runtime.device.cuda_driver import describe_devices, load_bindings
+def _builds_rtx(engine: TensorRt) -> str:
+    return f"{engine.require()}, for {', '.join(engine.targets)}; needs no GPU"
+
+
+def _builds_tensorrt(engine: TensorRt, driver: Driver | None) -> str:
+    if driver is None or not driver.gpus:
+        raise DeviceError("no GPU here; TensorRT builds for the GPU at hand: build on the device")
+    return f"{engine.require()}, for {driver.gpus[0].name}"
+
+
+def _runs_onnxruntime(driver: Driver | None) -> str:
     from fewstep.runtime.engine.onnxruntime import require_cuda_provider
 
-    found = describe_devices()
-    load_bindings()
+    gpus = _gpus(driver)
     require_cuda_provider()
-    return "; ".join(found)
+    return gpus
 
 
-def _machine() -> dict[str, str]:
+def _runs(engine: TensorRt, driver: Driver | None) -> str:
+    found = f"{_gpus(driver)}; {engine.require()}"
+    capabilities = {gpu.compute_capability for gpu in driver.gpus} if driver else set()
+    if engine.targets and capabilities.isdisjoint(engine.targets):
+        here, known = ", ".join(sorted(capabilities)), ", ".join(engine.targets)
+        raise DeviceError(f"engines are for {known}, and the GPU here is {here}; use TensorRT")
+    return found
+
+
+def _gpus(driver: Driver | None) -> str:
+    """The GPUs, if everything that opening one needs is there; else the error says what is not."""
+    from fewstep.runtime.device.cuda_driver import load_bindings, load_driver
+
+    if driver is None:
+        raise DeviceError("no CUDA driver on this machine; install NVIDIA's driver")
+    load_driver()
+    load_bindings()
+    return "; ".join(map(str, driver.gpus))
+
+
+def _for_driver(ability: Ability, driver: Driver | None) -> Ability:
+    """The extras of CUDA 12 in the remedy where the driver is of CUDA 12."""
+    if driver is None or not driver.cuda.startswith("12."):
+        return ability
+    remedy = re.sub(r"fewstep\[(cuda|kernels)\]", r"fewstep[\g<1>12]", ability.remedy)
+    return Ability(ability.name, ability.works, ability.detail, remedy)
+
+
+def _package_warnings(*engines: TensorRt) -> list[str]:
+    """What is installed and cannot work."""
+    found = [
+        f"{engine.problem}; {engine.remedy}"
+        for engine in engines
+        if engine.installed and engine.problem
+    ]
+    if _version("onnxruntime") and _version("onnxruntime-gpu"):
+        found.append(
+            "onnxruntime and onnxruntime-gpu are both installed and own the same module; "
+            "uninstall both, then install one"
+        )
+    return found
+
+
+def _kernel_warnings(abilities: Iterable[Ability], driver: Driver | None) -> list[str]:
+    """Whether the compiler here is too new for the driver here."""
+    compilers = [re.match(r"NVRTC (\d+)\.\d+", each.detail) for each in abilities]
+    return [
+        f"kernels compiled here ({compiler[0]}) do not load with this driver (CUDA {driver.cuda}); "
+        "use 'fewstep[kernels12]', in an environment without 'fewstep[kernels]'"
+        for compiler in compilers
+        if compiler and driver and int(compiler[1]) > float(driver.cuda)
+    ]
+
+
+# --- The machine
+
+
+def _machine(root: Path, jetson: Jetson | None, driver: Driver | None) -> dict[str, str]:
     pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     return {
         "system": f"{platform.system()} {platform.machine()}",
@@ -113,18 +368,27 @@ def _machine() -> dict[str, str]:
         "memory": f"{pages * size / 2**30:.0f} GiB",
         "python": platform.python_version(),
         "fewstep": _version("fewstep") or "not installed",
+        **_driver_rows(root, driver),
+        **({} if jetson is None else jetson.rows()),
     }
+
+
+def _driver_rows(root: Path, driver: Driver | None) -> dict[str, str]:
+    """Driver and GPUs, as rows of the machine."""
+    if driver is None:
+        return {"GPU driver": "none"}
+    gpus = {f"GPU {ordinal}": str(gpu) for ordinal, gpu in enumerate(driver.gpus)}
+    version = _DRIVER_VERSION.search(read(root / "proc/driver/nvidia/version") or "")
+    known = f"{version[1]}, " if version else ""
+    none = {"GPU": "none that the driver can use"}
+    return {"GPU driver": f"{known}CUDA {driver.cuda}", **(gpus or none)}
 
 
 def processor_name() -> str:
     """The processor's model name, as the kernel gives it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
-            for line in file:
-                if line.startswith(("model name", "Model")):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
+    for line in (read(Path("/proc/cpuinfo")) or "").splitlines():
+        if line.startswith(("model name", "Model")):
+            return line.partition(":")[2].strip()
     return platform.processor() or "unknown"
 
 

@@ -7,7 +7,6 @@ with Generator.open("bundle") as generator:
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -16,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import Array, ClosedOnExit, Device
+from fewstep.runtime.device import Array, ClosedOnExit, Device, Workspace
 from fewstep.runtime.engine import Engine
-from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
-from fewstep.runtime.errors import BundleError, DeviceError, RequestError, choose
+from fewstep.runtime.engine.choice import Wanted, open_backend
+from fewstep.runtime.errors import BundleError, DeviceError, RequestError
 from fewstep.runtime.manifest import ClassCondition
 from fewstep.runtime.masked import MAX_PLAN_BYTES, Decoded, MaskedDecoder
 from fewstep.runtime.plan import PlanKey
@@ -34,9 +33,6 @@ from fewstep.runtime.request import (
 from fewstep.runtime.result import Result, Trace
 from fewstep.runtime.schedule import Ramp
 
-BACKENDS = ("auto", "onnxruntime")
-DEVICES = ("auto", "cpu", "cuda")
-
 
 class Generator(ClosedOnExit):
     """Generates images from one bundle. Make one with :meth:`open`; close it, or use ``with``."""
@@ -49,6 +45,7 @@ class Generator(ClosedOnExit):
         *,
         max_batch: int = 8,
         max_plan_bytes: int = MAX_PLAN_BYTES,
+        backend: str = "onnxruntime",
         precision: str = "fp32",
         reuse_first: bool = True,
     ) -> None:
@@ -60,13 +57,17 @@ class Generator(ClosedOnExit):
             engines: by graph name.
             max_batch: images decoded together; larger requests are cut into such batches.
             max_plan_bytes: memory for the buffers of all kept plans together.
+            backend: what the engines are of, for reports.
             precision: of the graphs that the engines were made of.
             reuse_first: reuse the all-masked unconditional logits (same tokens either way).
         """
         if max_batch < 1:
             raise RequestError(f"max_batch must be at least 1, got {max_batch}")
         self.bundle, self.device, self.engines = bundle, device, dict(engines)
-        self.max_batch, self.precision, self._reuse_first = max_batch, precision, reuse_first
+        self.max_batch, self._reuse_first = max_batch, reuse_first
+        self.backend, self.precision = backend, precision
+        self.passed_over: dict[str, str] = {}
+        self._scratch: Workspace | None = None
         self._busy = threading.Lock()
         self._decoder: MaskedDecoder | None = MaskedDecoder(
             device,
@@ -83,7 +84,7 @@ class Generator(ClosedOnExit):
         *,
         backend: str = "auto",
         device: str = "auto",
-        precision: str = "fp32",
+        precision: str = "auto",
         max_batch: int = 8,
         max_plan_bytes: int = MAX_PLAN_BYTES,
         threads: int = 0,
@@ -93,43 +94,41 @@ class Generator(ClosedOnExit):
 
         Args:
             bundle: a bundle folder.
-            backend: one of :data:`BACKENDS`; ``auto`` takes the best that is usable.
-            device: one of :data:`DEVICES`; ``cuda:1`` is the second GPU. ``auto`` is the CPU.
-            precision: of the graphs, one that the bundle has.
+            backend: one of :data:`fewstep.runtime.engine.choice.BACKENDS`. ``auto`` takes the first
+                of TensorRT, TensorRT-RTX and ONNX Runtime that works here; ``passed_over`` then
+                says why those before it do not.
+            device: ``auto``, ``cpu``, ``cuda``, or ``cuda:1`` for the second GPU. ``auto`` is the
+                GPU for TensorRT's engines and the CPU for ONNX Runtime.
+            precision: of graphs or engines that the bundle has. ``auto`` is the one whose engines
+                were built last, and fp32 for ONNX Runtime.
             max_batch: images decoded together.
             max_plan_bytes: memory for the buffers of all kept plans together.
             threads: CPU threads of the engines; 0 uses every core.
             profile: on CUDA, time every stage and not only the whole graph.
 
         Raises:
-            RequestError: unknown backend or device.
+            RequestError: unknown backend or device, or a backend that does not run on the device.
             BundleError: the bundle is damaged or unsafe.
             MissingDependencyError: the backend's package is not installed.
             EngineError: the backend refuses a graph.
             DeviceError: no such GPU, or no driver.
         """
-        if backend not in BACKENDS:
-            raise RequestError(choose("backend", backend, BACKENDS))
-        named = re.fullmatch(r"(auto|cpu|cuda)(?:(?<=cuda):([0-9]+))?", device)
-        if named is None:
-            raise RequestError(choose("device", device, DEVICES))
-        opened = bundle if isinstance(bundle, Bundle) else Bundle.read(bundle)
+        wanted = Wanted.parse(backend, device, precision, threads, profile)
+        source = bundle if isinstance(bundle, Bundle) else Bundle.read(bundle)
+        opened = open_backend(source, wanted)
         with contextlib.ExitStack() as stack:
-            place = _open_device(opened, named[1], int(named[2] or 0), profile)
-            stack.callback(place.close)
-            engines = {}
-            for name in dict.fromkeys(graph for graph, _ in opened.manifest.model.tensor_shapes()):
-                engines[name] = open_engine(opened, name, place, threads, precision)
-                stack.callback(engines[name].close)
+            stack.callback(opened.close)
             generator = cls(
-                opened,
-                place,
-                engines,
+                source,
+                opened.device,
+                opened.engines,
                 max_batch=max_batch,
                 max_plan_bytes=max_plan_bytes,
-                precision=precision,
+                backend=opened.backend,
+                precision=opened.precision,
             )
             stack.pop_all()
+        generator.passed_over, generator._scratch = opened.passed_over, opened.scratch
         return generator
 
     @property
@@ -245,29 +244,11 @@ class Generator(ClosedOnExit):
         decoder, self._decoder = self._decoder, None
         with contextlib.ExitStack() as stack:
             stack.callback(self.device.close)
+            if self._scratch is not None:
+                stack.callback(self._scratch.close)
             for engine in self.engines.values():
                 stack.callback(engine.close)
             stack.callback(decoder.close)
-
-
-def open_engine(bundle: Bundle, graph: str, device: Device, threads: int, precision: str) -> Engine:
-    """The engine of one graph on a device."""
-    path, info = bundle.graph_path(graph, precision), bundle.graph(graph, precision)
-    return OnnxRuntimeEngine(graph, path, info, threads=threads, cuda=device.cuda_stream)
-
-
-def _open_device(bundle: Bundle, kind: str, ordinal: int, profile: bool) -> Device:
-    """The device; each needs packages that the other does without."""
-    if kind == "cuda":
-        from fewstep.runtime.device.cuda import CudaDevice
-        from fewstep.runtime.device.cuda_driver import compute_capability, cuda_version
-        from fewstep.runtime.kernels.cubins import load_cubin
-
-        cubin = load_cubin(bundle, compute_capability(ordinal), cuda_version())
-        return CudaDevice(cubin, ordinal=ordinal, profile=profile)
-    from fewstep.runtime.device.cpu import CpuDevice
-
-    return CpuDevice()
 
 
 def _unconditional(bundle: Bundle) -> Array | None:

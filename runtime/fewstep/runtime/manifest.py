@@ -39,12 +39,16 @@ class GraphInfo(_Strict):
     """One ONNX file with its inputs and outputs, in the order of the graph.
 
     ``external``: files that hold its weights, when they are not inside it. ``precision``: what
-    its weights and arithmetic are, which decides what ``verify`` accepts.
+    its weights and arithmetic are, which decides what ``verify`` accepts. A graph that was made
+    from the fp32 one has that one's hash as ``source_sha256``; ``fp32_heads`` says whether the
+    last products stayed in fp32.
     """
 
     file: Relative
     external: tuple[Relative, ...] = ()
     precision: Precision = "fp32"
+    source_sha256: Sha256 | None = None
+    fp32_heads: bool | None = None
     inputs: dict[str, TensorInfo]
     outputs: dict[str, TensorInfo]
 

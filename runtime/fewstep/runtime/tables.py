@@ -22,15 +22,18 @@ def megabytes(size: int) -> str:
 
 
 def doctor_tables(diagnosis: doctor.Diagnosis) -> list[Table]:
-    """The machine, then what it can do."""
+    """The machine, the packages, then what they can do."""
     machine = _table("Machine", "", "")
     for name, value in diagnosis.machine.items():
-        machine.add_row(name, value)
+        machine.add_row(name, escape(value))
+    packages = _table("Packages", "", "")
+    for name, version in diagnosis.packages.items():
+        packages.add_row(name, escape(version or "-"))
     abilities = _table("What works here", "", "", "Found", "To enable it")
     for ability in diagnosis.abilities:
         mark = "[green]yes[/]" if ability.works else "[red]no[/]"
-        abilities.add_row(ability.name, mark, ability.detail, escape(ability.remedy))
-    return [machine, abilities]
+        abilities.add_row(ability.name, mark, escape(ability.detail), escape(ability.remedy))
+    return [machine, packages, abilities]
 
 
 def inspect_tables(inspection: Inspection) -> list[Table]:
@@ -82,6 +85,19 @@ def plan_table(memory: PlanMemory) -> Table:
     return table
 
 
+def engines_table(reports: Sequence[Any]) -> Table:
+    """Engines with what they are for and what building them took; one backend and precision."""
+    info = reports[0].info
+    targets = ", ".join(info.compute_capabilities)
+    title = f"{info.precision} engines for {targets}, {info.backend} {info.version}"
+    table = _table(title, "Graph", "Size", "Built in", "Peak memory")
+    for each in reports:
+        took = f"{each.info.seconds:.1f} s" if each.built else "up to date"
+        memory = megabytes(each.info.peak_memory_bytes)
+        table.add_row(escape(each.info.graph), megabytes(each.size_bytes), took, memory)
+    return table
+
+
 def kernels_table(compiled: CompiledKernels) -> Table:
     """Registers, shared memory and spills per kernel and compute capability."""
     title = f"CUDA kernels, {compiled.compiler}"
@@ -106,24 +122,21 @@ def variant_tables(reports: Sequence[Any]) -> list[Table]:
 
 
 def verify_table(report: verify.Report) -> Table:
-    """Every figure with its bar."""
-    table = _table(f"Golden rollouts, {report.precision}", "Schedule", "Figure", "Value", "Bar", "")
+    """Every figure of every graph with its bar."""
+    title = f"Golden rollouts, {report.precision}, {report.backend} on {report.device}"
+    table = _table(escape(title), "Graph", "Schedule", "Figure", "Value", "Bar", "")
     for check in report.checks:
-        sign = "≤" if check.at_most else "≥"
         mark = "[green]passed[/]" if check.passed else "[red]failed[/]"
-        table.add_row(
-            escape(check.schedule),
-            check.figure.replace("_", " "),
-            f"{check.value:.3g}",
-            f"{sign} {check.limit:g}",
-            mark,
-        )
+        names = (escape(check.graph), escape(check.schedule), check.title)
+        bar = f"{check.sign} {check.limit:g}"
+        table.add_row(*names, f"{check.value:.3g}", bar, mark)
     return table
 
 
 def bench_tables(report: bench.Report) -> list[Table]:
     """Percentiles and throughput of every contender, then where the time goes."""
-    latency = _table("Latency, ms", "", "p50", "p90", "p99", "images/s", "overhead")
+    how = f"{report.backend} in {report.precision} on {report.device}"
+    latency = _table(f"Latency with {how}, ms", "", "p50", "p90", "p99", "images/s", "overhead")
     for m in report.measurements:
         times = (m.total_ms.p50, m.total_ms.p90, m.total_ms.p99, m.images_per_s)
         overhead = "-" if m.overhead is None else f"{m.overhead:.1%}"

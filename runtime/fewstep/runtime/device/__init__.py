@@ -26,18 +26,39 @@ Role = Literal["input", "status", "output", "internal"]
 ``internal``: never seen by the host."""
 
 
+ALIGNMENT = 256
+"""Of every address that an engine is given, in bytes; TensorRT asks for it."""
+
+
 @dataclass(frozen=True)
 class BufferSpec:
-    """One buffer of a workspace."""
+    """One buffer of a workspace.
+
+    ``aligned_rows``: every row along the first dimension starts at a multiple of
+    :data:`ALIGNMENT` on a GPU, for buffers whose rows engines read or write.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     role: Role = "internal"
+    aligned_rows: bool = False
 
     @property
     def bytes(self) -> int:
         """Size of the contents."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def row_stride(self) -> int:
+        """Bytes from the start of a row to that of the next, on a GPU."""
+        size = math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
+        return -(-size // ALIGNMENT) * ALIGNMENT if self.aligned_rows else size
+
+    @property
+    def padded_bytes(self) -> int:
+        """What it takes on a GPU."""
+        size = self.shape[0] * self.row_stride if self.shape else self.bytes
+        return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 class Buffer(Protocol):

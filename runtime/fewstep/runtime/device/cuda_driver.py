@@ -89,6 +89,11 @@ def compute_capability(ordinal: int = 0) -> str:
     return f"{major}.{minor}"
 
 
+def device_name(ordinal: int = 0) -> str:
+    """Name of a GPU."""
+    return str(device_of(load_driver(), ordinal).name())
+
+
 @contextlib.contextmanager
 def translated(driver: Any, doing: str) -> Iterator[None]:
     """Turn pycuda's errors into ``DeviceError``, saying what was being done."""

@@ -21,16 +21,23 @@ from fewstep.runtime.device.cuda_driver import translated
 from fewstep.runtime.errors import DeviceError
 
 _ORDER = ("input", "status", "output", "internal")
-_ALIGNMENT = 256  # what cuMemAlloc guarantees, and enough for every vector access
 
 
 class CudaBuffer:
     """An address on the device with a shape and a dtype; the memory belongs to a workspace."""
 
-    __slots__ = ("dtype", "pointer", "shape")
+    __slots__ = ("_row_stride", "dtype", "pointer", "shape")
 
-    def __init__(self, pointer: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
+    def __init__(
+        self,
+        pointer: int,
+        shape: tuple[int, ...],
+        dtype: npt.DTypeLike,
+        row_stride: int | None = None,
+    ) -> None:
         self.pointer, self.shape, self.dtype = pointer, shape, np.dtype(dtype)
+        size = math.prod(shape[1:]) * self.dtype.itemsize
+        self._row_stride = size if row_stride is None else row_stride
 
     @property
     def bytes(self) -> int:
@@ -38,15 +45,15 @@ class CudaBuffer:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def __getitem__(self, rows: int | slice) -> CudaBuffer:
-        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
         if isinstance(rows, slice):
             start, stop, step = rows.indices(self.shape[0])
             if step != 1:
                 raise DeviceError(f"a buffer must be contiguous, got rows {rows}")
             shape = (max(0, stop - start), *self.shape[1:])
-            return CudaBuffer(self.pointer + start * row_bytes, shape, self.dtype)
+            pointer = self.pointer + start * self._row_stride
+            return CudaBuffer(pointer, shape, self.dtype, self._row_stride)
         row = range(self.shape[0])[rows]
-        return CudaBuffer(self.pointer + row * row_bytes, self.shape[1:], self.dtype)
+        return CudaBuffer(self.pointer + row * self._row_stride, self.shape[1:], self.dtype)
 
 
 class CudaWorkspace(ClosedOnExit):
@@ -80,6 +87,7 @@ class CudaWorkspace(ClosedOnExit):
                 (internal_base if spec.role == "internal" else host_base) + self._offsets[name],
                 spec.shape,
                 spec.dtype,
+                spec.row_stride if spec.shape else None,
             )
             for name, spec in self._specs.items()
         }
@@ -142,7 +150,11 @@ class CudaWorkspace(ClosedOnExit):
             raise DeviceError(f"buffer '{name}' is {spec.role}: the host has no such side of it")
         if not self._buffers:
             raise DeviceError("the workspace is closed; open the Generator again")
-        return self._staging[start : start + spec.bytes].view(spec.dtype).reshape(spec.shape)
+        if not spec.aligned_rows:
+            return self._staging[start : start + spec.bytes].view(spec.dtype).reshape(spec.shape)
+        own = self._staging[start : start + spec.padded_bytes]
+        rows = own.view(spec.dtype).reshape(spec.shape[0], -1)  # padding included
+        return rows[:, : math.prod(spec.shape[1:])].reshape(spec.shape)
 
 
 def _offsets(specs: Mapping[str, BufferSpec]) -> dict[str, int]:
@@ -150,17 +162,13 @@ def _offsets(specs: Mapping[str, BufferSpec]) -> dict[str, int]:
     offsets, end = {}, 0
     for name, spec in sorted(specs.items(), key=lambda item: _ORDER.index(item[1].role)):
         offsets[name] = end
-        end += _padded(spec)
+        end += spec.padded_bytes
     return offsets
-
-
-def _padded(spec: BufferSpec) -> int:
-    return -(-spec.bytes // _ALIGNMENT) * _ALIGNMENT
 
 
 def _end(
     specs: Mapping[str, BufferSpec], offsets: Mapping[str, int], roles: tuple[str, ...]
 ) -> int:
     """Where the last buffer of these (first) roles ends."""
-    ends = (offsets[name] + _padded(spec) for name, spec in specs.items() if spec.role in roles)
+    ends = (offsets[name] + spec.padded_bytes for name, spec in specs.items() if spec.role in roles)
     return max(ends, default=0)

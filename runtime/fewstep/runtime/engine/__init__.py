@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from fewstep.runtime.device import Array, Buffer, BufferSpec, Device
+from fewstep.runtime.errors import EngineError
 from fewstep.runtime.manifest import TensorInfo
 
 
@@ -41,6 +42,22 @@ class Engine(Protocol):
     def close(self) -> None:
         """Release what the engine holds."""
         ...
+
+
+def check_binding(engine: Engine, name: str, buffer: Buffer) -> None:
+    """Raise ``EngineError`` unless ``buffer`` has dtype and shape of the engine's tensor."""
+    info = engine.inputs.get(name) or engine.outputs.get(name)
+    if info is None:
+        raise EngineError(f"graph '{engine.name}' has no input or output '{name}'")
+    fits = len(info.shape) == len(buffer.shape) and all(
+        isinstance(expected, str) or expected == actual
+        for expected, actual in zip(info.shape, buffer.shape, strict=True)
+    )
+    if not fits or buffer.dtype != info.dtype:
+        raise EngineError(
+            f"graph '{engine.name}', tensor '{name}': expected {info.dtype} {list(info.shape)}, "
+            f"got {buffer.dtype} {list(buffer.shape)}"
+        )
 
 
 def run_once(device: Device, engine: Engine, inputs: Mapping[str, Array]) -> dict[str, Array]:

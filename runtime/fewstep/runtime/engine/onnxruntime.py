@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.runtime.device import Buffer, CudaStream
+from fewstep.runtime.engine import check_binding
 from fewstep.runtime.errors import EngineError, MissingDependencyError, missing
 from fewstep.runtime.manifest import GraphInfo
 
@@ -81,10 +82,7 @@ class OnnxRuntimeEngine:
             raise EngineError(f"graph '{self.name}': no buffer bound to {', '.join(absent)}")
         bound = self._open_session().io_binding()
         for name, buffer in bindings.items():
-            info = self.inputs.get(name) or self.outputs.get(name)
-            if info is None:
-                raise EngineError(f"graph '{self.name}' has no input or output '{name}'")
-            _check(self.name, name, buffer, info.dtype, info.shape)
+            check_binding(self, name, buffer)
             bind = bound.bind_input if name in self.inputs else bound.bind_output
             bind(name, *self._place, buffer.dtype.type, buffer.shape, buffer.pointer)
         return bound
@@ -104,18 +102,6 @@ class OnnxRuntimeEngine:
                 f"graph '{self.name}' has the inputs and outputs {sorted(actual)}, "
                 f"the manifest says {sorted(self._names)}; export the bundle again"
             )
-
-
-def _check(graph: str, name: str, buffer: Buffer, dtype: str, shape: tuple[int | str, ...]) -> None:
-    fits = len(shape) == len(buffer.shape) and all(
-        isinstance(expected, str) or expected == actual
-        for expected, actual in zip(shape, buffer.shape, strict=True)
-    )
-    if not fits or buffer.dtype != dtype:
-        raise EngineError(
-            f"graph '{graph}', tensor '{name}': expected {dtype} {list(shape)}, "
-            f"got {buffer.dtype} {list(buffer.shape)}"
-        )
 
 
 def _session(

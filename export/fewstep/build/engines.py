@@ -1,0 +1,282 @@
+"""``fewstep build --backend``: a bundle's graphs into engines, again only when needed.
+
+Every engine is stored with a record of how it was made (:class:`EngineInfo`). It is up to date
+while backend and version, graph, profiles and options are those of a new build, and its targets
+include those asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewstep.build.preflight import preflight, require
+from fewstep.build.profiles import Profile, profiles
+from fewstep.build.tensorrt_builder import BuiltEngine, EngineRequest, build_engine
+from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.device.cuda_driver import compute_capability, device_name
+from fewstep.runtime.engine.compatibility import RTX_CAPABILITIES
+from fewstep.runtime.engine.tensorrt_api import TensorRt, load
+from fewstep.runtime.errors import FewstepError, RequestError
+from fewstep.runtime.manifest import BuildOptions, EngineBackend, EngineInfo, Precision
+
+Progress = Callable[[str, str, float], None]
+"""Takes graph, phase (empty once the engine is stored) and fraction done (−1: as before)."""
+
+_SAME = ("backend", "version", "graph", "precision", "graph_sha256", "profiles", "options", "gpu")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What engines are wanted for.
+
+    ``capabilities``: compute capabilities. ``gpu``: name of the GPU that builds, for the backend
+    that needs one.
+    """
+
+    backend: EngineBackend
+    precision: Precision
+    options: BuildOptions
+    capabilities: tuple[str, ...]
+    gpu: str | None = None
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """One engine: its record, whether this call built it, and what the builder warned of."""
+
+    info: EngineInfo
+    size_bytes: int
+    built: bool
+    warnings: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            **self.info.model_dump(mode="json"),
+            "size_bytes": self.size_bytes,
+            "built": self.built,
+            "warnings": list(self.warnings),
+        }
+
+
+def target(
+    backend: EngineBackend,
+    precision: Precision,
+    options: BuildOptions,
+    capabilities: Sequence[str] = (),
+) -> Target:
+    """Complete what is wanted with the GPU at hand, where the backend or the caller leaves it open.
+
+    Raises:
+        RequestError: TensorRT cannot build for other GPUs, or nothing says which are meant.
+        DeviceError: TensorRT without a GPU.
+    """
+    wanted = tuple(dict.fromkeys(capabilities))
+    if backend == "tensorrt":
+        here = compute_capability()
+        if wanted not in ((), (here,)):
+            raise RequestError(
+                f"TensorRT builds for the GPU at hand, {here}, not for {', '.join(wanted)}; build "
+                "there, or with --backend tensorrt-rtx, which needs no GPU"
+            )
+        return Target(backend, precision, options, (here,), device_name())
+    if not wanted:
+        try:
+            wanted = (compute_capability(),)
+        except FewstepError:
+            raise RequestError(
+                "which GPUs are the engines for? Name their compute capabilities, for example "
+                "--compute-capability 8.6 8.9 12.0"
+            ) from None
+    _require_known(wanted)
+    in_order = tuple(each for each in RTX_CAPABILITIES if each in wanted)
+    return Target(backend, precision, options, in_order)
+
+
+def _require_known(capabilities: Sequence[str]) -> None:
+    """Before minutes are spent on graphs for GPUs that there are no engines for."""
+    others = [each for each in capabilities if each not in RTX_CAPABILITIES]
+    if others:
+        raise RequestError(
+            f"TensorRT-RTX builds for compute capability {', '.join(RTX_CAPABILITIES)}, received "
+            f"{', '.join(others)}; build for others, Jetsons among them, on the device itself: "
+            "--backend tensorrt"
+        )
+
+
+def check(bundle: Bundle, wanted: Target) -> dict[str, tuple[Profile, ...]]:
+    """Preflight: raise ``EngineError`` with everything that the builder would stumble over.
+
+    Returns:
+        The optimization profiles of every graph.
+    """
+    model = bundle.manifest.model
+    made = {
+        name: profiles(model, name, bundle.graph(name, wanted.precision), wanted.options)
+        for name in bundle.manifest.graphs
+    }
+    require(
+        preflight(
+            bundle,
+            backend=wanted.backend,
+            precision=wanted.precision,
+            compute_capabilities=wanted.capabilities,
+            profiles=made,
+        )
+    )
+    return made
+
+
+def build_engines(
+    path: str | Path, wanted: Target, *, force: bool = False, progress: Progress | None = None
+) -> tuple[EngineReport, ...]:
+    """Build the engines of every graph into a bundle.
+
+    Each is stored as soon as it is built, so that an interrupted build goes on where it stopped.
+
+    Args:
+        path: the bundle folder.
+        wanted: of :func:`target`; the bundle must have graphs in its precision.
+        force: build even what is up to date.
+        progress: called as builds go on, from another thread.
+
+    Raises:
+        BundleError: no bundle at ``path``, or not in this precision.
+        MissingDependencyError: the backend's module, or onnx, is not installed.
+        EngineError: preflight, parser or builder refuse a graph.
+        OutputError: the bundle cannot be written; engines stored before stay.
+        KeyboardInterrupt: as the builder was told to stop; engines stored before stay.
+    """
+    bundle, api = Bundle.read(path), load(wanted.backend)
+    if not force:
+        current = {name: current_engine(bundle, name, wanted, api) for name in _graphs(bundle)}
+        if all(current.values()):
+            return tuple(_report(bundle, info) for info in current.values() if info)
+    made, reports = check(bundle, wanted), []
+    for name in _graphs(bundle):
+        info = None if force else current_engine(bundle, name, wanted, api)
+        if info is not None:
+            reports.append(_report(bundle, info))
+            continue
+        request = EngineRequest(
+            graph=name,
+            path=bundle.graph_path(name, wanted.precision),
+            profiles=made[name],
+            options=wanted.options,
+            capabilities=wanted.capabilities if wanted.backend == "tensorrt-rtx" else (),
+        )
+        built = build_engine(api, request, _told(progress, name))
+        bundle, info = _store(bundle, name, wanted, made[name], api, built)
+        reports.append(_report(bundle, info, built))
+        if progress is not None:
+            progress(name, "", 1.0)
+    return tuple(reports)
+
+
+def current_engine(
+    bundle: Bundle, name: str, wanted: Target, api: TensorRt, *, hashed: bool = False
+) -> EngineInfo | None:
+    """The bundle's engine that a new build would only repeat, if its file is there.
+
+    Args:
+        bundle: the bundle.
+        name: the graph.
+        wanted: what a new build would be for.
+        api: what it would be built with.
+        hashed: hash the file as well, which takes as long as reading it; otherwise its size is
+            enough, since loading hashes it.
+    """
+    options = profiles(
+        bundle.manifest.model, name, bundle.graph(name, wanted.precision), wanted.options
+    )
+    fresh = _record(bundle, name, wanted, options, api).model_dump(include=set(_SAME))
+    for info in reversed(bundle.manifest.engines):
+        covers = set(wanted.capabilities) <= set(info.compute_capabilities)
+        same = info.model_dump(include=set(_SAME)) == fresh
+        if covers and same and _is_there(bundle, info, hashed):
+            return info
+    return None
+
+
+def _graphs(bundle: Bundle) -> tuple[str, ...]:
+    return tuple(bundle.manifest.graphs)
+
+
+def _record(
+    bundle: Bundle,
+    name: str,
+    wanted: Target,
+    ranges: tuple[Profile, ...],
+    api: TensorRt,
+) -> EngineInfo:
+    """The record of an engine, but for what only building tells."""
+    return EngineInfo(
+        backend=wanted.backend,
+        version=api.version,
+        graph=name,
+        precision=wanted.precision,
+        graph_sha256=bundle.graph_sha256(name, wanted.precision),
+        compute_capabilities=wanted.capabilities,
+        profiles=ranges,
+        options=wanted.options,
+        gpu=wanted.gpu,
+        file="-",
+        seconds=0.0,
+        peak_memory_bytes=0,
+    )
+
+
+def _store(
+    bundle: Bundle,
+    name: str,
+    wanted: Target,
+    ranges: tuple[Profile, ...],
+    api: TensorRt,
+    built: BuiltEngine,
+) -> tuple[Bundle, EngineInfo]:
+    """Add an engine, in the place of those that it makes superfluous."""
+    digest = hashlib.sha256(built.content).hexdigest()[:12]  # new contents, new name
+    file = f"engines/{name}.{wanted.precision}.{wanted.backend}-{digest}.engine"
+    told = {"file": file, "seconds": round(built.seconds, 2)}
+    told["peak_memory_bytes"] = built.peak_memory_bytes
+    record = _record(bundle, name, wanted, ranges, api).model_copy(update=told)
+    kept = [each for each in bundle.manifest.engines if not _replaces(record, each)]
+    engines = [each.model_dump() for each in (*kept, record)]
+    return bundle.update({file: built.content}, engines=engines), record
+
+
+def _replaces(new: EngineInfo, old: EngineInfo) -> bool:
+    same = (new.backend, new.graph, new.precision) == (old.backend, old.graph, old.precision)
+    return same and set(old.compute_capabilities) <= set(new.compute_capabilities)
+
+
+def _is_there(bundle: Bundle, info: EngineInfo, hashed: bool) -> bool:
+    if hashed:
+        return info.file not in bundle.damage([info.file])
+    path = bundle.locate(info.file)
+    return path.is_file() and path.stat().st_size == bundle.manifest.files[info.file].bytes
+
+
+def _report(bundle: Bundle, info: EngineInfo, built: BuiltEngine | None = None) -> EngineReport:
+    size = bundle.manifest.files[info.file].bytes
+    return EngineReport(info, size, built is not None, built.warnings if built else ())
+
+
+def _told(progress: Progress | None, name: str) -> Callable[[str, float], None]:
+    if progress is None:
+        return lambda phase, done: None
+    return lambda phase, done: progress(name, phase, done)
+
+
+def stale_engines(bundle: Bundle) -> dict[str, str]:
+    """Engines whose graph is no longer the one they were built from, by file."""
+    found = {}
+    for info in bundle.manifest.engines:
+        known = info.precision in bundle.precisions
+        if not known or bundle.graph_sha256(info.graph, info.precision) != info.graph_sha256:
+            found[info.file] = f"the graph {info.graph} is another than it was built from"
+    return found

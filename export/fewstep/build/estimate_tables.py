@@ -1,0 +1,81 @@
+"""Bounds as rich tables, each titled as what it is: no measurement."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+from rich.table import Table
+
+from fewstep.build.estimate import Estimate, GpuBounds, PrecisionBound
+from fewstep.build.gpus import WIDTH_BYTES, StageBound
+
+TITLE = "Bound, not a measurement"
+_GIB = 1 << 30
+
+
+def estimate_tables(found: Estimate, *, stages: bool) -> list[Table]:
+    """Step, image and memory by device and precision; before it, if asked for, every stage."""
+    parts = [_stage_table(each) for each in found.devices] if stages else []
+    return [*parts, _summary_table(found)]
+
+
+def _summary_table(found: Estimate) -> Table:
+    key, name = found.plan.key, found.bundle.manifest.name
+    guided = "guided" if key.guided else "not guided"
+    title = f"{TITLE}: {name}, batch {key.batch}, {key.steps} steps, {found.schedule}, {guided}"
+    headings = ("Device", "Precision", "Step, ms", "Image, ms", "Limited by", "GiB", "Fits")
+    table = _table(title, *headings)
+    for device in found.devices:
+        table.add_section()
+        for each in device.precisions:
+            table.add_row(device.gpu.name, each.precision, *_summary(each))
+    return table
+
+
+def _summary(bound: PrecisionBound) -> tuple[str, ...]:
+    if bound.reason is not None:
+        return ("-",) * 5
+    need = bound.memory
+    sizes = f"{need.total / _GIB:.1f} of {need.device / _GIB:.0f}"
+    fits = "[green]yes[/]" if need.fits else "[red]no[/]"
+    return _ms(bound.step_ms), _ms(bound.image_ms), bound.limit, sizes, fits
+
+
+def _stage_table(device: GpuBounds) -> Table:
+    gpu = device.gpu
+    mode = f", {gpu.power_mode}" if gpu.power_mode else ""
+    title = f"{TITLE}: one run on {gpu.title} ({gpu.compute_capability}){mode}"
+    table = _table(title, "", "Stage", "Batch", "Runs", "GFLOP", "MB", "ms", "Limit")
+    for precision in device.precisions:
+        table.add_section()
+        if precision.reason is not None:
+            table.add_row(precision.precision, *("-",) * 7)
+        for each in precision.stages:
+            table.add_row(precision.precision, *_stage(each, precision.precision))
+    return table
+
+
+def _stage(bound: StageBound, precision: str) -> tuple[str, ...]:
+    stage = bound.stage
+    name = stage.name if stage.when in ("every", "end") else f"{stage.name}, {stage.when}"
+    touched = stage.weights * WIDTH_BYTES[precision] + stage.read_bytes + stage.written_bytes
+    counts = (str(stage.batch), str(stage.runs), f"{stage.flops / 1e9:,.2f}")
+    return escape(name), *counts, f"{touched / 1e6:,.1f}", _ms(bound.ms), bound.limit
+
+
+def _ms(value: float) -> str:
+    """Three digits or so, and no exponent."""
+    if not value:
+        return "0"
+    if value < 1e-4:
+        return "<0.0001"
+    if value >= 100:
+        return f"{value:,.0f}"
+    digits = 4 if value < 0.01 else 3 if value < 1 else 2 if value < 10 else 1
+    return f"{value:.{digits}f}"
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=escape(title), title_justify="left")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table

@@ -1,0 +1,309 @@
+"""Which tensor of a graph is the first to leave the reference's.
+
+A graph and its reference run with intermediate tensors marked as outputs, and the tensors are
+compared in topological order. The reference of a lower precision is the bundle's fp32 graph; that
+of fp32 is another bundle of the same model. Without one, tensors are only looked through for NaN
+and infinite numbers.
+
+    every recorded input ──both graphs, unmarked──► the image and step whose outputs differ most
+    that one, chunk by chunk ──reference, then graph, marked──► errors until one is beyond the bar
+
+Tensors are marked in chunks of bounded size, and each chunk runs as a part of the graph that starts
+where the one before ended: neither all tensors nor all weights are in a session together, and
+nothing runs twice. A marked tensor is really computed: what a backend would fuse across it is
+split, so a fault of such a fusion does not show here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fewstep.build.marked import MarkedGraph, Runner, Walk, run_onnxruntime
+from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.device import Array
+from fewstep.runtime.errors import BundleError
+from fewstep.runtime.verify import Divergence, TensorError, golden
+
+BARS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 3e-1, "fp8": 3e-1}
+"""Largest difference of a tensor over its reference's largest magnitude, by precision."""
+
+CHUNK_BYTES = 128 << 20
+"""How much the marked outputs of one run may hold; a larger tensor is a chunk of its own."""
+
+_LOW = "/low"  # what fewstep.build.precision appends to a tensor in the low type
+_ALIKE = 0.9  # fraction of tensors in common that makes two graphs the same
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where one row of the recorded inputs comes from."""
+
+    schedule: str
+    step: int
+    image: int
+
+
+def first_divergence(
+    bundle: Bundle,
+    graph: str,
+    precision: str = "fp32",
+    *,
+    reference: Bundle | None = None,
+    run: Runner = run_onnxruntime,
+    backend: str = "onnxruntime on cpu",
+    bar: float | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Divergence:
+    """Find the first tensor of a graph that differs from the reference's.
+
+    Args:
+        bundle: a bundle with golden rollouts, whose inputs are used.
+        graph: name of the graph.
+        precision: which of its forms is examined.
+        reference: the same model's bundle from elsewhere, whose fp32 graph is taken for right.
+            Without one, lower precisions are compared with the bundle's own fp32 graph.
+        run: what runs graphs.
+        backend: what ``run`` runs them with, for the report.
+        bar: error that a tensor may have; :data:`BARS` has the usual ones.
+        chunk_bytes: how much the marked outputs of one run may hold.
+
+    Raises:
+        BundleError: no golden rollouts, damage, or a reference of another model.
+        EngineError: a graph cannot be run.
+    """
+    right = reference or (None if precision == "fp32" else bundle)
+    candidate = MarkedGraph(bundle.graph_path(graph, precision))
+    model = MarkedGraph(right.graph_path(graph)) if right else None
+    if right is not None and model is not None:
+        _require_same_model(bundle, right, candidate, model)
+    inputs, places = _recorded_inputs(bundle, graph, right or bundle, run)
+    row, broken = _worst_row(candidate, model, inputs, run)
+    one = {name: value[row : row + 1] for name, value in inputs.items()}
+    limit = BARS[precision] if bar is None else bar
+    scan = _Scan(candidate, model, one, run, limit, chunk_bytes)
+    scan.run(until_not_finite=broken)
+    place = places[row]
+    return Divergence(
+        graph=graph,
+        precision=precision,
+        backend=backend,
+        reference="" if right is None else f"fp32 of {right.path}",
+        schedule=place.schedule,
+        step=place.step,
+        image=place.image,
+        bar=limit,
+        compared=len(scan.found),
+        tensors=len((model or candidate).makers),
+        first=scan.first,
+        before=scan.read_by_first(),
+        weights=scan.weights_of_first(),
+        first_not_finite=scan.first_not_finite,
+        worst=scan.worst(),
+    )
+
+
+class _Scan:
+    """One walk over the tensors in topological order."""
+
+    def __init__(
+        self,
+        candidate: MarkedGraph,
+        reference: MarkedGraph | None,
+        inputs: Mapping[str, Array],
+        run: Runner,
+        bar: float,
+        chunk_bytes: int,
+    ) -> None:
+        self._candidate, self._reference = candidate, reference
+        self._bar, self._chunk_bytes = bar, chunk_bytes
+        self._pairs = _pairs(candidate, reference)
+        self._actual = Walk(candidate, inputs, self._pairs, run)
+        self._expected = reference and Walk(reference, inputs, self._pairs.values(), run)
+        self.found: dict[str, TensorError] = {}
+        self.first: TensorError | None = None
+        self.first_not_finite: TensorError | None = None
+
+    def run(self, *, until_not_finite: bool) -> None:
+        """Compare chunk by chunk until what is looked for is found, or to the end."""
+        for chunk in _chunks(self._sizes(), self._chunk_bytes):
+            for found in self._compared(chunk):
+                self._note(found)
+            if self.first and (self.first_not_finite or not until_not_finite):
+                return
+
+    def read_by_first(self) -> tuple[TensorError, ...]:
+        """Tensors made by other nodes that the first diverging tensor's node reads."""
+        if self.first is None:
+            return ()
+        read = dict.fromkeys(self._candidate.maker(self.first.tensor).input)
+        return tuple(self.found[name] for name in read if name in self.found)
+
+    def weights_of_first(self) -> tuple[str, ...]:
+        """Weights that the first diverging tensor's node reads."""
+        if self.first is None:
+            return ()
+        read = dict.fromkeys(self._candidate.maker(self.first.tensor).input)
+        return tuple(name for name in read if name in self._candidate.weights)
+
+    def worst(self) -> TensorError | None:
+        """The tensor with the largest error, if there was a reference."""
+        if self._reference is None:
+            return None
+        return max(self.found.values(), key=lambda each: each.error or 0.0, default=None)
+
+    def _sizes(self) -> Iterator[tuple[str, int]]:
+        """Bytes of every tensor and its reference together; unknown ones fill a chunk."""
+        for tensor, right in self._pairs.items():
+            graphs = ((self._candidate, tensor), (self._reference, right))
+            known = [graph.size(name) for graph, name in graphs if graph is not None]
+            # A lowered graph does not say its shapes; its tensors are no larger than fp32's.
+            sizes = [size for size in known if size is not None] or [self._chunk_bytes]
+            yield tensor, max(sizes) * len(known)
+
+    def _compared(self, chunk: Sequence[str]) -> Iterator[TensorError]:
+        names = [self._pairs[tensor] for tensor in chunk]
+        expected = self._expected.values(names) if self._expected else {}
+        for tensor, actual in self._actual.values(chunk).items():
+            yield self._measured(tensor, actual, expected.get(self._pairs[tensor]))
+
+    def _measured(self, tensor: str, actual: Array, expected: Array | None) -> TensorError:
+        node = self._candidate.maker(tensor)
+        largest = float(np.abs(actual.astype(np.float64)).max(initial=0.0))
+        return TensorError(
+            tensor=tensor,
+            node=node.name,
+            operator=node.op_type,
+            error=None if expected is None else tensor_error(actual, expected),
+            largest=largest if math.isfinite(largest) else math.inf,
+        )
+
+    def _note(self, found: TensorError) -> None:
+        self.found[found.tensor] = found
+        # Without a reference only NaN and infinite numbers tell; with one, those it has are right.
+        suspect = found.error is None or found.error > 0
+        if not found.finite and suspect and self.first_not_finite is None:
+            self.first_not_finite = found
+        beyond = not found.finite if found.error is None else found.error > self._bar
+        if beyond and self.first is None:
+            self.first = found
+
+
+def tensor_error(actual: Array, expected: Array) -> float:
+    """Largest difference over the reference's largest magnitude, scale-free.
+
+    Equal elements count as no difference, NaN and infinite ones too; elements that are not finite
+    in one of both only make it infinite, and so does another shape.
+    """
+    if actual.shape != expected.shape:
+        return math.inf
+    a, e = actual.astype(np.float64), expected.astype(np.float64)
+    differing = ~((a == e) | (np.isnan(a) & np.isnan(e)))
+    if not differing.any():
+        return 0.0
+    difference = np.abs(a[differing] - e[differing]).max()
+    scale = np.abs(e[np.isfinite(e)]).max(initial=0.0) or 1.0
+    return float(difference / scale) if math.isfinite(difference) else math.inf
+
+
+def _pairs(candidate: MarkedGraph, reference: MarkedGraph | None) -> dict[str, str]:
+    """Tensors of a graph in topological order, each with its name in the reference.
+
+    A graph of lower precision keeps a tensor's name, or holds it as ``NAME/low``; when both are
+    there the earlier one is what the node computed, the other a cast of it.
+    """
+    if reference is None:
+        return {name: name for name in candidate.makers}
+    earliest: dict[str, str] = {}
+    for tensor in candidate.makers:
+        right = tensor if tensor in reference.makers else tensor.removesuffix(_LOW)
+        if right in reference.makers:
+            earliest.setdefault(right, tensor)
+    return {tensor: right for right, tensor in earliest.items()}
+
+
+def _chunks(sizes: Iterator[tuple[str, int]], limit: int) -> Iterator[list[str]]:
+    """Runs of tensors whose sizes add up to at most the limit, or single ones above it."""
+    chunk: list[str] = []
+    total = 0
+    for tensor, size in sizes:
+        if chunk and total + size > limit:
+            yield chunk
+            chunk, total = [], 0
+        chunk.append(tensor)
+        total += size
+    if chunk:
+        yield chunk
+
+
+def _recorded_inputs(
+    bundle: Bundle, graph: str, reference: Bundle, run: Runner
+) -> tuple[dict[str, Array], list[_Place]]:
+    """Inputs of a graph at every step of every golden rollout, stacked as one batch.
+
+    The policy's features come from the reference's transformer, so that a fault of the
+    transformer is not taken for one of the policy.
+    """
+    model, parts, places = bundle.manifest.model, list[dict[str, Array]](), list[_Place]()
+    decoding = graph == "decoder"
+    for schedule, rollout in golden(bundle).items():
+        steps = len(rollout["sampled"])
+        for step in [steps - 1] if decoding else range(steps):
+            tokens = rollout["sampled" if decoding else "tokens"][step]
+            given = {"tokens": tokens}
+            if not decoding:
+                given[model.condition_input] = rollout["condition"]
+            parts.append(given | {"step": np.full(len(tokens), step, np.int32)})
+            places += [_Place(schedule, step, image) for image in range(len(tokens))]
+    stacked = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if model.policy is not None and graph == model.policy.graph:
+        transformer = MarkedGraph(reference.graph_path("transformer"))
+        known = {name: stacked[name] for name in bundle.graph("transformer").inputs}
+        stacked |= Walk(transformer, known, ["features"], run).values(["features"])
+    needed = bundle.graph(graph).inputs
+    return {name: value for name, value in stacked.items() if name in needed}, places
+
+
+def _worst_row(
+    candidate: MarkedGraph, reference: MarkedGraph | None, inputs: Mapping[str, Array], run: Runner
+) -> tuple[int, bool]:
+    """The row of the batch whose outputs differ most, and whether any output is not finite.
+
+    Without a reference it is the first row with an output that is not finite, else the first.
+    """
+    actual, expected = (
+        Walk(each, inputs, each.outputs, run).values(each.outputs) if each else {}
+        for each in (candidate, reference)
+    )
+    worst = np.zeros(len(next(iter(inputs.values()))))
+    for name, value in actual.items():
+        for row, found in enumerate(value):
+            if name in expected:
+                error = tensor_error(found, expected[name][row])
+            else:
+                error = 0.0 if np.isfinite(found).all() else math.inf
+            worst[row] = max(worst[row], error)
+    broken = any(not np.isfinite(value).all() for value in actual.values())
+    return int(worst.argmax()), broken
+
+
+def _require_same_model(
+    bundle: Bundle, reference: Bundle, candidate: MarkedGraph, right: MarkedGraph
+) -> None:
+    """Refuse references of other models, and graphs whose tensors have other names."""
+    if bundle.manifest.model.tensor_shapes() != reference.manifest.model.tensor_shapes():
+        raise BundleError(
+            f"{reference.path} is of another model than {bundle.path}: expected the same tokens, "
+            "codes and widths; name a bundle of the same checkpoints"
+        )
+    pairs = _pairs(candidate, right)
+    alike = [t for t, r in pairs.items() if candidate.maker(t).op_type == right.maker(r).op_type]
+    if len(alike) < _ALIKE * len(right.makers):
+        raise BundleError(
+            f"{reference.path}: only {len(alike)} of {len(right.makers)} tensors have the names "
+            f"of those of {bundle.path}; export the reference with the same versions of fewstep "
+            "and torch"
+        )

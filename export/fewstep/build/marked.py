@@ -1,0 +1,219 @@
+"""Running a graph part by part, with chosen intermediate tensors marked as outputs.
+
+A part starts from tensors that earlier parts left behind, so that nothing is computed twice and
+only a part's own weights are in a session. What later parts or the caller still need is kept, the
+rest is dropped at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import onnx
+from onnx import helper
+
+from fewstep.runtime.device import Array
+from fewstep.runtime.errors import EngineError, missing
+
+Runner = Callable[[onnx.ModelProto, Mapping[str, Array]], dict[str, Array]]
+"""Runs a graph once on named arrays and returns its outputs by name."""
+
+PART_BYTES = 64 << 20
+"""How many bytes of weights a part may have, unless one node alone has more."""
+
+_SMALL = 1024  # elements; larger constants never tell a shape
+
+
+def run_onnxruntime(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Run a graph in ONNX Runtime on the CPU.
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+        EngineError: ONNX Runtime refuses the graph, or fails to run it.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise missing("onnxruntime", "cpu") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+    except Exception as error:  # onnxruntime raises types of its own; protobuf above 2 GB
+        raise EngineError(f"ONNX Runtime cannot run a part of a graph: {error}") from error
+
+
+class MarkedGraph:
+    """A graph of which any part can be cut out, with any of its tensors as outputs."""
+
+    def __init__(self, path: Path) -> None:
+        self._model = onnx.load(path)
+        graph = self._model.graph
+        self.outputs = [output.name for output in graph.output]
+        self.nodes = list(graph.node)
+        self.makers = {
+            name: index for index, node in enumerate(self.nodes) for name in node.output if name
+        }
+        self.weights = {each.name: each for each in graph.initializer}
+        self._types = _types(self._model)
+
+    def maker(self, tensor: str) -> onnx.NodeProto:
+        """The node that computes a tensor."""
+        node: onnx.NodeProto = self.nodes[self.makers[tensor]]
+        return node
+
+    def part(
+        self, nodes: Sequence[int], inputs: Mapping[str, Array], outputs: Collection[str]
+    ) -> onnx.ModelProto:
+        """Some of the nodes, in topological order, as a graph of their own."""
+        whole = self._model
+        model = onnx.ModelProto(ir_version=whole.ir_version, opset_import=whole.opset_import)
+        model.functions.extend(whole.functions)
+        graph = model.graph
+        graph.name = whole.graph.name
+        graph.node.extend(self.nodes[index] for index in nodes)
+        read = dict.fromkeys(name for node in graph.node for name in node.input)
+        graph.initializer.extend(self.weights[name] for name in read if name in self.weights)
+        graph.input.extend(_described(name, value) for name, value in inputs.items())
+        graph.output.extend(self._marked(name) for name in outputs)
+        return model
+
+    def weight_bytes(self, node: int) -> int:
+        """Bytes of the weights that a node reads."""
+        read = (self.weights.get(name) for name in self.nodes[node].input)
+        return sum(
+            math.prod(weight.dims) * _item_bytes(weight.data_type)
+            for weight in read
+            if weight is not None
+        )
+
+    def size(self, tensor: str) -> int | None:
+        """Bytes of a tensor at batch 1, if they are known."""
+        kind = self._types.get(tensor)
+        if kind is None or not kind.HasField("shape"):
+            return None
+        dims = kind.shape.dim
+        if any(not dim.HasField("dim_value") and not dim.dim_param for dim in dims):
+            return None
+        count = math.prod(int(dim.dim_value) if dim.HasField("dim_value") else 1 for dim in dims)
+        return count * _item_bytes(kind.elem_type)
+
+    def _marked(self, tensor: str) -> onnx.ValueInfoProto:
+        kind = self._types.get(tensor)
+        if kind is None:  # backends that infer types need none
+            return onnx.ValueInfoProto(name=tensor)
+        return helper.make_tensor_value_info(tensor, kind.elem_type, None)
+
+
+class Walk:
+    """One pass over a graph, as far as the tensors asked for so far need it.
+
+    Args:
+        graph: the graph.
+        inputs: its inputs.
+        wanted: tensors that will be asked for, each once.
+        run: what runs the parts.
+    """
+
+    def __init__(
+        self,
+        graph: MarkedGraph,
+        inputs: Mapping[str, Array],
+        wanted: Collection[str],
+        run: Runner,
+    ) -> None:
+        self._graph, self._run = graph, run
+        self._held: dict[str, Array] = dict(inputs)
+        self._done: set[int] = set()
+        # How often each tensor is still needed: by nodes, and by the caller.
+        self._needs = Counter(name for node in graph.nodes for name in node.input)
+        self._needs.update(list(wanted))  # a mapping would be taken for counts
+
+    @property
+    def held_bytes(self) -> int:
+        """What is kept for later parts and later questions."""
+        return sum(value.nbytes for value in self._held.values())
+
+    def values(self, tensors: Sequence[str]) -> dict[str, Array]:
+        """Compute tensors and hand them out; they are not kept for a second time."""
+        for part in self._parts(self._lacking(tensors)):
+            self._compute(part)
+        found = {name: self._held[name] for name in tensors}
+        self._release(Counter(tensors))
+        return found
+
+    def _lacking(self, tensors: Sequence[str]) -> list[int]:
+        """Nodes that must still run for the tensors, in topological order."""
+        makers, open_tensors, found = self._graph.makers, list(tensors), set[int]()
+        while open_tensors:
+            index = makers.get(open_tensors.pop())
+            if index is not None and index not in found and index not in self._done:
+                found.add(index)
+                open_tensors.extend(self._graph.nodes[index].input)
+        return sorted(found)
+
+    def _parts(self, nodes: Sequence[int]) -> Iterator[list[int]]:
+        """The nodes, cut where their weights would become too large for one session."""
+        part: list[int] = []
+        total = 0
+        for node in nodes:
+            size = self._graph.weight_bytes(node)
+            if part and total + size > PART_BYTES:
+                yield part
+                part, total = [], 0
+            part.append(node)
+            total += size
+        if part:
+            yield part
+
+    def _compute(self, part: Sequence[int]) -> None:
+        nodes = [self._graph.nodes[index] for index in part]
+        read = Counter(name for node in nodes for name in node.input)
+        made = [name for node in nodes for name in node.output if name]
+        inputs = {name: self._held[name] for name in read if name in self._held}
+        # Needed beyond this part, and not only inside it.
+        outputs = [name for name in made if self._needs[name] > read[name]]
+        self._held |= self._run(self._graph.part(part, inputs, outputs), inputs)
+        self._done.update(part)
+        self._release(read)
+
+    def _release(self, used: Mapping[str, int]) -> None:
+        self._needs.subtract(used)
+        for name in used:
+            if self._needs[name] <= 0:
+                self._held.pop(name, None)
+
+
+def _described(name: str, value: Array) -> onnx.ValueInfoProto:
+    kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+    return helper.make_tensor_value_info(name, kind, value.shape)
+
+
+def _item_bytes(kind: int) -> int:
+    return int(helper.tensor_dtype_to_np_dtype(kind).itemsize)
+
+
+def _types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
+    """Type and shape of every tensor that inference knows, without the large weights' contents."""
+    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    light.graph.name = model.graph.name
+    for field in ("node", "input", "output", "value_info"):
+        getattr(light.graph, field).extend(getattr(model.graph, field))
+    for weight in model.graph.initializer:
+        if math.prod(weight.dims) <= _SMALL:
+            light.graph.initializer.append(weight)
+        else:
+            info = helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims)
+            light.graph.input.append(info)
+    graph = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
+    return {
+        value.name: value.type.tensor_type
+        for value in (*graph.input, *graph.value_info, *graph.output)
+    }

@@ -1,0 +1,229 @@
+"""``fewstep build``: graphs in a precision, then their engines, then the kernels beside them."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.errors import RequestError, choose, missing
+from fewstep.runtime.kernels.compile import CompiledKernels, KernelCompiler, sources_sha256
+from fewstep.runtime.kernels.cubins import are_current
+from fewstep.runtime.manifest import BuildOptions, EngineBackend, Precision
+
+if TYPE_CHECKING:
+    from fewstep.build.engines import EngineReport, Progress, Target
+    from fewstep.build.variants import GraphReport
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+_TURING = "7.5"
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What is to be built into a bundle.
+
+    ``precision`` ``None``: fp32 for engines, and no other graphs. ``fp32_heads`` ``None``: as the
+    bundle has them, and otherwise on unless a target has no fp32 matrix products. ``kernels``
+    ``None``: with engines.
+    """
+
+    bundle: Path
+    backend: EngineBackend | None = None
+    precision: str | None = None
+    capabilities: tuple[str, ...] = ()
+    options: BuildOptions = BuildOptions()
+    fp32_heads: bool | None = None
+    kernels: bool | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in (None, *PRECISIONS):
+            raise RequestError(choose("precision", str(self.precision), PRECISIONS))
+        if self.backend is None and self.precision in (None, "fp32") and not self.kernels:
+            raise RequestError(
+                "nothing to build: pass --backend tensorrt or tensorrt-rtx for engines, "
+                "--precision fp16 or bf16 for graphs, or --kernels"
+            )
+
+    @property
+    def with_kernels(self) -> bool:
+        """Whether kernels are wanted."""
+        return self.backend is not None if self.kernels is None else self.kernels
+
+    @property
+    def graph_precision(self) -> Precision:
+        """The precision of the graphs and engines."""
+        known: dict[str | None, Precision] = {"fp16": "fp16", "bf16": "bf16"}
+        return known.get(self.precision, "fp32")
+
+    @property
+    def heads(self) -> bool:
+        """Whether new graphs keep their last products in fp32."""
+        return self.fp32_heads if self.fp32_heads is not None else not self._turing
+
+    @property
+    def _turing(self) -> bool:
+        return self.backend == "tensorrt-rtx" and _TURING in self.capabilities
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was built; nothing of what was up to date, but for engines, which say so themselves."""
+
+    graphs: tuple[GraphReport, ...] = ()
+    engines: tuple[EngineReport, ...] = ()
+    kernels: CompiledKernels | None = None
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether there was nothing to do."""
+        built = any(engine.built for engine in self.engines)
+        return not self.graphs and not built and self.kernels is None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "up_to_date": self.up_to_date,
+            "graphs": [each.as_dict() for each in self.graphs],
+            "engines": [each.as_dict() for each in self.engines],
+            "kernels": self.kernels.as_dict() if self.kernels else None,
+        }
+
+
+def build(request: BuildRequest, progress: Progress | None = None) -> Outcome:
+    """Build what is asked for and not up to date.
+
+    Everything that can be refused early is: names, the machine and the packages before graphs are
+    made, and preflight before the builder starts.
+
+    Args:
+        request: what to build.
+        progress: called with graph, phase and fraction done (−1: as before) as engines are built,
+            from another thread; the phase is empty once an engine is stored.
+
+    Raises:
+        FewstepError: as :func:`fewstep.build.engines.build_engines`,
+            :func:`fewstep.build.variants.add_variant` and
+            :func:`fewstep.build.kernels.build_kernels`.
+    """
+    from fewstep.build.kernels import build_kernels
+
+    Bundle.read(request.bundle)
+    wanted = _target(request)
+    if request.with_kernels:
+        KernelCompiler().wanted(wanted.capabilities if wanted else request.capabilities)
+    graphs = _make_graphs(request)
+    engines: tuple[EngineReport, ...] = ()
+    if wanted is not None:
+        from fewstep.build.engines import build_engines
+
+        engines = build_engines(request.bundle, wanted, force=request.force, progress=progress)
+    kernels = None
+    if request.with_kernels:
+        capabilities = wanted.capabilities if wanted else request.capabilities
+        kernels = build_kernels(
+            request.bundle, capabilities, force=request.force, keep=wanted is not None
+        )
+    return Outcome(graphs, engines, kernels)
+
+
+def preflight_only(request: BuildRequest) -> None:
+    """Make the graphs if they are not there, and run preflight; needs no builder.
+
+    Raises:
+        EngineError: what preflight found.
+    """
+    from fewstep.build.engines import check
+
+    if request.backend is None:
+        raise RequestError("preflight is of engines: pass --backend tensorrt or tensorrt-rtx")
+    wanted = _target(request, load_module=False)
+    assert wanted is not None
+    _make_graphs(request)
+    check(Bundle.read(request.bundle), wanted)
+
+
+def stale(request: BuildRequest | None, path: Path) -> dict[str, str]:
+    """What a build would do, as reasons by file or part; empty if nothing.
+
+    Args:
+        request: what is wanted; ``None`` looks at all that the bundle holds.
+        path: the bundle folder.
+    """
+    bundle = Bundle.read(path)
+    if request is None:
+        return _stale_contents(bundle)
+    found = {}
+    if not _graphs_current(bundle, request):
+        found[f"graphs in {request.graph_precision}"] = "are not made, or not of these fp32 graphs"
+    wanted = _target(request)
+    if wanted is not None and not found:
+        from fewstep.build.engines import current_engine
+        from fewstep.runtime.engine.tensorrt_api import load
+
+        api = load(wanted.backend)
+        for name in bundle.manifest.graphs:
+            if current_engine(bundle, name, wanted, api, hashed=True) is None:
+                found[f"engine of {name}"] = f"is not built as asked for with {api}"
+    if request.with_kernels:
+        compiler = KernelCompiler()
+        capabilities = compiler.wanted(wanted.capabilities if wanted else request.capabilities)
+        if not are_current(bundle, capabilities, compiler.version):
+            found["CUDA kernels"] = f"are not of these sources, of {compiler.version}, or not all"
+    return found
+
+
+def _stale_contents(bundle: Bundle) -> dict[str, str]:
+    from fewstep.build.engines import stale_engines
+
+    found = {name: f"the file {problem}" for name, problem in bundle.damage().items()}
+    for precision, variant in bundle.manifest.variants.items():
+        for name, info in variant.items():
+            if info.source_sha256 != bundle.graph_sha256(name):
+                found[info.file] = f"the {precision} graph was not made from the fp32 graph here"
+    found |= stale_engines(bundle)
+    kernels = bundle.manifest.kernels
+    if kernels is not None and kernels.sources_sha256 != sources_sha256():
+        found["CUDA kernels"] = "are of another version of fewstep"
+    return found
+
+
+def _target(request: BuildRequest, *, load_module: bool = True) -> Target | None:
+    if request.backend is None:
+        return None
+    _require_onnx()
+    from fewstep.build.engines import target
+    from fewstep.runtime.engine.tensorrt_api import load
+
+    wanted = target(request.backend, request.graph_precision, request.options, request.capabilities)
+    if load_module:
+        load(request.backend)
+    return wanted
+
+
+def _graphs_current(bundle: Bundle, request: BuildRequest) -> bool:
+    _require_onnx()
+    from fewstep.build.variants import is_current
+
+    return is_current(bundle, request.graph_precision, request.fp32_heads)
+
+
+def _make_graphs(request: BuildRequest) -> tuple[GraphReport, ...]:
+    if request.graph_precision == "fp32":
+        return ()
+    bundle = Bundle.read(request.bundle)
+    # With engines, --force means the engines: the graphs they are made of follow their source.
+    if not (request.force and request.backend is None) and _graphs_current(bundle, request):
+        return ()
+    _require_onnx()
+    from fewstep.build.variants import add_variant
+
+    return add_variant(bundle, request.graph_precision, heads=request.heads)[1]
+
+
+def _require_onnx() -> None:
+    if importlib.util.find_spec("onnx") is None:
+        raise missing("onnx", "build")

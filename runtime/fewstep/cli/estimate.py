@@ -1,0 +1,43 @@
+"""``fewstep estimate``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fewstep.cli.common import BundleArgument, JsonOption, build_module, errors, show
+
+
+def estimate_command(
+    bundle: BundleArgument,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="orin-nano, orin-nx, agx-orin, thor, rtx-4090, … (repeatable); without it all."
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Images decoded together.")] = 1,
+    steps: Annotated[int | None, typer.Option(help="Transformer passes.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="A schedule, or policy.")] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(help="fp32, fp16, bf16, int8, fp8 (repeatable); without it all."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a GPU needs at least, by its published figures: a bound, not a measurement."""
+    from fewstep.runtime.bundle import Bundle
+
+    opened = Bundle.read(bundle)
+    module, tables = build_module("estimate"), build_module("estimate_tables")
+    with errors.status("counting operations"):
+        found = module.estimate(
+            opened,
+            devices=device or (),
+            precisions=precision or (),
+            batch=batch,
+            steps=steps,
+            schedule=schedule,
+        )
+    show(found.as_dict(), tables.estimate_tables(found, stages=bool(device)), as_json)

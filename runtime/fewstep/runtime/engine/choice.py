@@ -1,0 +1,261 @@
+"""Which backend runs a bundle here: TensorRT, TensorRT-RTX or ONNX Runtime, in this order.
+
+A backend named by the caller is used or its error is raised. ``auto`` takes the first that opens
+and keeps the others' reasons.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.device import BufferSpec, Device, Workspace
+from fewstep.runtime.engine import Engine
+from fewstep.runtime.engine.compatibility import rebuild_command, require_header, why_not
+from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
+from fewstep.runtime.engine.tensorrt_api import MODULES, TensorRt, load
+from fewstep.runtime.errors import EngineError, FewstepError, RequestError, choose
+from fewstep.runtime.manifest import EngineBackend, EngineInfo
+
+BACKENDS = ("auto", *MODULES, "onnxruntime")
+DEVICES = ("auto", "cpu", "cuda")
+
+_SCRATCH_ALIGNMENT = 512  # TensorRT has been seen to ask for as much
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the caller asked for; ``auto`` leaves backend, device or precision open."""
+
+    backend: str = "auto"
+    device: str = "auto"
+    ordinal: int = 0
+    precision: str = "auto"
+    threads: int = 0
+    profile: bool = False
+
+    @classmethod
+    def parse(
+        cls, backend: str, device: str, precision: str, threads: int, profile: bool
+    ) -> Wanted:
+        """Check names, and split ``cuda:1``.
+
+        Raises:
+            RequestError: an unknown backend or device.
+        """
+        if backend not in BACKENDS:
+            raise RequestError(choose("backend", backend, BACKENDS))
+        named = re.fullmatch(r"(auto|cpu|cuda)(?:(?<=cuda):([0-9]+))?", device)
+        if named is None:
+            raise RequestError(choose("device", device, DEVICES))
+        return cls(backend, named[1], int(named[2] or 0), precision, threads, profile)
+
+
+@dataclass
+class Opened:
+    """A device with the engines of a bundle on it.
+
+    ``passed_over``: why the backends before the one that was taken are not used. ``scratch``:
+    memory that the engines share, closed after them.
+    """
+
+    backend: str
+    precision: str
+    device: Device
+    engines: dict[str, Engine]
+    scratch: Workspace | None = None
+    passed_over: dict[str, str] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Release everything."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.device.close)
+            if self.scratch is not None:
+                stack.callback(self.scratch.close)
+            for engine in self.engines.values():
+                stack.callback(engine.close)
+
+
+def open_backend(bundle: Bundle, wanted: Wanted) -> Opened:
+    """Open the first backend that works.
+
+    Raises:
+        RequestError: a backend that does not run on this device.
+        FewstepError: of the backend asked for, or of the last that ``auto`` tries.
+    """
+    places = list(_places(wanted))
+    if not places:
+        raise RequestError(
+            f"backend {wanted.backend} needs device cuda, got {wanted.device}; leave the device "
+            "out, or use backend onnxruntime"
+        )
+    passed_over = {}
+    for backend, kind in places[:-1]:
+        try:
+            opened = _open(bundle, wanted, backend, kind)
+        except FewstepError as error:
+            passed_over[backend] = str(error)
+        else:
+            opened.passed_over = passed_over
+            return opened
+    opened = _open(bundle, wanted, *places[-1])
+    opened.passed_over = passed_over
+    return opened
+
+
+def open_engine(bundle: Bundle, graph: str, device: Device, threads: int, precision: str) -> Engine:
+    """ONNX Runtime's engine of one graph on a device."""
+    path, info = bundle.graph_path(graph, precision), bundle.graph(graph, precision)
+    return OnnxRuntimeEngine(graph, path, info, threads=threads, cuda=device.cuda_stream)
+
+
+def usable_engines(
+    bundle: Bundle, backend: EngineBackend, precision: str, version: str, capability: str
+) -> dict[str, EngineInfo]:
+    """The engine of every graph for this backend and GPU, in one precision.
+
+    Args:
+        bundle: the bundle.
+        backend: the engines' backend.
+        precision: theirs; ``auto`` is the one that was built last.
+        version: of the backend's module here.
+        capability: the GPU's compute capability.
+
+    Raises:
+        EngineError: there is none that runs here; the message says what there is, what is here,
+            and the command that builds what is missing.
+    """
+    built = [info for info in bundle.manifest.engines if info.backend == backend]
+    if precision != "auto":
+        built = [info for info in built if info.precision == precision]
+    if not built:
+        raise no_engines(bundle, backend, precision)
+    problem = ""
+    for chosen in dict.fromkeys(info.precision for info in reversed(built)):
+        found: dict[str, EngineInfo] = {}
+        for info in built:
+            if info.precision == chosen and not why_not(info, version, capability):
+                found[info.graph] = info
+        if found.keys() >= bundle.manifest.graphs.keys():
+            return found
+        last = next(info for info in reversed(built) if info.precision == chosen)
+        absent = sorted(bundle.manifest.graphs.keys() - found.keys())
+        why = why_not(last, version, capability) or f"of {', '.join(absent)} there is none"
+        command = rebuild_command(bundle.path, last, capability)
+        problem = problem or f"the {chosen} engine {last.file} {why}; build it here with: {command}"
+    raise EngineError(f"{bundle.path}: {problem}")
+
+
+def no_engines(bundle: Bundle, backend: str, precision: str) -> EngineError:
+    """The error for a bundle without engines of a backend."""
+    kind = "" if precision == "auto" else f"{precision} "
+    return EngineError(
+        f"{bundle.path} has no {kind}engines of {backend}; build them with: fewstep build "
+        f"{shlex.quote(str(bundle.path))} --backend {backend}"
+        f"{'' if precision == 'auto' else f' --precision {precision}'}"
+    )
+
+
+def _places(wanted: Wanted) -> Iterator[tuple[str, str]]:
+    """Backends with the device that each would run on, in the order of trying."""
+    for backend in (*MODULES, "onnxruntime"):
+        if wanted.backend not in ("auto", backend):
+            continue
+        if backend != "onnxruntime":
+            if wanted.device != "cpu":
+                yield backend, "cuda"
+        else:
+            yield backend, "cpu" if wanted.device == "auto" else wanted.device
+
+
+def _open(bundle: Bundle, wanted: Wanted, backend: str, kind: str) -> Opened:
+    with contextlib.ExitStack() as stack:
+        if backend == "onnxruntime":
+            opened = _open_onnxruntime(bundle, wanted, kind, stack)
+        else:
+            opened = _open_tensorrt(bundle, wanted, backend, stack)
+        stack.pop_all()
+        return opened
+
+
+def _open_onnxruntime(
+    bundle: Bundle, wanted: Wanted, kind: str, stack: contextlib.ExitStack
+) -> Opened:
+    precision = "fp32" if wanted.precision == "auto" else wanted.precision
+    device = open_device(bundle, kind, wanted.ordinal, wanted.profile)
+    stack.callback(device.close)
+    engines: dict[str, Engine] = {}
+    for name in _graphs(bundle):
+        engines[name] = open_engine(bundle, name, device, wanted.threads, precision)
+        stack.callback(engines[name].close)
+    return Opened("onnxruntime", precision, device, engines)
+
+
+def _open_tensorrt(
+    bundle: Bundle, wanted: Wanted, backend: str, stack: contextlib.ExitStack
+) -> Opened:
+    from fewstep.runtime.device.cuda_driver import compute_capability
+
+    name: EngineBackend = "tensorrt" if backend == "tensorrt" else "tensorrt-rtx"
+    if not any(info.backend == name for info in bundle.manifest.engines):
+        raise no_engines(bundle, name, wanted.precision)
+    api, capability = load(name), compute_capability(wanted.ordinal)
+    infos = usable_engines(bundle, name, wanted.precision, api.version, capability)
+    device = open_device(bundle, "cuda", wanted.ordinal, wanted.profile)
+    stack.callback(device.close)
+    engines, scratch = _open_engines(bundle, api, infos, device, stack)
+    return Opened(name, infos["transformer"].precision, device, engines, scratch)
+
+
+def _open_engines(
+    bundle: Bundle,
+    api: TensorRt,
+    infos: Mapping[str, EngineInfo],
+    device: Device,
+    stack: contextlib.ExitStack,
+) -> tuple[dict[str, Engine], Workspace]:
+    """Engines that share one block of memory for their activations."""
+    from fewstep.runtime.engine.tensorrt import EngineFile, TensorRtEngine
+
+    stream, opened = device.cuda_stream, {}
+    assert stream is not None
+    for name in _graphs(bundle):
+        info = infos[name]
+        path = bundle.verified(info.file)
+        content = path.read_bytes()
+        require_header(info, content)
+        file = EngineFile(content, path.with_suffix(".cache"))
+        graph = bundle.graph(name, info.precision)
+        opened[name] = TensorRtEngine(api, name, file, graph, stream)
+        stack.callback(opened[name].close)
+    size = max(engine.scratch_bytes for engine in opened.values())
+    spec = BufferSpec((size + _SCRATCH_ALIGNMENT,), "uint8")
+    scratch = device.workspace({"scratch": spec})
+    stack.callback(scratch.close)
+    address = -(-scratch["scratch"].pointer // _SCRATCH_ALIGNMENT) * _SCRATCH_ALIGNMENT
+    for engine in opened.values():
+        engine.use_scratch(address, size)
+    return {**opened}, scratch
+
+
+def _graphs(bundle: Bundle) -> list[str]:
+    """Graphs that the decode loop runs."""
+    return list(dict.fromkeys(graph for graph, _ in bundle.manifest.model.tensor_shapes()))
+
+
+def open_device(bundle: Bundle, kind: str, ordinal: int, profile: bool) -> Device:
+    """The device; each kind needs packages that the other does without."""
+    if kind == "cuda":
+        from fewstep.runtime.device.cuda import CudaDevice
+        from fewstep.runtime.device.cuda_driver import compute_capability, cuda_version
+        from fewstep.runtime.kernels.cubins import load_cubin
+
+        cubin = load_cubin(bundle, compute_capability(ordinal), cuda_version())
+        return CudaDevice(cubin, ordinal=ordinal, profile=profile)
+    from fewstep.runtime.device.cpu import CpuDevice
+
+    return CpuDevice()

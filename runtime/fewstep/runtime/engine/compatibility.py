@@ -1,0 +1,97 @@
+"""Does an engine of the bundle run on this machine? Its record and its header tell before loading.
+
+TensorRT engines belong to one version of TensorRT and to the compute capability they were built
+on. TensorRT-RTX engines name their targets; the header repeats them, so a record that does not
+belong to its file is noticed.
+"""
+
+from __future__ import annotations
+
+import shlex
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from fewstep.runtime.errors import EngineError
+from fewstep.runtime.manifest import EngineInfo
+
+# Read off engines of TensorRT-RTX 1.7.1; undocumented, so anything else means "unknown".
+_HEADER = struct.Struct("<4sIQQ4B4sI")
+_MAGIC = b"vtrt"
+RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+"""Compute capabilities that TensorRT-RTX builds for; Jetsons are not among them."""
+
+_BITS = dict(zip((1, 2, 4, 8, 16, 32), RTX_CAPABILITIES, strict=True))
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header of a TensorRT-RTX engine says."""
+
+    size: int
+    version: str
+    capabilities: tuple[str, ...]
+
+
+def read_header(content: bytes) -> Header | None:
+    """The header of a TensorRT-RTX engine; ``None`` for any other layout."""
+    if len(content) < _HEADER.size:
+        return None
+    magic, _, _, size, *version, again, mask = _HEADER.unpack_from(content)
+    if magic != _MAGIC or again != _MAGIC or not mask or mask & ~sum(_BITS):
+        return None
+    names = tuple(name for bit, name in _BITS.items() if mask & bit)
+    return Header(size, ".".join(map(str, version)), names)
+
+
+def rebuild_command(bundle: Path, info: EngineInfo, capability: str) -> str:
+    """The command that builds an engine like ``info`` for a GPU of ``capability``."""
+    backend = info.backend if capability in RTX_CAPABILITIES else "tensorrt"
+    words = ["fewstep", "build", str(bundle), "--backend", backend]
+    if backend == "tensorrt-rtx":
+        words += ["--compute-capability", capability]
+    words += ["--precision", info.precision, "--max-batch", str(info.options.max_batch)]
+    for batch in info.options.opt_batch:
+        words += ["--opt-batch", str(batch)]
+    return shlex.join(words)
+
+
+def why_not(info: EngineInfo, version: str, capability: str) -> str:
+    """Why an engine cannot run with this version of its backend on a GPU of this capability.
+
+    Empty if it can, as far as the record tells.
+    """
+    built = f"was built by {info.backend} {info.version} for {', '.join(info.compute_capabilities)}"
+    if info.version != version:
+        return f"{built}; here is {info.backend} {version}"
+    if capability not in info.compute_capabilities:
+        return f"{built}; the GPU here is {capability}"
+    return ""
+
+
+def require_header(info: EngineInfo, content: bytes) -> None:
+    """Check that a TensorRT-RTX engine is what its record says.
+
+    Raises:
+        EngineError: a header of an unknown layout, or of another engine.
+    """
+    if info.backend != "tensorrt-rtx":
+        return  # the layout of TensorRT's own is not known
+    header = read_header(content)
+    if header is None:
+        raise EngineError(
+            f"{info.file} does not begin like an engine of TensorRT-RTX; build it again with "
+            "--force"
+        )
+    told = (info.version, tuple(sorted(info.compute_capabilities, key=float)), len(content))
+    found = (header.version, header.capabilities, header.size)
+    if told != found:
+        raise EngineError(
+            f"{info.file} is not the engine that its record describes: expected {_line(told)}, "
+            f"its header says {_line(found)}; build it again with --force"
+        )
+
+
+def _line(facts: tuple[str, tuple[str, ...], int]) -> str:
+    version, capabilities, size = facts
+    return f"version {version} for {', '.join(capabilities)} in {size:,} bytes"

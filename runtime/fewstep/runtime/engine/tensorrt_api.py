@@ -1,0 +1,109 @@
+"""The Python modules ``tensorrt`` (10.3 … 11) and ``tensorrt_rtx`` (1.x), by what they share.
+
+Both log instead of raising, so every caller takes a :class:`Messages` logger and puts what was
+logged into its errors.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fewstep.runtime.errors import EngineError, MissingDependencyError
+from fewstep.runtime.manifest import EngineBackend
+
+MODULES: dict[EngineBackend, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+
+_INSTALL: dict[EngineBackend, str] = {
+    "tensorrt": "on a Jetson with: sudo apt install python3-libnvinfer, in an environment made "
+    "with --system-site-packages; elsewhere with: pip install tensorrt",
+    "tensorrt-rtx": "with: pip install 'fewstep[rtx]'",
+}
+_OLDEST = (10, 3)  # JetPack 6; older ones lack strong typing as it is used here
+
+
+@dataclass(frozen=True)
+class TensorRt:
+    """One of the two modules."""
+
+    backend: EngineBackend
+    module: Any
+
+    @property
+    def version(self) -> str:
+        """The module's version, for example ``"10.3.0"``."""
+        return str(self.module.__version__)
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.version}"
+
+
+def load(backend: EngineBackend) -> TensorRt:
+    """Import the module of a backend.
+
+    Raises:
+        MissingDependencyError: it is not installed, or its libraries do not load.
+        EngineError: it is too old.
+    """
+    name = MODULES[backend]
+    try:
+        module = importlib.import_module(name)
+    except (ImportError, OSError, RuntimeError) as error:
+        absent = isinstance(error, ModuleNotFoundError) and error.name == name
+        problem = "is not installed" if absent else f"does not load ({error})"
+        raise MissingDependencyError(
+            f"the Python module {name} {problem}; install it {_INSTALL[backend]}"
+        ) from error
+    found = TensorRt(backend, module)
+    if backend == "tensorrt" and _numbers(found.version) < _OLDEST:
+        raise EngineError(
+            f"{found} is too old; fewstep needs TensorRT {_OLDEST[0]}.{_OLDEST[1]} or newer "
+            "(JetPack 6)"
+        )
+    return found
+
+
+class Messages:
+    """What TensorRT logged: errors and warnings, in order and without repetition.
+
+    ``logger`` is what its constructors take.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.errors: list[str] = []
+        self.warnings: list[str] = []
+        self.logger = _logger(module, self._log)
+        self._severity = module.ILogger.Severity
+
+    def _log(self, severity: Any, text: str) -> None:
+        if _NO_DRIVER in text:  # building needs no GPU, and says often that there is none
+            return
+        kept = self.errors
+        if severity not in (self._severity.ERROR, self._severity.INTERNAL_ERROR):
+            kept = self.warnings
+        if severity not in (self._severity.INFO, self._severity.VERBOSE) and text not in kept:
+            kept.append(text.strip())
+
+    def explain(self, otherwise: str) -> str:
+        """The errors in one line."""
+        return "; ".join(self.errors) or otherwise
+
+
+_NO_DRIVER = "CUDA initialization failure with error: 35"
+
+
+def _logger(module: Any, log: Callable[[Any, str], None]) -> Any:
+    class Logger(module.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+
+        def log(self, severity: Any, text: str) -> None:
+            log(severity, text)
+
+    return Logger()
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
