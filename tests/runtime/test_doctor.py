@@ -13,7 +13,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from fewstep.runtime import doctor
+from fewstep.runtime import doctor, probe
 from fewstep.runtime.errors import DeviceError
 from fewstep.runtime.tables import doctor_tables
 
@@ -157,7 +157,7 @@ def test_absent_compiler_names_the_extra_for_this_driver(
     monkeypatch: pytest.MonkeyPatch, module: str, cuda: str, extra: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr(doctor, "find_driver", lambda: doctor.Driver(cuda, ()))
+    monkeypatch.setattr(doctor, "find_driver", lambda: probe.Driver(cuda, ()))
     ability = _found(_COMPILE)
     assert not ability.works
     assert ability.detail.endswith("is not installed")
@@ -169,7 +169,7 @@ def test_compiler_newer_than_the_driver_is_a_warning(
     monkeypatch: pytest.MonkeyPatch, cuda: str, warned: bool
 ) -> None:
     monkeypatch.setattr(doctor, "_kernel_compiler", lambda: "NVRTC 13.5, for 8.7")
-    monkeypatch.setattr(doctor, "find_driver", lambda: doctor.Driver(cuda, ()))
+    monkeypatch.setattr(doctor, "find_driver", lambda: probe.Driver(cuda, ()))
     warnings = " ".join(doctor.diagnose().warnings)
     assert ("(NVRTC 13.5) do not load with this driver (CUDA 12.6)" in warnings) is warned
     assert ("'fewstep[kernels12]'" in warnings) is warned

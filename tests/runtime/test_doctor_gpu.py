@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fewstep.runtime import doctor
+from fewstep.runtime import doctor, probe
 
 _BUILD, _BUILD_RTX = "build TensorRT engines", "build TensorRT-RTX engines"
 
@@ -25,8 +25,8 @@ def _found(name: str) -> doctor.Ability:
 # --- Driver and GPUs
 
 
-_ORIN = doctor.Gpu("Orin", "8.7", 64 << 30, integrated=True)
-_ADA = doctor.Gpu("NVIDIA RTX 2000 Ada", "8.9", 16 << 30, integrated=False)
+_ORIN = probe.Gpu("Orin", "8.7", 64 << 30, integrated=True)
+_ADA = probe.Gpu("NVIDIA RTX 2000 Ada", "8.9", 16 << 30, integrated=False)
 _NO_DEVICE = """
 class Error(Exception): ...
 def init(): raise Error("cuInit failed: no CUDA-capable device is detected")
@@ -40,7 +40,7 @@ def init(): ...
 class _Cuda:
     """libcuda with these GPUs, as ctypes shows it."""
 
-    def __init__(self, gpus: list[doctor.Gpu], version: int = 12060, failing: str = "") -> None:
+    def __init__(self, gpus: list[probe.Gpu], version: int = 12060, failing: str = "") -> None:
         self._gpus, self._version, self._failing = gpus, version, failing
 
     def _give(self, name: str, reference: Any, value: Any) -> int:
@@ -76,16 +76,16 @@ class _Cuda:
 
 
 def test_every_gpu_is_described_without_pycuda() -> None:
-    found = doctor.find_driver(lambda name: _Cuda([_ORIN, _ADA]))
-    assert found == doctor.Driver("12.6", (_ORIN, _ADA))
+    found = probe.find_driver(lambda name: _Cuda([_ORIN, _ADA]))
+    assert found == probe.Driver("12.6", (_ORIN, _ADA))
     assert str(_ORIN) == "Orin, compute capability 8.7, 64.0 GiB, integrated"
     assert str(_ADA) == "NVIDIA RTX 2000 Ada, compute capability 8.9, 16.0 GiB, discrete"
 
 
 @pytest.mark.parametrize("failing", ["cuInit", "cuDeviceGetCount"])
 def test_driver_without_a_usable_gpu(failing: str) -> None:
-    found = doctor.find_driver(lambda name: _Cuda([_ADA], 13000, failing))
-    assert found == doctor.Driver("13.0", ())
+    found = probe.find_driver(lambda name: _Cuda([_ADA], 13000, failing))
+    assert found == probe.Driver("13.0", ())
 
 
 def _absent(name: str) -> Any:
@@ -96,7 +96,7 @@ def _absent(name: str) -> Any:
     "load", [_absent, lambda name: object(), lambda name: _Cuda([], 0, "cuDriverGetVersion")]
 )
 def test_no_driver(load: Callable[[str], Any]) -> None:
-    assert doctor.find_driver(load) is None
+    assert probe.find_driver(load) is None
 
 
 _OPEN = "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release Build  (b@u)\n"
@@ -109,7 +109,7 @@ def test_driver_version_and_gpus_are_shown(
 ) -> None:
     (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
     (tmp_path / "proc/driver/nvidia/version").write_text(text)
-    monkeypatch.setattr(doctor, "find_driver", lambda: doctor.Driver("12.6", (_ORIN, _ADA)))
+    monkeypatch.setattr(doctor, "find_driver", lambda: probe.Driver("12.6", (_ORIN, _ADA)))
     machine = doctor.diagnose(tmp_path).machine
     assert machine["GPU driver"] == f"{version}, CUDA 12.6"
     assert machine["GPU 0"] == str(_ORIN)
@@ -123,7 +123,7 @@ def test_absent_driver_and_absent_gpu_are_shown(
     assert doctor.diagnose(tmp_path).machine["GPU driver"] == "none"
     ability = _found(doctor.RUN_GPU)
     assert (ability.works, ability.remedy) == (False, "install NVIDIA's driver")
-    monkeypatch.setattr(doctor, "find_driver", lambda: doctor.Driver("13.0", ()))
+    monkeypatch.setattr(doctor, "find_driver", lambda: probe.Driver("13.0", ()))
     machine = doctor.diagnose(tmp_path).machine
     assert (machine["GPU driver"], machine["GPU"]) == ("CUDA 13.0", "none that the driver can use")
 
@@ -141,7 +141,7 @@ def pycuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable
         (tmp_path / "pycuda" / "driver.py").write_text(driver)
         monkeypatch.syspath_prepend(tmp_path)
 
-    monkeypatch.setattr(doctor, "find_driver", lambda: doctor.Driver("12.6", (_ORIN, _ADA)))
+    monkeypatch.setattr(doctor, "find_driver", lambda: probe.Driver("12.6", (_ORIN, _ADA)))
     real = {name: sys.modules.pop(name) for name in _imported_pycuda()}
     yield install
     for name in _imported_pycuda():
@@ -227,7 +227,7 @@ def test_broken_tensorrt_says_why(
     tensorrt: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, text: str, cause: str
 ) -> None:
     tensorrt(text)
-    monkeypatch.setattr(doctor, "find_driver", lambda: doctor.Driver("12.6", (_ORIN,)))
+    monkeypatch.setattr(doctor, "find_driver", lambda: probe.Driver("12.6", (_ORIN,)))
     problem = f"tensorrt is installed but does not import: {cause}"
     diagnosis = doctor.diagnose()
     assert f"{problem}; pip install tensorrt" in diagnosis.warnings
@@ -240,8 +240,8 @@ def test_tensorrt_that_hangs_is_given_up(
     tensorrt: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tensorrt("import time; time.sleep(60)")
-    monkeypatch.setattr(doctor, "_PATIENCE_S", 0.2)
-    assert doctor.find_tensorrt("tensorrt").problem.endswith("does not import: not within 0.2 s")
+    monkeypatch.setattr(probe, "_PATIENCE_S", 0.2)
+    assert probe.find_tensorrt("tensorrt").problem.endswith("does not import: not within 0.2 s")
 
 
 def test_absent_tensorrt_is_no_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_tensorrt_builds_for_the_gpu_at_hand(
     tensorrt(f"print('noise'); __version__ = '{version}'")
     monkeypatch.setattr(doctor, "find_driver", lambda: None)
     assert _found(_BUILD).detail == "no GPU here"
-    monkeypatch.setattr(doctor, "find_driver", lambda: doctor.Driver("12.6", (_ORIN,)))
+    monkeypatch.setattr(doctor, "find_driver", lambda: probe.Driver("12.6", (_ORIN,)))
     ability = _found(_BUILD)
     assert ability.works is works
     old = f"tensorrt {version} is older than 10.3"
@@ -276,11 +276,11 @@ def test_tensorrt_builds_for_the_gpu_at_hand(
 def test_tensorrt_rtx_runs_on_its_targets_only(
     pycuda: Callable[[str], None],
     monkeypatch: pytest.MonkeyPatch,
-    gpus: tuple[doctor.Gpu, ...],
+    gpus: tuple[probe.Gpu, ...],
     works: bool,
 ) -> None:
     pycuda(_WORKING)
-    monkeypatch.setattr(doctor, "find_driver", lambda: doctor.Driver("13.0", gpus))
+    monkeypatch.setattr(doctor, "find_driver", lambda: probe.Driver("13.0", gpus))
     ability = _found(doctor.RUN_RTX)
     assert ability.works is works
     assert ability.detail.endswith("and the GPU here is 8.7") is not works
@@ -314,7 +314,7 @@ def test_jetson_is_described_and_its_remedies_are_apts(
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(doctor, "find_driver", lambda: doctor.Driver("13.0", (_ORIN,)))
+    monkeypatch.setattr(doctor, "find_driver", lambda: probe.Driver("13.0", (_ORIN,)))
     for module in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, module, None)
     diagnosis = doctor.diagnose(tmp_path)

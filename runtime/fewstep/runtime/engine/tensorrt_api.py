@@ -21,7 +21,8 @@ _INSTALL: dict[EngineBackend, str] = {
     "with --system-site-packages; elsewhere with: pip install tensorrt",
     "tensorrt-rtx": "with: pip install 'fewstep[rtx]'",
 }
-_OLDEST = (10, 3)  # JetPack 6; older ones lack strong typing as it is used here
+OLDEST = (10, 3)
+"""Of ``tensorrt``, that of JetPack 6: older ones lack strong typing as it is used here."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,9 @@ def load(backend: EngineBackend) -> TensorRt:
             f"the Python module {name} {problem}; install it {_INSTALL[backend]}"
         ) from error
     found = TensorRt(backend, module)
-    if backend == "tensorrt" and _numbers(found.version) < _OLDEST:
+    if backend == "tensorrt" and _numbers(found.version) < OLDEST:
         raise EngineError(
-            f"{found} is too old; fewstep needs TensorRT {_OLDEST[0]}.{_OLDEST[1]} or newer "
+            f"{found} is too old; fewstep needs TensorRT {OLDEST[0]}.{OLDEST[1]} or newer "
             "(JetPack 6)"
         )
     return found
