@@ -25,7 +25,7 @@ from fewstep.export.demo import sample_checkpoints
 
 _TESTS = ROOT / "tests" / "cuda"
 _ALL = frozenset(path.stem.removeprefix("test_") for path in _TESTS.glob("test_*.py"))
-_LOOP = frozenset(("device", "generation", "graph", "memory", "opening"))
+_LOOP = frozenset(("device", "generation", "graph", "memory", "opening", "tensorrt"))
 _KERNELS = _ALL - _LOOP
 _SAME_IN_ANY_ORDER = frozenset(("kernel_limits", "official_rollouts", "philox"))
 
@@ -45,12 +45,14 @@ class Mode:
 _MODES = {
     "lazy streams": Mode({"streams": "lazy"}, _ALL),
     "eager streams": Mode(
-        {"streams": "eager"}, frozenset(("device", "generation", "graph")), leave_out="sample"
+        {"streams": "eager"},
+        frozenset(("device", "generation", "graph")),
+        leave_out="sample",
     ),
     "integrated": Mode(
         {"integrated": True}, frozenset(("generation", "graph", "memory")), leave_out="sample"
     ),
-    "architecture 8.9": Mode({"architecture": 89}, frozenset(("graph", "opening"))),
+    "architecture 8.9": Mode({"architecture": 89}, frozenset(("graph", "opening", "tensorrt"))),
     "reversed threads": Mode({"order": "reverse"}, _KERNELS - _SAME_IN_ANY_ORDER),
 }
 

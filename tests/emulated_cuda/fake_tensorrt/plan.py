@@ -20,7 +20,7 @@ AMPERE_AND_LATER = 126  # what the builder writes when it is given no target
 HEADER_BYTES = 64
 
 _RTX = struct.Struct("<4sIQQ4B4sI28x")
-_RTX_MAGIC, _RTX_TAG = b"vtrt", b"vttr"
+_RTX_MAGIC, _RTX_TAG = b"vtrt", b"vtrt"
 _OTHER = struct.Struct("<4s4HIQ40x")
 _OTHER_MAGIC = b"ftrt"
 _LENGTHS = struct.Struct("<QQ")

@@ -18,7 +18,7 @@ from typing import Any
 
 from fewstep.runtime.device import ALIGNMENT, Buffer, CudaStream
 from fewstep.runtime.engine import check_binding
-from fewstep.runtime.engine.tensorrt_api import Messages, TensorRt
+from fewstep.runtime.engine.tensorrt_api import TensorRt
 from fewstep.runtime.errors import EngineError, FewstepError
 from fewstep.runtime.files import replacing
 from fewstep.runtime.manifest import GraphInfo
@@ -56,8 +56,8 @@ class TensorRtEngine:
     ) -> None:
         self.name, self.inputs, self.outputs = name, info.inputs, info.outputs
         self._api, self._module, self._stream = api, api.module, stream.handle
-        self._messages = Messages(api.module)
-        self._runtime: Any = api.module.Runtime(self._messages.logger)
+        api.messages.clear()
+        self._runtime: Any = api.module.Runtime(api.messages.logger)
         self._engine: Any = self._runtime.deserialize_cuda_engine(file.content)
         if self._engine is None:
             raise self._refused("the engine does not load")
@@ -124,8 +124,8 @@ class TensorRtEngine:
             shape = tuple(batch if isinstance(size, str) else size for size in info.shape)
             if not context.set_input_shape(name, shape):
                 raise self._refused(f"input '{name}' of shape {list(shape)} was not taken")
-        if missing := context.infer_shapes():
-            raise self._refused(f"shapes that depend on {', '.join(missing)}")
+        if missing := self._missing_shapes(context):
+            raise self._refused(f"its shapes depend on {', '.join(missing)}")
         context.set_device_memory(*self._scratch)
         # Only TensorRT-RTX can tell; TensorRT itself refuses while it is being captured.
         tells = getattr(context, "is_stream_capturable", None)
@@ -133,6 +133,13 @@ class TensorRtEngine:
             raise self._refused("its work cannot be captured into a CUDA graph")
         self._contexts[batch] = context
         return context
+
+    def _missing_shapes(self, context: Any) -> list[str]:
+        try:
+            found: list[str] = context.infer_shapes()
+        except RuntimeError as error:
+            raise self._refused("its shapes contradict each other") from error
+        return found
 
     def _set_profile(self, context: Any, profile: int) -> None:
         try:
@@ -196,7 +203,7 @@ class TensorRtEngine:
                 )
 
     def _refused(self, what: str) -> EngineError:
-        said = self._messages.explain("it did not say why")
+        said = self._api.messages.explain("it did not say why")
         return EngineError(f"graph '{self.name}': {what}: {said} ({self._api})")
 
 

@@ -1,11 +1,11 @@
 """The Python modules ``tensorrt`` (10.3 … 11) and ``tensorrt_rtx`` (1.x), by what they share.
 
-Both log instead of raising, so every caller takes a :class:`Messages` logger and puts what was
-logged into its errors.
+Both log instead of raising, so what was logged goes into the errors of this package.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +37,11 @@ class TensorRt:
         """The module's version, for example ``"10.3.0"``."""
         return str(self.module.__version__)
 
+    @property
+    def messages(self) -> Messages:
+        """What the module logs; one for the process, as it keeps the first logger it is given."""
+        return _messages(self.module)
+
     def __str__(self) -> str:
         return f"{self.backend} {self.version}"
 
@@ -67,7 +72,7 @@ def load(backend: EngineBackend) -> TensorRt:
 
 
 class Messages:
-    """What TensorRT logged: errors and warnings, in order and without repetition.
+    """Errors and warnings that TensorRT logged since :meth:`clear`, each once.
 
     ``logger`` is what its constructors take.
     """
@@ -76,23 +81,35 @@ class Messages:
         self.errors: list[str] = []
         self.warnings: list[str] = []
         self.logger = _logger(module, self._log)
-        self._severity = module.ILogger.Severity
+        severity = module.ILogger.Severity
+        self._kept = {
+            severity.INTERNAL_ERROR: self.errors,
+            severity.ERROR: self.errors,
+            severity.WARNING: self.warnings,
+        }
 
-    def _log(self, severity: Any, text: str) -> None:
-        if _NO_DRIVER in text:  # building needs no GPU, and says often that there is none
-            return
-        kept = self.errors
-        if severity not in (self._severity.ERROR, self._severity.INTERNAL_ERROR):
-            kept = self.warnings
-        if severity not in (self._severity.INFO, self._severity.VERBOSE) and text not in kept:
-            kept.append(text.strip())
+    def clear(self) -> None:
+        """Forget what was logged so far."""
+        self.errors.clear()
+        self.warnings.clear()
 
     def explain(self, otherwise: str) -> str:
         """The errors in one line."""
         return "; ".join(self.errors) or otherwise
 
+    def _log(self, severity: Any, text: str) -> None:
+        kept = self._kept.get(severity)
+        # Building needs no GPU, and says often that there is none.
+        if kept is not None and _NO_DRIVER not in text and text.strip() not in kept:
+            kept.append(text.strip())
+
 
 _NO_DRIVER = "CUDA initialization failure with error: 35"
+
+
+@functools.cache
+def _messages(module: Any) -> Messages:
+    return Messages(module)
 
 
 def _logger(module: Any, log: Callable[[Any, str], None]) -> Any:
