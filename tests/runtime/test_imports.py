@@ -113,6 +113,33 @@ def test_gpu_without_its_packages_is_not_blamed_on_those_of_the_cpu(tiny_bundle:
     assert _run(code) == "pycuda is not installed; install it with: pip install 'fewstep[cuda]'\n"
 
 
+def test_building_needs_no_torch_and_no_builder_until_it_builds() -> None:
+    modules = [
+        f"fewstep.build.{path.stem}" for path in (_ROOT / "export/fewstep/build").glob("[!_]*.py")
+    ]
+    assert "fewstep.build.engines" in modules
+    blocked = {"torch", "onnxscript", "safetensors", "tensorrt", "tensorrt_rtx", "polygraphy"}
+    code = textwrap.dedent(_BLOCK.format(blocked=blocked)) + textwrap.dedent(
+        f"""
+        for name in {sorted(modules)}:
+            importlib.import_module(name)
+            print(name)
+        """
+    )
+    assert _run(code).split() == sorted(modules)
+
+
+@pytest.mark.parametrize("name", ["kernels", "pipeline", "profiles", "progress"])
+def test_what_builds_no_graph_needs_no_onnx(name: str) -> None:
+    code = textwrap.dedent(_BLOCK.format(blocked={*_OPTIONAL, "numba"})) + textwrap.dedent(
+        f"""
+        importlib.import_module("fewstep.build.{name}")
+        print("imported")
+        """
+    )
+    assert _run(code) == "imported\n"
+
+
 def test_building_kernels_needs_the_compilers_packages_only(bundle_copy: Path) -> None:
     blocked = {*_OPTIONAL, "numba"} - {"cuda"}
     code = textwrap.dedent(_BLOCK.format(blocked=blocked)) + textwrap.dedent(

@@ -10,9 +10,24 @@ Clocks are the boost clock of the reference card, or the highest of a Jetson's p
 that boost higher go below the bounds by as much. The accelerators beside a Jetson's GPU (DLA) are
 not in the table.
 
-NVIDIA's documents could not be opened where the table was written. Its figures come from what
-others quote of them, and tests hold the products against the totals that NVIDIA advertises. Not
-confirmed even so: the clock of Orin NX in Super Mode, the int8 rate and the caches of Thor.
+Confirmed by the sources that each GPU names, as public copies and quotations give them:
+
+- GeForce: the rates; the cores, memory sizes and clocks of all cards, the clocks to 10 MHz; the
+  bandwidths but those of 4060 and 4080; the exact MHz of 4090 and 5090; the L2 caches of 3090,
+  4090 and 5090.
+- Orin: clocks (1,173 MHz for Orin NX in Super Mode), bandwidths and memory; of the sparse int8
+  TOPS, the GPU's share: 170 of 275 for AGX Orin, 157 less the DLA's 80 for Orin NX, all 67 for
+  Orin Nano; the L2 cache of AGX Orin.
+- Thor: clock, bandwidth, memory and the rates but bf16's; 20 multiprocessors and 32 MiB of L2 cache
+  are what a device reports.
+
+Confirmed by GPU databases and reviews alone (fpsbench.com, cputronic.com, kitguru.net): the exact
+MHz and the L2 caches of the other cards, the bandwidths of 4060 and 4080. By what devices report to
+``deviceQuery`` alone: 2 MiB of L2 cache on Orin Nano and Orin NX.
+
+Assumptions: bf16 is as fast as fp16 on Orin and Thor; the system caches (4 MB on Orin, 16 MB on
+Thor) serve the GPU in full; where NVIDIA prints 102 GB/s, it means 102.4. Tests hold the products
+against the totals that NVIDIA advertises.
 """
 
 from __future__ import annotations
@@ -35,10 +50,10 @@ RATES: Mapping[str, Mapping[str, int]] = {
 }
 """Dense operations per multiprocessor and clock, two per multiply-add, by compute capability.
 
-8.6, 8.9 and 12.0: the appendices of the white papers below. 8.7: from the 170 sparse INT8 TOPS of
-AGX Orin (16 multiprocessors, 1.3 GHz), fp16 at half of that as on every NVIDIA tensor core. 11.0:
-from the 2,070 sparse FP4 TFLOPS of T5000 (20 multiprocessors, 1.575 GHz), dense fp8 at a quarter;
-int8 is taken to be as fast as fp8, an assumption.
+8.6, 8.9 and 12.0: the appendices of the white papers below. 8.7: from the 170 INT8 TOPS and 85 FP16
+TFLOPS of AGX Orin, both sparse (16 multiprocessors, 1.3 GHz). 11.0: from the 517 dense FP8, 1,035
+sparse INT8 and 517 sparse FP16 TFLOPS of T5000 (20 multiprocessors, 1.575 GHz). bf16 is taken to be
+as fast as fp16 on both, an assumption.
 """
 
 AMPERE = (
@@ -56,17 +71,45 @@ BLACKWELL = (
 GEFORCE = (
     "GeForce graphics cards, compared: https://www.nvidia.com/en-us/geforce/graphics-cards/compare/"
 )
-ORIN = (
+RTX_3060 = (
+    "GeForce RTX 3060, questions and answers: "
+    "https://www.nvidia.com/en-us/geforce/news/game-on-you-asked-we-answered-qa/"
+)
+RTX_50 = (
+    "GeForce RTX 50 series, beside RTX 4070: https://www.nvidia.com/en-us/geforce/news/"
+    "rtx-50-series-graphics-cards-gpu-laptop-announcements/"
+)
+ORIN_MODULES = (
+    "Jetson Orin modules, compared: "
+    "https://www.nvidia.com/en-us/autonomous-machines/embedded-systems/jetson-orin/"
+)
+AGX_ORIN = (
     "Jetson AGX Orin Series Technical Brief, v1.2: https://www.nvidia.com/content/dam/en-zz/"
     "Solutions/gtcf21/jetson-orin/nvidia-jetson-agx-orin-technical-brief.pdf"
 )
-SUPER = (
-    "JetPack 6.2 brings Super Mode: https://developer.nvidia.com/blog/"
-    "nvidia-jetpack-6-2-brings-super-mode-to-nvidia-jetson-orin-nano-and-jetson-orin-nx-modules/"
+ORIN_NX = (
+    "Jetson Orin NX Series Data Sheet, DS-10712-001, v1.7: "
+    "https://developer.nvidia.com/downloads/jetson-orin-nx-module-series-data-sheet"
+)
+ORIN_NANO = (
+    "Jetson Orin Nano Series Data Sheet, DS-11105-001, v1.5: "
+    "https://developer.nvidia.com/downloads/jetson-orin-nano-series-data-sheet"
+)
+ORIN_NANO_KIT = (
+    "Jetson Orin Nano Developer Kit User Guide: "
+    "https://docs.nvidia.com/jetson/orin-nano-devkit/user-guide/latest/index.html"
 )
 THOR = (
     "Jetson Thor Series Modules Data Sheet, DS-11945-001: https://developer.nvidia.com/downloads/"
     "assets/embedded/secure/jetson/thor/docs/jetson-thor-series-modules-datasheet_ds-11945-001.pdf"
+)
+THOR_RATES = (
+    "Introducing Jetson Thor: https://developer.nvidia.com/blog/"
+    "introducing-nvidia-jetson-thor-the-ultimate-platform-for-physical-ai/"
+)
+THOR_DEVICE = (
+    "Core counts of Jetson AGX Thor, in the forum: https://forums.developer.nvidia.com/t/"
+    "clarification-on-cuda-core-and-tensor-core-counts-for-jetson-agx-thor/356355"
 )
 
 
@@ -197,6 +240,7 @@ def _geforce(
     bandwidth_gb_s: float,
     memory_gib: int,
     cache_mib: int,
+    *more: str,
 ) -> Gpu:
     return Gpu(
         f"rtx-{number}",
@@ -207,7 +251,7 @@ def _geforce(
         bandwidth_gb_s,
         memory_gib,
         cache_mib,
-        sources=(_WHITE_PAPERS[capability], GEFORCE),
+        sources=(_WHITE_PAPERS[capability], GEFORCE, *more),
     )
 
 
@@ -221,8 +265,8 @@ _ALL = (
         1020,
         102.4,
         8,
-        8,
-        sources=(SUPER, ORIN),
+        6,
+        sources=(ORIN_NANO, ORIN_NANO_KIT),
         power_mode="MAXN_SUPER; before JetPack 6.2 625 MHz and 68 GB/s, at 15 W",
     ),
     Gpu(
@@ -233,9 +277,9 @@ _ALL = (
         1173,
         102.4,
         16,
-        8,
-        sources=(SUPER, ORIN),
-        power_mode="MAXN_SUPER; before JetPack 6.2 918 MHz, at 25 W",
+        6,
+        sources=(ORIN_NX,),
+        power_mode="MAXN_SUPER; before JetPack 6.2 918 MHz, in MAXN",
     ),
     Gpu(
         "agx-orin",
@@ -246,7 +290,7 @@ _ALL = (
         204.8,
         64,
         8,
-        sources=(ORIN,),
+        sources=(AGX_ORIN, ORIN_MODULES),
         power_mode="MAXN, up to 60 W",
     ),
     Gpu(
@@ -258,13 +302,13 @@ _ALL = (
         273,
         128,
         48,
-        sources=(THOR,),
+        sources=(THOR, THOR_RATES, THOR_DEVICE),
         power_mode="MAXN, up to 130 W",
     ),
-    _geforce(3060, "8.6", 28, 1777, 360, 12, 3),
+    _geforce(3060, "8.6", 28, 1777, 360, 12, 3, RTX_3060),
     _geforce(3090, "8.6", 82, 1695, 936, 24, 6),
     _geforce(4060, "8.9", 24, 2460, 272, 8, 24),
-    _geforce(4070, "8.9", 46, 2475, 504, 12, 36),
+    _geforce(4070, "8.9", 46, 2475, 504, 12, 36, RTX_50),
     _geforce(4080, "8.9", 76, 2505, 716.8, 16, 64),
     _geforce(4090, "8.9", 128, 2520, 1008, 24, 72),
     _geforce(5080, "12.0", 84, 2617, 960, 16, 64),

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from fewstep.build.capabilities import inferred
 from fewstep.runtime.errors import ExportError
 
 LOW = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -71,11 +72,11 @@ class _Pass:
     def __init__(
         self, model: onnx.ModelProto, precision: str, keep: Collection[str], heads: bool
     ) -> None:
-        self._model, self._low = onnx.shape_inference.infer_shapes(model), LOW[precision]
-        graph = self._model.graph
+        self._model, self._low = model, LOW[precision]
+        graph, typed = model.graph, inferred(model)
         self._types = {
             value.name: value.type.tensor_type.elem_type
-            for value in (*graph.input, *graph.value_info, *graph.output)
+            for value in (*typed.input, *typed.value_info, *typed.output)
         }
         self._weights = {each.name: each for each in graph.initializer}
         self._types |= {name: weight.data_type for name, weight in self._weights.items()}

@@ -12,12 +12,17 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from fewstep.build.capabilities import inferred
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.device import Array
 from fewstep.runtime.errors import BundleError, EngineError
 from fewstep.runtime.verify import rollouts
 
 _PREFIX = "largest/"
+_MOVES = frozenset(
+    ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Expand", "Slice")
+)
+"""Operators whose outputs hold numbers of their first input and no others."""
 
 
 def measure_ranges(bundle: Bundle) -> dict[str, dict[str, float]]:
@@ -43,7 +48,7 @@ def measure_ranges(bundle: Bundle) -> dict[str, dict[str, float]]:
         decoder.run({"tokens": rollout["sampled"][-1]})
     for measured in (transformer, policy, decoder):
         if measured is not None:
-            found[measured.graph] = measured.largest
+            found[measured.graph] = measured.all_tensors()
     return found
 
 
@@ -56,6 +61,7 @@ class _Measured:
         self.graph, self.largest = graph, dict[str, float]()
         model = onnx.load(bundle.graph_path(graph))
         self._outputs = [output.name for output in model.graph.output]
+        self._nodes = onnx.GraphProto(node=model.graph.node)
         instrument(model)
         try:
             self._session = onnxruntime.InferenceSession(
@@ -73,18 +79,33 @@ class _Measured:
                 self.largest[tensor] = max(self.largest.get(tensor, 0.0), float(value))
         return {name: values[name] for name in self._outputs}
 
+    def all_tensors(self) -> dict[str, float]:
+        """What was measured, and what follows from it."""
+        spread(self._nodes, self.largest)
+        return self.largest
+
 
 def instrument(model: onnx.ModelProto) -> None:
-    """Add an output ``largest/TENSOR`` with the largest magnitude of every float tensor."""
+    """Add an output ``largest/TENSOR`` with the largest magnitude of every float tensor.
+
+    Tensors that only move the numbers of another are left out; see :func:`spread`.
+    """
     graph = model.graph
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    weights = {each.name for each in graph.initializer}
-    for name in [name for name in _floats(inferred) if name not in weights]:
+    moved = {name for node in graph.node if node.op_type in _MOVES for name in node.output}
+    unseen = moved | {each.name for each in graph.initializer}
+    for name in [name for name in _floats(inferred(model)) if name not in unseen]:
         graph.node.append(helper.make_node("Abs", [name], [f"magnitude/{name}"]))
         graph.node.append(
             helper.make_node("ReduceMax", [f"magnitude/{name}"], [_PREFIX + name], keepdims=0)
         )
         graph.output.append(helper.make_tensor_value_info(_PREFIX + name, TensorProto.FLOAT, []))
+
+
+def spread(graph: onnx.GraphProto, largest: dict[str, float]) -> None:
+    """Give tensors that only move the numbers of another that one's magnitude."""
+    for node in graph.node:
+        if node.op_type in _MOVES and node.input[0] in largest:
+            largest.update(dict.fromkeys(node.output, largest[node.input[0]]))
 
 
 def _floats(graph: onnx.GraphProto) -> Iterator[str]:

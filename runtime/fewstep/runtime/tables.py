@@ -48,6 +48,7 @@ def inspect_tables(inspection: Inspection) -> list[Table]:
         "policy network": "yes" if info.policy else "no",
         "precisions": ", ".join(inspection.bundle.precisions),
         "CUDA kernels": _kernels(inspection),
+        "engines": _engines(inspection),
         "defaults": ", ".join(f"{key} {value}" for key, value in info.defaults),
         "created": manifest.provenance.created,
         "command": manifest.provenance.command or "-",
@@ -168,6 +169,16 @@ def _tensors(tensors: dict[str, TensorInfo]) -> str:
 def _kernels(inspection: Inspection) -> str:
     info = inspection.bundle.manifest.kernels
     return f"{', '.join(info.cubins)} ({info.compiler})" if info else "none"
+
+
+def _engines(inspection: Inspection) -> str:
+    """One line for each backend, version, precision and set of targets."""
+    sets: dict[str, list[str]] = {}
+    for each in inspection.bundle.manifest.engines:
+        targets = ", ".join(each.compute_capabilities)
+        what = f"{each.precision} for {targets} ({each.backend} {each.version})"
+        sets.setdefault(what, []).append(each.graph)
+    return "\n".join(f"{what}: {', '.join(graphs)}" for what, graphs in sets.items()) or "none"
 
 
 def _condition(inspection: Inspection) -> str:
