@@ -271,7 +271,7 @@ def test_another_runner_runs_every_part(intact: Bundle) -> None:
     seen = []
 
     def run(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        onnx.checker.check_model(model)
+        onnx.shape_inference.infer_shapes(model, strict_mode=True)
         seen.append(len(model.graph.node))
         return run_onnxruntime(model, inputs)
 
@@ -346,14 +346,11 @@ def _saved(
     outputs: list[str],
     shape: list[str | int] | None = None,
 ) -> MarkedGraph:
-    described = [
-        [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape or ["batch"])
-            for name in each
-        ]
-        for each in (inputs, outputs)
-    ]
-    graph = helper.make_graph(nodes, "small", *described)
+    def described(names: list[str]) -> list[onnx.ValueInfoProto]:
+        kind, dims = TensorProto.FLOAT, shape or ["batch"]
+        return [helper.make_tensor_value_info(name, kind, dims) for name in names]
+
+    graph = helper.make_graph(nodes, "small", described(inputs), described(outputs))
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     path = folder / "small.onnx"
     onnx.save(model, path)

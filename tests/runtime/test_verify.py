@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,18 @@ import pytest
 from onnx import numpy_helper
 
 from fewstep.runtime.bundle import Bundle, write_manifest
+from fewstep.runtime.device import Array
 from fewstep.runtime.errors import BundleError, EngineError
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.verify import THRESHOLDS, Report, psnr, verify
+from fewstep.runtime.verify import (
+    THRESHOLDS,
+    TITLES,
+    Check,
+    Report,
+    Thresholds,
+    psnr,
+    verify,
+)
 
 
 def _verify(bundle: Path) -> Report:
@@ -41,15 +52,37 @@ def _scale_weights(path: Path, factor: float) -> None:
 def test_intact_bundle_passes_for_every_schedule(tiny_bundle: Path) -> None:
     report = _verify(tiny_bundle)
     assert report.passed
-    assert {check.schedule for check in report.checks} == {"cosine", "policy"}
-    figures = {check.figure for check in report.checks if check.schedule == "policy"}
-    assert figures == {
-        "logit_error",
-        "argmax_agreement",
-        "psnr_db",
-        "token_agreement",
-        "action_error",
-    }
+    found = {(check.schedule, check.graph, check.figure) for check in report.checks}
+    assert len(found) == len(report.checks)
+    for schedule in ("cosine", "policy"):
+        figures = {(graph, figure) for each, graph, figure in found if each == schedule}
+        policy = {("policy", "action_error")} if schedule == "policy" else set()
+        assert figures == policy | {
+            ("transformer", "logit_error"),
+            ("transformer", "mean_logit_error"),
+            ("transformer", "argmax_agreement"),
+            ("transformer", "kl_nats"),
+            ("decoder", "psnr_db"),
+            ("loop", "token_agreement"),
+        }
+
+
+def test_teacher_forced_figures_are_there_by_step(tiny_bundle: Path) -> None:
+    for check in _verify(tiny_bundle).checks:
+        if check.figure in ("psnr_db", "token_agreement"):
+            assert (check.steps, check.worst_step) == ((), None)
+            continue
+        assert len(check.steps) == 4
+        largest = check.figure in ("logit_error", "action_error")
+        overall = max(check.steps) if largest else np.mean(check.steps)
+        assert check.value == pytest.approx(overall, rel=1e-12)
+        worst = min(check.steps) if check.figure == "argmax_agreement" else max(check.steps)
+        assert check.steps[check.worst_step or 0] == worst
+
+
+def test_the_report_says_what_ran(tiny_bundle: Path) -> None:
+    report = _verify(tiny_bundle)
+    assert (report.backend, report.device, report.precision) == ("onnxruntime", "cpu", "fp32")
 
 
 def test_text_bundle_passes(tiny_text_bundle: Path) -> None:
@@ -59,17 +92,92 @@ def test_text_bundle_passes(tiny_text_bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("graph", "factor", "caught_by"),
     [
-        ("transformer", 1.01, "logit_error"),
-        ("policy", 1.2, "action_error"),
+        ("transformer", 1.01, {"logit_error", "mean_logit_error", "kl_nats"}),
+        ("policy", 1.2, {"action_error"}),
+        ("decoder", math.nan, {"psnr_db"}),
     ],
 )
 def test_changed_weights_are_caught(
-    bundle_copy: Path, graph: str, factor: float, caught_by: str
+    bundle_copy: Path, graph: str, factor: float, caught_by: set[str]
 ) -> None:
     _scale_weights(bundle_copy / f"{graph}.onnx", factor)
     _rehash(bundle_copy)
-    failed = {check.figure for check in _verify(bundle_copy).checks if not check.passed}
-    assert caught_by in failed
+    report = _verify(bundle_copy)
+    failed = {check.figure for check in report.checks if not check.passed and check.graph == graph}
+    assert caught_by <= failed
+    assert report.failing_graphs[0] == graph
+    assert not report.passed
+
+
+def _damage_one(path: Path, operator: str, change: Callable[[Array], Array]) -> None:
+    """Change the weights of one node that nothing else reads."""
+    model = onnx.load(path)
+    weights = {each.name: each for each in model.graph.initializer}
+    node = next(
+        each
+        for each in model.graph.node
+        if each.op_type == operator
+        and each.input[1] in weights
+        and len(set(weights[each.input[1]].dims)) == 1
+    )
+    changed = change(numpy_helper.to_array(weights[node.input[1]]).copy())
+    model.graph.initializer.append(numpy_helper.from_array(changed, "changed"))
+    node.input[1] = "changed"
+    onnx.save(model, path)
+
+
+def _one_weight(values: Array) -> Array:
+    values[1, 2] += np.abs(values).max()
+    return values
+
+
+def _transposed(values: Array) -> Array:
+    return np.ascontiguousarray(values.T)
+
+
+def _one_nan(values: Array) -> Array:
+    values[0, 0] = np.nan
+    return values
+
+
+@pytest.mark.parametrize("change", [_one_weight, _transposed, _one_nan])
+def test_one_wrong_product_fails_its_graph(
+    bundle_copy: Path, change: Callable[[Array], Array]
+) -> None:
+    _damage_one(bundle_copy / "transformer.onnx", "MatMul", change)
+    _rehash(bundle_copy)
+    report = _verify(bundle_copy)
+    failed = {(check.graph, check.figure) for check in report.checks if not check.passed}
+    assert {("transformer", "logit_error"), ("transformer", "kl_nats")} <= failed
+    assert not any(graph == "decoder" for graph, _ in failed)
+    json.dumps(report.as_dict(), allow_nan=False)
+
+
+def test_bars_of_a_figure_may_be_left_out() -> None:
+    bars = Thresholds(1e-3, 0.9, 0.9, 40.0)
+    assert (bars.kl_nats, bars.mean_logit_error, bars.action_error) == (math.inf,) * 3
+    check = Check("transformer", "cosine", "kl_nats", 3.0, bars.kl_nats, True)
+    assert check.passed
+    assert check.as_dict()["limit"] is None
+
+
+@pytest.mark.parametrize("at_most", [True, False])
+def test_nan_never_passes(at_most: bool) -> None:
+    for limit in (0.0, math.inf, -math.inf):
+        check = Check("decoder", "cosine", "psnr_db", math.nan, limit, at_most, (1.0, math.nan))
+        assert not check.passed
+        assert (check.worst_step, check.as_dict()["value"]) == (1, None)
+
+
+@pytest.mark.parametrize("figure", [each.name for each in fields(Thresholds)])
+def test_bars_are_looser_the_lower_the_precision(figure: str) -> None:
+    """And every figure has a title, and a bar that is judged."""
+    bars = [getattr(THRESHOLDS[each], figure) for each in ("fp32", "fp16", "bf16", "int8")]
+    higher_is_better = figure in ("argmax_agreement", "token_agreement", "psnr_db")
+    assert bars == sorted(bars, reverse=higher_is_better)
+    assert THRESHOLDS["fp8"] == THRESHOLDS["int8"]
+    assert all(map(math.isfinite, bars))
+    assert figure in TITLES
 
 
 def test_wrong_decoder_is_caught(bundle_copy: Path) -> None:

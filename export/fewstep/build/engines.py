@@ -193,13 +193,26 @@ def current_engine(
     options = profiles(
         bundle.manifest.model, name, bundle.graph(name, wanted.precision), wanted.options
     )
-    fresh = _record(bundle, name, wanted, options, api).model_dump(include=set(_SAME))
+    fresh = _record(bundle, name, wanted, options, api)
     for info in reversed(bundle.manifest.engines):
-        covers = set(wanted.capabilities) <= set(info.compute_capabilities)
-        same = info.model_dump(include=set(_SAME)) == fresh
-        if covers and same and _is_there(bundle, info, hashed):
-            return info
+        if not _rivals(fresh, info):
+            continue
+        if _made_as(info) != _made_as(fresh):
+            return None  # a device takes the newest engine that runs there, so this one
+        if set(wanted.capabilities) <= set(info.compute_capabilities):
+            return info if _is_there(bundle, info, hashed) else None
     return None
+
+
+def _made_as(info: EngineInfo) -> dict[str, Any]:
+    return info.model_dump(include=set(_SAME))
+
+
+def _rivals(one: EngineInfo, other: EngineInfo) -> bool:
+    """Whether some device could take either."""
+    kinds = [(each.backend, each.version, each.graph, each.precision) for each in (one, other)]
+    shared = set(one.compute_capabilities) & set(other.compute_capabilities)
+    return kinds[0] == kinds[1] and bool(shared)
 
 
 def _graphs(bundle: Bundle) -> tuple[str, ...]:
@@ -238,15 +251,19 @@ def _store(
     api: TensorRt,
     built: BuiltEngine,
 ) -> tuple[Bundle, EngineInfo]:
-    """Add an engine, in the place of those that it makes superfluous."""
+    """Add an engine, in the place of those that it makes superfluous.
+
+    The manifest is read again: others may have added to the bundle while this one was built.
+    """
     digest = hashlib.sha256(built.content).hexdigest()[:12]  # new contents, new name
     file = f"engines/{name}.{wanted.precision}.{wanted.backend}-{digest}.engine"
     told = {"file": file, "seconds": round(built.seconds, 2)}
     told["peak_memory_bytes"] = built.peak_memory_bytes
     record = _record(bundle, name, wanted, ranges, api).model_copy(update=told)
-    kept = [each for each in bundle.manifest.engines if not _replaces(record, each)]
+    now = Bundle.read(bundle.path)
+    kept = [each for each in now.manifest.engines if not _replaces(record, each)]
     engines = [each.model_dump() for each in (*kept, record)]
-    return bundle.update({file: built.content}, engines=engines), record
+    return now.update({file: built.content}, engines=engines), record
 
 
 def _replaces(new: EngineInfo, old: EngineInfo) -> bool:

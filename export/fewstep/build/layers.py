@@ -78,8 +78,8 @@ def first_divergence(
     right = reference or (None if precision == "fp32" else bundle)
     candidate = MarkedGraph(bundle.graph_path(graph, precision))
     model = MarkedGraph(right.graph_path(graph)) if right else None
-    if right is not None and model is not None:
-        _require_same_model(bundle, right, candidate, model)
+    if reference is not None and model is not None:
+        _require_same_model(bundle, reference, candidate, model)
     inputs, places = _recorded_inputs(bundle, graph, right or bundle, run)
     row, broken = _worst_row(candidate, model, inputs, run)
     one = {name: value[row : row + 1] for name, value in inputs.items()}

@@ -40,6 +40,7 @@ def run_onnxruntime(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> dict
         raise missing("onnxruntime", "cpu") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False  # one output that is kept would keep all of the arena
     try:
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]

@@ -59,14 +59,10 @@ class BuildRequest:
         known: dict[str | None, Precision] = {"fp16": "fp16", "bf16": "bf16"}
         return known.get(self.precision, "fp32")
 
-    @property
-    def heads(self) -> bool:
+    def heads(self, targets: tuple[str, ...]) -> bool:
         """Whether new graphs keep their last products in fp32."""
-        return self.fp32_heads if self.fp32_heads is not None else not self._turing
-
-    @property
-    def _turing(self) -> bool:
-        return self.backend == "tensorrt-rtx" and _TURING in self.capabilities
+        turing = self.backend == "tensorrt-rtx" and _TURING in targets
+        return self.fp32_heads if self.fp32_heads is not None else not turing
 
 
 @dataclass(frozen=True)
@@ -115,7 +111,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Outcome:
     wanted = _target(request)
     if request.with_kernels:
         KernelCompiler().wanted(wanted.capabilities if wanted else request.capabilities)
-    graphs = _make_graphs(request)
+    graphs = _make_graphs(request, wanted)
     engines: tuple[EngineReport, ...] = ()
     if wanted is not None:
         from fewstep.build.engines import build_engines
@@ -142,7 +138,7 @@ def preflight_only(request: BuildRequest) -> None:
         raise RequestError("preflight is of engines: pass --backend tensorrt or tensorrt-rtx")
     wanted = _target(request, load_module=False)
     assert wanted is not None
-    _make_graphs(request)
+    _make_graphs(request, wanted)
     check(Bundle.read(request.bundle), wanted)
 
 
@@ -166,8 +162,10 @@ def stale(request: BuildRequest | None, path: Path) -> dict[str, str]:
 
         api = load(wanted.backend)
         for name in bundle.manifest.graphs:
-            if current_engine(bundle, name, wanted, api, hashed=True) is None:
+            if current_engine(bundle, name, wanted, api) is None:
                 found[f"engine of {name}"] = f"is not built as asked for with {api}"
+            elif current_engine(bundle, name, wanted, api, hashed=True) is None:
+                found[f"engine of {name}"] = "its file is damaged; build it again with --force"
     if request.with_kernels:
         compiler = KernelCompiler()
         capabilities = compiler.wanted(wanted.capabilities if wanted else request.capabilities)
@@ -211,7 +209,7 @@ def _graphs_current(bundle: Bundle, request: BuildRequest) -> bool:
     return is_current(bundle, request.graph_precision, request.fp32_heads)
 
 
-def _make_graphs(request: BuildRequest) -> tuple[GraphReport, ...]:
+def _make_graphs(request: BuildRequest, wanted: Target | None) -> tuple[GraphReport, ...]:
     if request.graph_precision == "fp32":
         return ()
     bundle = Bundle.read(request.bundle)
@@ -221,7 +219,8 @@ def _make_graphs(request: BuildRequest) -> tuple[GraphReport, ...]:
     _require_onnx()
     from fewstep.build.variants import add_variant
 
-    return add_variant(bundle, request.graph_precision, heads=request.heads)[1]
+    heads = request.heads(wanted.capabilities if wanted else ())
+    return add_variant(bundle, request.graph_precision, heads=heads)[1]
 
 
 def _require_onnx() -> None:

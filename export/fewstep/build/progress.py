@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -53,13 +53,24 @@ def interruptible(work: Callable[[], Result], cancelled: threading.Event) -> Res
     Raises:
         KeyboardInterrupt: as in this thread; ``work`` has ended.
     """
-    with ThreadPoolExecutor(1, "build") as pool:
-        future: Future[Result] = pool.submit(work)
-        try:
-            while not wait([future], timeout=_POLL_S).done:
-                pass
-        except KeyboardInterrupt:
-            cancelled.set()
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+    # Not a thread pool: one that is interrupted while it starts a thread does not wait for it.
+    thread = threading.Thread(target=run, name="build")
+    try:
+        thread.start()
+        while not wait([future], timeout=_POLL_S).done:
+            pass
+    except KeyboardInterrupt:
+        cancelled.set()
+        if not future.cancel():  # it has begun
             wait([future])
-            raise
-        return future.result()
+        raise
+    return future.result()

@@ -18,7 +18,7 @@ from typing import Any
 
 from fewstep.build.profiles import Profile
 from fewstep.build.progress import Report, interruptible, monitor
-from fewstep.runtime.engine.tensorrt_api import Messages, TensorRt
+from fewstep.runtime.engine.tensorrt_api import TensorRt
 from fewstep.runtime.errors import EngineError
 from fewstep.runtime.manifest import BuildOptions
 
@@ -74,7 +74,8 @@ class _Build:
 
     def __init__(self, api: TensorRt, request: EngineRequest) -> None:
         self._api, self._module, self._request = api, api.module, request
-        self.messages = Messages(api.module)
+        self.messages = api.messages
+        self.messages.clear()
 
     def run(self, progress: Any) -> memoryview:
         module = self._module
@@ -93,7 +94,7 @@ class _Build:
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise self._refused("the builder gave no engine", "it did not say why")
-        return memoryview(plan)
+        return memoryview(plan).cast("B")  # it says that it holds floats of one byte
 
     def _parse(self, parser: Any, network: Any) -> None:
         parsed = parser.parse_from_file(str(self._request.path))
@@ -108,6 +109,8 @@ class _Build:
     def _set_flags(self, config: Any) -> None:
         flags = self._module.BuilderFlag
         config.clear_flag(flags.TF32)  # fp32 stays fp32: TF32 products lose 13 bits
+        if config.get_flag(flags.TF32):
+            raise self._refused("TF32 was not turned off", "")
         if hasattr(flags, "REQUIRE_USER_ALLOCATION"):
             # TensorRT-RTX: the engine allocates nothing as it runs, so its work can be captured.
             config.set_flag(flags.REQUIRE_USER_ALLOCATION)
@@ -148,7 +151,7 @@ class _Build:
 
     def _refused(self, what: str, detail: str) -> EngineError:
         said = self.messages.explain(detail)
-        if "OutOfMemory" in said:
+        if "OutOfMemory" in said or "workspace" in said:
             said += "; give it more with --workspace, or build for a smaller --max-batch"
         return EngineError(
             f"graph '{self._request.graph}' ({self._request.path.name}): {what}"

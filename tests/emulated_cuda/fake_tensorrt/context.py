@@ -65,12 +65,14 @@ class IExecutionContext:
         return self._profile
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        """Raises instead of returning False: the real binding checks the result itself."""
         index, stream = integer(profile_index), integer(stream_handle)
-        where = "setOptimizationProfileAsync"
+        why = "the stream is being captured" if is_capturing(stream) else ""
         if not 0 <= index < self.engine.num_optimization_profiles:
-            return self._refuse(where, f"there is no profile {index}")
-        if is_capturing(stream):
-            return self._refuse(where, "the stream is being captured")
+            why = f"there is no profile {index}"
+        if why:
+            self._refuse("setOptimizationProfileAsync", why)
+            raise RuntimeError("Error in set optimization profile async.")
         self._profile, self._shapes = index, self._fixed_shapes()
         self._changed()
         self._note("profile", index=index)
@@ -220,6 +222,7 @@ class IExecutionContext:
             self.engine.name,
             {name: tuple(self.get_tensor_shape(name)) for name in self.engine.graph.tensors},
             dict(self._addresses),
+            self.engine.graph.outputs,
             (self._memory[0], self._needed_bytes) if user_managed else (0, 0),
         )
         enqueue(stream, run)

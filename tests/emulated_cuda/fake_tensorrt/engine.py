@@ -110,10 +110,10 @@ class ICudaEngine:
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[Dims]:
         if not (self._has(name) and self._has_profile(integer(profile_index))):
-            return []
+            return [Dims()] * 3
         if name not in self.graph.inputs:
             self._refuse("getProfileShape", f"{name} is not an input")
-            return []
+            return [Dims()] * 3
         return [Dims(sizes) for sizes in self.plan.profiles[profile_index][name]]
 
     def create_execution_context(self, strategy: Any = Strategy.STATIC) -> Any:

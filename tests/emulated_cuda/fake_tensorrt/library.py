@@ -19,6 +19,7 @@ Severity = enumeration(
     "Severity", ordered=True, INTERNAL_ERROR=0, ERROR=1, WARNING=2, INFO=3, VERBOSE=4
 )
 _NO_GPU = "cudaError 35: CUDA driver version is insufficient for CUDA runtime version"
+_KINDS = ("Builder", "ICudaEngine", "IExecutionContext", "Runtime")
 _OTHER_LOGGER = (
     "The logger passed in differs from one already registered for an existing builder, runtime, "
     "or refitter, and is ignored by what they share"
@@ -71,15 +72,15 @@ class Library:
 
     def register(self, owner: Any) -> None:
         """A new builder or runtime; all that live at a time should have the same logger."""
-        others = [made for made in self.alive if type(made).__name__ in ("Builder", "Runtime")]
+        others = [made for made in self.alive if _kind(made) in ("Builder", "Runtime")]
         if any(other.logger is not owner.logger for other in others):
             say(owner.logger, Severity.WARNING, _OTHER_LOGGER)
         self.alive.add(owner)
 
     def live(self) -> dict[str, int]:
         """How many builders, runtimes, engines and contexts there are, by class."""
-        names = [type(made).__name__ for made in self.alive]
-        return {name: names.count(name) for name in sorted(set(names))}
+        kinds = [_kind(made) for made in self.alive]
+        return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
 
 
 class _Checked(type):
@@ -133,6 +134,11 @@ class IProgressMonitor(metaclass=_Checked):
 
     def phase_finish(self, phase_name: str) -> None:
         raise RuntimeError('Tried to call pure virtual function "phase_finish"')
+
+
+def _kind(made: Any) -> str:
+    """The public class of an object."""
+    return next(base.__name__ for base in type(made).__mro__ if base.__name__ in _KINDS)
 
 
 def say(logger: Any, severity: Any, message: str) -> None:

@@ -34,6 +34,7 @@ class Run:
     engine: str
     shapes: Mapping[str, tuple[int, ...]]
     addresses: Mapping[str, int]
+    outputs: Mapping[str, Tensor]
     memory: tuple[int, int]
 
     def __call__(self) -> None:
@@ -48,19 +49,18 @@ class Run:
         except Exception:
             traceback.print_exc()
             self.library.note("failed", engine=self.engine)
+            for name, tensor in self.outputs.items():
+                fill(self.addresses[name], _GARBAGE, self._array(tensor).nbytes)
         self._overwrite_scratch()
 
     def _compute(self, engine: ICudaEngine) -> None:
-        outputs = engine.graph.outputs
-        try:
-            inputs = {name: self._array(tensor) for name, tensor in engine.graph.inputs.items()}
-            found = engine.session().run(list(outputs), inputs)
-            for tensor, values in zip(outputs.values(), found, strict=True):
-                np.copyto(self._array(tensor), values, casting="no")
-        except Exception:
-            for tensor in outputs.values():
-                fill(self.addresses[tensor.name], _GARBAGE, self._array(tensor).nbytes)
-            raise
+        inputs = {name: self._array(tensor) for name, tensor in engine.graph.inputs.items()}
+        found = engine.session().run(list(self.outputs), inputs)
+        for tensor, values in zip(self.outputs.values(), found, strict=True):
+            target = self._array(tensor)
+            if values.shape != target.shape:
+                raise RuntimeError(f"output {tensor.name} has shape {values.shape}")
+            np.copyto(target, values, casting="no")
 
     def _array(self, tensor: Tensor) -> Any:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.onnx_dtype)

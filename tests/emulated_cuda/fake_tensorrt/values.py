@@ -121,6 +121,9 @@ class IHostMemory:
 
     __len__ = __getitem__ = __iter__ = None
 
+    def __bool__(self) -> bool:
+        return True
+
     @property
     def nbytes(self) -> int:
         return ctypes.sizeof(self)  # type: ignore[arg-type]

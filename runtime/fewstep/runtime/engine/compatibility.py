@@ -15,7 +15,7 @@ from pathlib import Path
 from fewstep.runtime.errors import EngineError
 from fewstep.runtime.manifest import EngineInfo
 
-# Read off engines of TensorRT-RTX 1.7.1; undocumented, so anything else means "unknown".
+# Read off engines of TensorRT-RTX 1.4.0 and 1.7.1; undocumented, so anything else means "unknown".
 _HEADER = struct.Struct("<4sIQQ4B4sI")
 _MAGIC = b"vtrt"
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
@@ -83,7 +83,9 @@ def require_header(info: EngineInfo, content: bytes) -> None:
             f"{info.file} does not begin like an engine of TensorRT-RTX; build it again with "
             "--force"
         )
-    told = (info.version, tuple(sorted(info.compute_capabilities, key=float)), len(content))
+    # The header has a byte for each part of the version.
+    version = ".".join(str(int(part) % 256) for part in info.version.split("."))
+    told = (version, tuple(sorted(info.compute_capabilities, key=float)), len(content))
     found = (header.version, header.capabilities, header.size)
     if told != found:
         raise EngineError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -100,11 +101,11 @@ class Messages:
     def _log(self, severity: Any, text: str) -> None:
         kept = self._kept.get(severity)
         # Building needs no GPU, and says often that there is none.
-        if kept is not None and _NO_DRIVER not in text and text.strip() not in kept:
+        if kept is not None and not _NO_DRIVER.search(text) and text.strip() not in kept:
             kept.append(text.strip())
 
 
-_NO_DRIVER = "CUDA initialization failure with error: 35"
+_NO_DRIVER = re.compile(r"cudaError 35\b|CUDA initialization failure with error: 35\b")
 
 
 @functools.cache

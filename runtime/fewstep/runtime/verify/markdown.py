@@ -92,7 +92,7 @@ def _headline(divergence: Divergence) -> str:
         return "all tensors are finite"
     if first.error is None:
         return f"NaN or infinite numbers begin at {_described(first)}"
-    return f"differs from {divergence.reference} from {_described(first)} on"
+    return f"first differs from {divergence.reference} at {_described(first)}"
 
 
 def _described(found: TensorError) -> str:
