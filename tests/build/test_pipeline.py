@@ -149,7 +149,7 @@ def test_a_record_that_is_not_of_its_engine_is_refused(
 def test_two_builds_differ_in_nothing_but_time(
     path: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    """Graphs are the same bytes; in engines the builder's threads number a few names as they run."""
+    """Graphs are the same bytes; of engines, TensorRT-RTX numbers inner names as it runs."""
     other = Path(shutil.copytree(tiny_bundle, tmp_path / "else where"))
     build(_again(other))
     ours, theirs = _contents(path), _contents(other)

@@ -96,7 +96,6 @@ def test_an_engine_with_what_it_took(rtx: TensorRt, build: Build) -> None:
     assert built.warnings == ()
     assert 0 < built.seconds < 60
     assert 1 << 20 < built.peak_memory_bytes < 1 << 36
-    assert bytes(build(rtx, capabilities=["8.6", "12.0"]).content) == content
 
 
 def test_progress_has_phases_and_fractions_that_rise(rtx: TensorRt, build: Build) -> None:

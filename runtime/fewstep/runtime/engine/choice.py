@@ -40,7 +40,7 @@ class Wanted:
 
     @classmethod
     def parse(
-        cls, backend: str, device: str, precision: str, threads: int, profile: bool
+        cls, backend: str, device: str, precision: str, threads: int = 0, profile: bool = False
     ) -> Wanted:
         """Check names, and split ``cuda:1``.
 

@@ -84,7 +84,8 @@ def require_header(info: EngineInfo, content: bytes) -> None:
             "--force"
         )
     # The header has a byte for each part of the version.
-    version = ".".join(str(int(part) % 256) for part in info.version.split("."))
+    parts = info.version.split(".")
+    version = ".".join(str(int(each) % 256) if each.isdecimal() else each for each in parts)
     told = (version, tuple(sorted(info.compute_capabilities, key=float)), len(content))
     found = (header.version, header.capabilities, header.size)
     if told != found:

@@ -1,7 +1,7 @@
 """What a replay must reach in each precision.
 
-Measured with ONNX Runtime on a CPU, the worse of two rollouts: on the bundle of ``samples/fashion``,
-whose logits reach 8 in magnitude, and on AdaNAT-L's shapes with random weights (L):
+Measured with ONNX Runtime on a CPU, the worse of two rollouts: on the bundle of
+``samples/fashion``, whose logits reach 8, and on AdaNAT-L's shapes with random weights (L):
 
 ===========  ===========  ================  =======  ================  =======  ===============
 precision    logit_error  mean_logit_error  kl_nats  argmax_agreement  psnr_db  token_agreement
@@ -19,12 +19,12 @@ products and convolutions with QDQ nodes from ``quantize_static``, calibrated on
 rollouts, attention and heads left out. Nothing has run in fp8, whose bars are those of int8. The
 policies of both bundles give exactly 0 in every precision, so bars on actions are those on logits.
 
-The bars of fp32 are about 20 times what was measured: another order of summation passes, but
-neither TF32 nor one wrong weight among L's 194 million (3.6e-5 of the largest logit) does. Those of
-lower precisions are acceptance bars, with room for other models: single wrong weights can hide
-below them. The mean error may be a tenth of the largest, as was measured nearly everywhere. Logits
-whose errors have the standard deviation σ give a KL divergence near σ²/2; its bars are about that
-for the mean error's bar, σ being 1.25 of it, on logits that reach 10 to 20.
+The bars of fp32 are about 20 times what was measured. Another order of summation passes; TF32
+(10 bits, as fp16) does not, nor did one wrong weight among L's 194 million, 3.6e-5 of the largest
+logit. Those of lower precisions are acceptance bars, with room for other models: single wrong
+weights can hide below them. The mean error may be a tenth of the largest, as was measured nearly
+everywhere. Logits whose errors have the standard deviation σ give a KL divergence near σ²/2; its
+bars are about that for the mean error's bar, σ being 1.25 of it, on logits that reach 10 to 20.
 """
 
 from __future__ import annotations
