@@ -99,7 +99,8 @@ def test_graphs_of_lower_precision_are_built_and_then_used(
     bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
     built = json.loads(fewstep("build", bundle, "--precision", "fp16", "--json").out)
     assert [each["graph"] for each in built["graphs"]] == ["transformer", "policy", "decoder"]
-    report = json.loads(fewstep("verify", bundle, "--precision", "fp16", "--json").out)
+    verified = json.loads(fewstep("verify", bundle, "--precision", "fp16", "--json").out)
+    (report,) = verified["reports"]
     assert (report["precision"], report["passed"]) == ("fp16", True)
     picture = tmp_path / "one.png"
     made = fewstep("generate", bundle, "--class", 0, "--precision", "fp16", "--out", picture)

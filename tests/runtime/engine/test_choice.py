@@ -113,7 +113,7 @@ def _with_engines(path: Path, *engines: tuple[str, str, str, str]) -> Bundle:
             version=version,
             graph=graph,
             precision="fp16" if precision == "fp16" else "fp32",
-            graph_sha256="0" * 64,
+            graph_sha256=Bundle.read(path).graph_sha256(graph),
             compute_capabilities=(capability,),
             profiles=(),
             options=BuildOptions(max_batch=4, opt_batch=(1, 2)),
@@ -123,7 +123,9 @@ def _with_engines(path: Path, *engines: tuple[str, str, str, str]) -> Bundle:
         for graph, precision, version, capability in engines
     ]
     bundle = Bundle.read(path)
-    return Bundle(path, bundle.manifest.model_copy(update={"engines": tuple(infos)}))
+    fp16 = {name: graph.model_copy() for name, graph in bundle.manifest.graphs.items()}
+    changes = {"engines": tuple(infos), "variants": {"fp16": fp16}}
+    return Bundle(path, bundle.manifest.model_copy(update=changes))
 
 
 def _all(precision: str, version: str = "1.7.1", capability: str = "8.6") -> list[Any]:
@@ -174,6 +176,15 @@ def test_a_graph_without_an_engine_is_named(tiny_bundle: Path) -> None:
     bundle = _with_engines(tiny_bundle, *_all("fp16")[:1])
     with pytest.raises(EngineError, match="of decoder, policy there is none"):
         usable_engines(bundle, "tensorrt-rtx", "auto", "1.7.1", "8.6")
+
+
+def test_an_engine_of_another_graph_is_refused(tiny_bundle: Path) -> None:
+    bundle = _with_engines(tiny_bundle, *_all("fp32"))
+    *others, last = bundle.manifest.engines
+    stale = last.model_copy(update={"graph_sha256": "0" * 64})
+    manifest = bundle.manifest.model_copy(update={"engines": (*others, stale)})
+    with pytest.raises(EngineError, match="from another graph 'decoder' than the bundle has now"):
+        usable_engines(Bundle(tiny_bundle, manifest), "tensorrt-rtx", "auto", "1.7.1", "8.6")
 
 
 def test_a_bundle_that_is_damaged_is_told_by_the_last(bundle_copy: Path) -> None:

@@ -134,20 +134,31 @@ def usable_engines(
         built = [info for info in built if info.precision == precision]
     if not built:
         raise no_engines(bundle, backend, precision)
+
+    def problem_of(info: EngineInfo) -> str:
+        return why_not(info, _hash(bundle, info), version, capability)
+
     problem = ""
     for chosen in dict.fromkeys(info.precision for info in reversed(built)):
         found: dict[str, EngineInfo] = {}
         for info in built:
-            if info.precision == chosen and not why_not(info, version, capability):
+            if info.precision == chosen and not problem_of(info):
                 found[info.graph] = info
         if found.keys() >= bundle.manifest.graphs.keys():
             return found
-        last = next(info for info in reversed(built) if info.precision == chosen)
         absent = sorted(bundle.manifest.graphs.keys() - found.keys())
-        why = why_not(last, version, capability) or f"of {', '.join(absent)} there is none"
+        same = [info for info in reversed(built) if info.precision == chosen]
+        last = next((info for info in same if info.graph in absent), same[0])
+        why = problem_of(last) or f"of {', '.join(absent)} there is none"
         command = rebuild_command(bundle.path, last, capability)
         problem = problem or f"the {chosen} engine {last.file} {why}; build it here with: {command}"
     raise EngineError(f"{bundle.path}: {problem}")
+
+
+def _hash(bundle: Bundle, info: EngineInfo) -> str:
+    """Of the graph that an engine belongs to; empty if the bundle does not have it any more."""
+    known = info.precision in bundle.precisions
+    return bundle.graph_sha256(info.graph, info.precision) if known else ""
 
 
 def no_engines(bundle: Bundle, backend: str, precision: str) -> EngineError:

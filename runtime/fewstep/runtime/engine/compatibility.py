@@ -56,16 +56,22 @@ def rebuild_command(bundle: Path, info: EngineInfo, capability: str) -> str:
     return shlex.join(words)
 
 
-def why_not(info: EngineInfo, version: str, capability: str) -> str:
-    """Why an engine cannot run with this version of its backend on a GPU of this capability.
+def why_not(info: EngineInfo, graph_sha256: str, version: str, capability: str) -> str:
+    """Why an engine cannot be used here, as far as its record tells; empty if it can.
 
-    Empty if it can, as far as the record tells.
+    Args:
+        info: the engine's record.
+        graph_sha256: hash of the bundle's graph of this name and precision.
+        version: of the backend's module here.
+        capability: the GPU's compute capability.
     """
     built = f"was built by {info.backend} {info.version} for {', '.join(info.compute_capabilities)}"
     if info.version != version:
         return f"{built}; here is {info.backend} {version}"
     if capability not in info.compute_capabilities:
         return f"{built}; the GPU here is {capability}"
+    if info.graph_sha256 != graph_sha256:
+        return f"was built from another graph '{info.graph}' than the bundle has now"
     return ""
 
 

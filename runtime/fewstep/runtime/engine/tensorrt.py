@@ -60,7 +60,7 @@ class TensorRtEngine:
         self._runtime: Any = api.module.Runtime(api.messages.logger)
         self._engine: Any = self._runtime.deserialize_cuda_engine(file.content)
         if self._engine is None:
-            raise self._refused("the engine does not load")
+            raise self._refused(f"the engine does not load{self._validity(file.content)}")
         self._check_against_manifest()
         self._profiles = self._profile_batches()
         self._cache = _RuntimeCache(file.cache)
@@ -201,6 +201,16 @@ class TensorRtEngine:
                     f"{engine.get_tensor_dtype(name)}, the manifest says {info.dtype}; build it "
                     "again with --force"
                 )
+
+    def _validity(self, content: bytes) -> str:
+        """What TensorRT-RTX thinks of an engine that it refuses, in brackets."""
+        tells = getattr(self._runtime, "get_engine_validity", None)
+        if tells is None:
+            return ""
+        _, mask = tells(content)
+        flags = self._module.EngineInvalidityDiagnostics.__members__
+        names = [name for name, flag in flags.items() if int(flag) & int(mask)]
+        return f" ({', '.join(names)})" if names else ""
 
     def _refused(self, what: str) -> EngineError:
         said = self._api.messages.explain("it did not say why")
