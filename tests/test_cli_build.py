@@ -126,20 +126,20 @@ _GRAPHS = ("transformer", "policy", "decoder")
 _STORED = "".join(f"stored the engine of {name}\n" for name in _GRAPHS)
 _ENGINES = ("--backend", "tensorrt-rtx", "--precision", "fp16", "--compute-capability")
 _SLOW = """
-import time
-from fewstep.build import tensorrt_builder
+from fewstep.build import builder_process
 from fewstep.cli import main
 
-monitor = tensorrt_builder.monitor
+told = '{"phase": "slow", "done": 0}'
+builder_process._START = f"import time; print({told!r}, flush=True); time.sleep(60)"
+talk = builder_process._talk
 
-def slow(module, report, cancelled):
+def loudly(process, request, report):
     def told(phase, done):
-        print("building", flush=True)
-        time.sleep(0.2)
+        print("building", process.pid, flush=True)
         report(phase, done)
-    return monitor(module, told, cancelled)
+    return talk(process, request, told)
 
-tensorrt_builder.monitor = slow
+builder_process._talk = loudly
 main()
 """
 
@@ -310,11 +310,13 @@ def test_ctrl_c_leaves_the_bundle_as_it_was(bundle_copy: Path) -> None:
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "building\n"
+        builder = int(process.stdout.readline().removeprefix("building "))
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert said in ("", "interrupted; nothing half-written was left behind\n")
+    assert said == "interrupted; nothing half-written was left behind\n"
+    with pytest.raises(ProcessLookupError):  # it did not outlive the command
+        os.kill(builder, 0)
     assert _files(bundle_copy) == before
 
 

@@ -146,21 +146,18 @@ def test_a_record_that_is_not_of_its_engine_is_refused(
         require_header(info.model_copy(update=change), damage(content))
 
 
-def test_two_builds_differ_in_nothing_but_time(
-    path: Path, tiny_bundle: Path, tmp_path: Path
-) -> None:
-    """Graphs are the same bytes; of engines, TensorRT-RTX numbers inner names as it runs."""
+def test_two_builds_give_the_same_bytes(path: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    """Also in another folder; that needs a process without address randomisation."""
     other = Path(shutil.copytree(tiny_bundle, tmp_path / "else where"))
     build(_again(other))
     ours, theirs = _contents(path), _contents(other)
-    graphs = [name for name in theirs if name.endswith(".onnx")]
-    assert len(graphs) == 6
-    assert {name: ours[name] for name in graphs} == {name: theirs[name] for name in graphs}
-    differing = {"file": "-", "seconds": 0.0, "peak_memory_bytes": 0}
+    made = [name for name in theirs if name.endswith((".onnx", ".engine"))]
+    assert len(made) == 3 + 3 + 3
+    assert {name: ours.get(name) for name in made} == {name: theirs[name] for name in made}
+    took = {"seconds": 0.0, "peak_memory_bytes": 0}
     for name, info in _engines(other).items():
         same = _engines(path)[name]
-        assert abs(len(theirs[info.file]) - len(ours[same.file])) < 2048
-        assert info.model_copy(update=differing) == same.model_copy(update=differing)
+        assert info.model_copy(update=took) == same.model_copy(update=took)
 
 
 def test_engines_for_several_targets(path: Path) -> None:

@@ -13,7 +13,7 @@ from fewstep.runtime.manifest import BuildOptions, ShapeRange, TensorInfo
 
 def _profiles(path: Path, name: str, options: BuildOptions) -> tuple[Profile, ...]:
     bundle = Bundle.read(path)
-    return profiles(bundle.manifest.model, name, bundle.graph(name), options)
+    return profiles(name, bundle.graph(name), options)
 
 
 def _batches(shapes: ShapeRange) -> tuple[int, int, int]:
@@ -55,5 +55,5 @@ def test_inputs_of_one_shape_have_no_range(tiny_bundle: Path) -> None:
     graph = bundle.graph("decoder")
     fixed = TensorInfo(dtype="int32", shape=(2, 16))
     mixed = graph.model_copy(update={"inputs": graph.inputs | {"fixed": fixed}})
-    (profile,) = profiles(bundle.manifest.model, "decoder", mixed, BuildOptions())
+    (profile,) = profiles("decoder", mixed, BuildOptions())
     assert profile.keys() == {"tokens"}

@@ -19,7 +19,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from tests.emulated_cuda.fake_tensorrt import make
 
 from fewstep.build.profiles import Profile
-from fewstep.build.tensorrt_builder import BuiltEngine, EngineRequest, build_engine
+from fewstep.build.tensorrt_builder import BuiltEngine, EngineRequest, build_here
 from fewstep.runtime.engine.compatibility import read_header
 from fewstep.runtime.engine.tensorrt_api import TensorRt, load
 from fewstep.runtime.errors import EngineError, MissingDependencyError
@@ -54,7 +54,7 @@ class Build:
         self.path.write_bytes(_model(_PRODUCT) if content is None else content)
         options = options or BuildOptions()
         request = EngineRequest("decoder", self.path, profiles, options, capabilities)
-        return build_engine(api, request, lambda *told: self.reports.append(told))
+        return build_here(api, request, lambda *told: self.reports.append(told))
 
 
 @pytest.fixture

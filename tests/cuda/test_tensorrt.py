@@ -18,11 +18,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import numpy as np
+import onnx
 import pytest
 
 from fewstep.build.engines import build_engines, target
+from fewstep.build.layers import first_divergence
+from fewstep.build.marked_tensorrt import opened_walk
+from fewstep.build.tensorrt_builder import build_here
 from fewstep.build.variants import add_variant
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.device import ALIGNMENT
@@ -70,7 +75,9 @@ def module(backend: EngineBackend, emulated: bool) -> Iterator[ModuleType | None
     from tests.emulated_cuda.fake_tensorrt import installed, make
 
     version = "10.3.0" if backend == "tensorrt" else "1.7.1.116"
-    with installed(make(backend, version, compute_capability())) as made:
+    # A process of the builder's own would import the real module.
+    here = mock.patch("fewstep.build.engines.build_engine", build_here)
+    with installed(make(backend, version, compute_capability())) as made, here:
         yield made
 
 
@@ -346,6 +353,42 @@ def test_a_backend_that_is_asked_for_never_falls_back(
 def test_a_missing_precision_is_told(engine_bundle: Path, backend: EngineBackend) -> None:
     with pytest.raises(EngineError, match=f"no bf16 engines of {backend}.*--precision bf16"):
         Generator.open(engine_bundle, backend=backend, precision="bf16")
+
+
+# --- looking inside
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("graph", ["transformer", "policy", "decoder"])
+def test_layers_of_intact_graphs_do_not_diverge(
+    engine_bundle: Path, backend: EngineBackend, graph: str, precision: str
+) -> None:
+    bundle = Bundle.read(engine_bundle)
+    with opened_walk(bundle, backend) as walk:
+        found = first_divergence(bundle, graph, precision, walk=walk, backend=backend)
+    assert found.first is None
+    assert found.compared > 5
+
+
+def test_layers_name_the_node_whose_weight_was_changed(
+    bundle_copy: Path, backend: EngineBackend
+) -> None:
+    bundle = Bundle.read(bundle_copy)
+    info = bundle.graph("decoder", "fp16")
+    model = onnx.load(bundle_copy / info.file)
+    weights = {each.name: each for each in model.graph.initializer}
+    node = [each for each in model.graph.node if each.op_type == "Conv"][2]
+    weight = weights[node.input[1]]
+    changed = onnx.numpy_helper.to_array(weight).copy()
+    changed[0] = -changed[0]
+    weight.CopyFrom(onnx.numpy_helper.from_array(changed, weight.name))
+    variants = bundle.manifest.model_dump()["variants"]
+    variants["fp16"]["decoder"]["file"] = "broken.onnx"
+    broken = bundle.update({"broken.onnx": model.SerializeToString()}, variants=variants)
+    with opened_walk(broken, backend) as walk:
+        found = first_divergence(broken, "decoder", "fp16", walk=walk, backend=backend)
+    assert found.first is not None
+    assert found.first.node == node.name
 
 
 # --- what stays

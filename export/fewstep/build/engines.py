@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fewstep.build.builder_process import build_engine
 from fewstep.build.preflight import preflight, require
 from fewstep.build.profiles import Profile, profiles
-from fewstep.build.tensorrt_builder import BuiltEngine, EngineRequest, build_engine
+from fewstep.build.tensorrt_builder import BuiltEngine, EngineRequest
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.device.cuda_driver import compute_capability, device_name
 from fewstep.runtime.engine.compatibility import RTX_CAPABILITIES
@@ -114,9 +115,8 @@ def check(bundle: Bundle, wanted: Target) -> dict[str, tuple[Profile, ...]]:
     Returns:
         The optimization profiles of every graph.
     """
-    model = bundle.manifest.model
     made = {
-        name: profiles(model, name, bundle.graph(name, wanted.precision), wanted.options)
+        name: profiles(name, bundle.graph(name, wanted.precision), wanted.options)
         for name in bundle.manifest.graphs
     }
     require(
@@ -142,14 +142,14 @@ def build_engines(
         path: the bundle folder.
         wanted: of :func:`target`; the bundle must have graphs in its precision.
         force: build even what is up to date.
-        progress: called as builds go on, from another thread.
+        progress: called as builds go on.
 
     Raises:
         BundleError: no bundle at ``path``, or not in this precision.
         MissingDependencyError: the backend's module, or onnx, is not installed.
         EngineError: preflight, parser or builder refuse a graph.
         OutputError: the bundle cannot be written; engines stored before stay.
-        KeyboardInterrupt: as the builder was told to stop; engines stored before stay.
+        KeyboardInterrupt: the builder has ended; engines stored before stay.
     """
     bundle, api = Bundle.read(path), load(wanted.backend)
     if not force:
@@ -190,9 +190,7 @@ def current_engine(
         hashed: hash the file as well, which takes as long as reading it; otherwise its size is
             enough, since loading hashes it.
     """
-    options = profiles(
-        bundle.manifest.model, name, bundle.graph(name, wanted.precision), wanted.options
-    )
+    options = profiles(name, bundle.graph(name, wanted.precision), wanted.options)
     fresh = _record(bundle, name, wanted, options, api)
     for info in reversed(bundle.manifest.engines):
         if not _rivals(fresh, info):
@@ -261,7 +259,8 @@ def _store(
     told["peak_memory_bytes"] = built.peak_memory_bytes
     record = _record(bundle, name, wanted, ranges, api).model_copy(update=told)
     now = Bundle.read(bundle.path)
-    kept = [each for each in now.manifest.engines if not _replaces(record, each)]
+    others = [each for each in now.manifest.engines if _is_there(now, each, hashed=False)]
+    kept = [each for each in others if not _replaces(record, each)]
     engines = [each.model_dump() for each in (*kept, record)]
     return now.update({file: built.content}, engines=engines), record
 

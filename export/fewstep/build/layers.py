@@ -16,17 +16,21 @@ split, so a fault of such a fusion does not show here.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from fewstep.build.marked import MarkedGraph, Runner, Walk, run_onnxruntime
+from fewstep.build.marked import MarkedGraph, Runner, Values, Walk, run_onnxruntime
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.device import Array
 from fewstep.runtime.errors import BundleError
 from fewstep.runtime.verify import Divergence, TensorError, golden
+
+Walks = Callable[[MarkedGraph, Mapping[str, Array], Collection[str]], Values]
+"""Starts handing out tensors of a graph on inputs; the last argument says which will be asked."""
 
 BARS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 3e-1, "fp8": 3e-1}
 """Largest difference of a tensor over its reference's largest magnitude, by precision."""
@@ -54,6 +58,7 @@ def first_divergence(
     *,
     reference: Bundle | None = None,
     run: Runner = run_onnxruntime,
+    walk: Walks | None = None,
     backend: str = "onnxruntime on cpu",
     bar: float | None = None,
     chunk_bytes: int = CHUNK_BYTES,
@@ -65,9 +70,10 @@ def first_divergence(
         graph: name of the graph.
         precision: which of its forms is examined.
         reference: the same model's bundle from elsewhere, whose fp32 graph is taken for right.
-            Without one, lower precisions are compared with the bundle's own fp32 graph.
-        run: what runs graphs.
-        backend: what ``run`` runs them with, for the report.
+            Without one it is the bundle's own, but for fp32 that nothing but ``run`` runs.
+        run: what runs graphs, part by part.
+        walk: what runs the graph that is examined, if not ``run``.
+        backend: what the examined graph is run with, for the report.
         bar: error that a tensor may have; :data:`BARS` has the usual ones.
         chunk_bytes: how much the marked outputs of one run may hold.
 
@@ -75,16 +81,17 @@ def first_divergence(
         BundleError: no golden rollouts, damage, or a reference of another model.
         EngineError: a graph cannot be run.
     """
-    right = reference or (None if precision == "fp32" else bundle)
+    right = reference or (None if precision == "fp32" and walk is None else bundle)
     candidate = MarkedGraph(bundle.graph_path(graph, precision))
     model = MarkedGraph(right.graph_path(graph)) if right else None
     if reference is not None and model is not None:
         _require_same_model(bundle, reference, candidate, model)
     inputs, places = _recorded_inputs(bundle, graph, right or bundle, run)
-    row, broken = _worst_row(candidate, model, inputs, run)
+    walks = walk or functools.partial(_by_parts, run)
+    row, broken = _worst_row(candidate, model, inputs, run, walks)
     one = {name: value[row : row + 1] for name, value in inputs.items()}
     limit = BARS[precision] if bar is None else bar
-    scan = _Scan(candidate, model, one, run, limit, chunk_bytes)
+    scan = _Scan(candidate, model, one, run, walks, limit, chunk_bytes)
     scan.run(until_not_finite=broken)
     place = places[row]
     return Divergence(
@@ -106,6 +113,12 @@ def first_divergence(
     )
 
 
+def _by_parts(
+    run: Runner, graph: MarkedGraph, inputs: Mapping[str, Array], wanted: Collection[str]
+) -> Values:
+    return Walk(graph, inputs, wanted, run)
+
+
 class _Scan:
     """One walk over the tensors in topological order."""
 
@@ -115,13 +128,14 @@ class _Scan:
         reference: MarkedGraph | None,
         inputs: Mapping[str, Array],
         run: Runner,
+        walks: Walks,
         bar: float,
         chunk_bytes: int,
     ) -> None:
         self._candidate, self._reference = candidate, reference
         self._bar, self._chunk_bytes = bar, chunk_bytes
         self._pairs = _pairs(candidate, reference)
-        self._actual = Walk(candidate, inputs, self._pairs, run)
+        self._actual = walks(candidate, inputs, self._pairs)
         self._expected = reference and Walk(reference, inputs, self._pairs.values(), run)
         self.found: dict[str, TensorError] = {}
         self.first: TensorError | None = None
@@ -268,16 +282,20 @@ def _recorded_inputs(
 
 
 def _worst_row(
-    candidate: MarkedGraph, reference: MarkedGraph | None, inputs: Mapping[str, Array], run: Runner
+    candidate: MarkedGraph,
+    reference: MarkedGraph | None,
+    inputs: Mapping[str, Array],
+    run: Runner,
+    walks: Walks,
 ) -> tuple[int, bool]:
     """The row of the batch whose outputs differ most, and whether any output is not finite.
 
     Without a reference it is the first row with an output that is not finite, else the first.
     """
-    actual, expected = (
-        Walk(each, inputs, each.outputs, run).values(each.outputs) if each else {}
-        for each in (candidate, reference)
-    )
+    actual = walks(candidate, inputs, candidate.outputs).values(candidate.outputs)
+    expected: dict[str, Array] = {}
+    if reference is not None:
+        expected = Walk(reference, inputs, reference.outputs, run).values(reference.outputs)
     worst = np.zeros(len(next(iter(inputs.values()))))
     for name, value in actual.items():
         for row, found in enumerate(value):

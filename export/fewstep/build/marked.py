@@ -11,15 +11,25 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import onnx
-from onnx import helper
+from onnx import TensorProto, helper
 
 from fewstep.runtime.device import Array
 from fewstep.runtime.errors import EngineError, missing
 
 Runner = Callable[[onnx.ModelProto, Mapping[str, Array]], dict[str, Array]]
 """Runs a graph once on named arrays and returns its outputs by name."""
+
+
+class Values(Protocol):
+    """Hands out tensors of one graph on one set of inputs."""
+
+    def values(self, tensors: Sequence[str]) -> dict[str, Array]:
+        """The tensors, each asked for once; those that cannot be had are left out."""
+        ...
+
 
 PART_BYTES = 64 << 20
 """How many bytes of weights a part may have, unless one node alone has more."""
@@ -85,6 +95,19 @@ class MarkedGraph:
         graph.input.extend(_described(name, value) for name, value in inputs.items())
         graph.output.extend(self._marked(name) for name in outputs)
         return model
+
+    def whole(self, outputs: Collection[str]) -> onnx.ModelProto:
+        """The whole graph with other outputs than its own."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self._model)
+        del model.graph.output[:]
+        model.graph.output.extend(self._marked(name) for name in outputs)
+        return model
+
+    def is_float(self, tensor: str) -> bool:
+        """Whether a tensor holds float32 or float16 numbers, as far as is known."""
+        kind = self._types.get(tensor)
+        return kind is not None and kind.elem_type in (TensorProto.FLOAT, TensorProto.FLOAT16)
 
     def weight_bytes(self, node: int) -> int:
         """Bytes of the weights that a node reads."""

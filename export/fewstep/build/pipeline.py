@@ -97,8 +97,8 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Outcome:
 
     Args:
         request: what to build.
-        progress: called with graph, phase and fraction done (−1: as before) as engines are built,
-            from another thread; the phase is empty once an engine is stored.
+        progress: called with graph, phase and fraction done (−1: as before) as engines are built;
+            the phase is empty once an engine is stored.
 
     Raises:
         FewstepError: as :func:`fewstep.build.engines.build_engines`,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +142,7 @@ class _Graph:
     def again(self) -> str:
         """How to make the graph once more."""
         if self.precision in ("fp16", "bf16"):
-            build = f"fewstep build {self.bundle.path} --precision {self.precision} --force"
+            build = f"fewstep build {_quoted(self.bundle)} --precision {self.precision} --force"
             return f"make it again: {build}"
         command = self.bundle.manifest.provenance.command
         return f"copy the bundle again, or make it again, as before: {command}"
@@ -153,7 +154,7 @@ class _Graph:
 def _targets(
     bundle: Bundle, backend: str, precision: str, capabilities: Sequence[str]
 ) -> Iterator[Problem]:
-    command = f"fewstep build {bundle.path} --precision {precision} --backend"
+    command = f"fewstep build {_quoted(bundle)} --precision {precision} --backend"
     some = f"{command} {backend} --compute-capability 8.6 8.9"
     odd = tuple(each for each in capabilities if not re.fullmatch(r"\d+\.\d", each))
     if odd:
@@ -174,9 +175,9 @@ def _targets(
 def _absent_precision(bundle: Bundle, precision: str) -> Problem:
     what = choose("precision", precision, bundle.precisions)
     if precision in ("fp16", "bf16"):
-        remedy = f"make its graphs with: fewstep build {bundle.path} --precision {precision}"
+        remedy = f"make its graphs with: fewstep build {_quoted(bundle)} --precision {precision}"
     else:
-        remedy = f"build one that the bundle has, or make one: fewstep build {bundle.path} "
+        remedy = f"build one that the bundle has, or make one: fewstep build {_quoted(bundle)} "
         remedy += "--precision fp16"
     return Problem("", what, (), remedy)
 
@@ -256,6 +257,10 @@ def _wrong_file(graph: _Graph) -> Iterator[Problem]:
     if not basic and not unsound:
         yield from _wrong_interface(graph, model.graph)
         yield from _wrong_types(graph, model, path)
+
+
+def _quoted(bundle: Bundle) -> str:
+    return shlex.quote(str(bundle.path))
 
 
 def _nothing_in(model: onnx.GraphProto) -> str:
@@ -384,7 +389,7 @@ def _out_of_reach(graph: _Graph, demand: Demand) -> Iterator[Problem]:
         return
     said = ", ".join(below)
     what = f"{demand.what} need compute capability {demand.lowest} or newer, received {said}"
-    make = f"fewstep build {graph.bundle.path} --precision fp16"
+    make = f"fewstep build {_quoted(graph.bundle)} --precision fp16"
     remedy = f"use fp16 graphs: {make}"
     if demand.kind == "fp32":
         remedy = f"make fp16 graphs without fp32 heads: {make} --no-fp32-heads --force"

@@ -8,14 +8,12 @@ row per image.
 
 from __future__ import annotations
 
-from fewstep.runtime.manifest import BuildOptions, GraphInfo, MaskedModel, ShapeRange
+from fewstep.runtime.manifest import BuildOptions, GraphInfo, ShapeRange
 
 Profile = dict[str, ShapeRange]
 
 
-def profiles(
-    model: MaskedModel, name: str, graph: GraphInfo, options: BuildOptions
-) -> tuple[Profile, ...]:
+def profiles(name: str, graph: GraphInfo, options: BuildOptions) -> tuple[Profile, ...]:
     """One profile per ``options.opt_batch``, for inputs with a dimension that varies."""
     rows = 2 if name == "transformer" else 1
     return tuple(

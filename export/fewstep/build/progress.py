@@ -1,26 +1,16 @@
-"""Builds that show where they are and stop when asked.
-
-TensorRT reports through an ``IProgressMonitor`` in the thread that builds. Building runs in a
-thread of its own, so that Ctrl-C reaches Python at once: the monitor then tells the builder to
-stop, at its next step.
-"""
+"""Where a build is, as TensorRT reports it through an ``IProgressMonitor``."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future, wait
-from typing import Any, TypeVar
+from typing import Any
 
-Result = TypeVar("Result")
 Report = Callable[[str, float], None]
 """Takes the phase that the builder is in, and the fraction of the outermost one that is done."""
 
-_POLL_S = 0.1
 
-
-def monitor(module: Any, report: Report, cancelled: threading.Event) -> Any:
-    """An ``IProgressMonitor`` that reports every phase and stops the build once ``cancelled``."""
+def monitor(module: Any, report: Report) -> Any:
+    """An ``IProgressMonitor`` that reports every phase."""
     steps: dict[str, int] = {}
     phases: list[str] = []
 
@@ -38,39 +28,10 @@ def monitor(module: Any, report: Report, cancelled: threading.Event) -> Any:
             # Any answer but True stops the build, None included.
             if phases and phase == phases[0]:
                 report(phases[-1], (step + 1) / steps[phase])
-            return not cancelled.is_set()
+            return True
 
         def phase_finish(self, phase: str) -> None:
             if phase in phases:
                 phases.remove(phase)
 
     return Monitor()
-
-
-def interruptible(work: Callable[[], Result], cancelled: threading.Event) -> Result:
-    """Run ``work`` in a thread; on Ctrl-C set ``cancelled``, wait for it to end, and raise.
-
-    Raises:
-        KeyboardInterrupt: as in this thread; ``work`` has ended.
-    """
-    future: Future[Result] = Future()
-
-    def run() -> None:
-        if future.set_running_or_notify_cancel():
-            try:
-                future.set_result(work())
-            except BaseException as error:
-                future.set_exception(error)
-
-    # Not a thread pool: one that is interrupted while it starts a thread does not wait for it.
-    thread = threading.Thread(target=run, name="build")
-    try:
-        thread.start()
-        while not wait([future], timeout=_POLL_S).done:
-            pass
-    except KeyboardInterrupt:
-        cancelled.set()
-        if not future.cancel():  # it has begun
-            wait([future])
-        raise
-    return future.result()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import resource
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.build.profiles import Profile
-from fewstep.build.progress import Report, interruptible, monitor
+from fewstep.build.progress import Report, monitor
 from fewstep.runtime.engine.tensorrt_api import TensorRt
 from fewstep.runtime.errors import EngineError
 from fewstep.runtime.manifest import BuildOptions
@@ -48,23 +47,21 @@ class EngineRequest:
     capabilities: Sequence[str] = ()
 
 
-def build_engine(api: TensorRt, request: EngineRequest, report: Report) -> BuiltEngine:
-    """Build one engine.
+def build_here(api: TensorRt, request: EngineRequest, report: Report) -> BuiltEngine:
+    """Build one engine in this process.
 
     Args:
         api: the module to build with.
         request: graph, profiles and options.
-        report: called as the build goes on, from another thread.
+        report: called as the build goes on, maybe from other threads.
 
     Raises:
         EngineError: the parser or the builder refuses something; the message says what they said.
-        KeyboardInterrupt: the build was stopped.
     """
-    cancelled = threading.Event()
     started = time.perf_counter()
     _reset_peak_memory()
     build = _Build(api, request)
-    content = interruptible(lambda: build.run(monitor(api.module, report, cancelled)), cancelled)
+    content = build.run(monitor(api.module, report))
     seconds = time.perf_counter() - started
     return BuiltEngine(content, tuple(build.messages.warnings), seconds, _peak_memory_bytes())
 
@@ -100,8 +97,10 @@ class _Build:
         parsed = parser.parse_from_file(str(self._request.path))
         found = [_described(parser.get_error(i)) for i in range(parser.num_errors)]
         if not parsed or found:
-            what = "; ".join(found) or self.messages.explain("it did not say why")
-            raise self._refused("the ONNX parser refuses it", what)
+            # It logs the same at greater length, and the cause of some errors only there.
+            logged = [text for text in self.messages.errors if "node" not in text.lower()]
+            self.messages.errors[:] = [*found, *logged]
+            raise self._refused("the ONNX parser refuses it", "it did not say why")
         # Bytes that are no ONNX file parse without an error, as a network of nothing.
         if network.num_layers == 0 or network.num_outputs == 0:
             raise self._refused("the ONNX parser found no graph", "is it an ONNX file?")
@@ -160,11 +159,10 @@ class _Build:
 
 
 def _described(error: Any) -> str:
-    """A parser's error with the node it names."""
-    place = ""
-    with contextlib.suppress(AttributeError):
-        place = f"node {error.node_name()} ({error.node_operator()}): "
-    return f"{place}{error.desc()}"
+    """A parser's error with its code and the node it names."""
+    code = str(error.code()).rpartition(".")[2]
+    place = f" at node {error.node_name()} ({error.node_operator()})" if error.node_name() else ""
+    return f"{code}{place}: {error.desc()}"
 
 
 def _reset_peak_memory() -> None:

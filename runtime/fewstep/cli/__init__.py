@@ -19,6 +19,7 @@ from fewstep.runtime.errors import FewstepError
 __all__ = ["app", "main"]
 
 _CAPABILITY = "--compute-capability"
+_INTERRUPTED = 130  # what typer ends with on Ctrl-C
 
 app = typer.Typer(
     name="fewstep",
@@ -60,11 +61,10 @@ def main() -> None:
             soft_wrap=True,
         )
         sys.exit(1)
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        errors.print("interrupted; nothing half-written was left behind")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            errors.print("interrupted; nothing half-written was left behind")
+        raise
 
 
 def spaced_capabilities(arguments: list[str]) -> list[str]:

@@ -55,7 +55,10 @@ def build_command(
         bool, typer.Option("--check", help="Build nothing; exit with 1 if anything is stale.")
     ] = False,
     preflight: Annotated[
-        bool, typer.Option("--preflight", help="Only check the graphs; needs no builder.")
+        bool,
+        typer.Option(
+            "--preflight", help="Only check the graphs, made if absent; needs no builder."
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -74,8 +77,12 @@ def build_command(
             force=force,
         )
 
+    if check and preflight:
+        raise RequestError("--check looks for what is stale, --preflight at graphs: pass one")
     if check:
-        everything = backend is None and precision is None and not kernels
+        everything = backend is None and precision is None and kernels is None
+        if everything and compute_capability:
+            raise RequestError("--compute-capability goes with --backend or --kernels")
         _check(None if everything else request(), bundle, as_json)
     elif preflight:
         pipeline.preflight_only(request())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -113,15 +114,25 @@ def _divergences(
     bundle: Bundle, reports: Iterable[Report], reference: Bundle | None
 ) -> tuple[Divergence, ...]:
     """The first diverging tensors of the failing graphs, or of all where none fails by itself."""
-    module = build_module("layers")
+    first_divergence = build_module("layers").first_divergence
     found = []
     for report in reports:
-        for graph in report.failing_graphs or bundle.manifest.graphs:
-            with errors.status(f"looking through {graph} in {report.precision}"):
-                found.append(
-                    module.first_divergence(bundle, graph, report.precision, reference=reference)
-                )
+        with _walk(bundle, report) as options:
+            for graph in report.failing_graphs or bundle.manifest.graphs:
+                with errors.status(f"looking through {graph} in {report.precision}"):
+                    options["reference"] = reference
+                    found.append(first_divergence(bundle, graph, report.precision, **options))
     return tuple(found)
+
+
+@contextlib.contextmanager
+def _walk(bundle: Bundle, report: Report) -> Iterator[dict[str, Any]]:
+    """How the graphs of a report are looked through: with the backend that was verified."""
+    if report.backend == "onnxruntime":
+        yield {}
+        return
+    with build_module("marked_tensorrt").opened_walk(bundle, report.backend) as walk:
+        yield {"walk": walk, "backend": f"{report.backend} on {report.device}"}
 
 
 def _verification(

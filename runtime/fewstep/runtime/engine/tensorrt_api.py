@@ -57,7 +57,8 @@ def load(backend: EngineBackend) -> TensorRt:
     name = MODULES[backend]
     try:
         module = importlib.import_module(name)
-    except (ImportError, OSError, RuntimeError) as error:
+        module.__version__  # noqa: B018 — what an uninstalled package left behind has none
+    except (AttributeError, ImportError, OSError, RuntimeError) as error:
         absent = isinstance(error, ModuleNotFoundError) and error.name == name
         problem = "is not installed" if absent else f"does not load ({error})"
         raise MissingDependencyError(
