@@ -14,6 +14,7 @@ import gc
 import importlib.util
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -29,13 +30,21 @@ from fewstep.build.layers import first_divergence
 from fewstep.build.marked_tensorrt import opened_walk
 from fewstep.build.tensorrt_builder import build_here
 from fewstep.build.variants import add_variant
+from fewstep.runtime import bench
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.device import ALIGNMENT
 from fewstep.runtime.device.cuda_driver import compute_capability
 from fewstep.runtime.device.cuda_memory import CudaBuffer
 from fewstep.runtime.engine.compatibility import RTX_CAPABILITIES
 from fewstep.runtime.engine.tensorrt_api import MODULES
-from fewstep.runtime.errors import BundleError, EngineError, FewstepError
+from fewstep.runtime.errors import (
+    BundleError,
+    EngineError,
+    FewstepError,
+    MissingDependencyError,
+    OutOfMemoryError,
+    RequestError,
+)
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import BuildOptions, EngineBackend, Precision
 from fewstep.runtime.result import Result
@@ -231,8 +240,31 @@ def test_a_batch_beyond_the_profiles_says_how_to_build_for_more(on_engines: Gene
         "tokens": CudaBuffer(ALIGNMENT, (rows, 16), "int32"),
         "image": CudaBuffer(ALIGNMENT, (rows, 3, 8, 8), "float32"),
     }
-    with pytest.raises(EngineError, match=f"batches up to {_MAX_BATCH}, got {rows}.*--max-batch"):
+    with pytest.raises(
+        EngineError, match=f"takes up to {_MAX_BATCH} rows, got {rows}.*--max-batch"
+    ):
         decoder.enqueue(bindings)
+
+
+def test_requests_are_cut_to_what_the_engines_take(
+    engine_bundle: Path, backend: EngineBackend, on_cpu: Generator, assert_alike: Alike
+) -> None:
+    wish: dict[str, Any] = {"class_ids": [0, 1, 2, 3, 4, 0], "steps": 2}
+    with Generator.open(engine_bundle, backend=backend, precision="fp32") as generator:
+        assert generator.max_batch == _MAX_BATCH  # not the 8 that are usual
+        assert_alike(generator.generate(**wish), on_cpu.generate(**wish))
+
+
+def test_engines_for_single_images_generate_and_verify(
+    tiny_cuda_bundle: Path, tmp_path: Path, backend: EngineBackend
+) -> None:
+    bundle = shutil.copytree(tiny_cuda_bundle, tmp_path / "one")
+    build_engines(bundle, target(backend, "fp32", BuildOptions(max_batch=1)))
+    with Generator.open(bundle, backend=backend) as generator:
+        assert len(generator.generate(class_ids=[0, 1, 2], steps=2).images) == 3
+        assert verify(generator).passed
+        with pytest.raises(RequestError, match="batch 2 exceeds the 1 images"):
+            bench.contender(generator, batch=2, steps=1)
 
 
 @pytest.mark.parametrize(
@@ -243,6 +275,7 @@ def test_a_batch_beyond_the_profiles_says_how_to_build_for_more(on_engines: Gene
         ({"tokens": CudaBuffer(ALIGNMENT, (1, 15), "int32")}, r"expected int32 \['batch', 16\]"),
         ({"image": CudaBuffer(ALIGNMENT, (1, 3, 8, 8), "float16")}, "expected float32"),
         ({"mask": CudaBuffer(ALIGNMENT, (1, 16), "int32")}, "no input or output 'mask'"),
+        ({"tokens": CudaBuffer(ALIGNMENT, (2, 16), "int32")}, "expected 2 rows, .* got 1"),
     ],
 )
 def test_wrong_bindings_are_refused(
@@ -263,6 +296,44 @@ def test_closed_engines_are_refused(engine_bundle: Path, backend: EngineBackend)
     with pytest.raises(EngineError, match="is closed"):
         engine.enqueue({})
     engine.close()
+
+
+def test_engines_of_other_shapes_are_refused(bundle_copy: Path, backend: EngineBackend) -> None:
+    """TensorRT would write beyond the buffers."""
+    manifest = json.loads((bundle_copy / "bundle.json").read_text())
+    manifest["model"]["image_size"] = [4, 4]
+    for graphs in (manifest["graphs"], *manifest["variants"].values()):
+        graphs["decoder"]["outputs"]["image"]["shape"][2:] = [4, 4]
+    (bundle_copy / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(EngineError, match=r"the engine has .*8, 8\], the manifest says .*4, 4\]"):
+        Generator.open(bundle_copy, backend=backend)
+
+
+def test_out_of_memory_drops_plans_and_contexts_and_tries_again(
+    engine_bundle: Path, backend: EngineBackend, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if module is None:
+        pytest.skip("a real module does not run out of memory when asked to")
+    with Generator.open(engine_bundle, backend=backend) as generator:
+        generator.generate(class_ids=[0], steps=1)
+        kind = type(_engines(generator)[0]._held.engine)
+        create, failures = kind.create_execution_context, [1]
+
+        def scarce(self: Any, *arguments: Any, **options: Any) -> Any:
+            if failures and failures.pop():
+                severity = module.ILogger.Severity.ERROR
+                self.logger.log(severity, "Error Code 2: OutOfMemory (Requested size was 9 bytes.)")
+                return None
+            return create(self, *arguments, **options)
+
+        monkeypatch.setattr(kind, "create_execution_context", scarce)
+        generator.generate(class_ids=[0, 1], steps=1)
+        assert not failures
+        failures.extend([1, 1, 1])
+        with pytest.raises(OutOfMemoryError, match="OutOfMemory.*use a smaller batch"):
+            generator.generate(class_ids=[0, 1, 2], steps=1)
+        failures.clear()
+        generator.generate(class_ids=[0, 1, 2], steps=1)
 
 
 # --- which backend
@@ -391,7 +462,55 @@ def test_layers_name_the_node_whose_weight_was_changed(
     assert found.first.node == node.name
 
 
+def test_where_nothing_runs_every_reason_is_told(
+    bundle_copy: Path, backend: EngineBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _edit(bundle_copy, {"version": "9.9.9"})
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingDependencyError, match="onnxruntime.* is not installed") as raised:
+        Generator.open(bundle_copy, device="cuda")
+    assert f"{backend}: " in str(raised.value)
+    assert f"fewstep build {bundle_copy} --backend {backend}" in str(raised.value)
+
+
 # --- what stays
+
+
+def test_nothing_of_tensorrt_outlives_an_error(
+    engine_bundle: Path, backend: EngineBackend, module: Any
+) -> None:
+    """The frames of an exception may live longer than the CUDA context."""
+    before = None if module is None else module.live()
+    with pytest.raises(ZeroDivisionError), Generator.open(engine_bundle) as generator:
+        generator.generate(class_ids=[0], steps=1)
+        raise ZeroDivisionError
+    kept = None
+    try:
+        with Generator.open(engine_bundle, backend=backend) as generator:
+            generator.engines["decoder"].enqueue(
+                {
+                    "tokens": CudaBuffer(ALIGNMENT, (99, 16), "int32"),
+                    "image": CudaBuffer(ALIGNMENT, (99, 3, 8, 8), "float32"),
+                }
+            )
+    except EngineError as error:
+        kept = error
+    assert kept is not None
+    assert (None if module is None else module.live()) == before
+
+
+@pytest.mark.parametrize("kind", ["link", "folder"])
+def test_a_runtime_cache_elsewhere_is_left_alone(
+    bundle_copy: Path, backend: EngineBackend, tmp_path: Path, kind: str
+) -> None:
+    engine = next((bundle_copy / "engines").glob("decoder.fp32*.engine"))
+    cache, outside = engine.with_name(f"{engine.name}.cache"), tmp_path / "outside"
+    outside.write_bytes(b"not to be read or written")
+    cache.mkdir() if kind == "folder" else cache.symlink_to(outside)
+    with Generator.open(bundle_copy, backend=backend) as generator:
+        generator.generate(class_ids=[0], steps=1)
+    assert outside.read_bytes() == b"not to be read or written"
+    assert cache.is_dir() if kind == "folder" else cache.is_symlink()
 
 
 def test_nothing_is_left(
@@ -429,7 +548,7 @@ def test_a_runtime_cache_that_does_not_fit_is_replaced(
     if backend != "tensorrt-rtx":
         return
     for engine in (bundle_copy / "engines").glob("*.fp32*.engine"):
-        engine.with_suffix(".cache").write_bytes(content)
+        engine.with_name(f"{engine.name}.cache").write_bytes(content)
     with Generator.open(bundle_copy, backend=backend) as generator:
         generator.generate(class_ids=[0], steps=1)
     cache = next((bundle_copy / "engines").glob("decoder.fp32*.cache"))

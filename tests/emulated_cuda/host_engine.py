@@ -48,6 +48,10 @@ class HostEngine:
         function = self._cuda.CUhostFn(address)
         checked(self._cuda.cuLaunchHostFunc(self._stream, function, 0), f"enqueuing {self.name}")
 
+    def trim(self) -> None:
+        """Trim the engine behind."""
+        self.engine.trim()
+
     def close(self) -> None:
         """Close the engine behind."""
         self.engine.close()

@@ -25,10 +25,9 @@ from tests.emulated_cuda import host_engine
 from tests.emulated_cuda.build import CannotBuild, Installation, build, host_kernels
 from tests.emulated_cuda.run import KERNELS, ROOT, environment
 
-from fewstep.runtime import generator as generator_module
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.device import Buffer, BufferSpec
-from fewstep.runtime.engine import Engine
+from fewstep.runtime.engine import Engine, choice
 from fewstep.runtime.errors import FewstepError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.kernels.compile import KernelCompiler
@@ -304,7 +303,7 @@ def _live() -> dict[str, int]:
 def _main(scenario: str, bundle: str) -> None:
     known = (lost, out_of_memory, not_a_number, unclosed, unclosed_in_a_thread)
     scenarios = {each.__name__: each for each in known}
-    with mock.patch.object(generator_module, "open_engine", host_engine.open_engine):
+    with mock.patch.object(choice, "open_engine", host_engine.open_engine):
         print(json.dumps(scenarios[scenario](Path(bundle))))
 
 

@@ -139,6 +139,9 @@ class _Queued:
         bound = dict(bindings)
         self._device.enqueue(lambda: self._engine.enqueue(bound))
 
+    def trim(self) -> None:
+        self._engine.trim()
+
     def close(self) -> None:
         self._engine.close()
 

@@ -57,6 +57,9 @@ class Counting:
         if self.spoil is not None:
             self.spoil(host_array(bindings[next(iter(self.outputs))]))
 
+    def trim(self) -> None:
+        self.engine.trim()
+
     def close(self) -> None:
         self.closed += 1
         self.engine.close()

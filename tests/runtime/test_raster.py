@@ -40,6 +40,9 @@ class _Recorder:
         self.seen.append(host_array(bindings["tokens"]).copy())
         self._engine.enqueue(bindings)
 
+    def trim(self) -> None:
+        self._engine.trim()
+
     def close(self) -> None:
         self._engine.close()
 

@@ -24,7 +24,7 @@ from fewstep.runtime.engine import run_once
 from fewstep.runtime.engine.choice import open_device
 from fewstep.runtime.engine.tensorrt import EngineFile, TensorRtEngine
 from fewstep.runtime.engine.tensorrt_api import TensorRt, load
-from fewstep.runtime.manifest import BuildOptions, EngineBackend, GraphInfo, ShapeRange, TensorInfo
+from fewstep.runtime.manifest import BuildOptions, EngineBackend, GraphInfo, TensorInfo
 
 _NAME = "marked"
 
@@ -83,25 +83,23 @@ class TensorRtWalk:
         model = self._graph.whole(wanted)
         # Only running it tells every shape, and what type a tensor really has.
         made = run_onnxruntime(model, self._inputs)
-        for output in model.graph.output:
-            kind = helper.np_dtype_to_tensor_dtype(made[output.name].dtype)
-            shape = made[output.name].shape
-            output.CopyFrom(helper.make_tensor_value_info(output.name, kind, shape))
+        for value in (*model.graph.input, *model.graph.output):
+            known = {**self._inputs, **made}[value.name]
+            kind = helper.np_dtype_to_tensor_dtype(known.dtype)
+            value.CopyFrom(helper.make_tensor_value_info(value.name, kind, known.shape))
         info = GraphInfo(
             file=f"{_NAME}.onnx", inputs=_tensors(self._inputs), outputs=_tensors(made)
         )
         return self._run(self._build(model), info)
 
     def _build(self, model: onnx.ModelProto) -> bytes:
-        shapes = {name: value.shape for name, value in self._inputs.items()}
-        rows = {name: ShapeRange(min=s, opt=s, max=s) for name, s in shapes.items()}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{_NAME}.onnx"
             onnx.save(model, path)
             request = EngineRequest(
                 graph=_NAME,
                 path=path,
-                profiles=(rows,),
+                profiles=(),  # nothing varies
                 options=BuildOptions(),
                 capabilities=(self._capability,) if self._api.backend == "tensorrt-rtx" else (),
             )

@@ -63,7 +63,7 @@ def build_here(api: TensorRt, request: EngineRequest, report: Report) -> BuiltEn
     build = _Build(api, request)
     content = build.run(monitor(api.module, report))
     seconds = time.perf_counter() - started
-    return BuiltEngine(content, tuple(build.messages.warnings), seconds, _peak_memory_bytes())
+    return BuiltEngine(content, build.messages.warnings(), seconds, _peak_memory_bytes())
 
 
 class _Build:
@@ -98,9 +98,9 @@ class _Build:
         found = [_described(parser.get_error(i)) for i in range(parser.num_errors)]
         if not parsed or found:
             # It logs the same at greater length, and the cause of some errors only there.
-            logged = [text for text in self.messages.errors if "node" not in text.lower()]
-            self.messages.errors[:] = [*found, *logged]
-            raise self._refused("the ONNX parser refuses it", "it did not say why")
+            logged = [text for text in self._logged() if "node" not in text.lower()]
+            said = "; ".join([*found, *logged]) or "it did not say why"
+            raise self._error(f"the ONNX parser refuses it: {said}")
         # Bytes that are no ONNX file parse without an error, as a network of nothing.
         if network.num_layers == 0 or network.num_outputs == 0:
             raise self._refused("the ONNX parser found no graph", "is it an ONNX file?")
@@ -148,14 +148,18 @@ class _Build:
         if config.num_optimization_profiles != before + 1:
             raise self._refused("an optimization profile was not taken", str(dict(ranges)))
 
+    def _logged(self) -> list[str]:
+        return self.messages.errors(building=True)
+
     def _refused(self, what: str, detail: str) -> EngineError:
-        said = self.messages.explain(detail)
+        said = "; ".join(self._logged()) or detail
         if "OutOfMemory" in said or "workspace" in said:
             said += "; give it more with --workspace, or build for a smaller --max-batch"
-        return EngineError(
-            f"graph '{self._request.graph}' ({self._request.path.name}): {what}"
-            f"{': ' if said else ''}{said} ({self._api})"
-        )
+        return self._error(f"{what}{': ' if said else ''}{said}")
+
+    def _error(self, what: str) -> EngineError:
+        graph, file = self._request.graph, self._request.path.name
+        return EngineError(f"graph '{graph}' ({file}): {what} ({self._api})")
 
 
 def _described(error: Any) -> str:

@@ -32,5 +32,8 @@ class TorchEngine:
         for name, value in zip(self.outputs, results, strict=True):
             np.copyto(host_array(bindings[name]), value.numpy())
 
+    def trim(self) -> None:
+        """Nothing to release."""
+
     def close(self) -> None:
         """Nothing to release."""

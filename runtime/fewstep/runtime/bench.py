@@ -167,6 +167,11 @@ def _overhead(stages: Mapping[str, float]) -> float:
 
 
 def _conditions(generator: Generator, batch: int) -> dict[str, Any]:
+    if batch > generator.max_batch:
+        raise RequestError(
+            f"batch {batch} exceeds the {generator.max_batch} images that are decoded together; "
+            "engines take more if they are built with a larger --max-batch"
+        )
     condition = generator.bundle.manifest.model.condition
     if condition.kind == "class":
         return {"class_ids": [image % condition.num_classes for image in range(batch)]}

@@ -99,9 +99,9 @@ class Generator(ClosedOnExit):
                 says why those before it do not.
             device: ``auto``, ``cpu``, ``cuda``, or ``cuda:1`` for the second GPU. ``auto`` is the
                 GPU for TensorRT's engines and the CPU for ONNX Runtime.
-            precision: of graphs or engines that the bundle has. ``auto`` is the one whose engines
-                were built last, and fp32 for ONNX Runtime.
-            max_batch: images decoded together.
+            precision: of graphs or engines that the bundle has. ``auto`` is the one built last
+                of the engines that run here, and fp32 for ONNX Runtime.
+            max_batch: images decoded together, at most as many as the engines were built for.
             max_plan_bytes: memory for the buffers of all kept plans together.
             threads: CPU threads of the engines; 0 uses every core.
             profile: on CUDA, time every stage and not only the whole graph.
@@ -122,7 +122,7 @@ class Generator(ClosedOnExit):
                 source,
                 opened.device,
                 opened.engines,
-                max_batch=max_batch,
+                max_batch=min(max_batch, opened.max_batch or max_batch),
                 max_plan_bytes=max_plan_bytes,
                 backend=opened.backend,
                 precision=opened.precision,

@@ -123,6 +123,8 @@ class MaskedDecoder:
                 if not self._plans:
                     raise
                 self._drop(keep=0)
+                for engine in self.engines.values():
+                    engine.trim()
                 self._plans[key] = MaskedPlan(self, key, buffers)
         self._plans.move_to_end(key)
         return self._plans[key]

@@ -42,6 +42,9 @@ class _Adding:
         arrays["y"][:] = arrays["x"] + arrays["ids"][:, None]
         arrays["total"][:] = arrays["y"].sum(axis=1)
 
+    def trim(self) -> None:
+        """Nothing to release."""
+
     def close(self) -> None:
         """Nothing to release."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,7 @@ class _Here(threading.local):
 
     def __init__(self) -> None:
         self.held: dict[int, _Held] = {}
+        self.closers: list[weakref.WeakMethod[Callable[[], None]]] = []
 
 
 _here = _Here()
@@ -73,7 +75,21 @@ def _leave(ordinal: int) -> None:
         held.leave()
 
 
+def before_leaving(close: Callable[[], None]) -> None:
+    """Call a bound method at exit, if its object was not closed, before the context is left.
+
+    Args:
+        close: of an object that needs the context of this thread; calling it twice is fine.
+    """
+    alive = [each for each in _here.closers if each() is not None]
+    _here.closers = [*alive, weakref.WeakMethod(close)]
+
+
 @atexit.register
 def _leave_all() -> None:
     """Leave what the main thread never closed, before pycuda is unloaded."""
+    for reference in reversed(_here.closers):
+        if (close := reference()) is not None:
+            with contextlib.suppress(Exception):
+                close()
     _here.held.clear()

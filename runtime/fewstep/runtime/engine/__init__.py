@@ -39,6 +39,10 @@ class Engine(Protocol):
         """
         ...
 
+    def trim(self) -> None:
+        """Release what can be made again; no captured sequence may need it any more."""
+        ...
+
     def close(self) -> None:
         """Release what the engine holds."""
         ...

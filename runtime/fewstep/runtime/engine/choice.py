@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.device import BufferSpec, Device, Workspace
@@ -20,6 +21,9 @@ from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.engine.tensorrt_api import MODULES, TensorRt, load
 from fewstep.runtime.errors import EngineError, FewstepError, RequestError, choose
 from fewstep.runtime.manifest import EngineBackend, EngineInfo
+
+if TYPE_CHECKING:
+    from fewstep.runtime.engine.tensorrt import TensorRtEngine
 
 BACKENDS = ("auto", *MODULES, "onnxruntime")
 DEVICES = ("auto", "cpu", "cuda")
@@ -59,6 +63,7 @@ class Wanted:
 class Opened:
     """A device with the engines of a bundle on it.
 
+    ``max_batch``: most images that the engines decode together, if they have a limit.
     ``passed_over``: why the backends before the one that was taken are not used. ``scratch``:
     memory that the engines share, closed after them.
     """
@@ -67,6 +72,7 @@ class Opened:
     precision: str
     device: Device
     engines: dict[str, Engine]
+    max_batch: int | None = None
     scratch: Workspace | None = None
     passed_over: dict[str, str] = field(default_factory=dict)
 
@@ -102,7 +108,14 @@ def open_backend(bundle: Bundle, wanted: Wanted) -> Opened:
         else:
             opened.passed_over = passed_over
             return opened
-    opened = _open(bundle, wanted, *places[-1])
+    try:
+        opened = _open(bundle, wanted, *places[-1])
+    except FewstepError as error:
+        built = {info.backend for info in bundle.manifest.engines}
+        others = [f"{name}: {why}" for name, why in passed_over.items() if name in built]
+        if not others:
+            raise
+        raise type(error)(f"{error}. Engines that cannot be used: {'; '.join(others)}") from error
     opened.passed_over = passed_over
     return opened
 
@@ -121,7 +134,7 @@ def usable_engines(
     Args:
         bundle: the bundle.
         backend: the engines' backend.
-        precision: theirs; ``auto`` is the one that was built last.
+        precision: theirs; ``auto`` is the one built last of those that run here.
         version: of the backend's module here.
         capability: the GPU's compute capability.
 
@@ -138,15 +151,15 @@ def usable_engines(
     def problem_of(info: EngineInfo) -> str:
         return why_not(info, _hash(bundle, info), version, capability)
 
-    problem = ""
+    needed, problem = set(_graphs(bundle)), ""
     for chosen in dict.fromkeys(info.precision for info in reversed(built)):
         found: dict[str, EngineInfo] = {}
         for info in built:
             if info.precision == chosen and not problem_of(info):
                 found[info.graph] = info
-        if found.keys() >= bundle.manifest.graphs.keys():
-            return found
-        absent = sorted(bundle.manifest.graphs.keys() - found.keys())
+        if found.keys() >= needed:
+            return {name: found[name] for name in needed}
+        absent = sorted(needed - found.keys())
         same = [info for info in reversed(built) if info.precision == chosen]
         last = next((info for info in same if info.graph in absent), same[0])
         why = problem_of(last) or f"of {', '.join(absent)} there is none"
@@ -219,7 +232,8 @@ def _open_tensorrt(
     device = open_device(bundle, "cuda", wanted.ordinal, wanted.profile)
     stack.callback(device.close)
     engines, scratch = _open_engines(bundle, api, infos, device, stack)
-    return Opened(name, infos["transformer"].precision, device, engines, scratch)
+    most = min(info.options.max_batch for info in infos.values())
+    return Opened(name, infos["transformer"].precision, device, engines, most, scratch)
 
 
 def _open_engines(
@@ -230,18 +244,9 @@ def _open_engines(
     stack: contextlib.ExitStack,
 ) -> tuple[dict[str, Engine], Workspace]:
     """Engines that share one block of memory for their activations."""
-    from fewstep.runtime.engine.tensorrt import EngineFile, TensorRtEngine
-
-    stream, opened = device.cuda_stream, {}
-    assert stream is not None
+    opened = {}
     for name in _graphs(bundle):
-        info = infos[name]
-        path = bundle.verified(info.file)
-        content = path.read_bytes()
-        require_header(info, content)
-        file = EngineFile(content, path.with_suffix(".cache"))
-        graph = bundle.graph(name, info.precision)
-        opened[name] = TensorRtEngine(api, name, file, graph, stream)
+        opened[name] = _open_one(bundle, api, infos[name], device)
         stack.callback(opened[name].close)
     size = max(engine.scratch_bytes for engine in opened.values())
     spec = BufferSpec((size + _SCRATCH_ALIGNMENT,), "uint8")
@@ -251,6 +256,20 @@ def _open_engines(
     for engine in opened.values():
         engine.use_scratch(address, size)
     return {**opened}, scratch
+
+
+def _open_one(bundle: Bundle, api: TensorRt, info: EngineInfo, device: Device) -> TensorRtEngine:
+    from fewstep.runtime.engine.tensorrt import EngineFile, TensorRtEngine
+
+    stream = device.cuda_stream
+    assert stream is not None
+    path = bundle.verified(info.file)
+    content = path.read_bytes()
+    require_header(info, content)
+    # Beside the engine, but never in the place of a file that the bundle has.
+    kept = f"{info.file}.cache" not in bundle.manifest.files
+    file = EngineFile(content, path.with_name(f"{path.name}.cache") if kept else None)
+    return TensorRtEngine(api, info.graph, file, bundle.graph(info.graph, info.precision), stream)
 
 
 def _graphs(bundle: Bundle) -> list[str]:

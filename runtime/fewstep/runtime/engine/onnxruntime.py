@@ -72,6 +72,10 @@ class OnnxRuntimeEngine:
         except Exception as error:  # onnxruntime raises types of its own, without a common base
             raise EngineError(f"graph '{self.name}' failed to run: {error}") from error
 
+    def trim(self) -> None:
+        """Forget bindings."""
+        self._bound.clear()
+
     def close(self) -> None:
         """Drop the session; closing twice is fine."""
         self._bound.clear()

@@ -4,27 +4,29 @@ A context keeps the shapes it was made for: one is made per batch, so that no sh
 the pass that runs before a capture and the capture itself. Contexts bring no memory for activations
 of their own; all of a bundle's share one block, since the stream runs them one after the other.
 
-TensorRT-RTX compiles its kernels for the GPU when a context first runs. What it compiled goes into
-a file beside the engine, so that only the first start is slow.
+TensorRT's objects must be gone before the CUDA context is. So nothing but :class:`_Held` refers to
+them, not even the frames of an exception, and it lets go of them in their order.
 """
 
 from __future__ import annotations
 
-import contextlib
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fewstep.runtime.device import ALIGNMENT, Buffer, CudaStream
+from fewstep.runtime.device.cuda_context import before_leaving
 from fewstep.runtime.engine import check_binding
+from fewstep.runtime.engine.runtime_cache import RuntimeCache
 from fewstep.runtime.engine.tensorrt_api import TensorRt
-from fewstep.runtime.errors import EngineError, FewstepError
-from fewstep.runtime.files import replacing
-from fewstep.runtime.manifest import GraphInfo
+from fewstep.runtime.errors import EngineError, OutOfMemoryError
+from fewstep.runtime.manifest import GraphInfo, TensorInfo
 
 _DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int32": "INT32"}
 _DTYPES |= {"int64": "INT64", "uint8": "UINT8"}
+_OUT_OF_MEMORY = re.compile(r"out ?of ?memory|cudaErrorMemoryAllocation", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,26 @@ class EngineFile:
 
     content: bytes
     cache: Path | None = None
+
+
+@dataclass
+class _Held:
+    """TensorRT's own objects, in the order in which they were made."""
+
+    runtime: Any = None
+    engine: Any = None
+    cache: RuntimeCache | None = None
+    config: Any = None
+    contexts: dict[int, Any] = field(default_factory=dict)
+
+    def release(self) -> None:
+        """Keep what was compiled, and let go of everything, the youngest first."""
+        try:
+            if self.cache is not None:
+                self.cache.save()
+        finally:
+            self.contexts.clear()
+            self.config = self.cache = self.engine = self.runtime = None
 
 
 class TensorRtEngine:
@@ -47,6 +69,7 @@ class TensorRtEngine:
 
     Raises:
         EngineError: TensorRT refuses the engine, or its inputs and outputs are not the manifest's.
+        OutOfMemoryError: there is not enough memory for its weights.
     """
 
     capturable = True
@@ -56,22 +79,18 @@ class TensorRtEngine:
     ) -> None:
         self.name, self.inputs, self.outputs = name, info.inputs, info.outputs
         self._api, self._module, self._stream = api, api.module, stream.handle
-        api.messages.clear()
-        self._runtime: Any = api.module.Runtime(api.messages.logger)
-        self._engine: Any = self._runtime.deserialize_cuda_engine(file.content)
-        if self._engine is None:
-            raise self._refused(f"the engine does not load{self._validity(file.content)}")
-        self._check_against_manifest()
-        self._profiles = self._profile_batches()
-        self._cache = _RuntimeCache(file.cache)
-        self._config = self._runtime_config()
-        self._contexts: dict[int, Any] = {}
-        self._scratch = (0, 0)
+        self._scratch, self._held = (0, 0), _Held()
+        try:
+            self._open(file)
+        except BaseException:
+            self._held.release()
+            raise
+        before_leaving(self.close)
 
     @property
     def scratch_bytes(self) -> int:
         """Memory for activations that every context of this engine may need."""
-        return int(self._engine.device_memory_size_v2)
+        return int(self._held.engine.device_memory_size_v2)
 
     def use_scratch(self, address: int, size: int) -> None:
         """Set the memory for activations; it must outlive the engine's work."""
@@ -83,74 +102,111 @@ class TensorRtEngine:
         Raises:
             EngineError: a binding is missing, misaligned or of another dtype or shape, the batch
                 is beyond every optimization profile, or TensorRT refuses to run.
+            OutOfMemoryError: there is not enough memory to run with this batch.
         """
-        if self._engine is None:
+        contexts = self._held.contexts
+        if self._held.engine is None:
             raise EngineError(f"graph '{self.name}' is closed; open the Generator again")
-        names = {*self.inputs, *self.outputs}
-        if absent := sorted(names - bindings.keys()):
+        if absent := sorted({*self.inputs, *self.outputs} - bindings.keys()):
             raise EngineError(f"graph '{self.name}': no buffer bound to {', '.join(absent)}")
         batch = bindings[next(iter(self.inputs))].shape[0]
-        context = self._contexts.get(batch) or self._context(batch)
         for name, buffer in bindings.items():
-            check_binding(self, name, buffer)
-            if buffer.pointer % ALIGNMENT:
-                raise EngineError(
-                    f"graph '{self.name}', tensor '{name}': TensorRT needs addresses that are "
-                    f"multiples of {ALIGNMENT}, got {buffer.pointer:#x}"
-                )
-            if not context.set_tensor_address(name, buffer.pointer):
+            self._check(name, buffer, batch)
+        if batch not in contexts:
+            self._make_context(batch)
+        for name, buffer in bindings.items():
+            if not contexts[batch].set_tensor_address(name, buffer.pointer):
                 raise self._refused(f"no tensor '{name}'")
-        if not context.execute_async_v3(self._stream):
+        if not contexts[batch].execute_async_v3(self._stream):
             raise self._refused("it does not run")
 
-    def close(self) -> None:
-        """Keep what was compiled, then release contexts, engine and runtime, in this order."""
-        if self._engine is None:
-            return
-        self._cache.save()
-        self._contexts.clear()
-        self._config = self._engine = None
-        self._runtime = None
+    def trim(self) -> None:
+        """Release the contexts. No captured graph may be left that ran them."""
+        self._held.contexts.clear()
 
-    def _context(self, batch: int) -> Any:
+    def close(self) -> None:
+        """Keep what was compiled and release everything; closing twice is fine."""
+        self._held.release()
+
+    def _open(self, file: EngineFile) -> None:
+        held = self._held
+        self._api.messages.clear()
+        try:
+            held.runtime = self._module.Runtime(self._api.messages.logger)
+        except (TypeError, RuntimeError) as error:  # what pybind11 makes of a null pointer
+            raise self._refused("the runtime does not start; is the driver too old?") from error
+        held.engine = held.runtime.deserialize_cuda_engine(file.content)
+        if held.engine is None:
+            raise self._refused(f"the engine does not load{self._validity(file.content)}")
+        self._check_against_manifest()
+        self._profiles = self._profile_batches()
+        held.cache = RuntimeCache(file.cache)
+        held.config = self._runtime_config(held.cache)
+
+    def _check(self, name: str, buffer: Buffer, batch: int) -> None:
+        check_binding(self, name, buffer)
+        info = self.inputs.get(name) or self.outputs[name]
+        if isinstance(info.shape[0], str) and buffer.shape[0] != batch:
+            raise EngineError(
+                f"graph '{self.name}', tensor '{name}': expected {batch} rows, as the first input "
+                f"has, got {buffer.shape[0]}"
+            )
+        if buffer.pointer % ALIGNMENT:
+            raise EngineError(
+                f"graph '{self.name}', tensor '{name}': TensorRT needs addresses that are "
+                f"multiples of {ALIGNMENT}, got {buffer.pointer:#x}"
+            )
+
+    def _make_context(self, batch: int) -> None:
         """A context for one batch, with its profile, shapes and memory set for good."""
-        profile = self._profile_for(batch)
-        context = self._engine.create_execution_context(self._config)
-        if context is None:
-            raise self._refused("no execution context")
-        if profile:  # a new context has the first
-            self._set_profile(context, profile)
-        for name, info in self.inputs.items():
-            shape = tuple(batch if isinstance(size, str) else size for size in info.shape)
-            if not context.set_input_shape(name, shape):
-                raise self._refused(f"input '{name}' of shape {list(shape)} was not taken")
-        if missing := self._missing_shapes(context):
-            raise self._refused(f"its shapes depend on {', '.join(missing)}")
-        context.set_device_memory(*self._scratch)
-        # Only TensorRT-RTX can tell; TensorRT itself refuses while it is being captured.
-        tells = getattr(context, "is_stream_capturable", None)
-        if tells is not None and not tells(self._stream):
-            raise self._refused("its work cannot be captured into a CUDA graph")
-        self._contexts[batch] = context
-        return context
+        self._api.messages.clear()
+        profile, contexts = self._profile_for(batch), self._held.contexts
+        contexts[batch] = self._held.engine.create_execution_context(self._held.config)
+        try:
+            self._prepare(contexts[batch], batch, profile)
+        except BaseException:
+            del contexts[batch]
+            raise
+
+    def _prepare(self, context: Any, batch: int, profile: int) -> None:
+        try:
+            if context is None:
+                raise self._refused("no execution context")
+            if profile and not self._sets_profile(context, profile):  # a new one has the first
+                raise self._refused(f"optimization profile {profile} was not taken")
+            for name, info in self.inputs.items():
+                shape = tuple(batch if isinstance(size, str) else size for size in info.shape)
+                if not context.set_input_shape(name, shape):
+                    raise self._refused(f"input '{name}' of shape {list(shape)} was not taken")
+            if missing := self._missing_shapes(context):
+                raise self._refused(f"its shapes depend on {', '.join(missing)}")
+            context.set_device_memory(*self._scratch)
+            # Only TensorRT-RTX can tell; TensorRT itself refuses while it is being captured.
+            tells = getattr(context, "is_stream_capturable", None)
+            if tells is not None and not tells(self._stream):
+                raise self._refused("its work cannot be captured into a CUDA graph")
+        finally:
+            context = tells = None  # or the frame of an exception would hold it
+
+    def _sets_profile(self, context: Any, profile: int) -> bool:
+        try:
+            return bool(context.set_optimization_profile_async(profile, self._stream))
+        except RuntimeError:  # instead of False, in some versions
+            return False
+        finally:
+            context = None
 
     def _missing_shapes(self, context: Any) -> list[str]:
         try:
             found: list[str] = context.infer_shapes()
         except RuntimeError as error:
             raise self._refused("its shapes contradict each other") from error
+        finally:
+            context = None
         return found
 
-    def _set_profile(self, context: Any, profile: int) -> None:
-        try:
-            taken = context.set_optimization_profile_async(profile, self._stream)
-        except RuntimeError:  # instead of False, says the log
-            taken = False
-        if not taken:
-            raise self._refused(f"optimization profile {profile} was not taken")
-
     def _profile_for(self, batch: int) -> int:
-        """The profile that spans ``batch`` and is tuned for one near it."""
+        """The profile that spans ``batch`` rows and is tuned for a number near it."""
         fitting = [
             (abs(best - batch), index)
             for index, (least, best, most) in enumerate(self._profiles)
@@ -159,52 +215,67 @@ class TensorRtEngine:
         if not fitting:
             most = max(most for _, _, most in self._profiles)
             raise EngineError(
-                f"graph '{self.name}': the engine takes batches up to {most}, got {batch}; build "
-                "it for more with: fewstep build --max-batch"
+                f"graph '{self.name}': the engine takes up to {most} rows, got {batch}; build it "
+                "for more images with: fewstep build --max-batch"
             )
         return min(fitting)[1]
 
     def _profile_batches(self) -> list[tuple[int, int, int]]:
         """Least, best and largest batch of every optimization profile."""
-        first = next(iter(self.inputs))
-        count = self._engine.num_optimization_profiles
-        shapes = [self._engine.get_tensor_profile_shape(first, index) for index in range(count)]
+        first, held = next(iter(self.inputs)), self._held
+        only = self.inputs[first].shape[0]
+        if not isinstance(only, str):
+            return [(only, only, only)]
+        count = held.engine.num_optimization_profiles
+        shapes = [held.engine.get_tensor_profile_shape(first, index) for index in range(count)]
         return [(int(low[0]), int(best[0]), int(high[0])) for low, best, high in shapes]
 
-    def _runtime_config(self) -> Any:
+    def _runtime_config(self, cache: RuntimeCache) -> Any:
         """What contexts are created with: memory from us, kernels compiled at once and kept."""
         owned = self._module.ExecutionContextAllocationStrategy.USER_MANAGED
         if not hasattr(self._module, "IRuntimeCache"):
             return owned
-        config = self._engine.create_runtime_config()
+        config = self._held.engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(owned)
         # Otherwise it runs, and a graph would capture, makeshift kernels until better are ready.
         eager = self._module.DynamicShapesKernelSpecializationStrategy.EAGER
         config.dynamic_shapes_kernel_specialization_strategy = eager
-        self._cache.attach(config)
+        cache.attach(config)
         return config
 
     def _check_against_manifest(self) -> None:
-        engine, module = self._engine, self._module
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        held = self._held
+        count = held.engine.num_io_tensors
+        names = sorted(held.engine.get_tensor_name(index) for index in range(count))
         expected = {**self.inputs, **self.outputs}
-        if sorted(names) != sorted(expected):
+        if names != sorted(expected):
             raise EngineError(
-                f"graph '{self.name}': the engine has the inputs and outputs {sorted(names)}, the "
+                f"graph '{self.name}': the engine has the inputs and outputs {names}, the "
                 f"manifest says {sorted(expected)}; build it again with --force"
             )
         for name, info in expected.items():
-            wanted = getattr(module.DataType, _DTYPES[info.dtype])
-            if engine.get_tensor_dtype(name) != wanted:
-                raise EngineError(
-                    f"graph '{self.name}', tensor '{name}': the engine has "
-                    f"{engine.get_tensor_dtype(name)}, the manifest says {info.dtype}; build it "
-                    "again with --force"
-                )
+            self._check_tensor(name, info)
+
+    def _check_tensor(self, name: str, info: TensorInfo) -> None:
+        """TensorRT knows no sizes of buffers: what is wrong here would write beyond them."""
+        held, modes = self._held, self._module.TensorIOMode
+        mode = modes.INPUT if name in self.inputs else modes.OUTPUT
+        shape = [int(size) for size in held.engine.get_tensor_shape(name)]
+        dtype = held.engine.get_tensor_dtype(name)
+        alike = len(shape) == len(info.shape) and all(
+            a == b or (isinstance(b, str) and a == -1)
+            for a, b in zip(shape, info.shape, strict=True)
+        )
+        same = dtype == getattr(self._module.DataType, _DTYPES[info.dtype])
+        if not (alike and same and held.engine.get_tensor_mode(name) == mode):
+            raise EngineError(
+                f"graph '{self.name}', tensor '{name}': the engine has {dtype} {shape}, the "
+                f"manifest says {info.dtype} {list(info.shape)}; build it again with --force"
+            )
 
     def _validity(self, content: bytes) -> str:
         """What TensorRT-RTX thinks of an engine that it refuses, in brackets."""
-        tells = getattr(self._runtime, "get_engine_validity", None)
+        tells = getattr(self._held.runtime, "get_engine_validity", None)
         if tells is None:
             return ""
         _, mask = tells(content)
@@ -212,39 +283,10 @@ class TensorRtEngine:
         names = [name for name, flag in flags.items() if int(flag) & int(mask)]
         return f" ({', '.join(names)})" if names else ""
 
-    def _refused(self, what: str) -> EngineError:
-        said = self._api.messages.explain("it did not say why")
-        return EngineError(f"graph '{self.name}': {what}: {said} ({self._api})")
-
-
-class _RuntimeCache:
-    """Kernels that TensorRT-RTX compiled for this GPU, in a file that only it understands.
-
-    A cache that does not fit the machine, or cannot be kept, costs time and nothing else.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self._path, self._loaded = path, 0
-        self._cache: Any = None
-
-    def attach(self, config: Any) -> None:
-        """Load what is in the file, and collect what is compiled from now on."""
-        if self._path is None:
-            return
-        self._cache = config.create_runtime_cache()
-        with contextlib.suppress(OSError):
-            content = self._path.read_bytes()
-            if self._cache.deserialize(content):
-                self._loaded = len(content)
-        config.set_runtime_cache(self._cache)
-
-    def save(self) -> None:
-        """Write the file if there is more than was loaded."""
-        if self._cache is None or self._path is None:
-            return
-        serialized = self._cache.serialize()
-        content = b"" if serialized is None else bytes(serialized)
-        if len(content) > self._loaded:
-            with contextlib.suppress(FewstepError), replacing(self._path) as temporary:
-                temporary.write_bytes(content)
-        self._cache = None
+    def _refused(self, what: str) -> EngineError | OutOfMemoryError:
+        said = "; ".join(self._api.messages.errors()) or "it did not say why"
+        self._api.messages.clear()
+        message = f"graph '{self.name}': {what}: {said} ({self._api})"
+        if _OUT_OF_MEMORY.search(said):
+            return OutOfMemoryError(f"{message}; use a smaller batch, or close other programs")
+        return EngineError(message)

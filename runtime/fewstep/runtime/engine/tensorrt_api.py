@@ -80,32 +80,37 @@ class Messages:
     """
 
     def __init__(self, module: Any) -> None:
-        self.errors: list[str] = []
-        self.warnings: list[str] = []
+        self._errors: list[str] = []
+        self._warnings: list[str] = []
         self.logger = _logger(module, self._log)
         severity = module.ILogger.Severity
         self._kept = {
-            severity.INTERNAL_ERROR: self.errors,
-            severity.ERROR: self.errors,
-            severity.WARNING: self.warnings,
+            severity.INTERNAL_ERROR: self._errors,
+            severity.ERROR: self._errors,
+            severity.WARNING: self._warnings,
         }
 
     def clear(self) -> None:
         """Forget what was logged so far."""
-        self.errors.clear()
-        self.warnings.clear()
+        self._errors.clear()
+        self._warnings.clear()
 
-    def explain(self, otherwise: str) -> str:
-        """The errors in one line."""
-        return "; ".join(self.errors) or otherwise
+    def errors(self, *, building: bool = False) -> list[str]:
+        """Errors in their order; while ``building``, without those about an absent driver."""
+        return [text for text in self._errors if not (building and _NO_DRIVER.search(text))]
+
+    def warnings(self) -> tuple[str, ...]:
+        """Warnings in their order, without those about an absent driver."""
+        return tuple(text for text in self._warnings if not _NO_DRIVER.search(text))
 
     def _log(self, severity: Any, text: str) -> None:
         kept = self._kept.get(severity)
-        # Building needs no GPU, and says often that there is none.
-        if kept is not None and not _NO_DRIVER.search(text) and text.strip() not in kept:
+        if kept is not None and text.strip() not in kept and len(kept) < _MOST:
             kept.append(text.strip())
 
 
+_MOST = 50
+# A builder needs no GPU, and says often that there is none.
 _NO_DRIVER = re.compile(r"cudaError 35\b|CUDA initialization failure with error: 35\b")
 
 

@@ -99,7 +99,7 @@ def _replay(
     if actions is not None and model.policy is not None:
         steps = largest_errors(acted, actions)
         yield check(model.policy.graph, "action_error", _over_steps("action_error", steps), steps)
-    image = run_once(generator.device, generator.engines["decoder"], {"tokens": tokens})["image"]
+    image = _run(generator, "decoder", {"tokens": tokens})["image"]
     yield check("decoder", "psnr_db", psnr(image, rollout["image"], peak=1.0))
     free = _free_running(generator, schedule, rollout)
     yield check(LOOP, "token_agreement", float((free == tokens).mean()))
@@ -118,17 +118,31 @@ def teacher_forced(
     Returns:
         Conditional logits ``[T, B, K, V]`` and raw actions ``[T, B, 4]`` (empty without policy).
     """
-    model, engines = generator.bundle.manifest.model, generator.engines
-    network = engines[model.policy.graph] if model.policy and policy else None
+    model = generator.bundle.manifest.model
+    network = model.policy.graph if model.policy and policy else None
     logits, actions = [], []
     for step, tokens in enumerate(rollout["tokens"][:-1]):
         inputs = {"tokens": tokens, model.condition_input: rollout["condition"]}
-        out = run_once(generator.device, engines["transformer"], inputs)
+        out = _run(generator, "transformer", inputs)
         logits.append(out["logits"][:, rollout["positions"]])
         if network is not None:
             state = {"features": out["features"], "step": np.full(len(tokens), step, np.int32)}
-            actions.append(run_once(generator.device, network, state)["action"])
+            actions.append(_run(generator, network, state)["action"])
     return np.stack(logits), np.array(actions)
+
+
+def _run(generator: Generator, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Run an engine on as many images at a time as it takes."""
+    count, most = len(next(iter(inputs.values()))), generator.max_batch
+    parts = [
+        run_once(
+            generator.device,
+            generator.engines[graph],
+            {name: value[first : first + most] for name, value in inputs.items()},
+        )
+        for first in range(0, count, most)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _free_running(generator: Generator, schedule: str, rollout: Mapping[str, Array]) -> Array:
