@@ -18,7 +18,6 @@ from onnx import TensorProto, helper, numpy_helper
 from fewstep.build.capabilities import (
     ABSENT,
     OPSETS,
-    RTX_CAPABILITIES,
     absent_operators,
     demands,
     inferred,
@@ -26,6 +25,7 @@ from fewstep.build.capabilities import (
     unusable_quantization,
     version,
 )
+from fewstep.runtime.engine.compatibility import RTX_CAPABILITIES
 
 _KINDS = {
     "fp32": TensorProto.FLOAT,

@@ -26,19 +26,28 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from fewstep.build.engines import build_engines, target
+from fewstep.build.tensorrt_builder import build_here
+from fewstep.build.variants import add_variant
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.device.cuda import CudaDevice
 from fewstep.runtime.device.cuda_driver import compute_capability
+from fewstep.runtime.engine.compatibility import RTX_CAPABILITIES
+from fewstep.runtime.engine.tensorrt_api import MODULES
 from fewstep.runtime.errors import FewstepError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.kernels.compile import CompiledKernels, KernelCompiler
 from fewstep.runtime.kernels.cubins import add_kernels
+from fewstep.runtime.manifest import BuildOptions, EngineBackend, Precision
 from fewstep.runtime.result import Result
 
 _TESTS = Path(__file__).parents[1]
 _EMULATED = "EMULATED_CUDA_KERNELS" in os.environ
 _BUNDLES = "FEWSTEP_TEST_BUNDLES"
 _AGREEMENT = 0.98
+
+ENGINES_MAX_BATCH = 4
+"""Of the engines of TensorRT and TensorRT-RTX in these tests."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -229,3 +238,90 @@ def _host_engine() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+# --- TensorRT
+
+
+def _backends() -> list[EngineBackend]:
+    """Those that build for the GPU at hand; both where there is none and all is skipped."""
+    try:
+        capability = compute_capability()
+    except FewstepError:
+        return list(MODULES)
+    return ["tensorrt", "tensorrt-rtx"] if capability in RTX_CAPABILITIES else ["tensorrt"]
+
+
+@pytest.fixture(scope="session", params=_backends())
+def backend(request: pytest.FixtureRequest, emulated: bool) -> EngineBackend:
+    """A backend whose module is there."""
+    name: EngineBackend = request.param
+    if not emulated and importlib.util.find_spec(MODULES[name]) is None:
+        pytest.skip(f"{MODULES[name]} is not installed")
+    return name
+
+
+@pytest.fixture(scope="session")
+def tensorrt_module(backend: EngineBackend, emulated: bool) -> Iterator[ModuleType | None]:
+    """The fake module, installed; ``None`` where the real one is used."""
+    if not emulated:
+        yield None
+        return
+    from tests.emulated_cuda.fake_tensorrt import installed, make
+
+    version = "10.3.0" if backend == "tensorrt" else "1.7.1.116"
+    # A process of the builder's own would import the real module.
+    here = mock.patch("fewstep.build.engines.build_engine", build_here)
+    with installed(make(backend, version, compute_capability())) as made, here:
+        yield made
+
+
+@pytest.fixture
+def journal(tensorrt_module: Any) -> Callable[[str], list[Any]]:
+    """What the fake module did since the test began, by kind; skips with the real one."""
+    if tensorrt_module is None:
+        pytest.skip("only the fake module keeps a journal")
+    before = len(tensorrt_module.journal)
+    return lambda kind: [entry for entry in tensorrt_module.journal[before:] if entry.kind == kind]
+
+
+@pytest.fixture(scope="session")
+def built(backend: EngineBackend, tensorrt_module: object) -> Callable[..., Path]:
+    """Builds engines into a bundle: precision and what the profiles are tuned for."""
+
+    def build(path: Path, precision: Precision, *opt_batch: int) -> Path:
+        options = BuildOptions(max_batch=ENGINES_MAX_BATCH, opt_batch=opt_batch or (1,))
+        build_engines(path, target(backend, precision, options))
+        return path
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def engine_bundle(
+    backend: EngineBackend,
+    built: Callable[..., Path],
+    tiny_cuda_bundle: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The tiny bundle with engines in fp16 and, built last, fp32 with two profiles."""
+    copy = shutil.copytree(tiny_cuda_bundle, tmp_path_factory.mktemp(backend) / "tiny")
+    add_variant(Bundle.read(copy), "fp16")
+    built(copy, "fp16")
+    return built(copy, "fp32", 1, ENGINES_MAX_BATCH)
+
+
+@pytest.fixture
+def engines_copy(engine_bundle: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    ignored = shutil.ignore_patterns("*.cache")  # of tests before
+    return shutil.copytree(engine_bundle, tmp_path / "copy", ignore=ignored)
+
+
+@pytest.fixture(scope="session")
+def on_engines(engine_bundle: Path, backend: EngineBackend) -> Iterator[Generator]:
+    """The tiny bundle on engines in fp32, opened once."""
+    with Generator.open(
+        engine_bundle, backend=backend, precision="fp32", max_batch=ENGINES_MAX_BATCH
+    ) as generator:
+        yield generator

@@ -25,7 +25,9 @@ from fewstep.export.demo import sample_checkpoints
 
 _TESTS = ROOT / "tests" / "cuda"
 _ALL = frozenset(path.stem.removeprefix("test_") for path in _TESTS.glob("test_*.py"))
-_LOOP = frozenset(("device", "generation", "graph", "memory", "opening", "tensorrt"))
+_LOOP = frozenset(
+    ("device", "generation", "graph", "memory", "opening", "tensorrt", "tensorrt_bundle")
+)
 _KERNELS = _ALL - _LOOP
 _SAME_IN_ANY_ORDER = frozenset(("kernel_limits", "official_rollouts", "philox"))
 
@@ -52,7 +54,9 @@ _MODES = {
     "integrated": Mode(
         {"integrated": True}, frozenset(("generation", "graph", "memory")), leave_out="sample"
     ),
-    "architecture 8.9": Mode({"architecture": 89}, frozenset(("graph", "opening", "tensorrt"))),
+    "architecture 8.9": Mode(
+        {"architecture": 89}, frozenset(("graph", "opening", "tensorrt", "tensorrt_bundle"))
+    ),
     "reversed threads": Mode({"order": "reverse"}, _KERNELS - _SAME_IN_ANY_ORDER),
 }
 

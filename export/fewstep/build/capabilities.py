@@ -23,9 +23,6 @@ import onnx.inliner
 import onnx.shape_inference
 from onnx import TensorProto, helper, numpy_helper
 
-RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-"""Those that TensorRT-RTX builds for, on any machine. TensorRT builds for the GPU at hand."""
-
 STANDARD = ("", "ai.onnx")
 """Names of the domain of ONNX's own operators."""
 

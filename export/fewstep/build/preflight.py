@@ -24,7 +24,6 @@ from onnx import TensorProto, helper
 
 from fewstep.build.capabilities import (
     OPSETS,
-    RTX_CAPABILITIES,
     STANDARD,
     TITLES,
     Demand,
@@ -39,6 +38,7 @@ from fewstep.build.capabilities import (
 )
 from fewstep.build.second_opinion import second_opinion
 from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.engine.compatibility import RTX_CAPABILITIES
 from fewstep.runtime.errors import BundleError, EngineError, RequestError, choose
 from fewstep.runtime.manifest import GraphInfo, ShapeRange, TensorInfo
 
@@ -142,7 +142,7 @@ class _Graph:
     def again(self) -> str:
         """How to make the graph once more."""
         if self.precision in ("fp16", "bf16"):
-            build = f"fewstep build {_quoted(self.bundle)} --precision {self.precision} --force"
+            build = f"fewstep build {shlex.quote(str(self.bundle.path))} --precision {self.precision} --force"
             return f"make it again: {build}"
         command = self.bundle.manifest.provenance.command
         return f"copy the bundle again, or make it again, as before: {command}"
@@ -154,7 +154,7 @@ class _Graph:
 def _targets(
     bundle: Bundle, backend: str, precision: str, capabilities: Sequence[str]
 ) -> Iterator[Problem]:
-    command = f"fewstep build {_quoted(bundle)} --precision {precision} --backend"
+    command = f"fewstep build {shlex.quote(str(bundle.path))} --precision {precision} --backend"
     some = f"{command} {backend} --compute-capability 8.6 8.9"
     odd = tuple(each for each in capabilities if not re.fullmatch(r"\d+\.\d", each))
     if odd:
@@ -175,9 +175,9 @@ def _targets(
 def _absent_precision(bundle: Bundle, precision: str) -> Problem:
     what = choose("precision", precision, bundle.precisions)
     if precision in ("fp16", "bf16"):
-        remedy = f"make its graphs with: fewstep build {_quoted(bundle)} --precision {precision}"
+        remedy = f"make its graphs with: fewstep build {shlex.quote(str(bundle.path))} --precision {precision}"
     else:
-        remedy = f"build one that the bundle has, or make one: fewstep build {_quoted(bundle)} "
+        remedy = f"build one that the bundle has, or make one: fewstep build {shlex.quote(str(bundle.path))} "
         remedy += "--precision fp16"
     return Problem("", what, (), remedy)
 
@@ -257,10 +257,6 @@ def _wrong_file(graph: _Graph) -> Iterator[Problem]:
     if not basic and not unsound:
         yield from _wrong_interface(graph, model.graph)
         yield from _wrong_types(graph, model, path)
-
-
-def _quoted(bundle: Bundle) -> str:
-    return shlex.quote(str(bundle.path))
 
 
 def _nothing_in(model: onnx.GraphProto) -> str:
@@ -389,7 +385,7 @@ def _out_of_reach(graph: _Graph, demand: Demand) -> Iterator[Problem]:
         return
     said = ", ".join(below)
     what = f"{demand.what} need compute capability {demand.lowest} or newer, received {said}"
-    make = f"fewstep build {_quoted(graph.bundle)} --precision fp16"
+    make = f"fewstep build {shlex.quote(str(graph.bundle.path))} --precision fp16"
     remedy = f"use fp16 graphs: {make}"
     if demand.kind == "fp32":
         remedy = f"make fp16 graphs without fp32 heads: {make} --no-fp32-heads --force"
