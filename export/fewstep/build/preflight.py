@@ -142,7 +142,7 @@ class _Graph:
     def again(self) -> str:
         """How to make the graph once more."""
         if self.precision in ("fp16", "bf16"):
-            build = f"fewstep build {shlex.quote(str(self.bundle.path))} --precision {self.precision} --force"
+            build = f"{_build(self.bundle)} --precision {self.precision} --force"
             return f"make it again: {build}"
         command = self.bundle.manifest.provenance.command
         return f"copy the bundle again, or make it again, as before: {command}"
@@ -154,7 +154,7 @@ class _Graph:
 def _targets(
     bundle: Bundle, backend: str, precision: str, capabilities: Sequence[str]
 ) -> Iterator[Problem]:
-    command = f"fewstep build {shlex.quote(str(bundle.path))} --precision {precision} --backend"
+    command = f"{_build(bundle)} --precision {precision} --backend"
     some = f"{command} {backend} --compute-capability 8.6 8.9"
     odd = tuple(each for each in capabilities if not re.fullmatch(r"\d+\.\d", each))
     if odd:
@@ -172,13 +172,16 @@ def _targets(
         yield Problem("", what, others, remedy)
 
 
+def _build(bundle: Bundle) -> str:
+    return f"fewstep build {shlex.quote(str(bundle.path))}"
+
+
 def _absent_precision(bundle: Bundle, precision: str) -> Problem:
     what = choose("precision", precision, bundle.precisions)
-    if precision in ("fp16", "bf16"):
-        remedy = f"make its graphs with: fewstep build {shlex.quote(str(bundle.path))} --precision {precision}"
-    else:
-        remedy = f"build one that the bundle has, or make one: fewstep build {shlex.quote(str(bundle.path))} "
-        remedy += "--precision fp16"
+    remedy = "build one that the bundle has, or make"
+    if precision not in ("fp16", "bf16"):
+        precision = "fp16"
+    remedy += f" {precision} graphs with: {_build(bundle)} --precision {precision}"
     return Problem("", what, (), remedy)
 
 
@@ -385,7 +388,7 @@ def _out_of_reach(graph: _Graph, demand: Demand) -> Iterator[Problem]:
         return
     said = ", ".join(below)
     what = f"{demand.what} need compute capability {demand.lowest} or newer, received {said}"
-    make = f"fewstep build {shlex.quote(str(graph.bundle.path))} --precision fp16"
+    make = f"{_build(graph.bundle)} --precision fp16"
     remedy = f"use fp16 graphs: {make}"
     if demand.kind == "fp32":
         remedy = f"make fp16 graphs without fp32 heads: {make} --no-fp32-heads --force"
