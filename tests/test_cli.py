@@ -159,9 +159,18 @@ _RTX = ["--backend", "tensorrt-rtx"]
         (["build", "{bundle}", *_RTX], "Name their compute capabilities"),
         (["build", "{bundle}", *_RTX, "--compute-capability", "8.7"], "on the device itself"),
         (["build", "{bundle}", *_RTX, "--compute-capability", "sm_86"], "received sm_86"),
-        (["build", "{bundle}", *_RTX, "--max-batch", 2, "--opt-batch", 4], "exceeds max_batch 2"),
-        (["build", "{bundle}", *_RTX, "--max-batch", 0], "max batch: "),
-        (["build", "{bundle}", *_RTX, "--optimization-level", 6], "optimization level: "),
+        (
+            ["build", "{bundle}", *_RTX, "--max-batch", 2, "--opt-batch", 4],
+            "exceeds the largest, 2",
+        ),
+        (
+            ["build", "{bundle}", *_RTX, "--max-batch", 0],
+            "--max-batch must be greater",
+        ),
+        (
+            ["build", "{bundle}", *_RTX, "--optimization-level", 6],
+            "--optimization-level must",
+        ),
         (["build", "{bundle}", "--preflight", "--kernels"], "pass --backend"),
         (["generate", "{bundle}", "--class", 0, "--backend", "tensorrt"], "no engines of tensorrt"),
         (["verify", "{bundle}", "--backend", "tensorrt-rtx"], "fewstep build"),

@@ -238,7 +238,7 @@ def test_check_exits_with_1_if_anything_is_stale(fewstep: Terminal, engines_copy
     file = next((engines_copy / "engines").glob("policy*"))
     file.write_bytes(b"?" + file.read_bytes()[1:])
     damaged = fewstep(*engines)
-    expected = "engine of policy: its file is damaged; build it again with --force\n"
+    expected = "engine of policy: does not have the manifest's SHA-256\n"
     assert (damaged.code, damaged.out) == (1, expected)
     assert (fewstep(*everything).code, fewstep(*everything).out.count("\n")) == (1, 1)
 
@@ -261,7 +261,7 @@ def test_preflight_says_what_stands_in_the_way(fewstep: Terminal, engines_copy: 
         ("tensorrt_rtx", ["tensorrt-rtx"], "tensorrt_rtx is not installed; install it with: pip"),
         ("onnx", ["tensorrt-rtx"], "onnx is not installed; install it with: pip"),
         ("cuda.bindings", ["tensorrt-rtx"], "cuda-bindings is not installed; install it with: pip"),
-        ("pycuda", ["tensorrt"], "pycuda is not installed; install it with: pip"),
+        ("pycuda", ["tensorrt"], "there is no CUDA driver on this machine; build on the device"),
     ],
 )
 @pytest.mark.usefixtures("rtx")
@@ -287,8 +287,8 @@ def test_engines_without_a_module_are_one_line(
     [
         ("--backend tensorrt_rtx", "Did you mean 'tensorrt-rtx'?"),
         ("--backend tensorrt-rtx --compute-capability 8.7", "received 8.7; build for others"),
-        ("--backend tensorrt-rtx --max-batch 2 --opt-batch 4", "opt_batch 4 exceeds max_batch 2"),
-        ("--backend tensorrt-rtx --workspace 0", "workspace mib: Input should be greater than 0"),
+        ("--backend tensorrt-rtx --max-batch 2 --opt-batch 4", "4, exceeds the largest, 2"),
+        ("--backend tensorrt-rtx --workspace 0", "--workspace must be greater than 0, got 0"),
         ("--backend tensorrt-rtx --optimization-level 6", "less than or equal to 5"),
         ("--precision fp8", "unknown precision 'fp8'"),
         ("--compute-capability 8.6", "nothing to build: pass --backend"),

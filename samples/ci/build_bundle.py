@@ -177,7 +177,23 @@ def exported(recipe: Recipe) -> bool:
         return False
     made = manifest["provenance"]
     hashes = {name: each["sha256"] for name, each in made["checkpoints"].items()}
-    return hashes == recipe.hashes and made["tools"]["fewstep"] == tools()["fewstep"]
+    return (
+        hashes == recipe.hashes
+        and made["tools"]["fewstep"] == tools()["fewstep"]
+        and _intact(recipe, manifest)
+    )
+
+
+def _intact(recipe: Recipe, manifest: dict[str, Any]) -> bool:
+    """Whether what the export wrote is there as it was; the rest is for ``fewstep build``."""
+    graphs = manifest["graphs"].values()
+    files = [file for graph in graphs for file in (graph["file"], *graph["external"])]
+    wanted = [*files, manifest["golden"]]
+    paths = {name: recipe.bundle / name for name in wanted}
+    return all(
+        path.is_file() and sha256(path) == manifest["files"][name]["sha256"]
+        for name, path in paths.items()
+    )
 
 
 def documented(recipe: Recipe) -> bool:

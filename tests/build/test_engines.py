@@ -17,7 +17,13 @@ from typing import Any
 import pytest
 
 from fewstep.build import engines
-from fewstep.build.engines import EngineReport, Target, build_engines, current_engine
+from fewstep.build.engines import (
+    EngineReport,
+    Target,
+    build_engines,
+    current_engine,
+    why_stale,
+)
 from fewstep.build.tensorrt_builder import BuiltEngine, EngineRequest
 from fewstep.build.variants import add_variant
 from fewstep.runtime.bundle import Bundle
@@ -130,18 +136,38 @@ def test_an_engine_that_is_not_whole_is_built_again(
     _whole(path)
 
 
-def test_damage_of_the_same_size_is_found_by_hashing_only(path: Path, builder: Builder) -> None:
+def test_damage_of_the_same_size_is_found_too(path: Path, builder: Builder) -> None:
     build_engines(path, _ONE)
     whole = _contents(path)
     file = path / _engines(path)[0].file
     file.write_bytes(b"?" + file.read_bytes()[1:])
     bundle, api = Bundle.read(path), builder.load("tensorrt-rtx")
-    assert current_engine(bundle, "transformer", _ONE, api) is not None
-    assert current_engine(bundle, "transformer", _ONE, api, hashed=True) is None
-    assert current_engine(bundle, "policy", _ONE, api, hashed=True) is not None
-    build_engines(path, _ONE, force=True)
-    assert builder.take() == [*GRAPHS, *GRAPHS]
-    assert _contents(path) == whole
+    assert current_engine(bundle, "transformer", _ONE, api) is None
+    assert "SHA-256" in why_stale(bundle, "transformer", _ONE, api)
+    assert current_engine(bundle, "policy", _ONE, api) is not None
+    assert builder.take() == list(GRAPHS)
+    build_engines(path, _ONE)
+    assert builder.take() == ["transformer"]
+    assert _contents(path).keys() == whole.keys()
+    _whole(path)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (_OTHER_OPTIONS, "max_batch"),
+        (
+            replace(_ONE, options=BuildOptions(optimization_level=1)),
+            "optimization_level None, asked",
+        ),
+        (_TWO, "is not for "),
+        (replace(_ONE, capabilities=("12.0",)), "is not there for 12.0"),
+    ],
+)
+def test_what_is_stale_is_told(path: Path, builder: Builder, other: Target, said: str) -> None:
+    build_engines(path, _ONE)
+    found = why_stale(Bundle.read(path), "decoder", other, builder.load("tensorrt-rtx"))
+    assert said in found
 
 
 @pytest.mark.parametrize(
@@ -176,10 +202,9 @@ def test_another_version_or_graph_makes_engines_stale(path: Path, builder: Build
     assert builder.take() == list(GRAPHS)
     assert {each.version for each in _engines(path)} == {"1.8.0"}
     add_variant(Bundle.read(path), "fp16", heads=False)
-    changed = engines.stale_engines(Bundle.read(path))
-    assert set(changed) == {each.file for each in _engines(path) if each.graph != "decoder"}
+    assert [each.graph for each in _engines(path)] == ["decoder"]  # which has no heads
     build_engines(path, _ONE)
-    assert builder.take() == ["transformer", "policy"]  # the decoder has no heads
+    assert builder.take() == ["transformer", "policy"]
     assert engines.stale_engines(Bundle.read(path)) == {}
     _whole(path)
 
@@ -298,6 +323,7 @@ def _gpu(monkeypatch: pytest.MonkeyPatch, capability: str | None) -> None:
         return capability
 
     monkeypatch.setattr(engines, "compute_capability", here)
+    monkeypatch.setattr(engines, "find_driver", lambda: "a driver")
     monkeypatch.setattr(engines, "device_name", lambda: f"GPU {here()}")
 
 

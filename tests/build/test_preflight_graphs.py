@@ -232,3 +232,15 @@ def test_products_of_integers(bundle: Bundle) -> None:
     problem = only_problem(with_graph(bundle, decoder(nodes, [weight])))
     assert "received int32" in problem.what
     assert problem.offenders == ("integers",)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers(bundle: Bundle, value: float) -> None:
+    model = onnx.load(bundle.graph_path("decoder"))
+    weight = next(each for each in model.graph.initializer if len(each.dims) > 1)
+    changed = numpy_helper.to_array(weight).copy()
+    changed.flat[3] = value
+    weight.CopyFrom(numpy_helper.from_array(changed, weight.name))
+    problem = only_problem(with_graph(bundle, model.SerializeToString()))
+    assert problem.what == "weights with NaN or infinite numbers"
+    assert problem.offenders == (weight.name,)

@@ -87,9 +87,16 @@ def test_a_second_build_takes_the_place_of_the_first(bundle: Bundle) -> None:
     assert second.damage() == {}
 
 
-def test_a_precision_that_is_not_there_names_those_that_are(bundle: Bundle) -> None:
-    with pytest.raises(BundleError, match="expected one of: fp32.*fewstep build --precision"):
-        Generator.open(bundle, precision="fp16")
+@pytest.mark.parametrize(
+    ("precision", "said"),
+    [
+        ("fp16", "there are no fp16 graphs; make them with: fewstep build .* --precision fp16$"),
+        ("fp61", "expected one of: fp32"),
+    ],
+)
+def test_a_precision_that_is_not_there_is_told(bundle: Bundle, precision: str, said: str) -> None:
+    with pytest.raises(BundleError, match=said):
+        Generator.open(bundle, precision=precision, device="cpu")
 
 
 def test_other_precisions_cannot_be_made(bundle: Bundle) -> None:

@@ -12,6 +12,7 @@ do. :func:`demands` reads them off: a graph needs the highest compute capability
 from __future__ import annotations
 
 import itertools
+import math
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -92,6 +93,7 @@ _FP32_PRODUCTS_NEED: Mapping[str, str] = {"tensorrt-rtx": "8.0"}
 """Convolutions are no such products: TensorRT-RTX builds them in fp32 for 7.5 as well."""
 
 PRODUCTS = frozenset(("MatMul", "Gemm", "Einsum", "LSTM", "GRU", "RNN"))
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 CONVOLUTIONS = frozenset(("Conv", "ConvTranspose"))
 
 _LAYOUT = frozenset(
@@ -218,6 +220,27 @@ def unusable_quantization(
     for each in placed(graph):
         if reason := _unusable(each, weights, folder):
             found.setdefault(reason, []).append(each.name)
+    return found
+
+
+def stored_bytes(tensor: TensorProto) -> int:
+    """Bytes that the numbers of a tensor take, wherever they are stored."""
+    four = (TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1)
+    count: int = math.prod(tensor.dims)
+    if tensor.data_type in four:
+        return (count + 1) // 2
+    return count * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+
+
+def not_finite(graph: onnx.GraphProto) -> list[str]:
+    """Weights and constants of a graph, stored in it, that hold NaN or infinite numbers."""
+    found = []
+    for tensor in tensors(graph):
+        external = tensor.data_location == TensorProto.EXTERNAL
+        if tensor.data_type in _FLOATS and not external:
+            values = onnx.numpy_helper.to_array(tensor)
+            if not np.isfinite(values).all():
+                found.append(tensor.name or "a constant")
     return found
 
 

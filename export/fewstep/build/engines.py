@@ -8,6 +8,7 @@ include those asked for.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,12 @@ from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.device.cuda_driver import compute_capability, device_name
 from fewstep.runtime.engine.compatibility import RTX_CAPABILITIES
 from fewstep.runtime.engine.tensorrt_api import TensorRt, load
-from fewstep.runtime.errors import FewstepError, RequestError
+from fewstep.runtime.errors import DeviceError, FewstepError, RequestError
 from fewstep.runtime.manifest import BuildOptions, EngineBackend, EngineInfo, Precision
+from fewstep.runtime.probe import find_driver
 
 Progress = Callable[[str, str, float], None]
 """Takes graph, phase (empty once the engine is stored) and fraction done (−1: as before)."""
-
-_SAME = ("backend", "version", "graph", "precision", "graph_sha256", "profiles", "options", "gpu")
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,11 @@ def target(
     """
     wanted = tuple(dict.fromkeys(capabilities))
     if backend == "tensorrt":
+        if find_driver() is None:  # before pycuda, whose absence is no news without a driver
+            raise DeviceError(
+                "TensorRT builds for the GPU at hand, and there is no CUDA driver on this machine; "
+                "build on the device, or for RTX cards with --backend tensorrt-rtx"
+            )
         here = compute_capability()
         if wanted not in ((), (here,)):
             raise RequestError(
@@ -94,6 +99,10 @@ def target(
                 "--compute-capability 8.6 8.9 12.0"
             ) from None
     _require_known(wanted)
+    if precision == "bf16" and "7.5" in wanted:
+        raise RequestError(
+            "compute capability 7.5 has no bf16; use --precision fp16, or leave 7.5 out"
+        )
     in_order = tuple(each for each in RTX_CAPABILITIES if each in wanted)
     return Target(backend, precision, options, in_order)
 
@@ -101,6 +110,11 @@ def target(
 def _require_known(capabilities: Sequence[str]) -> None:
     """Before minutes are spent on graphs for GPUs that there are no engines for."""
     others = [each for each in capabilities if each not in RTX_CAPABILITIES]
+    if odd := [each for each in others if not re.fullmatch(r"\d+\.\d", each)]:
+        raise RequestError(
+            f"expected compute capabilities such as 8.6 8.9, one or more with spaces between them, "
+            f"received {', '.join(odd)}"
+        )
     if others:
         raise RequestError(
             f"TensorRT-RTX builds for compute capability {', '.join(RTX_CAPABILITIES)}, received "
@@ -177,33 +191,45 @@ def build_engines(
     return tuple(reports)
 
 
-def current_engine(
-    bundle: Bundle, name: str, wanted: Target, api: TensorRt, *, hashed: bool = False
-) -> EngineInfo | None:
-    """The bundle's engine that a new build would only repeat, if its file is there.
+def current_engine(bundle: Bundle, name: str, wanted: Target, api: TensorRt) -> EngineInfo | None:
+    """The bundle's engine that a new build would only repeat, if its file is intact."""
+    info, reason = _nearest(bundle, name, wanted, api)
+    return None if reason else info
 
-    Args:
-        bundle: the bundle.
-        name: the graph.
-        wanted: what a new build would be for.
-        api: what it would be built with.
-        hashed: hash the file as well, which takes as long as reading it; otherwise its size is
-            enough, since loading hashes it.
-    """
+
+def why_stale(bundle: Bundle, name: str, wanted: Target, api: TensorRt) -> str:
+    """Why the engine of a graph has to be built; empty if it has not."""
+    return _nearest(bundle, name, wanted, api)[1]
+
+
+def _nearest(
+    bundle: Bundle, name: str, wanted: Target, api: TensorRt
+) -> tuple[EngineInfo | None, str]:
+    """The engine that a device would take, and why it is not what is wanted."""
     options = profiles(name, bundle.graph(name, wanted.precision), wanted.options)
     fresh = _record(bundle, name, wanted, options, api)
     for info in reversed(bundle.manifest.engines):
         if not _rivals(fresh, info):
             continue
-        if _made_as(info) != _made_as(fresh):
-            return None  # a device takes the newest engine that runs there, so this one
+        # A device takes the newest engine that runs there, so no older one counts.
+        if differing := _differences(info, fresh):
+            return info, differing
         if set(wanted.capabilities) <= set(info.compute_capabilities):
-            return info if _is_there(bundle, info, hashed) else None
-    return None
+            return info, "".join(bundle.damage([info.file]).values())
+        missing = [each for each in wanted.capabilities if each not in info.compute_capabilities]
+        return info, f"is not for {', '.join(missing)}"
+    return None, f"is not there for {', '.join(wanted.capabilities)} by {api}"
 
 
-def _made_as(info: EngineInfo) -> dict[str, Any]:
-    return info.model_dump(include=set(_SAME))
+def _differences(info: EngineInfo, fresh: EngineInfo) -> str:
+    """What an engine was built with and what is wanted, where they differ."""
+    if info.graph_sha256 != fresh.graph_sha256:
+        return "was built from another graph"
+    old, new = (each.options.model_dump() | {"gpu": each.gpu} for each in (info, fresh))
+    told = [f"{key} {old[key]}, asked for {new[key]}" for key in old if old[key] != new[key]]
+    if not told and info.profiles != fresh.profiles:
+        told = ["other optimization profiles"]
+    return f"was built with {'; '.join(told)}" if told else ""
 
 
 def _rivals(one: EngineInfo, other: EngineInfo) -> bool:
@@ -259,7 +285,7 @@ def _store(
     told["peak_memory_bytes"] = built.peak_memory_bytes
     record = _record(bundle, name, wanted, ranges, api).model_copy(update=told)
     now = Bundle.read(bundle.path)
-    others = [each for each in now.manifest.engines if _is_there(now, each, hashed=False)]
+    others = [each for each in now.manifest.engines if now.locate(each.file).is_file()]
     kept = [each for each in others if not _replaces(record, each)]
     engines = [each.model_dump() for each in (*kept, record)]
     return now.update({file: built.content}, engines=engines), record
@@ -268,13 +294,6 @@ def _store(
 def _replaces(new: EngineInfo, old: EngineInfo) -> bool:
     same = (new.backend, new.graph, new.precision) == (old.backend, old.graph, old.precision)
     return same and set(old.compute_capabilities) <= set(new.compute_capabilities)
-
-
-def _is_there(bundle: Bundle, info: EngineInfo, hashed: bool) -> bool:
-    if hashed:
-        return info.file not in bundle.damage([info.file])
-    path = bundle.locate(info.file)
-    return path.is_file() and path.stat().st_size == bundle.manifest.files[info.file].bytes
 
 
 def _report(bundle: Bundle, info: EngineInfo, built: BuiltEngine | None = None) -> EngineReport:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.errors import RequestError, choose, missing
+from fewstep.runtime.errors import (
+    MissingDependencyError,
+    OutputError,
+    RequestError,
+    choose,
+    missing,
+)
 from fewstep.runtime.kernels.compile import CompiledKernels, KernelCompiler, sources_sha256
 from fewstep.runtime.kernels.cubins import are_current
 from fewstep.runtime.manifest import BuildOptions, EngineBackend, Precision
@@ -107,10 +114,12 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Outcome:
     """
     from fewstep.build.kernels import build_kernels
 
-    Bundle.read(request.bundle)
+    bundle = Bundle.read(request.bundle)
+    if not os.access(bundle.path, os.W_OK):
+        raise OutputError(f"{bundle.path} is not writable; copy the bundle to a folder that is")
     wanted = _target(request)
     if request.with_kernels:
-        KernelCompiler().wanted(wanted.capabilities if wanted else request.capabilities)
+        _require_compiler(wanted.capabilities if wanted else request.capabilities, request)
     graphs = _make_graphs(request, wanted)
     engines: tuple[EngineReport, ...] = ()
     if wanted is not None:
@@ -154,18 +163,21 @@ def stale(request: BuildRequest | None, path: Path) -> dict[str, str]:
         return _stale_contents(bundle)
     found = {}
     if not _graphs_current(bundle, request):
-        found[f"graphs in {request.graph_precision}"] = "are not made, or not of these fp32 graphs"
+        found[f"graphs in {request.graph_precision}"] = (
+            "are not made of these fp32 graphs, or damaged"
+        )
+    elif request.graph_precision == "fp32":
+        files = [file for info in bundle.manifest.graphs.values() for file in info.files]
+        found |= {name: f"the file {problem}" for name, problem in bundle.damage(files).items()}
     wanted = _target(request)
     if wanted is not None and not found:
-        from fewstep.build.engines import current_engine
+        from fewstep.build.engines import why_stale
         from fewstep.runtime.engine.tensorrt_api import load
 
         api = load(wanted.backend)
         for name in bundle.manifest.graphs:
-            if current_engine(bundle, name, wanted, api) is None:
-                found[f"engine of {name}"] = f"is not built as asked for with {api}"
-            elif current_engine(bundle, name, wanted, api, hashed=True) is None:
-                found[f"engine of {name}"] = "its file is damaged; build it again with --force"
+            if reason := why_stale(bundle, name, wanted, api):
+                found[f"engine of {name}"] = reason
     if request.with_kernels:
         compiler = KernelCompiler()
         capabilities = compiler.wanted(wanted.capabilities if wanted else request.capabilities)
@@ -175,6 +187,7 @@ def stale(request: BuildRequest | None, path: Path) -> dict[str, str]:
 
 
 def _stale_contents(bundle: Bundle) -> dict[str, str]:
+    _require_onnx()
     from fewstep.build.engines import stale_engines
 
     found = {name: f"the file {problem}" for name, problem in bundle.damage().items()}
@@ -221,6 +234,17 @@ def _make_graphs(request: BuildRequest, wanted: Target | None) -> tuple[GraphRep
 
     heads = request.heads(wanted.capabilities if wanted else ())
     return add_variant(bundle, request.graph_precision, heads=heads)[1]
+
+
+def _require_compiler(capabilities: tuple[str, ...], request: BuildRequest) -> None:
+    try:
+        KernelCompiler().wanted(capabilities)
+    except MissingDependencyError as error:
+        if request.kernels:
+            raise
+        raise MissingDependencyError(
+            f"{error}; or build the engines alone with --no-kernels, and the kernels elsewhere"
+        ) from error
 
 
 def _require_onnx() -> None:

@@ -11,7 +11,6 @@ model (opset, operators, inputs and outputs), and only where that is sound, its 
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from fewstep.build.capabilities import (
     OPSETS,
@@ -30,7 +29,9 @@ from fewstep.build.capabilities import (
     absent_operators,
     demands,
     inferred,
+    not_finite,
     products,
+    stored_bytes,
     tensors,
     type_name,
     unusable_quantization,
@@ -312,7 +313,7 @@ def _wrong_place(tensor: TensorProto, folder: Path, files: Collection[Path]) -> 
     place = {each.key: each.value for each in tensor.external_data}
     name = place.get("location", "")
     try:
-        needed, file = _bytes(tensor), (folder / name).resolve()
+        needed, file = stored_bytes(tensor), (folder / name).resolve()
         start, length = int(place.get("offset", 0)), int(place.get("length", needed))
     except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         return f"weights whose place cannot be read ({error})"
@@ -322,14 +323,6 @@ def _wrong_place(tensor: TensorProto, folder: Path, files: Collection[Path]) -> 
     if start < 0 or length < needed or start + length > file.stat().st_size:
         return f"weights beyond the end of '{name}'"
     return ""
-
-
-def _bytes(tensor: TensorProto) -> int:
-    four = (TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1)
-    count: int = math.prod(tensor.dims)
-    if tensor.data_type in four:
-        return (count + 1) // 2
-    return count * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
 def _wrong_interface(graph: _Graph, model: onnx.GraphProto) -> Iterator[Problem]:
@@ -373,6 +366,8 @@ def _wrong_types(graph: _Graph, model: onnx.ModelProto, path: Path) -> Iterator[
         return
     for what, nodes in refused.items():
         yield graph.problem(what, nodes, _SYMMETRIC)
+    if broken := not_finite(model.graph):
+        yield graph.problem("weights with NaN or infinite numbers", broken, graph.again)
     odd = [each for each in products(inside) if each.tensors not in ("", *_FLOATS)]
     if odd:
         kinds = ", ".join(sorted({each.tensors for each in odd}))

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper
 
 from fewstep.build.capabilities import inferred
@@ -52,6 +53,21 @@ def measure_ranges(bundle: Bundle) -> dict[str, dict[str, float]]:
     return found
 
 
+def load_graph(bundle: Bundle, name: str) -> onnx.ModelProto:
+    """The fp32 ONNX model of a graph, weights included.
+
+    Raises:
+        BundleError: damaged, or no ONNX model.
+    """
+    path = bundle.graph_path(name)
+    try:
+        return onnx.load(path)
+    except (DecodeError, OSError, ValueError) as error:
+        raise BundleError(
+            f"{path} is not an ONNX model ({error}); export the bundle again"
+        ) from error
+
+
 class _Measured:
     """A graph that reports the magnitudes of its tensors."""
 
@@ -59,7 +75,7 @@ class _Measured:
         import onnxruntime
 
         self.graph, self.largest = graph, dict[str, float]()
-        model = onnx.load(bundle.graph_path(graph))
+        model = load_graph(bundle, graph)
         self._outputs = [output.name for output in model.graph.output]
         self._nodes = onnx.GraphProto(node=model.graph.node)
         instrument(model)

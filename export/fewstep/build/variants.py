@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 
 from fewstep.build.precision import LOW, lower
-from fewstep.build.ranges import measure_ranges
+from fewstep.build.ranges import load_graph, measure_ranges
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import RequestError, choose
 
@@ -43,6 +43,8 @@ def add_variant(
 ) -> tuple[Bundle, tuple[GraphReport, ...]]:
     """Make every graph of a bundle in ``precision`` and store them, in the place of any it has.
 
+    Engines that were built from graphs which are replaced by others go with them.
+
     Args:
         bundle: a bundle with fp32 graphs and golden rollouts.
         precision: ``fp16`` or ``bf16``.
@@ -58,7 +60,7 @@ def add_variant(
     ranges = measure_ranges(bundle)
     files, variant, reports = {}, {}, []
     for name, info in bundle.manifest.graphs.items():
-        model = onnx.load(bundle.graph_path(name))
+        model = load_graph(bundle, name)
         limit = LARGEST_FP16 / HEADROOM if precision == "fp16" else float("inf")
         too_large = _out_of_range(model.graph, ranges.get(name, {}), limit)
         lowered = lower(model, precision, too_large, heads=heads)
@@ -72,11 +74,19 @@ def add_variant(
         nodes = len(model.graph.node)
         reports.append(GraphReport(name, precision, nodes, lowered.kept, largest, too_large))
     others = bundle.manifest.model_dump()["variants"]
-    return bundle.update(files, variants={**others, precision: variant}), tuple(reports)
+    hashes = {hashlib.sha256(content).hexdigest() for content in files.values()}
+    # Engines of other graphs than these would be refused wherever they are loaded.
+    kept = [
+        engine.model_dump()
+        for engine in bundle.manifest.engines
+        if engine.precision != precision or engine.graph_sha256 in hashes
+    ]
+    changed = bundle.update(files, variants={**others, precision: variant}, engines=kept)
+    return changed, tuple(reports)
 
 
 def is_current(bundle: Bundle, precision: str, heads: bool | None = None) -> bool:
-    """Whether the bundle has graphs in ``precision``, made from its fp32 graphs.
+    """Whether the bundle has intact graphs in ``precision``, made from its fp32 graphs.
 
     Args:
         bundle: the bundle.
@@ -89,7 +99,9 @@ def is_current(bundle: Bundle, precision: str, heads: bool | None = None) -> boo
         return False
     made = {name: bundle.graph(name, precision) for name in bundle.manifest.graphs}
     return all(
-        info.source_sha256 == bundle.graph_sha256(name) and heads in (None, info.fp32_heads)
+        info.source_sha256 == bundle.graph_sha256(name)
+        and heads in (None, info.fp32_heads)
+        and not bundle.damage(info.files)
         for name, info in made.items()
     )
 

@@ -61,7 +61,7 @@ def run(sample: Path, out: Path, console: Console) -> None:
         with _stage(console, "timing"):
             measurements = bench.measure(_contenders(generator), runs=_TIMED_RUNS)
     console.print(_summary(bundle, sample, measurements))
-    console.print(_next_steps(out), highlight=False)
+    console.print(_next_steps(out), highlight=False, soft_wrap=True)
 
 
 def sample_checkpoints(sample: Path) -> Checkpoints:

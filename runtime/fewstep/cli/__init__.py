@@ -7,8 +7,10 @@ once and ``export`` alone needs torch.
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import sys
+from typing import Annotated
 
 import typer
 
@@ -29,6 +31,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"fewstep {importlib.metadata.version('fewstep')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version."),
+    ] = False,
+) -> None: ...
+
+
 app.command("doctor")(doctor.doctor_command)
 app.command("demo")(demo.demo_command)
 app.command("export")(export.export_command)

@@ -175,8 +175,10 @@ def _options(
             workspace_mib=workspace,
         )
     except ValidationError as error:
-        problems = [
-            f"{' '.join(str(each['loc'][0]).split('_')) + ': ' if each['loc'] else ''}{each['msg']}"
-            for each in error.errors()
-        ]
+        problems = []
+        for each in error.errors():
+            said = each["msg"].removeprefix("Value error, ").replace("Input should", "must")
+            option = "".join(str(name) for name in each["loc"][:1])
+            spelled = f"--{option.removesuffix('_mib').replace('_', '-')}"
+            problems.append(f"{spelled} {said}, got {each['input']}" if option else said)
         raise RequestError("; ".join(problems)) from None

@@ -57,7 +57,6 @@ def generate_command(
 
     gallery.check_outputs(out_path, trace)
     with Generator.open(bundle, backend=backend, device=device, precision=precision) as generator:
-        say_passed_over(generator)
         wanted = gallery.conditions(generator, classes, text, count)
         with errors.status("generating (the first run here compiles the kernels, once)"):
             result = generator.generate(
@@ -69,6 +68,7 @@ def generate_command(
                 sampling_temperature=_ramp("sampling temperature", sampling_temperature),
                 masking_temperature=_ramp("masking temperature", masking_temperature),
             )
+        say_passed_over(generator)
         written = gallery.write(result, wanted, out_path)
         if trace is not None:
             written.append(gallery.write_trace(generator, result, wanted, trace))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shlex
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -99,12 +100,18 @@ class Bundle:
         """
         variants = {str(each): graphs for each, graphs in self.manifest.variants.items()}
         if precision not in self.precisions:
-            known = choose("precision", precision, self.precisions)
-            raise BundleError(f"{self.path}: {known} Make it with: fewstep build --precision")
+            raise BundleError(f"{self.path}: {self._without(precision)}")
         graphs = self.manifest.graphs if precision == "fp32" else variants[precision]
         if name not in graphs:
             raise BundleError(f"{self.path}: {choose('graph', name, graphs)}")
         return graphs[name]
+
+    def _without(self, precision: str) -> str:
+        """Say that there are no graphs in a precision, and what makes them if anything does."""
+        if precision not in ("fp16", "bf16"):
+            return choose("precision", precision, self.precisions)
+        command = f"fewstep build {shlex.quote(str(self.path))} --precision {precision}"
+        return f"there are no {precision} graphs; make them with: {command}"
 
     def graph_path(self, graph: str, precision: str = "fp32") -> Path:
         """Checked path of a graph's ONNX file; its external data is checked with it."""

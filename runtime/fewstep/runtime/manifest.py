@@ -53,6 +53,11 @@ class GraphInfo(_Strict):
     outputs: dict[str, TensorInfo]
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """The ONNX file, and those with its weights."""
+        return (self.file, *self.external)
+
+    @property
     def tensors(self) -> tuple[dict[str, TensorInfo], dict[str, TensorInfo]]:
         """Inputs and outputs."""
         return self.inputs, self.outputs
@@ -104,7 +109,8 @@ class BuildOptions(_Strict):
         if not self.opt_batch or sorted(set(self.opt_batch)) != list(self.opt_batch):
             raise ValueError("opt_batch must be different numbers in rising order")
         if self.opt_batch[-1] > self.max_batch:
-            raise ValueError(f"opt_batch {self.opt_batch[-1]} exceeds max_batch {self.max_batch}")
+            most, best = self.max_batch, self.opt_batch[-1]
+            raise ValueError(f"the batch to tune for, {best}, exceeds the largest, {most}")
         return self
 
 

@@ -126,7 +126,10 @@ def _session(
     try:
         session = onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:  # onnxruntime raises types of its own, without a common base
-        raise EngineError(f"ONNX Runtime refuses graph '{name}' ({path}): {error}") from error
+        hint = ""
+        if "NOT_IMPLEMENTED" in str(error):
+            hint = "; on the CPU use fp32 or fp16 graphs, others with engines"
+        raise EngineError(f"ONNX Runtime refuses graph '{name}' ({path}): {error}{hint}") from error
     if cuda is not None and session.get_providers()[0] != _CUDA:
         raise EngineError(
             f"ONNX Runtime cannot run graph '{name}' on the GPU, its CUDA libraries do not load; "
