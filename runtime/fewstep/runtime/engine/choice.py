@@ -115,7 +115,8 @@ def open_backend(bundle: Bundle, wanted: Wanted) -> Opened:
         others = [f"{name}: {why}" for name, why in passed_over.items() if name in built]
         if not others:
             raise
-        raise type(error)(f"{error}. Engines that cannot be used: {'; '.join(others)}") from error
+        message = f"{error}. Engines that cannot be used: {'; '.join(others)}"
+        raise type(error)(message) from (error.__cause__ or error)
     opened.passed_over = passed_over
     return opened
 
