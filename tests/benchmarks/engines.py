@@ -1,6 +1,6 @@
 """How long engines take to build without a GPU: the sample, and AdaNAT-L with random weights.
 
-    python tests/benchmarks/engines.py --folder /tmp/engines
+    python tests/benchmarks/engines.py --folder FOLDER
 
 Exports both into the folder (what is there is used again), then times `fewstep build` for
 TensorRT-RTX in fp16 for compute capability 8.6, step by step: graphs, engines, and a second build,
