@@ -1,9 +1,9 @@
 """Which tensor of a graph is the first to leave the reference's.
 
 A graph and its reference run with intermediate tensors marked as outputs, and the tensors are
-compared in topological order. The reference of a lower precision is the bundle's fp32 graph; that
-of fp32 is another bundle of the same model. Without one, tensors are only looked through for NaN
-and infinite numbers.
+compared in topological order. The reference is the bundle's fp32 graph in ONNX Runtime; of that
+graph itself it is another bundle of the same model. Without one, tensors are only looked through
+for NaN and infinite numbers.
 
     every recorded input ──both graphs, unmarked──► the image and step whose outputs differ most
     that one, chunk by chunk ──reference, then graph, marked──► errors until one is beyond the bar

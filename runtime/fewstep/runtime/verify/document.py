@@ -59,7 +59,7 @@ class Divergence:
     Attributes:
         graph: the graph's name.
         precision: of the graph that was examined.
-        backend: what ran the graph and its reference.
+        backend: what ran the graph; the reference runs in ONNX Runtime on the CPU.
         reference: what it was compared with; empty if there was nothing to compare with.
         schedule: of the golden rollout whose inputs were used.
         step: of that rollout; 0 is the first.
