@@ -66,17 +66,6 @@ def device_of(driver: Any, ordinal: int) -> Any:
     return driver.Device(ordinal)
 
 
-def describe_devices() -> list[str]:
-    """Every GPU with its compute capability and memory."""
-    driver, found = load_driver(), []
-    for ordinal in range(driver.Device.count()):
-        device = driver.Device(ordinal)
-        major, minor = device.compute_capability()
-        memory = f"{device.total_memory() / 2**30:.1f} GiB"
-        found.append(f"{device.name()}, compute capability {major}.{minor}, {memory}")
-    return found
-
-
 def cuda_version() -> tuple[int, int]:
     """The newest CUDA version that the driver supports, for example ``(12, 6)``."""
     number = load_driver().get_driver_version()
