@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fewstep.runtime.files import sha256
+
 _CHECKPOINTS = ("transformer", "tokenizer", "policy", "config", "unconditional_text")
 _TOOLS = ("fewstep", "torch", "onnx", "onnxruntime", "tensorrt-rtx-cu12", "nvidia-cuda-nvrtc")
 _SOURCE = {
@@ -32,7 +34,6 @@ _SOURCE = {
     "commit": "GITHUB_SHA",
     "workflow_run": "GITHUB_RUN_ID",
 }
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -248,15 +249,6 @@ def provenance(recipe: Recipe) -> dict[str, Any]:
 def tools() -> dict[str, str | None]:
     """Versions of what makes the artifact."""
     return {name: _version(name) for name in _TOOLS}
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_CHUNK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _sums(recipe: Recipe) -> str:

@@ -117,6 +117,7 @@ def _talk(process: subprocess.Popen[str], request: str, report: Report) -> dict[
         process.stdin.write(request + "\n")
         process.stdin.flush()
     except BrokenPipeError:
+        process.wait()
         return None
     for line in _lines(process):
         if "phase" not in line:

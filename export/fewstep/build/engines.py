@@ -166,13 +166,14 @@ def build_engines(
         KeyboardInterrupt: the builder has ended; engines stored before stay.
     """
     bundle, api = Bundle.read(path), load(wanted.backend)
-    if not force:
-        current = {name: current_engine(bundle, name, wanted, api) for name in _graphs(bundle)}
-        if all(current.values()):
-            return tuple(_report(bundle, info) for info in current.values() if info)
+    names = tuple(bundle.manifest.graphs)
+    # Looked at once: it hashes the files.
+    current = {n: None if force else current_engine(bundle, n, wanted, api) for n in names}
+    if all(current.values()):
+        return tuple(_report(bundle, info) for info in current.values() if info)
     made, reports = check(bundle, wanted), []
-    for name in _graphs(bundle):
-        info = None if force else current_engine(bundle, name, wanted, api)
+    for name in names:
+        info = current[name]
         if info is not None:
             reports.append(_report(bundle, info))
             continue
@@ -237,10 +238,6 @@ def _rivals(one: EngineInfo, other: EngineInfo) -> bool:
     kinds = [(each.backend, each.version, each.graph, each.precision) for each in (one, other)]
     shared = set(one.compute_capabilities) & set(other.compute_capabilities)
     return kinds[0] == kinds[1] and bool(shared)
-
-
-def _graphs(bundle: Bundle) -> tuple[str, ...]:
-    return tuple(bundle.manifest.graphs)
 
 
 def _record(

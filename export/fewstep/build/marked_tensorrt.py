@@ -18,11 +18,11 @@ from fewstep.build.layers import Walks
 from fewstep.build.marked import MarkedGraph, run_onnxruntime
 from fewstep.build.tensorrt_builder import EngineRequest, build_here
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import ALIGNMENT, Array, BufferSpec, CudaStream, Device
+from fewstep.runtime.device import Array, CudaStream, Device
 from fewstep.runtime.device.cuda_driver import compute_capability
 from fewstep.runtime.engine import run_once
 from fewstep.runtime.engine.choice import open_device
-from fewstep.runtime.engine.tensorrt import EngineFile, TensorRtEngine
+from fewstep.runtime.engine.tensorrt import EngineFile, TensorRtEngine, share_scratch
 from fewstep.runtime.engine.tensorrt_api import TensorRt, load
 from fewstep.runtime.manifest import BuildOptions, EngineBackend, GraphInfo, TensorInfo
 
@@ -110,9 +110,7 @@ class TensorRtWalk:
         assert isinstance(stream, CudaStream)
         engine = TensorRtEngine(self._api, _NAME, EngineFile(content), info, stream)
         try:
-            spec = BufferSpec((engine.scratch_bytes + ALIGNMENT,), "uint8")
-            with self._device.workspace({"scratch": spec}) as scratch:
-                engine.use_scratch(scratch["scratch"].pointer, engine.scratch_bytes)
+            with share_scratch(self._device, [engine]):
                 return run_once(self._device, engine, self._inputs)
         finally:
             engine.close()

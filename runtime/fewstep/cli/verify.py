@@ -65,7 +65,7 @@ def verify_command(
     opened = Bundle.read(bundle)
     right = None if reference is None else Bundle.read(reference)
     reports, unavailable = _verified(opened, backend, device, precision or [_AUTO])
-    found = _divergences(opened, reports, right) if layers else ()
+    found = _divergences(opened, reports, right, device) if layers else ()
     verification = _verification(opened, reports, unavailable, found)
     _show(verification, as_json)
     if report is not None:
@@ -111,13 +111,13 @@ def _not_implemented(error: EngineError) -> bool:
 
 
 def _divergences(
-    bundle: Bundle, reports: Iterable[Report], reference: Bundle | None
+    bundle: Bundle, reports: Iterable[Report], reference: Bundle | None, device: str
 ) -> tuple[Divergence, ...]:
     """The first diverging tensors of the failing graphs, or of all where none fails by itself."""
     first_divergence = build_module("layers").first_divergence
     found = []
     for report in reports:
-        with _walk(bundle, report) as options:
+        with _walk(bundle, report, device) as options:
             for graph in report.failing_graphs or bundle.manifest.graphs:
                 with errors.status(f"looking through {graph} in {report.precision}"):
                     options["reference"] = reference
@@ -126,12 +126,15 @@ def _divergences(
 
 
 @contextlib.contextmanager
-def _walk(bundle: Bundle, report: Report) -> Iterator[dict[str, Any]]:
+def _walk(bundle: Bundle, report: Report, device: str) -> Iterator[dict[str, Any]]:
     """How the graphs of a report are looked through: with the backend that was verified."""
     if report.backend == "onnxruntime":
         yield {}
         return
-    with build_module("marked_tensorrt").opened_walk(bundle, report.backend) as walk:
+    from fewstep.runtime.engine.choice import Wanted
+
+    ordinal = Wanted.parse(report.backend, device, report.precision).ordinal
+    with build_module("marked_tensorrt").opened_walk(bundle, report.backend, ordinal) as walk:
         yield {"walk": walk, "backend": f"{report.backend} on {report.device}"}
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import BufferSpec, Device, Workspace
+from fewstep.runtime.device import Device, Workspace
 from fewstep.runtime.engine import Engine
 from fewstep.runtime.engine.compatibility import rebuild_command, require_header, why_not
 from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 BACKENDS = ("auto", *MODULES, "onnxruntime")
 DEVICES = ("auto", "cpu", "cuda")
-
-_SCRATCH_ALIGNMENT = 512  # TensorRT has been seen to ask for as much
 
 
 @dataclass(frozen=True)
@@ -245,17 +243,14 @@ def _open_engines(
     stack: contextlib.ExitStack,
 ) -> tuple[dict[str, Engine], Workspace]:
     """Engines that share one block of memory for their activations."""
+    from fewstep.runtime.engine.tensorrt import share_scratch
+
     opened = {}
     for name in _graphs(bundle):
         opened[name] = _open_one(bundle, api, infos[name], device)
         stack.callback(opened[name].close)
-    size = max(engine.scratch_bytes for engine in opened.values())
-    spec = BufferSpec((size + _SCRATCH_ALIGNMENT,), "uint8")
-    scratch = device.workspace({"scratch": spec})
+    scratch = share_scratch(device, opened.values())
     stack.callback(scratch.close)
-    address = -(-scratch["scratch"].pointer // _SCRATCH_ALIGNMENT) * _SCRATCH_ALIGNMENT
-    for engine in opened.values():
-        engine.use_scratch(address, size)
     return {**opened}, scratch
 
 

@@ -11,12 +11,12 @@ them, not even the frames of an exception, and it lets go of them in their order
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fewstep.runtime.device import ALIGNMENT, Buffer, CudaStream
+from fewstep.runtime.device import ALIGNMENT, Buffer, BufferSpec, CudaStream, Device, Workspace
 from fewstep.runtime.device.cuda_context import before_leaving
 from fewstep.runtime.engine import check_binding
 from fewstep.runtime.engine.runtime_cache import RuntimeCache
@@ -26,7 +26,23 @@ from fewstep.runtime.manifest import GraphInfo, TensorInfo
 
 _DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int32": "INT32"}
 _DTYPES |= {"int64": "INT64", "uint8": "UINT8"}
+_SCRATCH_ALIGNMENT = 512  # TensorRT has been seen to ask for as much
 _OUT_OF_MEMORY = re.compile(r"out ?of ?memory|cudaErrorMemoryAllocation", re.IGNORECASE)
+
+
+def share_scratch(device: Device, engines: Iterable[TensorRtEngine]) -> Workspace:
+    """One block of memory for the activations of engines that never run at the same time.
+
+    Returns:
+        The block, to be closed after the engines.
+    """
+    sharing = list(engines)
+    size = max(engine.scratch_bytes for engine in sharing)
+    block = device.workspace({"scratch": BufferSpec((size + _SCRATCH_ALIGNMENT,), "uint8")})
+    address = -(-block["scratch"].pointer // _SCRATCH_ALIGNMENT) * _SCRATCH_ALIGNMENT
+    for engine in sharing:
+        engine.use_scratch(address, size)
+    return block
 
 
 @dataclass(frozen=True)
