@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import metrics
 import numpy as np
 import numpy.typing as npt
 import pytest
+
+from fewstep.calibration import metrics
 
 Matrix = npt.NDArray[np.float64]
 
