@@ -329,7 +329,7 @@ def test_inspect_plan_lists_every_buffer(fewstep: Terminal, tiny_bundle: Path) -
     assert (shown.code, shown.err) == (0, "")
     assert "batch 3, 2 steps, guided, policy" in shown.out
     data = json.loads(fewstep(*wish, "--json").out)
-    assert (data["batch"], data["steps"], data["policy"]) == (3, 2, True)
+    assert (data["batch"], data["steps"], data["policy"]) == (3, 2, "policy")
     assert all(name in shown.out for name in data["buffers"] if not name.startswith("shared/"))
     assert f"{data['total_bytes']:,}" in shown.out
 

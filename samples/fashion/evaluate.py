@@ -1,10 +1,11 @@
 """Evaluate the Fashion-MNIST sample: distances to real images and class accuracy per step count.
 
 Flow: generate equally many images of each class through the public runtime → features
-(``features.py``) → Fréchet and kernel distance (``metrics.py``) to all held-out images, and the
-requested class as recognised by a classifier trained on real images (``classifier.py``). Two
-reference rows give the numbers a meaning: real training images (the floor: what a perfect model
-scores at this count) and those images through the tokenizer (the best this tokenizer allows).
+(``features.py``) → Fréchet and kernel distance (``fewstep.calibration.metrics``) to all held-out
+images, and the requested class as recognised by a classifier trained on real images
+(``classifier.py``). Two reference rows give the numbers a meaning: real training images (the
+floor: what a perfect model scores at this count) and those images through the tokenizer (the best
+this tokenizer allows).
 
     python samples/fashion/evaluate.py --images 2000 --json samples/fashion/results/evaluation.json
     python samples/fashion/evaluate.py --reference train --guidance 0 2   # to choose settings by
@@ -29,11 +30,11 @@ import torch
 from classifier import classify, open_classifier
 from data import CLASS_NAMES, DATA_FILE, Split, load
 from features import NETWORK, Images, cached, extract, network
-from metrics import frechet_of_gaussians, gaussian, kernel_distance
 from plot import plot_curve
 from sample_bundle import sample_bundle
 from train_transformer import tokenize, tokenizer
 
+from fewstep.calibration.metrics import frechet_of_gaussians, gaussian, kernel_distance
 from fewstep.runtime import Generator
 from fewstep.runtime.doctor import processor_name
 
@@ -148,7 +149,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         references["reconstructed"] = judge.score(reconstruct(real.images), real.labels)
     for name, row in references.items():
         show(name, row)
-    with Generator.open(bundle, max_batch=arguments.batch) as generator:
+    options = {"precision": arguments.precision, "max_batch": arguments.batch}
+    with Generator.open(bundle, **options) as generator:
         for steps in arguments.steps:
             made = generate(
                 generator,
@@ -173,6 +175,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         "weights_sha256": {name: info.sha256 for name, info in checkpoints.items()},
         "reference": judge.description,
         "features": NETWORK,
+        "precision": arguments.precision,
         "images": arguments.images,
         "seed": arguments.seed,
         "batch": arguments.batch,
@@ -203,6 +206,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--bundle", type=Path, help="another bundle than the sample's")
+    parser.add_argument("--precision", default="fp32", help="of the bundle's graphs")
     parser.add_argument("--images", type=int, default=1000, help="per step count; multiple of 10")
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--seed", type=int, default=0, help="image i gets seed + i")

@@ -22,6 +22,7 @@ CHECKPOINTS = Checkpoints(
     tokenizer=WEIGHTS / "tokenizer.safetensors",
     policy=WEIGHTS / "policy.safetensors",
     config=CONFIG,
+    tuned=tuple(sorted(WEIGHTS.glob("policy-*.safetensors"))),
 )
 
 
@@ -51,6 +52,7 @@ def is_current(bundle: Bundle) -> bool:
         "tokenizer": CHECKPOINTS.tokenizer,
         "policy": WEIGHTS / "policy.safetensors",
         "config": CONFIG,
+        **{f"tuned/{path.name}": path for path in CHECKPOINTS.tuned},
     }
     made_from = {name: info.sha256 for name, info in bundle.manifest.provenance.checkpoints.items()}
     return made_from == {name: sha256(path) for name, path in files.items()}

@@ -237,11 +237,11 @@ def _sampling_arguments(images: int, unconditional: int) -> dict[str, Any]:
 
 def test_masked_share_is_the_schedules(bundle: Bundle) -> None:
     model = bundle.manifest.model
-    key = PlanKey(1, 4, guided=True, policy=False)
+    key = PlanKey(1, 4, guided=True, policy=None)
     # cos(π/8), cos(π/4), cos(3π/8) of 16 tokens, rounded down
     assert masked_share(model, key, "cosine") == pytest.approx((14 + 11 + 6) / 3 / 16)
     assert masked_share(model, replace(key, steps=1), "cosine") == 0
-    assert masked_share(model, replace(key, policy=True), "policy") == 0
+    assert masked_share(model, replace(key, policy="policy"), "policy") == 0
 
 
 # Memory

@@ -173,7 +173,7 @@ def test_computing_the_first_logits_every_time_gives_the_same_images(
     batch=st.integers(1, 3),
     steps=st.integers(1, 6),
     guided=st.booleans(),
-    policy=st.booleans(),
+    policy=st.sampled_from([None, "policy"]),
     seed=st.integers(0, 2**32),
 )
 def test_given_tokens_stay_and_the_others_are_the_cpus(
@@ -183,7 +183,7 @@ def test_given_tokens_stay_and_the_others_are_the_cpus(
     batch: int,
     steps: int,
     guided: bool,
-    policy: bool,
+    policy: str | None,
     seed: int,
 ) -> None:
     random = np.random.default_rng(seed)
@@ -215,7 +215,7 @@ def _edit(
 
 
 def test_a_given_token_that_is_no_code_is_refused(on_cuda: Generator) -> None:
-    key = PlanKey(1, 2, guided=False, policy=False, reuse_first=False)
+    key = PlanKey(1, 2, guided=False, policy=None, reuse_first=False)
     plan = on_cuda.decoder.plan(key)
     inputs = (np.zeros(1, np.int32), np.zeros(1, np.uint64), np.zeros((2, 4), np.float32))
     known = np.zeros((1, 16), np.uint8)
@@ -228,7 +228,7 @@ def test_a_given_token_that_is_no_code_is_refused(on_cuda: Generator) -> None:
 def test_text_images_can_be_edited_too(
     text_pair: tuple[Generator, Generator], emulated: bool
 ) -> None:
-    key = PlanKey(2, 3, guided=True, policy=False, reuse_first=False)
+    key = PlanKey(2, 3, guided=True, policy=None, reuse_first=False)
     text = np.random.default_rng(1).standard_normal((2, 3, 12), np.float32)
     kept = np.arange(32, dtype=np.int32).reshape(2, 16) % 24
     mask = np.tile(np.arange(16) % 3 > 0, (2, 1)).astype(np.uint8)

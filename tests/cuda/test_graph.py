@@ -80,9 +80,9 @@ def workspace(device: CudaDevice) -> Iterator[CudaWorkspace]:
 
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("guided", [False, True])
-@pytest.mark.parametrize("policy", [False, True])
+@pytest.mark.parametrize("policy", [None, "policy"])
 def test_a_graph_is_the_documented_sequence_and_nothing_else(
-    captured: Generator, steps: int, guided: bool, policy: bool
+    captured: Generator, steps: int, guided: bool, policy: str | None
 ) -> None:
     """No host copies between the steps; the emulated driver's engines are ``host`` nodes."""
     device = captured.device
@@ -160,7 +160,9 @@ def test_replays_with_other_inputs_are_what_a_fresh_generator_gives(
     with open_cuda(path) as generator:
         for request, expected in zip([*requests, *requests], [*fresh, *fresh], strict=True):
             assert_alike(generator.generate(**request), expected)
-        plan = generator.decoder.plan(PlanKey(2, 4, guided=True, policy=schedule == "policy"))
+        plan = generator.decoder.plan(
+            PlanKey(2, 4, guided=True, policy="policy" if schedule == "policy" else None)
+        )
         assert captures == [plan._replay]
     assert len({each.tokens.tobytes() for each in fresh}) == len(fresh)
 
@@ -199,7 +201,7 @@ def test_a_closed_replay_leaves_no_graph(
 def test_profiled_stages_are_events_in_the_graph(
     open_cuda: Open, captured: Generator, schedule: str, stages: set[str], spans: int
 ) -> None:
-    key = PlanKey(2, 3, guided=True, policy=schedule == "policy")
+    key = PlanKey(2, 3, guided=True, policy="policy" if schedule == "policy" else None)
     with open_cuda(captured.bundle.path, profile=True) as generator:
         nodes = _nodes(generator.decoder.plan(key)._replay)
         assert generator.device.timings() == {}  # of the trial run before the capture

@@ -127,7 +127,7 @@ def test_the_model_is_described(tiny_bundle: Path) -> None:
     model = Bundle.read(tiny_bundle).manifest.model
     assert (model.grid, model.image_size, model.feature_width) == ((4, 4), (8, 8), 32)
     assert (model.codebook_size, model.mask_token) == (24, 24)
-    assert model.policy == PolicyInfo(graph="policy", residual=True)
+    assert model.policies == {"policy": PolicyInfo(residual=True)}
     assert model.condition == ClassCondition(
         num_classes=5,
         unconditional_id=5,
@@ -277,7 +277,7 @@ def test_a_plain_actor_and_a_plain_tokenizer_are_read_too(
 ) -> None:
     files = resized(tiny_checkpoints, tmp_path, "policy")
     files = resized(files, tmp_path, "tokenizer")
-    assert export_masked("adanat", files, tmp_path / "out").manifest.model.policy is not None
+    assert export_masked("adanat", files, tmp_path / "out").manifest.model.policies
 
 
 # The configuration
@@ -316,7 +316,7 @@ def test_name_names_residual_and_defaults_have_defaults(
     files = configured(tiny_checkpoints, tmp_path, **dropped)
     manifest = export_masked("adanat", files, tmp_path / "out").manifest
     assert manifest.name == "nnet_ema"  # the transformer's file
-    assert manifest.model.policy == PolicyInfo(residual=False)  # ImageNet's default
+    assert manifest.model.policies["policy"] == PolicyInfo(residual=False)  # ImageNet's default
     assert isinstance(manifest.model.condition, ClassCondition)
     assert manifest.model.condition.class_names is None
     assert manifest.model.defaults == Defaults()
@@ -344,7 +344,7 @@ def test_a_policy_on_text_has_residuals_by_default(
     files = configured(tiny_text_checkpoints, tmp_path, policy=policy)
     files = dataclasses.replace(files, policy=tiny_checkpoints.policy)
     manifest = export_masked("adanat", files, tmp_path / "out").manifest
-    assert manifest.model.policy == PolicyInfo(residual=True)  # CC3M's default
+    assert manifest.model.policies["policy"] == PolicyInfo(residual=True)  # CC3M's default
 
 
 def test_a_policy_on_text_needs_the_empty_text(

@@ -114,13 +114,13 @@ def test_a_policy_adds_its_buffers_and_changes_no_other(tiny_bundle: Path) -> No
     fixed, policy = (plan_memory(bundle, batch=2, schedule=name) for name in ("cosine", "policy"))
     assert policy.buffers.keys() - fixed.buffers.keys() == {"step_ids", "action"}
     assert policy.total_bytes - fixed.total_bytes == 8 * 2 * 4 + 2 * 4 * 4
-    assert (fixed.key.policy, policy.key.policy) == (False, True)
+    assert (fixed.key.policy, policy.key.policy) == (None, "policy")
     assert policy.shared == fixed.shared
 
 
 def test_defaults_are_those_of_the_bundle(tiny_bundle: Path) -> None:
     memory = plan_memory(_with_defaults(tiny_bundle, steps=5, schedule="policy"))
-    assert (memory.key.batch, memory.key.steps, memory.key.policy) == (1, 5, True)
+    assert (memory.key.batch, memory.key.steps, memory.key.policy) == (1, 5, "policy")
 
 
 @pytest.mark.parametrize("schedule", [None, "linear", "policy"])
@@ -192,7 +192,7 @@ def test_plan_memory_is_json(tiny_bundle: Path, schedule: str) -> None:
     memory = plan_memory(Bundle.read(tiny_bundle), batch=2, steps=3, schedule=schedule)
     data = json.loads(json.dumps(memory.as_dict()))
     assert (data["batch"], data["steps"], data["guided"]) == (2, 3, True)
-    assert data["policy"] == (schedule == "policy")
+    assert data["policy"] == (schedule if schedule == "policy" else None)
     assert data["buffers"]["tokens"] == {
         "shape": [4, 4, 16],
         "dtype": "int32",

@@ -40,7 +40,7 @@ def _content() -> Content:
             "feature_width": 32,
             "image_size": [8, 8],
             "condition": {"kind": "class", "num_classes": 5, "unconditional_id": 5},
-            "policy": {"graph": "policy", "residual": True},
+            "policies": {"policy": {"residual": True}},
         },
         "graphs": {
             "transformer": {
@@ -91,7 +91,7 @@ def _drop(*path: str) -> Callable[[Content], None]:
 
 
 def _without_policy(content: Content) -> None:
-    content["model"]["policy"] = None
+    content["model"]["policies"] = {}
     del content["graphs"]["policy"]
 
 
@@ -104,7 +104,7 @@ def test_minimal_manifest_is_valid() -> None:
 def test_policy_graph_is_needed_only_with_a_policy() -> None:
     content = _content()
     _without_policy(content)
-    assert Manifest.model_validate(content).model.policy is None
+    assert Manifest.model_validate(content).model.policies == {}
 
 
 def test_text_condition_is_told_from_class_condition() -> None:
@@ -124,7 +124,7 @@ def test_text_condition_is_told_from_class_condition() -> None:
         (_set("surprise", value=1), "surprise"),
         (_set("model", "surprise", value=1), "surprise"),
         (_set("model", "condition", "surprise", value=1), "surprise"),
-        (_set("model", "policy", "surprise", value=1), "surprise"),
+        (_set("model", "policies", "policy", "surprise", value=1), "surprise"),
         (_set("model", "defaults", value={"surprise": 1}), "surprise"),
         (_set("graphs", "decoder", "surprise", value=1), "surprise"),
         (_set("graphs", "decoder", "inputs", "tokens", value=_ids(16) | {"x": 1}), "x"),
@@ -190,9 +190,74 @@ def test_exported_manifest_says_what_was_exported(tiny_bundle: Path) -> None:
     assert (model.feature_width, model.image_size) == (32, (8, 8))
     assert model.condition.kind == "class"
     assert (model.condition.num_classes, model.condition.unconditional_id) == (5, 5)
-    assert model.policy is not None
-    assert model.policy.residual
+    assert model.policies["policy"].residual
     assert set(manifest.graphs) == {"transformer", "policy", "decoder"}
+
+
+# --- several policies
+
+
+def _with_policies(**steps: int | None) -> Content:
+    """The minimal manifest with further policies, oldest first, by the steps they are for."""
+    content = _content()
+    for name, count in steps.items():
+        graph = name.replace("_", "-")
+        content["model"]["policies"][graph] = {"residual": False, "steps": count}
+        content["graphs"][graph] = copy.deepcopy(content["graphs"]["policy"])
+    return content
+
+
+@pytest.mark.parametrize(
+    ("tuned", "steps", "expected"),
+    [
+        ({}, 4, "policy"),
+        ({"policy_a": 4}, 4, "policy-a"),
+        ({"policy_a": 4}, 8, "policy-a"),  # none is for 8: the newest
+        ({"policy_a": 4, "policy_b": 8}, 4, "policy-a"),
+        ({"policy_a": 4, "policy_b": 8}, 5, "policy-b"),
+        ({"policy_a": 4, "policy_b": 4}, 4, "policy-b"),
+        ({"policy_a": 4, "policy_b": None}, 4, "policy-a"),
+        ({"policy_a": 4, "policy_b": None}, 5, "policy-b"),
+    ],
+)
+def test_the_policy_for_some_steps_is_the_newest_tuned_for_them_else_the_newest(
+    tuned: dict[str, int | None], steps: int, expected: str
+) -> None:
+    model = Manifest.model_validate(_with_policies(**tuned)).model
+    assert model.policy_for(steps) == expected
+
+
+def test_without_policies_there_is_none_for_any_steps() -> None:
+    content = _content()
+    _without_policy(content)
+    assert Manifest.model_validate(content).model.policy_for(4) is None
+
+
+def test_policies_keep_their_order_through_a_round_trip() -> None:
+    names = {"policy_z": 4, "policy_a": 8, "policy_m": None}
+    manifest = Manifest.model_validate(_with_policies(**names))
+    again = Manifest.model_validate_json(manifest.model_dump_json())
+    assert list(again.model.policies) == ["policy", "policy-z", "policy-a", "policy-m"]
+    assert again == manifest
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_drop("graphs", "policy-a"), "graphs lacks policy-a"),
+        (_set("model", "policies", "mine", value={"residual": True}), "policies"),
+        (_set("model", "policies", "policy/..", value={"residual": True}), "policies"),
+        (_set("model", "policies", "policy-a", "steps", value=0), "steps"),
+        (_set("model", "policies", "policy-a", "tuning", value={}), "tuning"),
+        (_drop("graphs", "policy-a", "outputs", "action"), "the graph has nothing"),
+        (_set("graphs", "policy-a", "inputs", "features", value=_floats(16, 31)), "policy-a"),
+    ],
+)
+def test_every_policy_is_checked(change: Callable[[Content], None], message: str) -> None:
+    content = _with_policies(policy_a=4)
+    change(content)
+    with pytest.raises(ValidationError, match=message):
+        Manifest.model_validate_json(json.dumps(content))
 
 
 # --- kernels

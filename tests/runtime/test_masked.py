@@ -229,7 +229,9 @@ def _given(seed: int = 0) -> Given:
     return np.random.default_rng(seed).integers(0, _CODES, (len(_SEEDS), _TOKENS)).astype(np.int32)
 
 
-def _plan(generator: Generator, steps: int, *, guided: bool, policy: bool = False) -> MaskedPlan:
+def _plan(
+    generator: Generator, steps: int, *, guided: bool, policy: str | None = None
+) -> MaskedPlan:
     key = PlanKey(len(_SEEDS), steps, guided=guided, policy=policy, reuse_first=False)
     return generator.decoder.plan(key)
 
@@ -254,7 +256,7 @@ def _edit(
 def test_an_edit_gives_the_tokens_of_the_plain_loop(
     generator: Generator, plain: Plain, schedule: str, steps: int, which: str
 ) -> None:
-    given, policy = _given(), schedule == "policy"
+    given, policy = _given(), "policy" if schedule == "policy" else None
     mask = np.stack([_MASKS[which], np.roll(_MASKS[which], 3), ~_MASKS[which]])
     parameters = None if policy else _cosine(3.0 if schedule == "guided" else 0.0)
     plan = _plan(generator, steps, guided=schedule != "unguided", policy=policy)

@@ -201,7 +201,7 @@ def test_without_reuse_and_with_text_too(text_generator: Generator, tiny_text_bu
 
 def test_edits_are_those_of_the_cpu_device(generator: Generator, queued: Generator) -> None:
     rng = np.random.default_rng(2)
-    key = PlanKey(2, 3, guided=True, policy=True, reuse_first=False)
+    key = PlanKey(2, 3, guided=True, policy="policy", reuse_first=False)
     classes, seeds = np.array([1, 2], np.int32), np.array([3, 4], np.uint64)
     plans = [each.decoder.plan(key) for each in (queued, generator)]
     for _ in range(3):
@@ -220,7 +220,7 @@ def test_raster_order_is_that_of_the_cpu_device(generator: Generator, queued: Ge
 
 
 def test_the_error_flag_is_fetched_and_taken_down_by_the_next_run(queued: Generator) -> None:
-    plan = queued.decoder.plan(PlanKey(1, 2, guided=False, policy=False))
+    plan = queued.decoder.plan(PlanKey(1, 2, guided=False, policy=None))
     classes, seeds = np.zeros(1, np.int32), np.zeros(1, np.uint64)
     parameters = np.array([[0.5, 0, 1, 0], [0, 0, 1, 0]], np.float32)
     expected = plan.run(classes, seeds, parameters)

@@ -92,7 +92,7 @@ def _bytes(specs: Mapping[str, BufferSpec]) -> int:
 
 
 def _key(steps: int, *, guided: bool = False, batch: int = 1) -> PlanKey:
-    return PlanKey(batch, steps, guided=guided, policy=False)
+    return PlanKey(batch, steps, guided=guided, policy=None)
 
 
 def _decoder(generator: Generator, device: CpuDevice, **options: Any) -> MaskedDecoder:
@@ -126,16 +126,16 @@ def test_a_plan_is_made_once_and_kept(generator: Generator) -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        PlanKey(3, 2, guided=True, policy=False),
-        PlanKey(2, 3, guided=True, policy=False),
-        PlanKey(2, 2, guided=False, policy=False),
-        PlanKey(2, 2, guided=True, policy=True),
-        PlanKey(2, 2, guided=True, policy=False, reuse_first=False),
+        PlanKey(3, 2, guided=True, policy=None),
+        PlanKey(2, 3, guided=True, policy=None),
+        PlanKey(2, 2, guided=False, policy=None),
+        PlanKey(2, 2, guided=True, policy="policy"),
+        PlanKey(2, 2, guided=True, policy=None, reuse_first=False),
     ],
 )
 def test_every_part_of_the_key_makes_another_plan(generator: Generator, other: PlanKey) -> None:
     decoder = _decoder(generator, _Ledger())
-    plan = decoder.plan(PlanKey(2, 2, guided=True, policy=False))
+    plan = decoder.plan(PlanKey(2, 2, guided=True, policy=None))
     assert decoder.plan(other) is not plan
     assert decoder.plan(other).key == other
 
@@ -223,7 +223,7 @@ def test_the_first_unconditional_logits_outlive_the_plans_and_do_not_count(
 def test_closing_leaves_nothing_open(generator: Generator) -> None:
     device = _Ledger()
     decoder = _decoder(generator, device)
-    for key in (_key(1), _key(2, guided=True), PlanKey(2, 3, guided=True, policy=True)):
+    for key in (_key(1), _key(2, guided=True), PlanKey(2, 3, guided=True, policy="policy")):
         decoder.plan(key)
     assert len(device.open) == 4
     assert len(device.replays) == 3

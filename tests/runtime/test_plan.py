@@ -28,7 +28,7 @@ from fewstep.runtime.plan import PlanKey, first_pass_buffers, plan_buffers
 
 Table = dict[str, tuple[tuple[int, ...], str, str]]
 
-_PLAIN = PlanKey(batch=3, steps=5, guided=False, policy=False)
+_PLAIN = PlanKey(batch=3, steps=5, guided=False, policy=None)
 _TABLE: Table = {
     "condition": ((3,), "int32", "input"),
     "seeds": ((3,), "uint64", "input"),
@@ -80,8 +80,8 @@ def _without_features(table: Table) -> Table:
         (_PLAIN, _TABLE),
         (replace(_PLAIN, guided=True), _GUIDED),
         (replace(_PLAIN, guided=True, reuse_first=False), _GUIDED),
-        (replace(_PLAIN, policy=True), _TABLE | _POLICY),
-        (replace(_PLAIN, guided=True, policy=True), _GUIDED | _POLICY),
+        (replace(_PLAIN, policy="policy"), _TABLE | _POLICY),
+        (replace(_PLAIN, guided=True, policy="policy"), _GUIDED | _POLICY),
     ],
 )
 def test_buffers_of_a_class_conditional_bundle(
@@ -134,9 +134,12 @@ def _with_outputs(graph: GraphInfo, dtype: str) -> GraphInfo:
 # --- how it grows
 
 
-@given(batch=st.integers(1, 9), steps=st.integers(1, 16), policy=st.booleans())
+@given(batch=st.integers(1, 9), steps=st.integers(1, 16), policy=st.sampled_from([None, "policy"]))
 def test_guidance_doubles_what_the_transformer_reads_and_writes_and_nothing_else(
-    manifest: tuple[MaskedModel, Mapping[str, GraphInfo]], batch: int, steps: int, policy: bool
+    manifest: tuple[MaskedModel, Mapping[str, GraphInfo]],
+    batch: int,
+    steps: int,
+    policy: str | None,
 ) -> None:
     plain, guided = (
         plan_buffers(*manifest, PlanKey(batch, steps, guided=guided, policy=policy))
@@ -155,7 +158,7 @@ def test_bytes_per_image_and_step(
     """By hand: 16 tokens of 24 codes, features of 32, images of 3·8·8."""
 
     def size(batch: int, steps: int) -> int:
-        specs = plan_buffers(*manifest, PlanKey(batch, steps, guided=guided, policy=False))
+        specs = plan_buffers(*manifest, PlanKey(batch, steps, guided=guided, policy=None))
         return sum(spec.bytes for spec in specs.values())
 
     halves = 1 + guided
@@ -182,10 +185,10 @@ class _Noting(CpuDevice):
 
 
 @pytest.mark.parametrize("reuse_first", [False, True])
-@pytest.mark.parametrize("policy", [False, True])
+@pytest.mark.parametrize("policy", [None, "policy"])
 @pytest.mark.parametrize("guided", [False, True])
 def test_a_plan_allocates_what_was_said(
-    generator: Generator, guided: bool, policy: bool, reuse_first: bool
+    generator: Generator, guided: bool, policy: str | None, reuse_first: bool
 ) -> None:
     key = PlanKey(2, 3, guided=guided, policy=policy, reuse_first=reuse_first)
     _assert_allocated(generator, key, np.array(5, np.int32))
@@ -193,7 +196,7 @@ def test_a_plan_allocates_what_was_said(
 
 @pytest.mark.parametrize("guided", [False, True])
 def test_a_plan_for_text_allocates_what_was_said(text_generator: Generator, guided: bool) -> None:
-    key = PlanKey(2, 3, guided=guided, policy=False)
+    key = PlanKey(2, 3, guided=guided, policy=None)
     _assert_allocated(text_generator, key, np.zeros((3, 12), np.float32))
 
 
@@ -219,7 +222,7 @@ def _assert_allocated(
 
 
 def test_keys_are_equal_by_their_values_and_reuse_the_first_pass_unless_told() -> None:
-    key = PlanKey(1, 2, guided=True, policy=False)
-    assert key == PlanKey(1, 2, guided=True, policy=False, reuse_first=True)
+    key = PlanKey(1, 2, guided=True, policy=None)
+    assert key == PlanKey(1, 2, guided=True, policy=None, reuse_first=True)
     assert hash(key) == hash(replace(key))
     assert key != replace(key, reuse_first=False)

@@ -9,7 +9,9 @@ import pytest
 
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.request import seeds_of
+from fewstep.runtime.manifest import MaskedModel, PolicyInfo
+from fewstep.runtime.request import RAMPS, schedule_of, seeds_of
+from fewstep.runtime.schedule import Schedule
 
 
 @pytest.mark.parametrize(
@@ -66,3 +68,48 @@ def test_numpy_numbers_are_numbers(generator: Generator) -> None:
         guidance=np.float32(2),  # type: ignore[arg-type]
     )
     np.testing.assert_array_equal(plain.tokens, numpy.tokens)
+
+
+# --- several policies
+
+
+@pytest.fixture
+def several(generator: Generator) -> MaskedModel:
+    """The model with a policy for 4 steps, one for 8, and the exported one before both."""
+    policies = {
+        **generator.bundle.manifest.model.policies,
+        **{f"policy-{each}": PolicyInfo(residual=True, steps=each) for each in (4, 8)},
+    }
+    return generator.bundle.manifest.model.model_copy(update={"policies": policies})
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "expected"),
+    [
+        ("policy", 4, "policy-4"),
+        ("policy", 8, "policy-8"),
+        ("policy", 5, "policy-8"),
+        ("policy-4", 8, "policy-4"),
+        ("policy-8", 4, "policy-8"),
+    ],
+)
+def test_policy_is_the_newest_for_the_steps_and_a_name_is_that_one(
+    several: MaskedModel, name: str, steps: int, expected: str
+) -> None:
+    assert schedule_of(several, name, dict.fromkeys(RAMPS), steps) == expected
+
+
+def test_a_curve_is_a_schedule_in_a_bundle_with_policies_too(several: MaskedModel) -> None:
+    found = schedule_of(several, "arccos", dict.fromkeys(RAMPS), 4)
+    assert isinstance(found, Schedule)
+
+
+@pytest.mark.parametrize("name", ["policy", "policy-4"])
+def test_every_policy_decides_the_ramps(several: MaskedModel, name: str) -> None:
+    with pytest.raises(RequestError, match="the policy decides guidance: leave it out"):
+        schedule_of(several, name, dict.fromkeys(RAMPS) | {"guidance": 2.0}, 4)
+
+
+def test_unknown_names_are_refused_with_those_there_are(several: MaskedModel) -> None:
+    with pytest.raises(RequestError, match="unknown schedule 'policy-5'; .*policy-4, policy-8"):
+        schedule_of(several, "policy-5", dict.fromkeys(RAMPS), 4)

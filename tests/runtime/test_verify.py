@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -65,6 +66,39 @@ def test_intact_bundle_passes_for_every_schedule(tiny_bundle: Path) -> None:
             ("decoder", "psnr_db"),
             ("loop", "token_agreement"),
         }
+
+
+@pytest.fixture
+def two_policies(bundle_copy: Path) -> Path:
+    """A second policy for four steps: the same graph, recorded under its own name."""
+    graphs = Bundle.read(bundle_copy).manifest.model_dump()["graphs"]
+    model = Bundle.read(bundle_copy).manifest.model_dump()["model"]
+    graphs["policy-4"] = {**graphs["policy"], "file": "policy-4.onnx"}
+    model["policies"]["policy-4"] = {"residual": True, "steps": 4}
+    shutil.copy(bundle_copy / "policy.onnx", bundle_copy / "policy-4.onnx")
+    arrays = dict(np.load(bundle_copy / "golden.npz"))
+    own = [key for key in arrays if key.startswith("policy/")]
+    arrays |= {key.replace("policy/", "policy-4/"): arrays[key] for key in own}
+    np.savez(bundle_copy / "golden.npz", **arrays)
+    _rehash(bundle_copy, graphs=graphs, model=model)
+    return bundle_copy
+
+
+def test_every_policy_is_verified_under_its_name(two_policies: Path) -> None:
+    report = _verify(two_policies)
+    assert report.passed
+    acted = {(each.schedule, each.graph) for each in report.checks if each.figure == "action_error"}
+    assert acted == {("policy", "policy"), ("policy-4", "policy-4")}
+
+
+@pytest.mark.parametrize("wrong", ["policy", "policy-4"])
+def test_the_policy_that_is_wrong_is_named(two_policies: Path, wrong: str) -> None:
+    _scale_weights(two_policies / f"{wrong}.onnx", 1.2)
+    _rehash(two_policies)
+    report = _verify(two_policies)
+    failed = {each.schedule for each in report.checks if not each.passed}
+    assert failed == {wrong}
+    assert report.failing_graphs[0] == wrong
 
 
 def test_teacher_forced_figures_are_there_by_step(tiny_bundle: Path) -> None:

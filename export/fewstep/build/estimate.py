@@ -220,7 +220,7 @@ def estimate(
             graphs in them.
         batch: images decoded together.
         steps: transformer passes; the bundle's default if ``None``.
-        schedule: a mask-ratio curve or ``policy``; the bundle's default if ``None``.
+        schedule: a curve, ``policy`` or a policy's name; the bundle's default if ``None``.
 
     Raises:
         RequestError: unknown device or precision, or as ``Generator.generate``.
@@ -232,7 +232,8 @@ def estimate(
     if unknown := [each for each in wanted if each not in WIDTH_BYTES]:
         raise RequestError(choose("precision", unknown[0], WIDTH_BYTES))
     plan = plan_memory(bundle, batch=batch, steps=steps, schedule=schedule)
-    used = ["transformer", *_policy_graph(bundle, plan), "decoder"]
+    policy = plan.key.policy
+    used = ["transformer", *([policy] if policy else []), "decoder"]
     works = tuple(graph_work(bundle, name) for name in used)
     model = bundle.manifest.model
     masked = masked_share(model, plan.key, schedule)
@@ -303,11 +304,6 @@ def _bytes(tensors: Iterable[TensorInfo], images: int) -> int:
     return sum(math.prod(_shape(t, images)) * np.dtype(t.dtype).itemsize for t in tensors)
 
 
-def _policy_graph(bundle: Bundle, plan: PlanMemory) -> list[str]:
-    policy = bundle.manifest.model.policy
-    return [policy.graph] if plan.key.policy and policy else []
-
-
 def loop_stages(
     model: MaskedModel, key: PlanKey, works: Sequence[GraphWork], masked: float
 ) -> tuple[Stage, ...]:
@@ -342,8 +338,8 @@ def masked_share(model: MaskedModel, key: PlanKey, schedule: str | None) -> floa
 
     A policy may decide all of them at once: 0.
     """
-    fixed = schedule_of(model, schedule, dict.fromkeys(RAMPS))
-    if fixed is None or key.steps == 1:
+    fixed = schedule_of(model, schedule, dict.fromkeys(RAMPS), key.steps)
+    if isinstance(fixed, str) or key.steps == 1:
         return 0.0
     ratios = fixed.parameters(key.steps, model.num_tokens)[:-1, 0]
     return float(np.mean(np.floor(ratios * model.num_tokens))) / model.num_tokens

@@ -273,7 +273,7 @@ def _recorded_inputs(
             parts.append(given | {"step": np.full(len(tokens), step, np.int32)})
             places += [_Place(schedule, step, image) for image in range(len(tokens))]
     stacked = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    if model.policy is not None and graph == model.policy.graph:
+    if graph in model.policies:
         transformer = MarkedGraph(reference.graph_path("transformer"))
         known = {name: stacked[name] for name in bundle.graph("transformer").inputs}
         stacked |= Walk(transformer, known, ["features"], run).values(["features"])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import (
+    BundleError,
     MissingDependencyError,
     OutputError,
     RequestError,
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
     from fewstep.build.engines import EngineReport, Progress, Target
     from fewstep.build.variants import GraphReport
 
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+_QUANTIZED = ("int8", "fp8")
 _TURING = "7.5"
 
 
@@ -54,6 +57,8 @@ class BuildRequest:
                 "nothing to build: pass --backend tensorrt or tensorrt-rtx for engines, "
                 "--precision fp16 or bf16 for graphs, or --kernels"
             )
+        if self.graph_precision in _QUANTIZED:
+            self._check_quantized()
 
     @property
     def with_kernels(self) -> bool:
@@ -63,8 +68,20 @@ class BuildRequest:
     @property
     def graph_precision(self) -> Precision:
         """The precision of the graphs and engines."""
-        known: dict[str | None, Precision] = {"fp16": "fp16", "bf16": "bf16"}
+        known: dict[str | None, Precision] = {
+            **{"fp16": "fp16", "bf16": "bf16"},
+            **{"int8": "int8", "fp8": "fp8"},
+        }
         return known.get(self.precision, "fp32")
+
+    def _check_quantized(self) -> None:
+        """Quantized graphs are made of rollouts, with options of their own, not here."""
+        command = f"fewstep calibrate quantize {shlex.quote(str(self.bundle))}"
+        what = f"{self.precision} graphs are made with: {command} --precision {self.precision}"
+        if self.backend is None and not self.kernels:
+            raise RequestError(f"{what}; to build engines of them pass --backend")
+        if self.fp32_heads is not None:
+            raise RequestError(f"{what}; give --fp32-heads or --no-fp32-heads there")
 
     def heads(self, targets: tuple[str, ...]) -> bool:
         """Whether new graphs keep their last products in fp32."""
@@ -227,13 +244,24 @@ def _make_graphs(request: BuildRequest, wanted: Target | None) -> tuple[GraphRep
         return ()
     bundle = Bundle.read(request.bundle)
     # With engines, --force means the engines: the graphs they are made of follow their source.
-    if not (request.force and request.backend is None) and _graphs_current(bundle, request):
+    of_graphs = request.backend is None and request.graph_precision not in _QUANTIZED
+    if not (request.force and of_graphs) and _graphs_current(bundle, request):
         return ()
     _require_onnx()
+    if request.graph_precision in _QUANTIZED:
+        raise _not_quantized(bundle, request.graph_precision)
     from fewstep.build.variants import add_variant
 
     heads = request.heads(wanted.capabilities if wanted else ())
     return add_variant(bundle, request.graph_precision, heads=heads)[1]
+
+
+def _not_quantized(bundle: Bundle, precision: str) -> BundleError:
+    what = f"there are no {precision} graphs; make them with"
+    if precision in bundle.precisions:
+        what = f"the {precision} graphs are damaged, or not of these fp32 graphs; make them again"
+        what += " with"
+    return BundleError(f"{bundle.path}: {what}: {bundle.making(precision)}")
 
 
 def _require_compiler(capabilities: tuple[str, ...], request: BuildRequest) -> None:

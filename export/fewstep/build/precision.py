@@ -82,7 +82,7 @@ class _Pass:
         self._types |= {name: weight.data_type for name, weight in self._weights.items()}
         delicate = DELICATE | (_NOT_IN_BFLOAT16 if precision == "bf16" else frozenset())
         self._kept = {node.name for node in graph.node if node.op_type in delicate} | set(keep)
-        self._kept |= _heads(graph) if heads else set()
+        self._kept |= head_nodes(graph) if heads else set()
         self._nodes: list[onnx.NodeProto] = []
         self._made: dict[str, onnx.TensorProto] = {}
         self._names: dict[tuple[str, int], str] = {}  # of each tensor in each type, once there
@@ -156,7 +156,7 @@ class _Pass:
             self._name(output, _FLOAT)
 
 
-def _heads(graph: onnx.GraphProto) -> set[str]:
+def head_nodes(graph: onnx.GraphProto) -> set[str]:
     """Nodes from the last weighted operator of a head to the output, both included."""
     maker = {name: node for node in graph.node for name in node.output}
     found: set[str] = set()

@@ -47,7 +47,7 @@ Profiles = Sequence[Mapping[str, ShapeRange]]
 
 _SHOWN = 5
 _FLOATS = ("fp32", "fp16", "bf16")
-_SYMMETRIC = "quantize symmetrically to int8 (QInt8 for weights and activations, zero points 0)"
+_SYMMETRIC = "quantize symmetrically to int8, as fewstep calibrate quantize does"
 _UNSOUND = (
     *(onnx.checker.ValidationError, onnx.shape_inference.InferenceError),
     *(OSError, RuntimeError, TypeError, ValueError),
@@ -142,9 +142,8 @@ class _Graph:
     @property
     def again(self) -> str:
         """How to make the graph once more."""
-        if self.precision in ("fp16", "bf16"):
-            build = f"{_build(self.bundle)} --precision {self.precision} --force"
-            return f"make it again: {build}"
+        if making := self.bundle.making(self.precision):
+            return f"make it again: {making} --force"
         command = self.bundle.manifest.provenance.command
         return f"copy the bundle again, or make it again, as before: {command}"
 
@@ -180,9 +179,9 @@ def _build(bundle: Bundle) -> str:
 def _absent_precision(bundle: Bundle, precision: str) -> Problem:
     what = choose("precision", precision, bundle.precisions)
     remedy = "build one that the bundle has, or make"
-    if precision not in ("fp16", "bf16"):
+    if not bundle.making(precision):
         precision = "fp16"
-    remedy += f" {precision} graphs with: {_build(bundle)} --precision {precision}"
+    remedy += f" {precision} graphs with: {bundle.making(precision)}"
     return Problem("", what, (), remedy)
 
 
@@ -387,8 +386,10 @@ def _out_of_reach(graph: _Graph, demand: Demand) -> Iterator[Problem]:
     remedy = f"use fp16 graphs: {make}"
     if demand.kind == "fp32":
         remedy = f"make fp16 graphs without fp32 heads: {make} --no-fp32-heads --force"
-        if graph.precision == "int8":
-            remedy = "quantize fp16 graphs, so that what is not int8 is fp16"
+        if graph.precision in ("int8", "fp8"):
+            make = graph.bundle.making(graph.precision)
+            remedy = "make what is not quantized fp16: "
+            remedy += f"{make} --other-layers fp16 --no-fp32-heads"
     if graph.backend == "tensorrt-rtx":
         remedy += f"; or leave {said} out of --compute-capability"
     yield graph.problem(what, demand.nodes, remedy)

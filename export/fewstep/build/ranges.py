@@ -38,18 +38,19 @@ def measure_ranges(bundle: Bundle) -> dict[str, dict[str, float]]:
     recorded = rollouts(bundle.arrays(bundle.manifest.golden))
     model, found = bundle.manifest.model, {}
     transformer = _Measured(bundle, "transformer")
-    policy = _Measured(bundle, model.policy.graph) if model.policy else None
+    policies = [_Measured(bundle, name) for name in model.policies]
     decoder = _Measured(bundle, "decoder")
     for rollout in recorded.values():
         for step, tokens in enumerate(rollout["tokens"][:-1]):
             given = {"tokens": tokens, model.condition_input: rollout["condition"]}
             features = transformer.run(given).get("features")
-            if policy is not None and features is not None:
-                policy.run({"features": features, "step": np.full(len(tokens), step, np.int32)})
+            if features is not None:
+                state = {"features": features, "step": np.full(len(tokens), step, np.int32)}
+                for policy in policies:
+                    policy.run(state)
         decoder.run({"tokens": rollout["sampled"][-1]})
-    for measured in (transformer, policy, decoder):
-        if measured is not None:
-            found[measured.graph] = measured.all_tensors()
+    for measured in (transformer, *policies, decoder):
+        found[measured.graph] = measured.all_tensors()
     return found
 
 

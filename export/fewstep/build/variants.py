@@ -1,8 +1,13 @@
-"""Variants of a bundle's graphs in other precisions, made by passes over the fp32 graphs."""
+"""Variants of a bundle's graphs in other precisions, made by passes over the fp32 graphs.
+
+A variant holds every graph of the bundle. In fp16 and bf16 all are lowered; in int8 and fp8 the
+transformer is quantized, and the other graphs are those of fp32 or fp16 (:func:`remade`).
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +17,7 @@ from fewstep.build.precision import LOW, lower
 from fewstep.build.ranges import load_graph, measure_ranges
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import RequestError, choose
+from fewstep.runtime.manifest import GraphInfo
 
 LARGEST_FP16 = 65_504.0
 HEADROOM = 2.0
@@ -38,6 +44,91 @@ class GraphReport:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Remade:
+    """A graph for a variant: its description, its file by name unless it is that of fp32."""
+
+    info: GraphInfo
+    files: dict[str, bytes]
+    report: GraphReport | None = None
+
+
+def remade(
+    bundle: Bundle,
+    name: str,
+    precision: str,
+    *,
+    heads: bool | None = None,
+    largest: Mapping[str, float] | None = None,
+) -> Remade:
+    """A graph of the bundle in a precision, for a variant.
+
+    Args:
+        bundle: the bundle.
+        name: of the graph.
+        precision: ``fp32``, which shares the file of the fp32 graph, or one of ``LOW``.
+        heads: as in :func:`fewstep.build.precision.lower`.
+        largest: magnitudes of the graph's tensors, from :func:`measure_ranges`.
+
+    Raises:
+        BundleError: the graph is damaged.
+    """
+    source = {"source_sha256": bundle.graph_sha256(name)}
+    if precision == "fp32":
+        return Remade(bundle.graph(name).model_copy(update=source), {})
+    model, seen = load_graph(bundle, name), largest or {}
+    too_large = out_of_range(model.graph, seen, precision)
+    lowered = lower(model, precision, too_large, heads=bool(heads))
+    made = stored(bundle, name, precision, lowered.model, precision=precision, fp32_heads=heads)
+    report = GraphReport(
+        graph=name,
+        precision=precision,
+        nodes=len(model.graph.node),
+        kept=lowered.kept,
+        largest=max(seen.values(), default=0.0),
+        out_of_range=too_large,
+    )
+    return Remade(made.info, made.files, report)
+
+
+def stored(
+    bundle: Bundle, name: str, variant: str, model: onnx.ModelProto, **described: Any
+) -> Remade:
+    """A graph made from the fp32 graph ``name``, under a file name of its contents.
+
+    Args:
+        bundle: the bundle.
+        name: of the graph.
+        variant: what goes into the file name.
+        model: its contents.
+        described: fields of its :class:`GraphInfo`.
+    """
+    content = model.SerializeToString(deterministic=True)
+    file = f"{name}.{variant}-{hashlib.sha256(content).hexdigest()[:12]}.onnx"
+    changes = {"file": file, "external": (), "source_sha256": bundle.graph_sha256(name)}
+    return Remade(bundle.graph(name).model_copy(update=changes | described), {file: content})
+
+
+def store(bundle: Bundle, precision: str, made: Mapping[str, Remade]) -> Bundle:
+    """Store a variant, in the place of any of its precision, without engines of other graphs.
+
+    Raises:
+        OutputError: the bundle cannot be written; it is as before.
+    """
+    files = {file: content for each in made.values() for file, content in each.files.items()}
+    variant = {name: each.info.model_dump() for name, each in made.items()}
+    others = bundle.manifest.model_dump()["variants"]
+    hashes = {hashlib.sha256(content).hexdigest() for content in files.values()}
+    hashes |= {bundle.graph_sha256(name) for name in made if not made[name].files}
+    # Engines of other graphs than these would be refused wherever they are loaded.
+    kept = [
+        engine.model_dump()
+        for engine in bundle.manifest.engines
+        if engine.precision != precision or engine.graph_sha256 in hashes
+    ]
+    return bundle.update(files, variants={**others, precision: variant}, engines=kept)
+
+
 def add_variant(
     bundle: Bundle, precision: str, *, heads: bool = True
 ) -> tuple[Bundle, tuple[GraphReport, ...]]:
@@ -58,31 +149,12 @@ def add_variant(
     if precision not in LOW:
         raise RequestError(choose("precision", precision, LOW))
     ranges = measure_ranges(bundle)
-    files, variant, reports = {}, {}, []
-    for name, info in bundle.manifest.graphs.items():
-        model = load_graph(bundle, name)
-        limit = LARGEST_FP16 / HEADROOM if precision == "fp16" else float("inf")
-        too_large = _out_of_range(model.graph, ranges.get(name, {}), limit)
-        lowered = lower(model, precision, too_large, heads=heads)
-        content = lowered.model.SerializeToString(deterministic=True)
-        file = f"{name}.{precision}-{hashlib.sha256(content).hexdigest()[:12]}.onnx"
-        files[file] = content
-        changes = {"file": file, "external": (), "precision": precision, "fp32_heads": heads}
-        source = {"source_sha256": bundle.graph_sha256(name)}
-        variant[name] = info.model_copy(update=changes | source).model_dump()
-        largest = max(ranges.get(name, {}).values(), default=0.0)
-        nodes = len(model.graph.node)
-        reports.append(GraphReport(name, precision, nodes, lowered.kept, largest, too_large))
-    others = bundle.manifest.model_dump()["variants"]
-    hashes = {hashlib.sha256(content).hexdigest() for content in files.values()}
-    # Engines of other graphs than these would be refused wherever they are loaded.
-    kept = [
-        engine.model_dump()
-        for engine in bundle.manifest.engines
-        if engine.precision != precision or engine.graph_sha256 in hashes
-    ]
-    changed = bundle.update(files, variants={**others, precision: variant}, engines=kept)
-    return changed, tuple(reports)
+    made = {
+        name: remade(bundle, name, precision, heads=heads, largest=ranges.get(name))
+        for name in bundle.manifest.graphs
+    }
+    changed = store(bundle, precision, made)
+    return changed, tuple(each.report for each in made.values() if each.report is not None)
 
 
 def is_current(bundle: Bundle, precision: str, heads: bool | None = None) -> bool:
@@ -106,10 +178,11 @@ def is_current(bundle: Bundle, precision: str, heads: bool | None = None) -> boo
     )
 
 
-def _out_of_range(
-    graph: onnx.GraphProto, largest: dict[str, float], limit: float
+def out_of_range(
+    graph: onnx.GraphProto, largest: Mapping[str, float], precision: str
 ) -> dict[str, float]:
-    """Nodes that read or write a tensor beyond the limit (or not finite), with its magnitude."""
+    """Nodes with a tensor near the end of the precision (or not finite), with its magnitude."""
+    limit = LARGEST_FP16 / HEADROOM if precision == "fp16" else float("inf")
     found = {}
     for node in graph.node:
         seen = [largest[name] for name in (*node.input, *node.output) if name in largest]

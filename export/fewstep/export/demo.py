@@ -33,7 +33,8 @@ def run(sample: Path, out: Path, console: Console) -> None:
     """Run the demo.
 
     Args:
-        sample: folder with ``config.json`` and ``weights/{transformer,tokenizer,policy}``.
+        sample: folder with ``config.json``, ``weights/{transformer,tokenizer,policy}`` and, if
+            there are any, tuned policies ``weights/policy-*``.
         out: where ``bundle/``, the grids and the animation go.
         console: where progress and the closing table are shown.
 
@@ -76,6 +77,7 @@ def sample_checkpoints(sample: Path) -> Checkpoints:
         tokenizer=weights / "tokenizer.safetensors",
         policy=weights / "policy.safetensors",
         config=sample / "config.json",
+        tuned=tuple(sorted(weights.glob("policy-*.safetensors"))),
     )
     if not files.transformer.is_file():
         raise CheckpointError(

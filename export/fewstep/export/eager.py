@@ -104,8 +104,8 @@ def contender(
     model = generator.bundle.manifest.model
     assert isinstance(model.condition, ClassCondition)
     ids = torch.arange(batch) % model.condition.num_classes
-    fixed = schedule_of(model, schedule, dict.fromkeys(RAMPS))
-    if fixed is None:
+    fixed = schedule_of(model, schedule, dict.fromkeys(RAMPS), steps)
+    if isinstance(fixed, str):
         raise RequestError("the PyTorch baseline has fixed schedules only; name one: --schedule")
     parameters = torch.from_numpy(fixed.parameters(steps, model.num_tokens))
 

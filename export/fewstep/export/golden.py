@@ -20,7 +20,7 @@ from fewstep.runtime.device.cpu import CpuDevice
 from fewstep.runtime.engine import run_once
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import ClassCondition
-from fewstep.runtime.schedule import POLICY
+from fewstep.runtime.request import RAMPS, schedule_of
 from fewstep.runtime.verify import teacher_forced
 
 GOLDEN_FILE = "golden.npz"
@@ -33,18 +33,20 @@ _SEED = 20_220
 def record(bundle: Bundle, engines: Mapping[str, TorchEngine]) -> None:
     """Record the golden rollouts of a bundle into its folder."""
     model = bundle.manifest.model
-    schedules = [model.defaults.schedule]
-    if model.policy is not None and POLICY not in schedules:
-        schedules.append(POLICY)
+    steps = min(_STEPS, model.num_tokens)
+    chosen = schedule_of(model, None, dict.fromkeys(RAMPS), steps)
+    default = chosen if isinstance(chosen, str) else model.defaults.schedule
+    schedules = dict.fromkeys((default, *model.policies))
     arrays: dict[str, Array] = {}
     with Generator(bundle, CpuDevice(), engines, max_batch=_IMAGES) as generator:
         for schedule in schedules:
-            rollout = _rollout(generator, schedule)
+            rollout = record_rollout(generator, schedule)
             arrays |= {f"{schedule}/{name}": value for name, value in rollout.items()}
     np.savez_compressed(bundle.path / GOLDEN_FILE, **arrays)  # type: ignore[arg-type]
 
 
-def _rollout(generator: Generator, schedule: str) -> dict[str, Array]:
+def record_rollout(generator: Generator, schedule: str) -> dict[str, Array]:
+    """What a replay of one schedule or policy needs, by name."""
     model = generator.bundle.manifest.model
     rng = np.random.default_rng(_SEED)
     steps = min(_STEPS, model.num_tokens)
@@ -68,7 +70,8 @@ def _rollout(generator: Generator, schedule: str) -> dict[str, Array]:
         "sampled": result.trace.sampled,
         "positions": positions,
     }
-    decoder, policy = generator.engines["decoder"], schedule == POLICY
+    decoder = generator.engines["decoder"]
+    policy = schedule if schedule in model.policies else None
     rollout["logits"], actions = teacher_forced(generator, rollout, policy=policy)
     rollout["image"] = run_once(generator.device, decoder, {"tokens": result.tokens})["image"]
     return rollout | ({"actions": actions} if policy else {})

@@ -11,7 +11,7 @@ import datetime
 import importlib.metadata
 import platform
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from fewstep.export.golden import GOLDEN_FILE, record
 from fewstep.export.models import PolicyNet, UViT, VQModel
 from fewstep.export.onnx_graph import export_graph
 from fewstep.export.torch_engine import TorchEngine
+from fewstep.export.tuned import TunedPolicy, load_tuned
 from fewstep.runtime.bundle import Bundle, write_manifest
 from fewstep.runtime.errors import CheckpointError, RequestError, choose
 from fewstep.runtime.files import replacing_folder, sha256
@@ -55,6 +56,7 @@ class Checkpoints:
         config: ``--config`` file; not needed for published sizes.
         unconditional_text: ``.npy`` with the text states of the empty text ``[L, D]``, for
             guidance in text-conditional models.
+        tuned: policies that ``fewstep calibrate policy`` wrote, oldest first; ``adanat`` only.
     """
 
     transformer: Path
@@ -62,6 +64,7 @@ class Checkpoints:
     policy: Path | None = None
     config: Path | None = None
     unconditional_text: Path | None = None
+    tuned: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Models:
     transformer: UViT
     tokenizer: VQModel
     policy: PolicyNet | None
+    tuned: tuple[TunedPolicy, ...] = ()
 
 
 def export_masked(
@@ -105,11 +109,17 @@ def export_masked(
     if (family == "adanat") != (checkpoints.policy is not None):
         needs = "needs a policy checkpoint" if family == "adanat" else "takes no policy checkpoint"
         raise CheckpointError(f"family {family} {needs} (--policy)")
+    if checkpoints.tuned and checkpoints.policy is None:
+        raise CheckpointError("a tuned policy needs family adanat (--tuned-policy)")
     config = read_config(checkpoints.config)
     with replacing_folder(out, overwrite=overwrite, marker=MANIFEST_NAME) as folder:
         progress("reading checkpoints")
         models = load_models(
-            checkpoints.transformer, checkpoints.tokenizer, checkpoints.policy, config
+            checkpoints.transformer,
+            checkpoints.tokenizer,
+            checkpoints.policy,
+            config,
+            checkpoints.tuned,
         )
         model = _describe(models, config, checkpoints, folder)
         _check_defaults(model)
@@ -128,7 +138,11 @@ def export_masked(
 
 
 def load_models(
-    transformer: Path, tokenizer: Path, policy: Path | None, config: ExportConfig
+    transformer: Path,
+    tokenizer: Path,
+    policy: Path | None,
+    config: ExportConfig,
+    tuned: Sequence[Path] = (),
 ) -> Models:
     """Load checkpoints that belong together.
 
@@ -139,6 +153,7 @@ def load_models(
         published.transformer(_transformer_state(transformer), transformer, config.transformer),
         published.tokenizer(_tokenizer_state(tokenizer), tokenizer, config.tokenizer),
         None if policy is None else published.policy(_policy_state(policy), policy, config.policy),
+        tuple(load_tuned(path) for path in tuned),
     )
     _check_fit(models)
     return models
@@ -165,18 +180,26 @@ def _policy_state(path: Path) -> checkpoint.State:
 
 def _check_fit(models: Models) -> None:
     transformer, tokenizer, policy = models.transformer, models.tokenizer, models.policy
+    names = [each.name for each in models.tuned]
+    if "policy" in names or len(set(names)) < len(names):
+        raise CheckpointError(
+            f"tuned policies need different names, and none may be 'policy'; got {', '.join(names)}"
+        )
     side = round(transformer.num_tokens**0.5)
     codes = tokenizer.quantize.embedding.num_embeddings
     pairs = [
         ("codebook size", transformer.codebook_size, codes, "tokenizer"),
         ("token grid side", side, tokenizer.resolution // tokenizer.downsampling, "tokenizer"),
     ]
-    if policy is not None:
-        pairs += [
-            ("feature width", transformer.embed_dim, policy.in_channels, "policy"),
-            ("token grid side", side, policy.grid_size, "policy"),
-            ("number of actions", 4, policy.linear3.out_features, "policy"),
-        ]
+    networks: dict[str, nn.Module | None] = {"policy": policy}
+    networks |= {each.name: each.network for each in models.tuned}
+    for name, network in networks.items():
+        if isinstance(network, PolicyNet):
+            pairs += [
+                ("feature width", transformer.embed_dim, network.in_channels, name),
+                ("token grid side", side, network.grid_size, name),
+                ("number of actions", 4, network.linear3.out_features, name),
+            ]
     wrong = [f"{what} {a} but the {who}'s is {b}" for what, a, b, who in pairs if a != b]
     if wrong:
         raise CheckpointError(
@@ -188,12 +211,13 @@ def _describe(
     models: Models, config: ExportConfig, files: Checkpoints, folder: Path
 ) -> MaskedModel:
     transformer, side = models.transformer, round(models.transformer.num_tokens**0.5)
-    policy = None
+    policies: dict[str, PolicyInfo] = {}
     if models.policy is not None:
         # The official default: residuals for CC3M (text), none for ImageNet (classes).
         default = not transformer.class_conditional
         residual = default if config.policy_residual is None else config.policy_residual
-        policy = PolicyInfo(residual=residual)
+        policies["policy"] = PolicyInfo(residual=residual)
+    policies |= {each.name: each.info for each in models.tuned}
     condition = _condition(transformer, config, files, folder)
     defaults = config.defaults
     if isinstance(condition, TextCondition) and condition.unconditional_file is None:
@@ -205,7 +229,7 @@ def _describe(
         feature_width=transformer.embed_dim,
         image_size=(models.tokenizer.resolution, models.tokenizer.resolution),
         condition=condition,
-        policy=policy,
+        policies=policies,
         defaults=defaults,
     )
 
@@ -213,8 +237,7 @@ def _describe(
 def _check_defaults(model: MaskedModel) -> None:
     """Refuse defaults that no generation could use, before the long work."""
     try:
-        steps_of(model, None)
-        schedule_of(model, None, dict.fromkeys(RAMPS))
+        schedule_of(model, None, dict.fromkeys(RAMPS), steps_of(model, None))
     except RequestError as error:
         raise CheckpointError(f"the configuration's defaults: {error}") from error
 
@@ -280,9 +303,14 @@ def _graphs(
         return {"transformer": logits, "decoder": decoder}
     features = torch.randn((2, n, model.feature_width), generator=generator)
     step = torch.tensor([0, 3], dtype=torch.int32)
+    policies: dict[str, nn.Module] = {"policy": models.policy}
+    policies |= {each.name: each.network for each in models.tuned}
     return {
         "transformer": (models.transformer, transformer_inputs, ("logits", "features")),
-        "policy": (models.policy, {"features": features, "step": step}, ("action",)),
+        **{
+            name: (network, {"features": features, "step": step}, ("action",))
+            for name, network in policies.items()
+        },
         "decoder": decoder,
     }
 
@@ -310,7 +338,8 @@ def _finish(
     *,
     golden: bool,
 ) -> None:
-    sources = {name: path for name, path in vars(files).items() if path is not None}
+    sources = {name: path for name, path in vars(files).items() if isinstance(path, Path)}
+    sources |= {f"tuned/{path.name}": path for path in files.tuned}
     write_manifest(
         folder,
         {

@@ -14,7 +14,18 @@ from typing import Annotated
 
 import typer
 
-from fewstep.cli import bench, build, demo, doctor, estimate, export, generate, inspect, verify
+from fewstep.cli import (
+    bench,
+    build,
+    calibrate,
+    demo,
+    doctor,
+    estimate,
+    export,
+    generate,
+    inspect,
+    verify,
+)
 from fewstep.cli.common import errors, one_line
 from fewstep.runtime.errors import FewstepError
 
@@ -52,6 +63,7 @@ app.command("doctor")(doctor.doctor_command)
 app.command("demo")(demo.demo_command)
 app.command("export")(export.export_command)
 app.command("build")(build.build_command)
+app.add_typer(calibrate.app, name="calibrate")
 app.command("inspect")(inspect.inspect_command)
 app.command("estimate")(estimate.estimate_command)
 app.command("verify")(verify.verify_command)

@@ -28,7 +28,11 @@ def build_command(
         typer.Option(help="GPUs to build for, one or more, such as 8.6 8.9 12.0."),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, fp16 or bf16; makes the graphs if they are not there.")
+        str | None,
+        typer.Option(
+            help="fp32, fp16 or bf16, whose graphs are made if they are not there; int8 or fp8, "
+            "whose graphs calibrate quantize makes."
+        ),
     ] = None,
     max_batch: Annotated[int, typer.Option(help="Most images that engines decode together.")] = 8,
     opt_batch: Annotated[

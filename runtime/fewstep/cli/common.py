@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fewstep.runtime.errors import missing
+from fewstep.runtime.errors import RequestError, missing
 
 if TYPE_CHECKING:
     from fewstep.runtime.generator import Generator
@@ -62,13 +62,39 @@ def build_module(name: str) -> Any:
     return _module("build", name, ("onnx",))
 
 
-def _module(package: str, name: str, needs: tuple[str, ...]) -> Any:
+def calibration_module(name: str) -> Any:
+    """A module of the calibration package, when its dependencies are installed."""
+    return _module("calibration", name, ("onnx", "onnxruntime"))
+
+
+def policy_module() -> Any:
+    """The module that tunes policies, when its dependencies are installed."""
+    needs = ("torch", "onnx", "onnxscript", "safetensors", "matplotlib", "tensorboard")
+    return _module("calibration", "policy.tune", needs, extra="policy")
+
+
+def _module(package: str, name: str, needs: tuple[str, ...], extra: str = "") -> Any:
     for each in needs:
         if importlib.util.find_spec(each) is None:
-            raise missing(each, package)
+            raise missing(each, extra or package)
     return importlib.import_module(f"fewstep.{package}.{name}" if name else f"fewstep.{package}")
 
 
 def one_line(error: BaseException | str) -> str:
     """An error's message in one line, safe to print."""
     return escape(" ".join(str(error).split()))
+
+
+def ramp(name: str, text: str | None) -> tuple[float, float] | None:
+    """A number or START:END as (start, end).
+
+    Raises:
+        RequestError: anything else.
+    """
+    if text is None:
+        return None
+    start, _, end = text.partition(":")
+    try:
+        return float(start), float(end or start)
+    except ValueError:
+        raise RequestError(f"{name} must be a number or START:END, got '{text}'") from None

@@ -19,6 +19,10 @@ def export_command(
     tokenizer: Annotated[Path, typer.Option(help="VQGAN tokenizer checkpoint.")],
     out_folder: Annotated[Path, typer.Option("--out", help="Bundle folder to make.")],
     policy: Annotated[Path | None, typer.Option(help="Policy checkpoint (adanat).")] = None,
+    tuned_policy: Annotated[
+        list[Path] | None,
+        typer.Option(help="What calibrate policy wrote; repeat for more, the newest last."),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="Constructor arguments as JSON; not for published sizes.")
     ] = None,
@@ -29,7 +33,9 @@ def export_command(
 ) -> None:
     """Export an author's checkpoints to a bundle of ONNX graphs."""
     export = export_module()
-    files = export.Checkpoints(transformer, tokenizer, policy, config, unconditional_text)
+    files = export.Checkpoints(
+        transformer, tokenizer, policy, config, unconditional_text, tuple(tuned_policy or ())
+    )
     command = shlex.join(["fewstep", *sys.argv[1:]])
     with errors.status("starting") as status:
         bundle = export.export_masked(

@@ -15,10 +15,10 @@ from fewstep.cli.common import (
     JsonOption,
     PrecisionOption,
     errors,
+    ramp,
     say_passed_over,
     show,
 )
-from fewstep.runtime.errors import RequestError
 
 
 def generate_command(
@@ -64,9 +64,9 @@ def generate_command(
                 steps=steps,
                 seed=seed,
                 schedule=schedule,
-                guidance=_ramp("guidance", guidance),
-                sampling_temperature=_ramp("sampling temperature", sampling_temperature),
-                masking_temperature=_ramp("masking temperature", masking_temperature),
+                guidance=ramp("guidance", guidance),
+                sampling_temperature=ramp("sampling temperature", sampling_temperature),
+                masking_temperature=ramp("masking temperature", masking_temperature),
             )
         say_passed_over(generator)
         written = gallery.write(result, wanted, out_path)
@@ -86,13 +86,3 @@ def generate_command(
     where = ", ".join(map(str, written))
     line = f"{made} in {result.timings_ms['total']:.0f} ms with {how} → {where}"
     show(summary, [escape(line)], as_json)
-
-
-def _ramp(name: str, text: str | None) -> tuple[float, float] | None:
-    if text is None:
-        return None
-    start, _, end = text.partition(":")
-    try:
-        return float(start), float(end or start)
-    except ValueError:
-        raise RequestError(f"{name} must be a number or START:END, got '{text}'") from None

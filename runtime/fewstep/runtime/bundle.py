@@ -106,11 +106,19 @@ class Bundle:
             raise BundleError(f"{self.path}: {choose('graph', name, graphs)}")
         return graphs[name]
 
+    def making(self, precision: str) -> str:
+        """The command that makes the graphs of a precision; empty if none does."""
+        folder = shlex.quote(str(self.path))
+        if precision in ("fp16", "bf16"):
+            return f"fewstep build {folder} --precision {precision}"
+        if precision in ("int8", "fp8"):
+            return f"fewstep calibrate quantize {folder} --precision {precision}"
+        return ""
+
     def _without(self, precision: str) -> str:
         """Say that there are no graphs in a precision, and what makes them if anything does."""
-        if precision not in ("fp16", "bf16"):
+        if not (command := self.making(precision)):
             return choose("precision", precision, self.precisions)
-        command = f"fewstep build {shlex.quote(str(self.path))} --precision {precision}"
         return f"there are no {precision} graphs; make them with: {command}"
 
     def graph_path(self, graph: str, precision: str = "fp32") -> Path:

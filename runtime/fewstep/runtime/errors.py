@@ -34,6 +34,10 @@ class EngineError(FewstepError, RuntimeError):
     """A graph that the backend refuses, or that computes something unusable."""
 
 
+class CalibrationError(FewstepError, ValueError):
+    """Calibration data that do not fit the bundle, or a training that cannot go on."""
+
+
 class DeviceError(FewstepError, RuntimeError):
     """A device that is absent, lost, closed or out of memory."""
 

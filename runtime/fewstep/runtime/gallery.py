@@ -40,7 +40,7 @@ def conditions(
     """
     info = generator.bundle.manifest.model.condition
     if text is not None:
-        states = _read_text(text)
+        states = read_text(text)
         labels = tuple(f"text {row}" for row in range(len(states)))
         return Wanted({"text": np.repeat(states, count, 0)}, labels, count)
     if not classes:
@@ -125,7 +125,12 @@ def _class_id(info: ClassCondition, name: str) -> int:
     raise RequestError(choose("class", name, info.class_names or ()))
 
 
-def _read_text(path: Path) -> np.ndarray[Any, np.dtype[Any]]:
+def read_text(path: Path) -> np.ndarray[Any, np.dtype[Any]]:
+    """Text states ``[B, L, D]`` of a ``.npy`` file.
+
+    Raises:
+        RequestError: the file is no such array.
+    """
     try:
         states = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:

@@ -31,7 +31,7 @@ from fewstep.runtime.request import (
     steps_of,
 )
 from fewstep.runtime.result import Result, Trace
-from fewstep.runtime.schedule import Ramp
+from fewstep.runtime.schedule import Ramp, Schedule
 
 
 class Generator(ClosedOnExit):
@@ -162,7 +162,9 @@ class Generator(ClosedOnExit):
             steps: transformer passes, 1 … number of tokens.
             seed: image i gets ``seed + i``, or its own seed from a sequence; 0 … 2⁶⁴ − 1. The
                 same seed, condition and settings give the same image in any batch.
-            schedule: a mask-ratio curve (``cosine``, ``arccos``, ...) or ``policy``.
+            schedule: a mask-ratio curve (``cosine``, ``arccos``, ...), the name of one of the
+                bundle's policies, or ``policy``: the newest that was tuned for this number of
+                steps, else the newest.
             guidance: guidance scale; a pair is a ramp (start, end) over the steps.
             sampling_temperature: divides the logits; 0 takes the most likely code.
             masking_temperature: scales the Gumbel noise on confidences.
@@ -182,7 +184,8 @@ class Generator(ClosedOnExit):
             "sampling_temperature": sampling_temperature,
             "masking_temperature": masking_temperature,
         }
-        fixed = schedule_of(model, schedule, ramps)
+        chosen = schedule_of(model, schedule, ramps, steps)
+        fixed = chosen if isinstance(chosen, Schedule) else None
         return self.run(
             Request(
                 condition=condition,
@@ -190,6 +193,7 @@ class Generator(ClosedOnExit):
                 steps=steps,
                 parameters=None if fixed is None else fixed.parameters(steps, model.num_tokens),
                 guided=fixed is None or fixed.guided,
+                policy=chosen if isinstance(chosen, str) else None,
             )
         )
 
@@ -222,7 +226,7 @@ class Generator(ClosedOnExit):
                 batch=rows.stop - first,
                 steps=request.steps,
                 guided=request.guided,
-                policy=request.parameters is None,
+                policy=request.policy,
                 reuse_first=self._reuse_first,
             )
             plan = decoder.plan(key)

@@ -84,7 +84,7 @@ def plan_memory(
         bundle: the bundle.
         batch: images decoded together.
         steps: transformer passes; the bundle's default if ``None``.
-        schedule: a mask-ratio curve or ``policy``; the bundle's default if ``None``.
+        schedule: a curve, ``policy`` or a policy's name; the bundle's default if ``None``.
 
     Raises:
         RequestError: as ``Generator.generate``.
@@ -92,10 +92,12 @@ def plan_memory(
     if not isinstance(batch, int) or batch < 1:
         raise RequestError(f"batch must be a whole number, at least 1, got {batch}")
     model, graphs = bundle.manifest.model, bundle.manifest.graphs
-    fixed = schedule_of(model, schedule, dict.fromkeys(RAMPS))
-    guided = fixed is None or fixed.guided
+    steps = steps_of(model, steps)
+    chosen = schedule_of(model, schedule, dict.fromkeys(RAMPS), steps)
+    policy = chosen if isinstance(chosen, str) else None
+    guided = isinstance(chosen, str) or chosen.guided
     require_unconditional(model, guided)
-    key = PlanKey(batch, steps_of(model, steps), guided=guided, policy=fixed is None)
+    key = PlanKey(batch, steps, guided=guided, policy=policy)
     shared = first_pass_buffers(model, graphs) if guided else {}
     files = [file for graph in graphs.values() for file in (graph.file, *graph.external)]
     weights = sum(bundle.manifest.files[file].bytes for file in dict.fromkeys(files))

@@ -18,10 +18,15 @@ MANIFEST_NAME = "bundle.json"
 DType = Literal["float32", "float16", "bfloat16", "int32", "int64", "uint8"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 EngineBackend = Literal["tensorrt", "tensorrt-rtx"]
+OtherLayers = Literal["fp32", "fp16"]
+RangeMethod = Literal["min-max", "entropy", "percentile"]
+Keeper = Literal["rules", "user", "auto"]
 Relative = Annotated[str, Field(min_length=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Capability = Annotated[str, Field(pattern=r"^\d+\.\d$")]
 Shape = tuple[PositiveInt, ...]
+PolicyName = Annotated[str, Field(pattern=r"^policy[a-z0-9-]*$")]
+"""Of a policy graph; "policy" in front keeps it apart from other graphs and schedules."""
 
 
 class _Strict(BaseModel):
@@ -35,13 +40,68 @@ class TensorInfo(_Strict):
     shape: tuple[int | str, ...]
 
 
+class LayerCost(_Strict):
+    """What quantizing some layers, and nothing else, costs on held-out rollouts.
+
+    ``kl_nats``: mean KL divergence of the logits from the fp32 graph's, at masked positions.
+    ``token_agreement``: fraction of masked positions whose most likely code stays the same.
+    """
+
+    nodes: tuple[str, ...]
+    kl_nats: float
+    token_agreement: float
+
+
+class AutoChoice(_Strict):
+    """How layers were chosen that stay in higher precision.
+
+    ``by``: what was quantized alone. ``max_kl`` and ``min_token_agreement``: the bars that the
+    graph had to meet. ``ranking``: what each layer or block cost, the most expensive first.
+    """
+
+    by: Literal["layer", "block"]
+    max_kl: float
+    min_token_agreement: float
+    ranking: tuple[LayerCost, ...]
+
+
+class QuantizationInfo(_Strict):
+    """How a graph was quantized: enough to do it again.
+
+    ``tool`` quantized it, with ranges by ``method`` (``percentile`` of the magnitudes, where
+    that is the method) from the activations of ``rollouts`` rollouts of ``steps`` steps along
+    ``schedule``. Their seeds count up from ``seed``; those of the ``held_out`` rollouts, on which
+    ``kl_nats`` and ``token_agreement`` of the whole graph were measured (as in
+    :class:`LayerCost`), follow. ``data_sha256`` is the hash of all that the rollouts fed to the
+    graph, and ``text_sha256`` of the texts they were of. ``kept``: products with weights that are
+    not quantized, and who said so: the default rules, the user, or ``auto``.
+    ``other_layers``: the type of all other arithmetic.
+    """
+
+    tool: str
+    method: RangeMethod
+    percentile: float | None = None
+    rollouts: PositiveInt
+    held_out: PositiveInt
+    seed: int = Field(ge=0)
+    steps: PositiveInt
+    schedule: str
+    text_sha256: Sha256 | None = None
+    data_sha256: Sha256
+    other_layers: OtherLayers
+    kept: dict[str, Keeper]
+    auto: AutoChoice | None = None
+    kl_nats: float
+    token_agreement: float
+
+
 class GraphInfo(_Strict):
     """One ONNX file with its inputs and outputs, in the order of the graph.
 
     ``external``: files that hold its weights, when they are not inside it. ``precision``: what
     its weights and arithmetic are, which decides what ``verify`` accepts. A graph that was made
     from the fp32 one has that one's hash as ``source_sha256``; ``fp32_heads`` says whether the
-    last products stayed in fp32.
+    last products stayed in fp32, ``quantization`` how an int8 or fp8 graph was made.
     """
 
     file: Relative
@@ -49,6 +109,7 @@ class GraphInfo(_Strict):
     precision: Precision = "fp32"
     source_sha256: Sha256 | None = None
     fp32_heads: bool | None = None
+    quantization: QuantizationInfo | None = None
     inputs: dict[str, TensorInfo]
     outputs: dict[str, TensorInfo]
 
@@ -155,15 +216,42 @@ class TextCondition(_Strict):
     unconditional_file: Relative | None = None
 
 
-class PolicyInfo(_Strict):
-    """How a policy network's raw actions become parameters (AdaNAT's ``heu`` option).
+class PolicyTuning(_Strict):
+    """How ``fewstep calibrate policy`` made a policy.
 
-    ``residual``: the heuristic schedule is added before the activations, so that a zero
-    action follows it.
+    ``adaptive``: per image, or one action per step for all images. ``backend`` and ``precision``
+    are of the engines that it was tuned on, ``transformer_sha256`` the hash of their graph.
+    ``images`` and ``data_sha256`` describe the real images. ``updates`` is how many went into the
+    weights kept, and ``frechet_distance`` their distance from the real images on tuning seeds.
     """
 
-    graph: str = "policy"
+    created: str
+    command: str
+    tools: dict[str, str]
+    adaptive: bool
+    reward: str
+    features: str
+    backend: str
+    precision: Precision
+    transformer_sha256: Sha256
+    images: PositiveInt
+    data_sha256: Sha256
+    rollouts: PositiveInt
+    updates: int = Field(ge=0)
+    seed: int
+    frechet_distance: float
+
+
+class PolicyInfo(_Strict):
+    """One policy network, under the name of its graph.
+
+    ``residual``: the heuristic schedule is added before the activations, so that a zero
+    action follows it (AdaNAT's ``heu`` option). ``steps``: the number it was tuned for, if known.
+    """
+
     residual: bool
+    steps: PositiveInt | None = None
+    tuning: PolicyTuning | None = None
 
 
 class Defaults(_Strict):
@@ -180,6 +268,7 @@ class MaskedModel(_Strict):
     """A masked token transformer with a VQ tokenizer (MaskGIT, AdaNAT).
 
     ``mask_token`` is the id of a masked position; tokens are 0 … ``codebook_size − 1``.
+    ``policies`` are by graph name, oldest first.
     """
 
     kind: Literal["masked"] = "masked"
@@ -189,7 +278,7 @@ class MaskedModel(_Strict):
     feature_width: PositiveInt
     image_size: tuple[PositiveInt, PositiveInt]
     condition: ClassCondition | TextCondition = Field(discriminator="kind")
-    policy: PolicyInfo | None = None
+    policies: dict[PolicyName, PolicyInfo] = {}
     defaults: Defaults = Defaults()
 
     @property
@@ -213,11 +302,15 @@ class MaskedModel(_Strict):
             ("decoder", "tokens"): (n,),
             ("decoder", "image"): (3, *self.image_size),
         }
-        if self.policy is not None:
-            graph = self.policy.graph
+        for graph in self.policies:
             shapes |= {("transformer", "features"): (n, width), (graph, "features"): (n, width)}
             shapes |= {(graph, "step"): (), (graph, "action"): (4,)}
         return shapes
+
+    def policy_for(self, steps: int) -> str | None:
+        """The newest policy that was tuned for ``steps``, else the newest; ``None`` without any."""
+        tuned = [name for name, info in self.policies.items() if info.steps == steps]
+        return next(reversed(tuned or list(self.policies)), None)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -251,8 +344,9 @@ class Provenance(_Strict):
 class Manifest(_Strict):
     """``bundle.json``.
 
-    ``graphs`` are the fp32 ones; ``variants`` the same graphs in other precisions; ``engines``
-    what was compiled of either, in the order of building.
+    ``graphs`` are the fp32 ones; ``variants`` the same graphs in other precisions, where each
+    graph says its own: in int8 and fp8 only the transformer is quantized; ``engines`` what was
+    compiled of either, in the order of building.
     """
 
     schema_version: Literal[1] = 1
@@ -282,9 +376,7 @@ class Manifest(_Strict):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        needed = {"transformer", "decoder"}
-        if self.model.policy is not None:
-            needed.add(self.model.policy.graph)
+        needed = {"transformer", "decoder", *self.model.policies}
         if absent := sorted(needed - self.graphs.keys()):
             raise ValueError(f"graphs lacks {', '.join(absent)}")
         if unlisted := sorted(self.named_files() - self.files.keys()):

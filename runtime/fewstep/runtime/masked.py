@@ -1,6 +1,6 @@
 """The masked decode loop of MaskGIT and AdaNAT, written once for every device.
 
-One plan serves one (batch, steps, guidance yes or no, policy or fixed schedule). Its sequence of
+One plan serves one (batch, steps, guidance yes or no, fixed schedule or policy). Its sequence of
 enqueues is fixed and reads nothing back, so a device may capture it whole:
 
     start:   inputs → device; initial_tokens(given, mask) → tokens[0]
@@ -159,7 +159,7 @@ class MaskedDecoder:
 
     def _run_first(self, logits: Buffer) -> None:
         assert self.unconditional is not None
-        one = PlanKey(batch=1, steps=1, guided=False, policy=False)
+        one = PlanKey(batch=1, steps=1, guided=False, policy=None)
         specs = plan_buffers(self.model, self.engines, one)
         names = [name for name in ("condition", "given", "features") if name in specs]
         with self.device.workspace({name: specs[name] for name in names}) as inputs:
@@ -374,10 +374,11 @@ class MaskedPlan:
         )
 
     def _act(self, step: int) -> None:
-        policy, buffers = self._decoder.model.policy, self.workspace
+        policy, buffers = self.key.policy, self.workspace
         assert policy is not None
+        residual = self._decoder.model.policies[policy].residual
         with self._device.span("policy"):
-            self._decoder.engines[policy.graph].enqueue(
+            self._decoder.engines[policy].enqueue(
                 {
                     "features": buffers["features"][: self.key.batch],
                     "step": buffers["step_ids"][step],
@@ -387,7 +388,7 @@ class MaskedPlan:
             self._device.launch(
                 "policy_parameters",
                 action=buffers["action"],
-                **policy_offsets(step, self.key.steps, residual=policy.residual),
+                **policy_offsets(step, self.key.steps, residual=residual),
                 parameters=buffers["parameters"][step],
                 error=buffers["error"],
             )

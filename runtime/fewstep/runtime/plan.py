@@ -12,12 +12,15 @@ from fewstep.runtime.manifest import GraphInfo, MaskedModel
 
 @dataclass(frozen=True)
 class PlanKey:
-    """What a plan is made for; seeds, conditions and parameters are its inputs."""
+    """What a plan is made for; seeds, conditions and parameters are its inputs.
+
+    ``policy`` is the graph of the policy network, or ``None`` for a fixed schedule.
+    """
 
     batch: int
     steps: int
     guided: bool
-    policy: bool
+    policy: str | None
     reuse_first: bool = True
 
 

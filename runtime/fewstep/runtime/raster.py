@@ -44,7 +44,7 @@ def decode_in_raster_order(
     start, model = time.perf_counter(), generator.bundle.manifest.model
     condition = condition_of(model, class_ids, text)
     scale = model.defaults.guidance[1] if guidance is None else guidance
-    key = PlanKey(len(condition), steps=1, guided=scale > 0, policy=False, reuse_first=False)
+    key = PlanKey(len(condition), steps=1, guided=scale > 0, policy=None, reuse_first=False)
     plan = generator.decoder.plan(key)
     # Mask ratio 0, no noise on confidences, sampling temperature 1.
     plan.prepare(condition, seeds_of(seed, len(condition)), np.array([[0, 0, 1, scale]], "f4"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.runtime.device import Array
-from fewstep.runtime.errors import RequestError
+from fewstep.runtime.errors import RequestError, choose
 from fewstep.runtime.manifest import ClassCondition, MaskedModel, TextCondition
 from fewstep.runtime.schedule import MASK_RATIOS, POLICY, Ramp, Schedule
 
@@ -25,8 +25,8 @@ class Request:
     """A checked request for B images.
 
     ``condition``: class ids ``[B]`` int32 or text states ``[B, L, D]`` float32. ``seeds [B]``
-    uint64. ``parameters [T, 4]`` float32 of a fixed schedule, or ``None`` for the policy network.
-    ``guided``: whether any step needs the unconditional half.
+    uint64. ``parameters [T, 4]`` float32 of a fixed schedule, or ``None`` with the name of the
+    ``policy`` to follow. ``guided``: whether any step needs the unconditional half.
     """
 
     condition: Array
@@ -34,6 +34,7 @@ class Request:
     steps: int
     parameters: npt.NDArray[np.float32] | None
     guided: bool
+    policy: str | None = None
 
 
 def class_condition(info: ClassCondition, class_ids: Sequence[int]) -> Array:
@@ -119,21 +120,26 @@ def steps_of(model: MaskedModel, steps: int | None) -> int:
 
 
 def schedule_of(
-    model: MaskedModel, name: str | None, ramps: dict[str, float | Ramp | None]
-) -> Schedule | None:
-    """The fixed schedule, or ``None`` for the policy network.
+    model: MaskedModel, name: str | None, ramps: Mapping[str, float | Ramp | None], steps: int
+) -> Schedule | str:
+    """The fixed schedule, or the name of the policy network to follow.
+
+    ``policy`` is the newest that was tuned for this number of steps, else the newest.
 
     Raises:
         RequestError: unknown name, no policy in the bundle, or a ramp beside the policy.
     """
     name = model.defaults.schedule if name is None else name
-    if name == POLICY:
-        if model.policy is None:
+    if name == POLICY or name in model.policies:
+        policy = model.policy_for(steps) if name == POLICY else name
+        if policy is None:
             known = ", ".join(MASK_RATIOS)
             raise RequestError(f"this bundle has no policy network; use a schedule: {known}")
         if extra := [key for key, value in ramps.items() if value is not None]:
             raise RequestError(f"the policy decides {', '.join(extra)}: leave it out")
-        return None
+        return policy
+    if name not in MASK_RATIOS:
+        raise RequestError(choose("schedule", name, [*MASK_RATIOS, POLICY, *model.policies]))
     complete = {
         key: getattr(model.defaults, key) if value is None else _ramp(key, value)
         for key, value in ramps.items()

@@ -11,7 +11,7 @@ from rich.table import Table
 from fewstep.runtime import bench, doctor, verify
 from fewstep.runtime.inspect import Inspection, PlanMemory
 from fewstep.runtime.kernels.compile import CompiledKernels
-from fewstep.runtime.manifest import TensorInfo
+from fewstep.runtime.manifest import PolicyInfo, TensorInfo
 
 STAGES = ("transformer", "policy", "sampling", "decoder", "device", "other")
 
@@ -45,7 +45,7 @@ def inspect_tables(inspection: Inspection) -> list[Table]:
         "tokens": f"{info.grid[0]} × {info.grid[1]} of {info.codebook_size:,} codes",
         "image": f"{info.image_size[0]} × {info.image_size[1]}",
         "condition": _condition(inspection),
-        "policy network": "yes" if info.policy else "no",
+        "policy networks": ", ".join(map(_policy, info.policies.items())) or "-",
         "precisions": ", ".join(inspection.bundle.precisions),
         "CUDA kernels": _kernels(inspection),
         "engines": _engines(inspection),
@@ -71,11 +71,16 @@ def inspect_tables(inspection: Inspection) -> list[Table]:
     return [model, graphs, files]
 
 
+def _policy(named: tuple[str, PolicyInfo]) -> str:
+    name, info = named
+    return name if info.steps is None else f"{name} (for {info.steps} steps)"
+
+
 def plan_table(memory: PlanMemory) -> Table:
     """Every buffer of a plan, and sums."""
     key = memory.key
     guided = "guided" if key.guided else "not guided"
-    schedule = "policy" if key.policy else "fixed schedule"
+    schedule = key.policy or "fixed schedule"
     title = f"Plan: batch {key.batch}, {key.steps} steps, {guided}, {schedule}"
     table = _table(title, "Buffer", "Type", "Shape", "Role", "Bytes")
     for name, spec in memory.buffers.items():

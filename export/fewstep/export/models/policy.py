@@ -113,3 +113,24 @@ class PolicyNet(nn.Module):
         x = F.gelu(self.adaLN3(self.linear2(x), condition))
         out: Tensor = self.linear3(x)
         return out
+
+
+class FixedPolicy(nn.Module):
+    """One action per step, the same for every image: AdaNAT's "learnable, not adaptive" policy.
+
+    Steps beyond the last take the last one's action. Features are read, as a policy's graph must,
+    and change nothing.
+
+    Args:
+        steps: rows of the table.
+    """
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.actions = nn.Parameter(torch.zeros(steps, 4))
+
+    def forward(self, features: Tensor, step: Tensor) -> Tensor:
+        """Map ``features [B, N, C]`` and ``step [B]`` to raw actions ``[B, 4]``."""
+        rows = step.long().clamp(max=len(self.actions) - 1)
+        out: Tensor = self.actions[rows] + 0 * features[:, 0, :1]
+        return out

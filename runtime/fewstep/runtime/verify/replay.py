@@ -12,7 +12,6 @@ from fewstep.runtime.engine import run_once
 from fewstep.runtime.errors import BundleError, EngineError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.request import Request
-from fewstep.runtime.schedule import POLICY
 from fewstep.runtime.verify.figures import largest_errors, logit_figures, psnr
 from fewstep.runtime.verify.report import AT_LEAST, LOOP, Check, Report
 from fewstep.runtime.verify.thresholds import THRESHOLDS, Thresholds
@@ -86,19 +85,20 @@ def _check_complete(bundle: Bundle, rollouts: Mapping[str, Mapping[str, Array]])
 def _replay(
     generator: Generator, schedule: str, rollout: Mapping[str, Array], limits: Thresholds
 ) -> Iterator[Check]:
-    model, tokens = generator.bundle.manifest.model, rollout["sampled"][-1]
+    tokens = rollout["sampled"][-1]
     actions = rollout.get("actions")
 
     def check(graph: str, figure: str, value: float, steps: Sequence[float] = ()) -> Check:
         limit, at_most = getattr(limits, figure), figure not in AT_LEAST
         return Check(graph, schedule, figure, value, limit, at_most, tuple(steps))
 
-    logits, acted = teacher_forced(generator, rollout, policy=actions is not None)
+    policy = None if actions is None else schedule
+    logits, acted = teacher_forced(generator, rollout, policy=policy)
     for figure, steps in logit_figures(logits, rollout["logits"]).items():
         yield check("transformer", figure, _over_steps(figure, steps), steps)
-    if actions is not None and model.policy is not None:
+    if actions is not None:
         steps = largest_errors(acted, actions)
-        yield check(model.policy.graph, "action_error", _over_steps("action_error", steps), steps)
+        yield check(schedule, "action_error", _over_steps("action_error", steps), steps)
     image = _run(generator, "decoder", {"tokens": tokens})["image"]
     yield check("decoder", "psnr_db", psnr(image, rollout["image"], peak=1.0))
     free = _free_running(generator, schedule, rollout)
@@ -106,28 +106,27 @@ def _replay(
 
 
 def teacher_forced(
-    generator: Generator, rollout: Mapping[str, Array], *, policy: bool
+    generator: Generator, rollout: Mapping[str, Array], *, policy: str | None
 ) -> tuple[Array, Array]:
     """Run the recorded tokens of every step through the transformer, and the policy if asked.
 
     Args:
         generator: whose engines are run.
         rollout: ``tokens [T + 1, B, N]``, ``condition`` and ``positions [K]``.
-        policy: whether to run the policy network too.
+        policy: the policy network to run too.
 
     Returns:
         Conditional logits ``[T, B, K, V]`` and raw actions ``[T, B, 4]`` (empty without policy).
     """
     model = generator.bundle.manifest.model
-    network = model.policy.graph if model.policy and policy else None
     logits, actions = [], []
     for step, tokens in enumerate(rollout["tokens"][:-1]):
         inputs = {"tokens": tokens, model.condition_input: rollout["condition"]}
         out = _run(generator, "transformer", inputs)
         logits.append(out["logits"][:, rollout["positions"]])
-        if network is not None:
+        if policy is not None:
             state = {"features": out["features"], "step": np.full(len(tokens), step, np.int32)}
-            actions.append(_run(generator, network, state)["action"])
+            actions.append(_run(generator, policy, state)["action"])
     return np.stack(logits), np.array(actions)
 
 
@@ -147,13 +146,15 @@ def _run(generator: Generator, graph: str, inputs: Mapping[str, Array]) -> dict[
 
 def _free_running(generator: Generator, schedule: str, rollout: Mapping[str, Array]) -> Array:
     """Final tokens from the recorded seeds and, for a fixed schedule, parameters."""
-    parameters = None if schedule == POLICY else rollout["parameters"][:, 0]
+    policy = schedule if schedule in generator.bundle.manifest.model.policies else None
+    parameters = None if policy else rollout["parameters"][:, 0]
     request = Request(
         condition=rollout["condition"],
         seeds=rollout["seeds"],
         steps=len(rollout["sampled"]),
         parameters=parameters,
         guided=parameters is None or bool(parameters[:, 3].any()),
+        policy=policy,
     )
     try:
         return generator.run(request).tokens

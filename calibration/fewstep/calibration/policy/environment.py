@@ -1,0 +1,184 @@
+"""Generations by the bundle's own engines, with a PyTorch policy in the policy graph's place.
+
+The decode loop is the runtime's, unchanged: the exploring policy is one more engine, which reads
+the features from the device, draws an action around the network's output, writes it back, and
+remembers both. So a policy is tuned on what is deployed, quantized graphs and TensorRT included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fewstep.runtime.device import Array, Buffer, Device
+from fewstep.runtime.generator import Generator
+from fewstep.runtime.manifest import TensorInfo
+from fewstep.runtime.request import Request
+from fewstep.runtime.result import Result
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Whole generations, B images in T steps.
+
+    ``images [B, H, W, 3]`` uint8; ``condition`` of each; ``features [T, B, N, C]`` float16,
+    ``actions [T, B, 4]`` and ``log_probabilities [T, B]`` float32 as the policy saw and chose
+    them; ``parameters [T, B, 4]``: mask ratio, masking temperature, sampling temperature, guidance.
+    """
+
+    images: npt.NDArray[np.uint8]
+    condition: Array
+    features: Tensor
+    actions: Tensor
+    log_probabilities: Tensor
+    parameters: npt.NDArray[np.float32]
+
+
+class ExploringPolicy:
+    """The engine of a policy graph that draws its actions: Gaussian around the actor's output.
+
+    Args:
+        name: of the graph it stands for.
+        inputs: of that graph.
+        outputs: of that graph.
+        device: where the loop's buffers live.
+    """
+
+    capturable = False  # it reads the features in the middle of the sequence
+
+    def __init__(
+        self,
+        name: str,
+        inputs: Mapping[str, TensorInfo],
+        outputs: Mapping[str, TensorInfo],
+        device: Device,
+    ) -> None:
+        self.name, self.inputs, self.outputs = name, inputs, outputs
+        self._device = device
+        self._actor: nn.Module | None = None
+        self._deviation, self._noise = 0.0, list[_Noise]()
+        self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def follow(self, actor: nn.Module, deviation: float, noise: Sequence[_Noise]) -> None:
+        """Act by ``actor`` with this standard deviation from now on; forget what was seen.
+
+        Every image has noise of its own, so that its actions depend on no other in the batch.
+        """
+        self._actor, self._deviation, self.seen = actor, deviation, []
+        self._noise = list(noise)
+
+    @torch.no_grad()
+    def enqueue(self, bindings: Mapping[str, Buffer]) -> None:
+        """Choose the actions of one step."""
+        assert self._actor is not None
+        features = torch.from_numpy(self._device.download(bindings["features"]))
+        step = torch.from_numpy(self._device.download(bindings["step"]))
+        place = next(self._actor.parameters()).device
+        mean: Tensor = self._actor(features.float().to(place), step.to(place)).cpu()
+        action = mean
+        if self._deviation:
+            noise = torch.stack([each.draw(mean.shape[1]) for each in self._noise])
+            action = mean + self._deviation * noise
+            density = log_probability(action, mean, self._deviation)
+            self.seen.append((features.half(), action, density))
+        self._device.upload(bindings["action"], action.numpy())
+
+    def trim(self) -> None:
+        """Nothing to release."""
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class _Noise:
+    """Standard normal numbers of one image, or the same with the other sign."""
+
+    def __init__(self, seed: int, sign: int) -> None:
+        self._random, self._sign = torch.Generator().manual_seed(seed), sign
+
+    def draw(self, count: int) -> Tensor:
+        """``[count]``, other ones at every step."""
+        return self._sign * torch.randn(count, generator=self._random)
+
+
+def log_probability(action: Tensor, mean: Tensor, deviation: float) -> Tensor:
+    """Log-density ``[B]`` of actions ``[B, 4]`` under a Gaussian of equal deviations."""
+    density: Tensor = torch.distributions.Normal(mean, deviation).log_prob(action)  # type: ignore[no-untyped-call]
+    return density.sum(-1)
+
+
+class Environment:
+    """Makes rollouts with one generator, batch by batch.
+
+    Args:
+        generator: of the bundle whose policy is tuned; one of its policy engines is replaced.
+        policy: name of that policy.
+        steps: of every generation.
+    """
+
+    def __init__(self, generator: Generator, policy: str, steps: int) -> None:
+        self._generator, self._name, self._steps = generator, policy, steps
+        engine = generator.engines[policy]
+        self._policy = ExploringPolicy(policy, engine.inputs, engine.outputs, generator.device)
+        engine.close()
+        generator.engines[policy] = self._policy
+
+    def explore(
+        self, actor: nn.Module, condition: Array, seeds: Sequence[int], *, deviation: float
+    ) -> Rollouts:
+        """Generate two images per condition, with actions drawn around the actor's.
+
+        Both have the same seed and opposite noise on their actions, so that what the image owes to
+        its condition and seed cancels in the gradient (antithetic sampling).
+
+        Args:
+            actor: maps features and step to the mean action.
+            condition: class ids ``[P]`` or text states ``[P, L, D]`` of the pairs.
+            seeds: ``[P]``, of the images; they also decide the actions drawn.
+            deviation: standard deviation of the actions, above 0.
+        """
+        condition, seeds = np.repeat(condition, 2, 0), [each for each in seeds for _ in range(2)]
+        parts = list(self._batches(actor, condition, seeds, deviation))
+        return Rollouts(
+            images=np.concatenate([each.images for each, _ in parts]),
+            condition=condition,
+            features=torch.cat([seen[0] for _, seen in parts], 1),
+            actions=torch.cat([seen[1] for _, seen in parts], 1),
+            log_probabilities=torch.cat([seen[2] for _, seen in parts], 1),
+            parameters=np.concatenate([each.trace.parameters for each, _ in parts], 1),
+        )
+
+    def follow(
+        self, actor: nn.Module, condition: Array, seeds: Sequence[int]
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+        """Images ``[B, H, W, 3]`` and parameters ``[T, B, 4]`` by the actor's own actions."""
+        parts = [each for each, _ in self._batches(actor, condition, seeds, 0.0)]
+        return (
+            np.concatenate([each.images for each in parts]),
+            np.concatenate([each.trace.parameters for each in parts], 1),
+        )
+
+    def _batches(
+        self, actor: nn.Module, condition: Array, seeds: Sequence[int], deviation: float
+    ) -> Iterator[tuple[Result, tuple[Tensor, ...]]]:
+        most = self._generator.max_batch
+        for first in range(0, len(condition), most):
+            rows = slice(first, first + most)
+            signs = (1 - 2 * (row % 2) for row in range(first, len(seeds)))
+            noise = [_Noise(*each) for each in zip(seeds[rows], signs, strict=False)]
+            self._policy.follow(actor, deviation, noise)
+            request = Request(
+                condition=condition[rows],
+                seeds=np.array(seeds[rows], np.uint64),
+                steps=self._steps,
+                parameters=None,
+                guided=True,
+                policy=self._name,
+            )
+            result, seen = self._generator.run(request), self._policy.seen
+            yield result, tuple(torch.stack(each) for each in zip(*seen, strict=True))

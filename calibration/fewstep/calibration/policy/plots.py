@@ -1,0 +1,92 @@
+"""Reward, Fréchet distance and the learned schedule, drawn as a training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fewstep.calibration.policy.state import Row
+from fewstep.runtime.files import replacing
+from fewstep.runtime.manifest import MaskedModel
+from fewstep.runtime.schedule import MASK_RATIOS, Schedule
+
+PARAMETERS = ("mask ratio", "masking temperature", "sampling temperature", "guidance scale")
+_BLUE, _ORANGE, _GREY = "#1f5fa8", "#d9730d", "#6b6b6b"
+
+
+def draw(rows: Sequence[Row], model: MaskedModel, folder: Path) -> None:
+    """Write ``training.png`` and ``schedule.png``.
+
+    Args:
+        rows: of a training's history.
+        model: of the bundle, for its hand-made schedule.
+        folder: where the pictures go.
+
+    Raises:
+        OutputError: the folder is not writable, or the disk is full.
+    """
+    _draw_training(rows, folder / "training.png")
+    evaluated = [row for row in rows if "schedule" in row]
+    if evaluated:
+        _draw_schedule(evaluated[-1], model, folder / "schedule.png")
+
+
+def hand_made(model: MaskedModel) -> Schedule:
+    """The bundle's default schedule, or the cosine under its settings if that is a policy."""
+    defaults = model.defaults
+    name = defaults.schedule if defaults.schedule in MASK_RATIOS else "cosine"
+    ramps = (defaults.guidance, defaults.sampling_temperature, defaults.masking_temperature)
+    return Schedule(name, *ramps)
+
+
+def _draw_training(rows: Sequence[Row], path: Path) -> None:
+    figure, panels = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
+    for axes, key, title in zip(
+        panels,
+        ("reward", "frechet_distance", "discriminator_accuracy"),
+        ("Mean reward of exploring rollouts", "Fréchet distance", "Discriminator's accuracy"),
+        strict=True,
+    ):
+        found = [(row["update"], row[key]) for row in rows if key in row]
+        if found:
+            axes.plot(*zip(*found, strict=True), "o-" if len(found) < 40 else "-", color=_BLUE)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("update")
+        axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def _draw_schedule(row: Row, model: MaskedModel, path: Path) -> None:
+    mean = np.array(row["schedule"]["mean"])
+    deviation = np.array(row["schedule"]["deviation"])
+    fixed = hand_made(model).parameters(len(mean), model.num_tokens)
+    figure, panels = plt.subplots(1, 4, figsize=(14, 3.2), layout="constrained")
+    for column, axes in enumerate(panels):
+        _draw_parameter(axes, mean[:, column], deviation[:, column], fixed[:, column])
+        axes.set_title(PARAMETERS[column], fontsize=10)
+    panels[0].legend(fontsize=8)
+    _save(figure, path)
+
+
+def _draw_parameter(axes: Axes, mean: np.ndarray, deviation: np.ndarray, fixed: np.ndarray) -> None:
+    steps = np.arange(1, len(mean) + 1)
+    axes.fill_between(steps, mean - deviation, mean + deviation, color=_BLUE, alpha=0.2)
+    axes.plot(steps, mean, "o-", color=_BLUE, label="policy, mean ± spread over images")
+    axes.plot(steps, fixed, "s--", color=_GREY, label="hand-made")
+    axes.set_xticks(steps)
+    axes.set_xlabel("step")
+    axes.grid(alpha=0.3)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,80 @@
+"""The resumable state of a training: one file, replaced as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewstep.runtime.errors import CalibrationError
+from fewstep.runtime.files import replacing
+
+CHECKPOINT = "checkpoint.pt"
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Progress:
+    """How far a training is.
+
+    ``history``: a row of figures per update, plain numbers and lists. ``best``: update, Fréchet
+    distance and weights of the best actor so far.
+    """
+
+    update: int = 0
+    history: list[Row] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+
+
+def save(folder: Path, signature: Mapping[str, Any], progress: Progress, weights: Any) -> None:
+    """Write the checkpoint; the one before stays until the new one is whole.
+
+    Raises:
+        OutputError: the folder is not writable, or the disk is full.
+    """
+    content = {"signature": dict(signature), **vars(progress), "weights": weights}
+    with replacing(folder / CHECKPOINT) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # what PyTorch makes of a full disk
+            raise OSError(_first_line(error)) from error
+
+
+def load(folder: Path, signature: Mapping[str, Any]) -> tuple[Progress, Any] | None:
+    """The state to go on from, or ``None`` if there is none.
+
+    Raises:
+        CalibrationError: the checkpoint is damaged, or of another training.
+    """
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        known = content.pop("signature")
+        progress = Progress(content["update"], content["history"], content["best"])
+        weights = content["weights"]
+    except Exception as error:  # damage shows as any type, from struct.error to AssertionError
+        raise CalibrationError(
+            f"{path} is damaged ({_first_line(error)}); begin anew with --restart"
+        ) from error
+    different = sorted(
+        key for key in known.keys() | signature.keys() if known.get(key) != signature.get(key)
+    )
+    if different:
+        told = ", ".join(
+            f"{each} {known.get(each)} instead of {signature.get(each)}" for each in different
+        )
+        raise CalibrationError(
+            f"{path} is of another training: {told}; begin anew with --restart, or choose another "
+            "--work folder"
+        )
+    return progress, weights
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,113 @@
+"""A tuned policy into its bundle: graph, golden rollout, and how it was made."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fewstep.build.ranges import measure_ranges
+from fewstep.build.variants import remade
+from fewstep.export.golden import record_rollout
+from fewstep.export.onnx_graph import export_graph
+from fewstep.export.torch_engine import TorchEngine
+from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.device.cpu import CpuDevice
+from fewstep.runtime.engine import Engine
+from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
+from fewstep.runtime.generator import Generator
+from fewstep.runtime.manifest import FileInfo, GraphInfo, Manifest, PolicyInfo
+
+_FIRST = ("transformer", "decoder")
+
+
+def add_policy(bundle: Bundle, name: str, actor: nn.Module, info: PolicyInfo) -> Bundle:
+    """Export an actor and add it as the newest policy; the others stay.
+
+    Args:
+        bundle: as it is now.
+        name: of the new graph.
+        actor: features ``[B, N, C]`` and step ``[B]`` to raw actions ``[B, 4]``.
+        info: what the manifest says of it.
+
+    Raises:
+        ExportError: the graph does not compute what the actor does.
+        OutputError: the bundle cannot be written; it is as before.
+    """
+    actor = actor.cpu().eval()
+    with tempfile.TemporaryDirectory() as folder:
+        graph, _ = export_graph(actor, name, _example(bundle), ("action",), Path(folder))
+        content = (Path(folder) / graph.file).read_bytes()
+    fields = bundle.manifest.model_dump()
+    fields["graphs"][name] = graph.model_dump()
+    fields["model"]["policies"][name] = info.model_dump()
+    for variant in fields["variants"].values():
+        variant[name] = graph.model_dump() | {"source_sha256": hashlib.sha256(content).hexdigest()}
+    changes = {key: fields[key] for key in ("graphs", "model", "variants")}
+    files = {graph.file: content}
+    if bundle.manifest.golden is not None:
+        golden = _golden(bundle, _with(bundle, changes, graph, content), name, actor)
+        file = f"golden-{hashlib.sha256(golden).hexdigest()[:12]}.npz"
+        files[file], changes["golden"] = golden, file
+    return _lowered(bundle.update(files, **changes), name)
+
+
+def _lowered(bundle: Bundle, name: str) -> Bundle:
+    """The new graph, fp32 until now, in the precision that the decoder has in every variant."""
+    for precision, variant in bundle.manifest.variants.items():
+        like = variant["decoder"]
+        if like.precision == "fp32":
+            continue
+        largest = measure_ranges(bundle).get(name)
+        made = remade(bundle, name, like.precision, heads=like.fp32_heads, largest=largest)
+        variants = bundle.manifest.model_dump()["variants"]
+        variants[precision][name] = made.info.model_dump()
+        bundle = bundle.update(made.files, variants=variants)
+    return bundle
+
+
+def half(actor: nn.Module) -> nn.Module:
+    """The actor with weights that half precision can hold: those that are kept."""
+    with torch.no_grad():
+        for parameter in actor.parameters():
+            parameter.copy_(parameter.half().float())
+    return actor
+
+
+def _example(bundle: Bundle) -> dict[str, Tensor]:
+    model, random = bundle.manifest.model, torch.Generator().manual_seed(0)
+    shape = (2, model.num_tokens, model.feature_width)
+    return {
+        "features": torch.randn(shape, generator=random),
+        "step": torch.tensor([0, 3], dtype=torch.int32),
+    }
+
+
+def _with(bundle: Bundle, changes: dict[str, object], graph: GraphInfo, content: bytes) -> Bundle:
+    """The bundle as it will be, before anything is written."""
+    fields = bundle.manifest.model_dump() | changes
+    digest = hashlib.sha256(content).hexdigest()
+    fields["files"][graph.file] = FileInfo(bytes=len(content), sha256=digest).model_dump()
+    return Bundle(bundle.path, Manifest.model_validate(fields))
+
+
+def _golden(bundle: Bundle, changed: Bundle, name: str, actor: nn.Module) -> bytes:
+    """The golden rollouts with one of the new policy: PyTorch's actions on the fp32 graphs."""
+    graphs = changed.manifest.graphs
+    engines: dict[str, Engine] = {
+        each: OnnxRuntimeEngine(each, bundle.graph_path(each), graphs[each]) for each in _FIRST
+    }
+    engines[name] = TorchEngine(name, actor, graphs[name])
+    assert bundle.manifest.golden is not None
+    arrays = bundle.arrays(bundle.manifest.golden)
+    with Generator(changed, CpuDevice(), engines) as generator:
+        rollout = record_rollout(generator, name)
+    arrays |= {f"{name}/{key}": value for key, value in rollout.items()}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()

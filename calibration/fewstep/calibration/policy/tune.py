@@ -1,0 +1,282 @@
+"""``fewstep calibrate policy``: options → training → tuned policy in the bundle."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fewstep.calibration.policy import workers
+from fewstep.calibration.policy.data import RealImages, read_images
+from fewstep.calibration.policy.environment import Environment
+from fewstep.calibration.policy.features import open_network
+from fewstep.calibration.policy.imitation import actions_of, imitate
+from fewstep.calibration.policy.networks import HIDDEN, actor_of, new_actor, new_critic
+from fewstep.calibration.policy.options import (
+    SCRATCH,
+    PolicyOptions,
+    checked,
+    schedule_to_start_from,
+)
+from fewstep.calibration.policy.plots import draw
+from fewstep.calibration.policy.state import CHECKPOINT, Progress, Row
+from fewstep.calibration.policy.store import add_policy, half
+from fewstep.calibration.policy.training import Training
+from fewstep.export.models.policy import PolicyNet
+from fewstep.export.tuned import TunedPolicy, save_tuned
+from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.errors import CalibrationError, OutputError
+from fewstep.runtime.files import replacing
+from fewstep.runtime.generator import Generator
+from fewstep.runtime.manifest import PolicyInfo, PolicyTuning
+from fewstep.runtime.schedule import MASK_RATIOS, Schedule
+
+_TOOLS = ("fewstep", "torch", "onnx", "numpy")
+HISTORY = "history.json"
+_IMITATED_PAIRS = 64
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What came of a tuning run: the policy's name and record, its history, and its files."""
+
+    name: str
+    info: PolicyInfo
+    history: list[Row]
+    work: Path
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "name": self.name,
+            "info": self.info.model_dump(mode="json"),
+            "history": self.history,
+            "work": str(self.work),
+        }
+
+
+def tune(
+    options: PolicyOptions,
+    *,
+    command: str = "",
+    stage: Callable[[str], None] = lambda text: None,
+    report: Callable[[Row], None] = lambda row: None,
+) -> Tuned:
+    """Tune a policy of a bundle and add it as a new one.
+
+    Run again after an interruption, it goes on from its last checkpoint.
+
+    Args:
+        options: what is asked for.
+        command: what was typed, for the record.
+        stage: called with what is being done.
+        report: called with the figures of every update, those resumed from included.
+
+    Raises:
+        CalibrationError: data or options that do not fit, or a training that broke.
+        BundleError: no policy in the bundle, or damage.
+        EngineError: the backend refuses a graph.
+        MissingDependencyError: a package of the extra ``policy`` is not installed.
+        OutputError: bundle or work folder cannot be written.
+    """
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    bundle = Bundle.read(options.bundle)
+    stand_in, name = checked(options, bundle)
+    folder = bundle.path.resolve()
+    work = options.work or folder.with_name(f"{folder.name}.{name}")
+    with workers.joined():
+        if workers.rank() == 0:
+            _prepare(bundle.path, work, restart=options.restart)
+        workers.wait()
+        stage("reading images")
+        real = read_images(options.data, bundle.manifest.model, options.rollouts)
+        with _generator(bundle, options) as generator:
+            stage("preparing features, reward and networks")
+            training = _training(options, bundle, generator, real, stand_in, work)
+            backend, precision = generator.backend, generator.precision
+            with _logged(work, bundle) as log:
+
+                def told(row: Row) -> None:
+                    log(row)
+                    report(row)
+
+                stage("")
+                progress = training.run(told)
+        info = _info(options, bundle, real, progress, command, (backend, precision), stand_in)
+        if workers.rank() == 0:
+            stage("adding the policy to the bundle")
+            actor = half(training.best_actor())
+            save_tuned(work / f"{name}.safetensors", TunedPolicy(name, actor, info))
+            add_policy(Bundle.read(bundle.path), name, actor, info)
+        workers.wait()
+    return Tuned(name, info, progress.history, work)
+
+
+def _prepare(bundle: Path, work: Path, *, restart: bool) -> None:
+    """Make the work folder; forget its checkpoint if asked."""
+    if not os.access(bundle, os.W_OK):
+        raise OutputError(f"{bundle} is not writable; copy the bundle to a folder that is")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        if restart:
+            (work / CHECKPOINT).unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {work}: {error.strerror}; choose another --work"
+        ) from error
+
+
+def _generator(bundle: Bundle, options: PolicyOptions) -> Generator:
+    device = options.device
+    if workers.world() > 1 and device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    generator = Generator.open(
+        bundle,
+        backend=options.backend,
+        device=device,
+        precision=options.precision,
+        max_batch=options.batch,
+        threads=options.threads,
+    )
+    if generator.max_batch < 2:
+        generator.close()
+        raise CalibrationError(
+            "the engines take one image at a time, and rollouts come in pairs; build them with "
+            "--max-batch 2 or more"
+        )
+    return generator
+
+
+def _training(
+    options: PolicyOptions,
+    bundle: Bundle,
+    generator: Generator,
+    real: RealImages,
+    stand_in: str,
+    work: Path,
+) -> Training:
+    with torch.random.fork_rng():
+        torch.manual_seed(options.seed)
+        actor = _actor(options, bundle, stand_in)
+        width = len(actor.dw_conv.weight) if isinstance(actor, PolicyNet) else HIDDEN
+        critic = new_critic(bundle, width)
+    model, environment = bundle.manifest.model, Environment(generator, stand_in, options.steps)
+    if (schedule := schedule_to_start_from(options, model)) is not None:
+        _start_as(schedule, actor, environment, bundle, real, stand_in, options)
+    signature = options.signature() | {
+        "data_sha256": real.sha256,
+        "transformer_sha256": bundle.graph_sha256("transformer", generator.precision),
+        "backend": generator.backend,
+        "precision": generator.precision,
+        "stand_in": stand_in,
+        "processes": workers.world(),
+    }
+    return Training(
+        options,
+        model,
+        environment,
+        actor,
+        critic,
+        real,
+        open_network(options.features, max(model.image_size)),
+        work,
+        signature,
+    )
+
+
+def _start_as(
+    schedule: Schedule,
+    actor: nn.Module,
+    environment: Environment,
+    bundle: Bundle,
+    real: RealImages,
+    stand_in: str,
+    options: PolicyOptions,
+) -> None:
+    model = bundle.manifest.model
+    actions = actions_of(
+        schedule.parameters(options.steps, model.num_tokens),
+        residual=model.policies[stand_in].residual,
+    )
+    count = min(options.rollouts, _IMITATED_PAIRS)
+    seeds = [int(each) for each in np.random.default_rng(options.seed).integers(2**63, size=count)]
+    imitate(actor, actions, environment, real.conditions(0, count), seeds, options.seed)
+
+
+def _actor(options: PolicyOptions, bundle: Bundle, stand_in: str) -> nn.Module:
+    if not options.adaptive or options.start in (SCRATCH, *MASK_RATIOS):
+        return new_actor(bundle, options.steps, adaptive=options.adaptive)
+    return actor_of(bundle, stand_in)
+
+
+def _info(
+    options: PolicyOptions,
+    bundle: Bundle,
+    real: RealImages,
+    progress: Progress,
+    command: str,
+    engines: tuple[str, str],
+    stand_in: str,
+) -> PolicyInfo:
+    assert progress.best is not None
+    tuning = PolicyTuning(
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
+        command=command,
+        tools={"python": platform.python_version()}
+        | {each: importlib.metadata.version(each) for each in _TOOLS},
+        adaptive=options.adaptive,
+        reward=options.reward,
+        features=options.features,
+        backend=engines[0],
+        precision=engines[1],  # type: ignore[arg-type]
+        transformer_sha256=bundle.graph_sha256("transformer", engines[1]),
+        images=len(real.images),
+        data_sha256=real.sha256,
+        rollouts=options.rollouts,
+        updates=progress.best["update"],
+        seed=options.seed,
+        frechet_distance=progress.best["frechet_distance"],
+    )
+    residual = bundle.manifest.model.policies[stand_in].residual
+    return PolicyInfo(residual=residual, steps=options.steps, tuning=tuning)
+
+
+@contextlib.contextmanager
+def _logged(work: Path, bundle: Bundle) -> Iterator[Callable[[Row], None]]:
+    """Write rows to TensorBoard and to ``history.json``, and draw them at every evaluation.
+
+    A resumed training reports its former rows again, so every log is begun anew.
+    """
+    if workers.rank() != 0:
+        yield lambda row: None
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    events, rows = work / "tensorboard", list[Row]()
+    shutil.rmtree(events, ignore_errors=True)
+    with SummaryWriter(str(events)) as writer:
+
+        def log(row: Row) -> None:
+            rows.append(row)
+            for name, value in row.items():
+                if isinstance(value, float):
+                    writer.add_scalar(name, value, row["update"])
+            with replacing(work / HISTORY) as temporary:
+                temporary.write_text(json.dumps(rows))
+            if "frechet_distance" in row:
+                draw(rows, bundle.manifest.model, work)
+
+        yield log

@@ -1,0 +1,89 @@
+"""Files of tuned policies: weights in half precision, and what the bundle is told of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
+
+from fewstep.export import checkpoint
+from fewstep.export.models.policy import FixedPolicy, PolicyNet
+from fewstep.runtime.errors import CheckpointError
+from fewstep.runtime.files import replacing
+from fewstep.runtime.manifest import PolicyInfo, PolicyName
+
+_KEY = "fewstep_policy"
+_TABLE = "actions"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: PolicyName
+    info: PolicyInfo
+
+
+@dataclass(frozen=True)
+class TunedPolicy:
+    """A tuned policy: its name, its network, and what the manifest says of it."""
+
+    name: str
+    network: nn.Module
+    info: PolicyInfo
+
+
+def save_tuned(path: Path, policy: TunedPolicy) -> None:
+    """Write a safetensors file that ``fewstep export --tuned-policy`` reads.
+
+    Raises:
+        OutputError: the folder is not writable, or the disk is full.
+    """
+    from safetensors.torch import save
+
+    half = {key: value.half().contiguous() for key, value in policy.network.state_dict().items()}
+    record = _Record(name=policy.name, info=policy.info).model_dump_json()
+    with replacing(path) as temporary:
+        temporary.write_bytes(save(half, {_KEY: record}))
+
+
+def load_tuned(path: Path) -> TunedPolicy:
+    """Read such a file.
+
+    Raises:
+        CheckpointError: absent, damaged, or no tuned policy.
+    """
+    state = checkpoint.tensors(path, checkpoint.read(path))
+    try:
+        record = _Record.model_validate_json(_metadata(path).get(_KEY, ""))
+        network = _network(state)
+    except (ValidationError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is no tuned policy; expected a file that fewstep calibrate policy wrote "
+            "(policies of the authors go to --policy)"
+        ) from error
+    checkpoint.load_into(network, state, path)
+    return TunedPolicy(record.name, network, record.info)
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata() or {})
+
+
+def _network(state: checkpoint.State) -> nn.Module:
+    """A network of the state's shape."""
+    if _TABLE in state:
+        return FixedPolicy(len(state[_TABLE]))
+    embed = state.get("x_embedder.weight")
+    hidden = len(state["dw_conv.weight"])
+    places = state["linear1.weight"].shape[1] / state["pw_conv.weight"].shape[0]
+    return PolicyNet(
+        hidden if embed is None else embed.shape[1],
+        len(state["linear3.weight"]),
+        hidden,
+        2 * round(places**0.5),
+    )

@@ -1,0 +1,193 @@
+"""``fewstep calibrate policy``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fewstep.cli.common import (
+    BackendOption,
+    BundleArgument,
+    DeviceOption,
+    JsonOption,
+    PrecisionOption,
+    errors,
+    policy_module,
+    ramp,
+    show,
+)
+
+_SHOWN_ROWS = 12
+_COLUMNS = {
+    "update": "Update",
+    "reward": "Reward",
+    "discriminator_accuracy": "Discriminator",
+    "loss": "Loss",
+    "action_deviation": "Deviation",
+    "frechet_distance": "Fréchet",
+}
+
+
+def policy_command(
+    bundle: BundleArgument,
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Real images: a folder with one per class inside, or .npz with images and labels "
+            "(or text)."
+        ),
+    ],
+    steps: Annotated[int, typer.Option(help="Steps to tune the policy for.")],
+    updates: Annotated[int, typer.Option(help="Updates of the policy.")] = 80,
+    rollouts: Annotated[int, typer.Option(help="Images generated per update.")] = 160,
+    batch: Annotated[int, typer.Option(help="Images generated together.")] = 32,
+    reward: Annotated[
+        str, typer.Option(help="adversarial; or classifier, feature-distance: static ones.")
+    ] = "adversarial",
+    adaptive: Annotated[
+        bool,
+        typer.Option("--adaptive/--fixed", help="Per image, or one action per step for all."),
+    ] = True,
+    features: Annotated[
+        str, typer.Option(help="Feature network: efficientnet-lite0, timm:NAME or timm:NAME=FILE.")
+    ] = "efficientnet-lite0",
+    learning_rate: Annotated[float, typer.Option(help="Of actor and critic.")] = 1e-4,
+    discriminator_learning_rate: Annotated[float, typer.Option(help="Of its heads.")] = 3e-4,
+    deviation: Annotated[
+        tuple[float, float], typer.Option(help="Of the actions drawn: first and last.")
+    ] = (0.4, 0.1),
+    evaluate_every: Annotated[int, typer.Option(help="Updates between evaluations.")] = 10,
+    evaluation_images: Annotated[int, typer.Option(help="Images of an evaluation.")] = 1_000,
+    start: Annotated[
+        str | None,
+        typer.Option(help="A policy of the bundle, a fixed schedule, or scratch, to start from."),
+    ] = None,
+    guidance: Annotated[
+        str | None, typer.Option(help="Of a fixed schedule to start from: start:end.")
+    ] = None,
+    sampling_temperature: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    masking_temperature: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the new policy. [policy-T-steps]")] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="Folder of checkpoints, plots and logs. [BUNDLE.NAME]")
+    ] = None,
+    restart: Annotated[bool, typer.Option(help="Begin anew instead of going on.")] = False,
+    seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
+    backend: BackendOption = "auto",
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 for every core.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Tune the policy network by PPO against a discriminator, on the bundle's own engines.
+
+    Run the same command again after an interruption: it goes on from the last checkpoint. Several
+    GPUs or machines: torchrun --nproc-per-node N -m fewstep calibrate policy …
+    """
+    module = policy_module()
+    options = module.PolicyOptions(
+        bundle=bundle,
+        data=data,
+        steps=steps,
+        updates=updates,
+        rollouts=rollouts,
+        batch=batch,
+        reward=reward,
+        adaptive=adaptive,
+        features=features,
+        backend=backend,
+        device=device,
+        precision=precision,
+        threads=threads,
+        learning_rate=learning_rate,
+        discriminator_learning_rate=discriminator_learning_rate,
+        deviation=deviation,
+        evaluate_every=evaluate_every,
+        evaluation_images=evaluation_images,
+        seed=seed,
+        start=start,
+        guidance=ramp("guidance", guidance),
+        sampling_temperature=ramp("sampling temperature", sampling_temperature),
+        masking_temperature=ramp("masking temperature", masking_temperature),
+        name=name,
+        work=work,
+        restart=restart,
+    )
+    with _live(updates) as (stage, report):
+        command = shlex.join(["fewstep", *sys.argv[1:]])
+        tuned = module.tune(options, command=command, stage=stage, report=report)
+    if _first_process():
+        show(tuned.as_dict(), _summary(tuned), as_json)
+
+
+@contextlib.contextmanager
+def _live(updates: int) -> Iterator[tuple[Callable[[str], None], Callable[[dict[str, Any]], None]]]:
+    """A progress bar under the rows of the last updates, on stderr."""
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=errors,
+    )
+    task, rows = progress.add_task("starting", total=updates), list[dict[str, Any]]()
+    if not _first_process():
+        yield (lambda text: None), (lambda row: None)
+        return
+    with Live(progress, console=errors, refresh_per_second=4) as live:
+
+        def stage(text: str) -> None:
+            progress.update(task, description=text or "updates")
+            if not live.console.is_terminal and text:
+                errors.print(text, highlight=False)
+
+        def report(row: dict[str, Any]) -> None:
+            rows.append(row)
+            progress.update(task, completed=row["update"])
+            live.update(Group(_table(rows[-_SHOWN_ROWS:]), progress))
+            if not live.console.is_terminal and "frechet_distance" in row:
+                line = f"update {row['update']}: Fréchet distance {row['frechet_distance']:.1f}"
+                errors.print(line, highlight=False)
+
+        yield stage, report
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table()
+    for title in _COLUMNS.values():
+        table.add_column(title, justify="right")
+    for row in rows:
+        table.add_row(*(_cell(row.get(key)) for key in _COLUMNS))
+    return table
+
+
+def _cell(value: float | int | None) -> str:
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def _summary(tuned: Any) -> list[str]:
+    evaluated = [row for row in tuned.history if "frechet_distance" in row]
+    best = tuned.info.tuning
+    return [
+        f"added {tuned.name}: Fréchet distance {best.frechet_distance:.1f} after {best.updates} "
+        f"updates, {evaluated[0]['frechet_distance']:.1f} before the first",
+        f"plots, logs and checkpoint: {tuned.work}",
+        f"use it with: fewstep generate BUNDLE --schedule {tuned.name} --steps {tuned.info.steps}",
+    ]
+
+
+def _first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"

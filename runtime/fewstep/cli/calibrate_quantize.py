@@ -1,0 +1,156 @@
+"""``fewstep calibrate quantize``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from fewstep.cli.common import BundleArgument, JsonOption, calibration_module, errors, show
+from fewstep.runtime.errors import RequestError
+
+_AUTO_ONLY = ("by", "max_kl", "min_token_agreement")
+_WITH_REPEAT = ("--other-layers", "--fp32-heads")
+
+
+def quantize_command(
+    bundle: BundleArgument,
+    precision: Annotated[str, typer.Option(help="int8, or fp8 by nvidia-modelopt.")] = "int8",
+    rollouts: Annotated[
+        int | None, typer.Option(help="Rollouts that ranges are measured on. [40]")
+    ] = None,
+    held_out: Annotated[
+        int | None, typer.Option(help="Further rollouts that quality is measured on. [20]")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the first rollout; others count up. [0]")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the rollouts. [the bundle's]")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="Schedule or policy of the rollouts. [the bundle's]")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help=".npy of text states [M, L, D], for text bundles.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Ranges: min-max, entropy or percentile. [min-max]")
+    ] = None,
+    percentile: Annotated[
+        float | None, typer.Option(help="Of the magnitudes, for that method. [99.99]")
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help="A product that stays in higher precision; repeat for more."),
+    ] = None,
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Find the fewest products to keep within the bars.")
+    ] = False,
+    by: Annotated[
+        str | None, typer.Option(help="What --auto keeps or quantizes: layer or block. [layer]")
+    ] = None,
+    max_kl: Annotated[
+        float | None, typer.Option(help="Bar of --auto: nats from fp32 per token. [0.001]")
+    ] = None,
+    min_token_agreement: Annotated[
+        float | None, typer.Option(help="Bar of --auto: same most likely codes, 0 … 1. [0.95]")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Picture of --auto's ranking.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="File for the ranges, to use again while they fit.")
+    ] = None,
+    other_layers: Annotated[
+        str | None,
+        typer.Option(help="What is not quantized: fp32, for CPUs, or fp16, for TensorRT. [fp32]"),
+    ] = None,
+    fp32_heads: Annotated[
+        bool | None,
+        typer.Option(
+            "--fp32-heads/--no-fp32-heads",
+            help="With fp16: the last products stay in fp32, which 7.5 cannot build. [on]",
+        ),
+    ] = None,
+    repeat: Annotated[
+        bool, typer.Option("--repeat", help="As recorded in the bundle; --other-layers may differ.")
+    ] = False,
+    modelopt_python: Annotated[
+        Path | None, typer.Option(help="Python that has nvidia-modelopt, for fp8. [this one]")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Quantize even what is up to date.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Quantize the transformer, on activations of the bundle's own rollouts."""
+    given = {
+        **{"rollouts": rollouts, "held_out": held_out, "seed": seed, "steps": steps},
+        **{"schedule": schedule, "method": method, "percentile": percentile},
+        **{"other_layers": other_layers, "fp32_heads": fp32_heads},
+        "keep": frozenset(keep) if keep else None,
+    }
+    bars = {"by": by, "max_kl": max_kl, "min_token_agreement": min_token_agreement}
+    _check_together(given | bars, auto, repeat)
+    settings = calibration_module("settings")
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if auto:
+        said = {name: value for name, value in bars.items() if value is not None}
+        chosen["auto"] = settings.bars(**{"by": "layer", **said})
+    request = {
+        "bundle": bundle,
+        "settings": settings.Settings(precision=precision, **chosen),
+        "text": _text(text),
+        "repeat": repeat,
+        "force": force,
+        "cache": cache,
+        "plot": plot,
+        "modelopt_python": modelopt_python,
+    }
+    _quantize(request, as_json)
+
+
+def _quantize(request: dict[str, Any], as_json: bool) -> None:
+    quantize = calibration_module("quantize")
+    with _live() as told:
+        outcome = quantize.quantize(quantize.QuantizeRequest(**request), told)
+    for note in outcome.notes:
+        errors.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
+    shown: list[Any] = calibration_module("quantize_tables").quantize_tables(outcome)
+    if not outcome.made:
+        shown.append(f"the {outcome.precision} graphs are up to date; --force makes them again")
+    show(outcome.as_dict(), shown, as_json)
+
+
+def _check_together(given: dict[str, Any], auto: bool, repeat: bool) -> None:
+    """Refuse options that would be ignored."""
+    spelled = {name: f"--{name.replace('_', '-')}" for name in given}
+    said = [spelled[name] for name, value in given.items() if value is not None]
+    taken = [name for name in said if name not in _WITH_REPEAT] + (["--auto"] if auto else [])
+    if repeat and taken:
+        raise RequestError(f"--repeat takes that from the bundle: leave out {', '.join(taken)}")
+    idle = [spelled[name] for name in _AUTO_ONLY if given[name] is not None]
+    if idle and not auto:
+        raise RequestError(f"{', '.join(idle)} go with --auto; pass it, or leave them out")
+
+
+def _text(path: Path | None) -> Any:
+    from fewstep.runtime.gallery import read_text
+
+    return None if path is None else read_text(path)
+
+
+@contextlib.contextmanager
+def _live() -> Iterator[Callable[[str, float], None]]:
+    """A bar for the phase that is under way."""
+    if not errors.is_terminal:
+        yield lambda phase, done: None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=errors, transient=True) as bars:
+        task = bars.add_task("reading the bundle", total=None)
+
+        def told(phase: str, done: float) -> None:
+            bars.update(task, description=escape(phase), completed=done, total=1.0)
+
+        yield told
