@@ -1,0 +1,233 @@
+"""From options to a tuned policy in the bundle, and the options that are refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from tests.calibration.policy.stand_ins import assert_same_weights
+
+from fewstep.calibration.policy import tune as tuning
+from fewstep.calibration.policy.networks import actor_of
+from fewstep.calibration.policy.options import PolicyOptions, checked
+from fewstep.calibration.policy.state import CHECKPOINT
+from fewstep.calibration.policy.training import Training
+from fewstep.calibration.policy.tune import tune
+from fewstep.export.tuned import load_tuned
+from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.errors import BundleError, CalibrationError, OutputError, RequestError
+from fewstep.runtime.generator import Generator
+from fewstep.runtime.verify import verify
+
+Options = Callable[..., PolicyOptions]
+
+
+def test_a_tuned_policy_is_the_bundles_newest(small_network: None, options: Options) -> None:
+    wish = options()
+    before = Bundle.read(wish.bundle)
+    stages: list[str] = []
+    found = tune(wish, command="fewstep calibrate policy …", stage=stages.append)
+    bundle = Bundle.read(wish.bundle)
+    assert found.name == "policy-3-steps"
+    assert list(bundle.manifest.model.policies) == ["policy", "policy-3-steps"]
+    assert bundle.graph_sha256("policy") == before.graph_sha256("policy")
+    record = bundle.manifest.model.policies["policy-3-steps"]
+    assert record == found.info
+    assert (record.residual, record.steps) == (True, 3)
+    assert record.tuning is not None
+    assert record.tuning.model_dump(include={"command", "reward", "adaptive", "seed"}) == {
+        **{"command": "fewstep calibrate policy …", "reward": "adversarial"},
+        **{"adaptive": True, "seed": 0},
+    }
+    assert (record.tuning.backend, record.tuning.precision) == ("onnxruntime", "fp32")
+    assert record.tuning.transformer_sha256 == before.graph_sha256("transformer")
+    assert (record.tuning.images, record.tuning.rollouts) == (40, 6)
+    best = min(found.history, key=lambda row: float(row["frechet_distance"]))
+    assert (record.tuning.updates, record.tuning.frechet_distance) == (
+        *(best["update"], best["frechet_distance"]),
+    )
+    assert "reading images" in stages
+    with Generator.open(bundle, threads=1) as generator:
+        assert verify(generator).passed
+        newest, named = (
+            generator.generate(class_ids=[0, 1], schedule=each, steps=3).trace.parameters
+            for each in ("policy", "policy-3-steps")
+        )
+    assert (newest == named).all()
+
+
+def test_the_work_folder_has_logs_plots_checkpoint_and_weights(
+    small_network: None, options: Options
+) -> None:
+    found = tune(options())
+    work = found.work
+    assert work == options().bundle.with_name("copy.policy-3-steps")
+    assert json.loads((work / "history.json").read_text()) == found.history
+    events = list((work / "tensorboard").glob("events*"))
+    assert len(events) == 1
+    assert _scalars(events[0].parent)["reward"] == pytest.approx(
+        [row["reward"] for row in found.history[1:]], rel=1e-5
+    )
+    for picture in ("training.png", "schedule.png"):
+        with Image.open(work / picture) as image:
+            image.verify()
+    saved = load_tuned(work / "policy-3-steps.safetensors")
+    assert (saved.name, saved.info) == (found.name, found.info)
+    graph = actor_of(Bundle.read(options().bundle), found.name)
+    assert_same_weights(saved.network.state_dict(), graph.state_dict())
+
+
+def _scalars(folder: Path) -> dict[str, list[float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {tag: [each.value for each in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_an_interrupted_run_adds_what_an_uninterrupted_one_does(
+    small_network: None, options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tune(options(name="policy-whole", start="policy", work=tmp_path / "whole"))
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    wish = options(name="policy-again", start="policy", work=tmp_path / "again")
+    for place, name in ((Training, "_update"), (tuning, "add_policy")):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, name, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                tune(wish)
+        assert "policy-again" not in Bundle.read(wish.bundle).manifest.model.policies
+    tune(wish)
+    bundle = Bundle.read(wish.bundle)
+    assert whole.name == "policy-whole"
+    assert_same_weights(
+        *(actor_of(bundle, each).state_dict() for each in (whole.name, "policy-again"))
+    )
+    assert bundle.damage() == {}
+    assert list(bundle.manifest.model.policies) == ["policy", "policy-whole", "policy-again"]
+
+
+def test_a_second_run_has_another_name_and_starts_from_the_first(
+    small_network: None, options: Options
+) -> None:
+    first, second = (tune(options(updates=1)) for _ in range(2))
+    assert (first.name, second.name) == ("policy-3-steps", "policy-3-steps-2")
+    assert checked(options(), Bundle.read(options().bundle)) == (
+        *("policy-3-steps-2", "policy-3-steps-3"),
+    )
+
+
+@pytest.mark.parametrize(
+    "changes", [{"adaptive": False}, {"start": "scratch"}, {"start": "cosine", "guidance": (0, 2)}]
+)
+def test_other_starts(small_network: None, options: Options, changes: dict[str, Any]) -> None:
+    found = tune(options(updates=1, **changes))
+    assert found.info.tuning is not None
+    assert found.info.tuning.adaptive == changes.get("adaptive", True)
+    with Generator.open(options().bundle, threads=1) as generator:
+        parameters = generator.generate(
+            class_ids=[0, 1, 2], schedule=found.name, steps=3
+        ).trace.parameters
+    same_for_all = bool((parameters == parameters[:, :1]).all())
+    assert same_for_all == ("adaptive" in changes) or changes.get("start") == "scratch"
+
+
+def test_a_bundle_may_be_the_folder_one_is_in(
+    small_network: None, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(options().bundle)
+    wish = PolicyOptions(**{**vars(options(updates=1)), "bundle": Path()})
+    assert tune(wish).work == options().bundle.with_name("copy.policy-3-steps")
+
+
+def test_restart_forgets_the_former_training(small_network: None, options: Options) -> None:
+    work = options().bundle.with_name("work")
+    tune(options(updates=1, work=work, name="policy-a"))
+    with pytest.raises(CalibrationError, match="another training.*--restart"):
+        tune(options(updates=2, work=work, name="policy-b"))
+    found = tune(options(updates=2, work=work, name="policy-b", restart=True))
+    assert [row["update"] for row in found.history] == [0, 1, 2]
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"updates": 0}, "--updates must be at least 1, got 0"),
+        ({"rollouts": 1}, "--rollouts must be at least 2, got 1"),
+        ({"evaluate_every": 0}, "--evaluate-every must be at least 1"),
+        ({"seed": -1}, "--seed must be at least 0, got -1"),
+        ({"learning_rate": 0.0}, "must be above 0"),
+        ({"learning_rate": math.nan}, "must be above 0"),
+        ({"deviation": (0.5, 0.0)}, "must be above 0"),
+        ({"reward": "fid"}, "unknown reward 'fid'"),
+        ({"name": "mine"}, "a policy's name is 'policy' and small letters"),
+        ({"name": "policy/../../x"}, "a policy's name is 'policy' and small letters"),
+    ],
+)
+def test_options_out_of_range_are_refused(
+    changes: dict[str, Any], message: str, options: Options
+) -> None:
+    with pytest.raises(CalibrationError, match=message):
+        options(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"steps": 0}, RequestError, "steps"),
+        ({"steps": 17}, RequestError, "steps"),
+        ({"start": "polisy"}, CalibrationError, "polisy.*Did you mean 'policy'"),
+        ({"name": "policy"}, CalibrationError, "has a policy 'policy' already"),
+        ({"rollouts": 41}, CalibrationError, "holds 40 images, at least 41 are needed"),
+        ({"data": Path("/nowhere")}, CalibrationError, "expected a folder with a subfolder"),
+        ({"bundle": Path("/nowhere")}, BundleError, "no bundle at"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_made(
+    changes: dict[str, Any], kind: type[Exception], message: str, options: Options
+) -> None:
+    manifest = (options().bundle / "bundle.json").read_bytes()
+    with pytest.raises(kind, match=message):
+        tune(PolicyOptions(**{**vars(options()), **changes}))
+    assert (options().bundle / "bundle.json").read_bytes() == manifest
+
+
+def test_a_bundle_without_a_policy_is_refused(tiny_text_bundle: Path, options: Options) -> None:
+    with pytest.raises(BundleError, match="no policy graph.*fewstep export adanat"):
+        tune(PolicyOptions(**{**vars(options()), "bundle": tiny_text_bundle}))
+
+
+def test_a_work_folder_that_cannot_be_made_is_one_error(options: Options, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot write .*; choose another --work"):
+        tune(options(work=tmp_path / "file" / "work"))
+
+
+def test_a_finished_training_whose_policy_is_not_added_yet_is_not_lost(
+    small_network: None, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wish = options(updates=1)
+
+    def full(*_: object) -> None:
+        raise OutputError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tuning, "add_policy", full)
+        with pytest.raises(OutputError):
+            tune(wish)
+    work = wish.bundle.with_name("copy.policy-3-steps")
+    content = (work / CHECKPOINT).read_bytes()
+    monkeypatch.setattr(Training, "_update", None)  # there is nothing left to train
+    assert tune(wish).name == "policy-3-steps"
+    assert (work / CHECKPOINT).read_bytes() == content
