@@ -2,7 +2,7 @@
 
 Every contender makes the same images (equal classes and seeds, none of which were used in tuning),
 judged as in ``evaluate.py`` against all held-out images. ``hand-made`` is what ``grid_search.py``
-found for the number of steps; any other name is a schedule or policy of the bundle. Rows are
+found for 4 steps; any other name is a schedule or policy of the bundle. Rows are
 written as they are found, and the same command goes on from there.
 
     python samples/fashion/compare.py --steps 4 hand-made policy-4-steps   # results/policy-4.json
@@ -29,11 +29,11 @@ BATCH = 50
 FIGURES = ("frechet_distance", "kernel_distance", "accuracy")
 
 
-def settings_of(name: str, steps: int) -> dict[str, Any]:
+def settings_of(name: str) -> dict[str, Any]:
     """What ``Generator.generate`` is given for a contender."""
     if name != HAND_MADE:
         return {"schedule": name}
-    found = json.loads((FOLDER / "results" / f"grid-search-{steps}.json").read_text())
+    found = json.loads((FOLDER / "results" / "grid-search-4.json").read_text())
     return {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in found["chosen"].items()
@@ -43,8 +43,7 @@ def settings_of(name: str, steps: int) -> dict[str, Any]:
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Every row that is not in the file yet, and the means."""
     out: Path = arguments.json
-    record = json.loads(out.read_text()) if out.exists() else {"rows": []}
-    rows: list[Row] = record["rows"]
+    rows: list[Row] = json.loads(out.read_text())["rows"] if out.exists() else []
     known = {(row["schedule"], row["seed"], row["precision"]) for row in rows}
     judge = Judge("held_out")
     with Generator.open(
@@ -63,7 +62,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
                     arguments.steps,
                     seed=seed,
                     batch=BATCH,
-                    settings=settings_of(name, arguments.steps),
+                    settings=settings_of(name),
                 )
                 score = judge.score(made.images, made.labels)
                 rows.append(
@@ -72,13 +71,19 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
                         "seed": seed,
                         "precision": arguments.precision,
                         "images": arguments.images,
+                        "settings": settings_of(name),
                         **score,
                     }
                 )
                 show(f"{name}, seed {seed}", score)
-                record = {**record, **_summary(arguments, rows)}
-                out.write_text(json.dumps(record, indent=2) + "\n")
-    return record
+                _write(out, _summary(arguments, rows))
+    summary = _summary(arguments, rows)
+    _write(out, summary)
+    return summary
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    path.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def _summary(arguments: argparse.Namespace, rows: list[Row]) -> dict[str, Any]:
@@ -97,7 +102,6 @@ def _summary(arguments: argparse.Namespace, rows: list[Row]) -> dict[str, Any]:
         "command": " ".join(["python", *sys.argv]),
         "machine": machine(),
         "steps": arguments.steps,
-        "hand_made": settings_of(HAND_MADE, arguments.steps),
         "means": means,
         "rows": rows,
     }

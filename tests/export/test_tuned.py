@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import PolicyInfo
 from fewstep.runtime.verify import verify
 
-_NETWORKS = {
+_NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "adaptive": lambda: PolicyNet(32, 4, 16, 4),
     "features' width": lambda: PolicyNet(32, 4, 32, 4),
     "larger grid": lambda: PolicyNet(48, 4, 24, 8),
@@ -105,7 +106,7 @@ def test_the_authors_checkpoint_is_refused(tiny_checkpoints: Checkpoints, tmp_pa
     torch.save(PolicyNet(32, 4, 16, 4).state_dict(), tmp_path / "policy.pth")
     assert tiny_checkpoints.policy is not None
     for path in (tmp_path / "policy.pth", tiny_checkpoints.policy):
-        with pytest.raises(CheckpointError):
+        with pytest.raises(CheckpointError, match="is no tuned policy; .* go to --policy"):
             load_tuned(path)
 
 
@@ -134,13 +135,13 @@ def test_export_takes_tuned_policies_as_the_newest(
     bundle = export_masked("adanat", files, tmp_path / "out")
     model = bundle.manifest.model
     assert list(model.policies) == ["policy", "policy-a", "policy-b"]
-    assert [model.policy_for(steps) for steps in (5, 3, 8)] == ["policy-a", "policy-b", "policy-b"]
+    assert [model.policy_for(steps) for steps in (5, 3, 8)] == ["policy-a", "policy-b", "policy"]
     assert {"tuned/a.safetensors", "tuned/b.safetensors"} < set(
         bundle.manifest.provenance.checkpoints
     )
     with Generator.open(bundle, threads=1) as generator:
         report = verify(generator)
-        assert report.passed
+        assert report.passed, [check for check in report.checks if not check.passed]
         found = generator.generate(class_ids=[0, 1], schedule="policy-b", steps=3)
     assert {check.schedule for check in report.checks} == {"cosine", *model.policies}
     np.testing.assert_array_equal(found.trace.parameters[:, 0], found.trace.parameters[:, 1])

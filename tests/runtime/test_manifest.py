@@ -212,15 +212,15 @@ def _with_policies(**steps: int | None) -> Content:
     [
         ({}, 4, "policy"),
         ({"policy_a": 4}, 4, "policy-a"),
-        ({"policy_a": 4}, 8, "policy-a"),  # none is for 8: the newest
+        ({"policy_a": 4}, 8, "policy"),  # none is for 8: the newest for any number
         ({"policy_a": 4, "policy_b": 8}, 4, "policy-a"),
-        ({"policy_a": 4, "policy_b": 8}, 5, "policy-b"),
+        ({"policy_a": 4, "policy_b": 8}, 5, "policy"),
         ({"policy_a": 4, "policy_b": 4}, 4, "policy-b"),
         ({"policy_a": 4, "policy_b": None}, 4, "policy-a"),
         ({"policy_a": 4, "policy_b": None}, 5, "policy-b"),
     ],
 )
-def test_the_policy_for_some_steps_is_the_newest_tuned_for_them_else_the_newest(
+def test_the_policy_for_some_steps_is_the_newest_tuned_for_them_else_for_any(
     tuned: dict[str, int | None], steps: int, expected: str
 ) -> None:
     model = Manifest.model_validate(_with_policies(**tuned)).model

@@ -88,9 +88,10 @@ def several(generator: Generator) -> MaskedModel:
     [
         ("policy", 4, "policy-4"),
         ("policy", 8, "policy-8"),
-        ("policy", 5, "policy-8"),
+        ("policy", 5, "policy"),
         ("policy-4", 8, "policy-4"),
         ("policy-8", 4, "policy-8"),
+        ("policy-exported", 4, "policy"),
     ],
 )
 def test_policy_is_the_newest_for_the_steps_and_a_name_is_that_one(

@@ -155,7 +155,7 @@ def conditions(model: MaskedModel, count: int, seed: int, text: Array | None) ->
                 "this bundle is conditioned on text, which calibration cannot invent: give text "
                 f"states [M, {info.length}, {info.width}] in a .npy file with --text"
             )
-        return text_condition(info, text)[np.arange(count) % len(text)]
+        return text_condition(info, text)[(seed + np.arange(count)) % len(text)]
     if text is not None:
         raise RequestError("this bundle is class-conditional: leave --text out")
     random = np.random.default_rng(seed)

@@ -1,8 +1,8 @@
 """What quantizing costs, layer by layer, and which layers to spare.
 
 The graph is fed held-out rollouts, teacher-forced: the recorded tokens of every step, so that a
-wrong token cannot change what follows. At masked positions, where the next token is drawn from
-p = softmax(logits), its figures against the fp32 graph are
+wrong token cannot change what follows. At masked positions, with p = softmax of the conditional
+logits, before guidance and temperature, its figures against the fp32 graph are
 
 - ``kl_nats``: the mean of KL(p ‖ q) = Σ p (ln p − ln q), q of the quantized graph
 - ``token_agreement``: the fraction of positions with the same most likely code

@@ -39,6 +39,7 @@ from fewstep.runtime.manifest import (
     TextCondition,
 )
 from fewstep.runtime.request import RAMPS, schedule_of, steps_of
+from fewstep.runtime.schedule import EXPORTED_POLICY, POLICY
 
 FAMILIES = ("adanat", "maskgit")
 _UNCONDITIONAL_FILE = "unconditional.npz"
@@ -181,9 +182,10 @@ def _policy_state(path: Path) -> checkpoint.State:
 def _check_fit(models: Models) -> None:
     transformer, tokenizer, policy = models.transformer, models.tokenizer, models.policy
     names = [each.name for each in models.tuned]
-    if "policy" in names or len(set(names)) < len(names):
+    if {POLICY, EXPORTED_POLICY} & set(names) or len(set(names)) < len(names):
         raise CheckpointError(
-            f"tuned policies need different names, and none may be 'policy'; got {', '.join(names)}"
+            f"tuned policies need different names, other than {POLICY} and {EXPORTED_POLICY}; "
+            f"got {', '.join(names)}"
         )
     side = round(transformer.num_tokens**0.5)
     codes = tokenizer.quantize.embedding.num_embeddings

@@ -54,17 +54,23 @@ def load_tuned(path: Path) -> TunedPolicy:
     Raises:
         CheckpointError: absent, damaged, or no tuned policy.
     """
+    if path.suffix != ".safetensors":
+        raise CheckpointError(_not_tuned(path))
     state = checkpoint.tensors(path, checkpoint.read(path))
     try:
         record = _Record.model_validate_json(_metadata(path).get(_KEY, ""))
         network = _network(state)
-    except (ValidationError, KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is no tuned policy; expected a file that fewstep calibrate policy wrote "
-            "(policies of the authors go to --policy)"
-        ) from error
+    except (ValidationError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise CheckpointError(_not_tuned(path)) from error
     checkpoint.load_into(network, state, path)
     return TunedPolicy(record.name, network, record.info)
+
+
+def _not_tuned(path: Path) -> str:
+    return (
+        f"{path} is no tuned policy; expected a file that fewstep calibrate policy wrote "
+        "(policies of the authors go to --policy)"
+    )
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -77,6 +83,8 @@ def _metadata(path: Path) -> dict[str, str]:
 def _network(state: checkpoint.State) -> nn.Module:
     """A network of the state's shape."""
     if _TABLE in state:
+        if state[_TABLE].ndim != 2 or state[_TABLE].shape[1] != 4:
+            raise ValueError("a table has four actions per step")
         return FixedPolicy(len(state[_TABLE]))
     embed = state.get("x_embedder.weight")
     hidden = len(state["dw_conv.weight"])

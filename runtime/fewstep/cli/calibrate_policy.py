@@ -62,11 +62,20 @@ def policy_command(
     features: Annotated[
         str, typer.Option(help="Feature network: efficientnet-lite0, timm:NAME or timm:NAME=FILE.")
     ] = "efficientnet-lite0",
-    learning_rate: Annotated[float, typer.Option(help="Of actor and critic.")] = 1e-4,
-    discriminator_learning_rate: Annotated[float, typer.Option(help="Of its heads.")] = 3e-4,
+    learning_rate: Annotated[
+        float, typer.Option(help="Learning rate of policy and critic.")
+    ] = 1e-4,
+    discriminator_learning_rate: Annotated[
+        float, typer.Option(help="Learning rate of the discriminator.")
+    ] = 3e-4,
     deviation: Annotated[
-        tuple[float, float], typer.Option(help="Of the actions drawn: first and last.")
+        tuple[float, float],
+        typer.Option(help="Standard deviation of the actions drawn, first and last."),
     ] = (0.4, 0.1),
+    policy_epochs: Annotated[int, typer.Option(help="Epochs over an update's rollouts.")] = 5,
+    discriminator_epochs: Annotated[
+        int, typer.Option(help="The discriminator's epochs over the last updates' images.")
+    ] = 5,
     evaluate_every: Annotated[int, typer.Option(help="Updates between evaluations.")] = 10,
     evaluation_images: Annotated[int, typer.Option(help="Images of an evaluation.")] = 1_000,
     start: Annotated[
@@ -74,11 +83,17 @@ def policy_command(
         typer.Option(help="A policy of the bundle, a fixed schedule, or scratch, to start from."),
     ] = None,
     guidance: Annotated[
-        str | None, typer.Option(help="Of a fixed schedule to start from: start:end.")
+        str | None, typer.Option(help="Guidance scale of a fixed --start, or START:END.")
     ] = None,
-    sampling_temperature: Annotated[str | None, typer.Option(help="Likewise.")] = None,
-    masking_temperature: Annotated[str | None, typer.Option(help="Likewise.")] = None,
-    name: Annotated[str | None, typer.Option(help="Of the new policy. [policy-T-steps]")] = None,
+    sampling_temperature: Annotated[
+        str | None, typer.Option(help="Sampling temperature of a fixed --start, or START:END.")
+    ] = None,
+    masking_temperature: Annotated[
+        str | None, typer.Option(help="Masking temperature of a fixed --start, or START:END.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the new policy. [policy-STEPS-steps]")
+    ] = None,
     work: Annotated[
         Path | None, typer.Option(help="Folder of checkpoints, plots and logs. [BUNDLE.NAME]")
     ] = None,
@@ -113,6 +128,8 @@ def policy_command(
         learning_rate=learning_rate,
         discriminator_learning_rate=discriminator_learning_rate,
         deviation=deviation,
+        policy_epochs=policy_epochs,
+        discriminator_epochs=discriminator_epochs,
         evaluate_every=evaluate_every,
         evaluation_images=evaluation_images,
         seed=seed,
@@ -128,7 +145,7 @@ def policy_command(
         command = shlex.join(["fewstep", *sys.argv[1:]])
         tuned = module.tune(options, command=command, stage=stage, report=report)
     if _first_process():
-        show(tuned.as_dict(), _summary(tuned), as_json)
+        show(tuned.as_dict(), _summary(tuned, bundle), as_json)
 
 
 @contextlib.contextmanager
@@ -178,14 +195,16 @@ def _cell(value: float | int | None) -> str:
     return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
-def _summary(tuned: Any) -> list[str]:
+def _summary(tuned: Any, bundle: Path) -> list[str]:
     evaluated = [row for row in tuned.history if "frechet_distance" in row]
     best = tuned.info.tuning
     return [
         f"added {tuned.name}: Fréchet distance {best.frechet_distance:.1f} after {best.updates} "
         f"updates, {evaluated[0]['frechet_distance']:.1f} before the first",
         f"plots, logs and checkpoint: {tuned.work}",
-        f"use it with: fewstep generate BUNDLE --schedule {tuned.name} --steps {tuned.info.steps}",
+        f"use it with: fewstep generate {shlex.quote(str(bundle))} --schedule {tuned.name} "
+        f"--steps {tuned.info.steps}",
+        *(["engines of it are not built yet: run fewstep build again"] if tuned.engines else []),
     ]
 
 

@@ -112,7 +112,8 @@ class Bundle:
         if precision in ("fp16", "bf16"):
             return f"fewstep build {folder} --precision {precision}"
         if precision in ("int8", "fp8"):
-            return f"fewstep calibrate quantize {folder} --precision {precision}"
+            again = " --repeat" if precision in self.precisions else ""
+            return f"fewstep calibrate quantize {folder} --precision {precision}{again}"
         return ""
 
     def _without(self, precision: str) -> str:

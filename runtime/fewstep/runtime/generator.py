@@ -164,7 +164,8 @@ class Generator(ClosedOnExit):
                 same seed, condition and settings give the same image in any batch.
             schedule: a mask-ratio curve (``cosine``, ``arccos``, ...), the name of one of the
                 bundle's policies, or ``policy``: the newest that was tuned for this number of
-                steps, else the newest.
+                steps, else the newest for any number. ``policy-exported`` is the one that was
+                exported.
             guidance: guidance scale; a pair is a ramp (start, end) over the steps.
             sampling_temperature: divides the logits; 0 takes the most likely code.
             masking_temperature: scales the Gumbel noise on confidences.

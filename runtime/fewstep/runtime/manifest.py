@@ -308,9 +308,15 @@ class MaskedModel(_Strict):
         return shapes
 
     def policy_for(self, steps: int) -> str | None:
-        """The newest policy that was tuned for ``steps``, else the newest; ``None`` without any."""
-        tuned = [name for name, info in self.policies.items() if info.steps == steps]
-        return next(reversed(tuned or list(self.policies)), None)
+        """The newest policy tuned for ``steps``, else the newest for any number, else the newest.
+
+        ``None`` without any policy.
+        """
+        for wanted in (steps, None):
+            fitting = [name for name, info in self.policies.items() if info.steps == wanted]
+            if fitting:
+                return fitting[-1]
+        return next(reversed(self.policies), None)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

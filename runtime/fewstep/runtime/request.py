@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fewstep.runtime.device import Array
 from fewstep.runtime.errors import RequestError, choose
 from fewstep.runtime.manifest import ClassCondition, MaskedModel, TextCondition
-from fewstep.runtime.schedule import MASK_RATIOS, POLICY, Ramp, Schedule
+from fewstep.runtime.schedule import EXPORTED_POLICY, MASK_RATIOS, POLICY, Ramp, Schedule
 
 RAMPS = ("guidance", "sampling_temperature", "masking_temperature")
 """What a fixed schedule ramps, and a policy decides by itself."""
@@ -124,14 +124,15 @@ def schedule_of(
 ) -> Schedule | str:
     """The fixed schedule, or the name of the policy network to follow.
 
-    ``policy`` is the newest that was tuned for this number of steps, else the newest.
+    ``policy`` is the newest that was tuned for this number of steps, else the newest for any
+    number; ``policy-exported`` is the one whose graph has the name ``policy``.
 
     Raises:
         RequestError: unknown name, no policy in the bundle, or a ramp beside the policy.
     """
     name = model.defaults.schedule if name is None else name
-    if name == POLICY or name in model.policies:
-        policy = model.policy_for(steps) if name == POLICY else name
+    if name in (POLICY, EXPORTED_POLICY) or name in model.policies:
+        policy = _policy(model, name, steps)
         if policy is None:
             known = ", ".join(MASK_RATIOS)
             raise RequestError(f"this bundle has no policy network; use a schedule: {known}")
@@ -145,6 +146,13 @@ def schedule_of(
         for key, value in ramps.items()
     }
     return Schedule(name, **complete)
+
+
+def _policy(model: MaskedModel, name: str, steps: int) -> str | None:
+    if name == POLICY:
+        return model.policy_for(steps)
+    graph = POLICY if name == EXPORTED_POLICY else name
+    return graph if graph in model.policies else None
 
 
 def require_unconditional(model: MaskedModel, guided: bool) -> None:

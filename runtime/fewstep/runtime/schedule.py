@@ -33,7 +33,10 @@ MASK_RATIOS: dict[str, Callable[[float, int], float]] = {
 """Mask ratio curves γ(r, N) for r in (0, 1] and N tokens, unclipped."""
 
 POLICY = "policy"
-"""The schedule name that hands every decision to the policy network."""
+"""The schedule name that hands every decision to the policy network that fits best."""
+
+EXPORTED_POLICY = "policy-exported"
+"""The schedule name of the policy that was exported, whose graph is called ``policy``."""
 
 _MARGIN = 1e-3  # keeps AdaNAT's residuals finite at the first and last step
 

@@ -51,7 +51,8 @@ def test_a_folder_holds_the_pixels_and_the_class_of_each_image(
     order = np.argsort(labels, kind="stable")
     np.testing.assert_array_equal(real.images, images[order])
     np.testing.assert_array_equal(real.condition, labels[order])
-    assert (real.images.dtype, real.condition.dtype) == (np.uint8, np.int32)
+    assert real.images.dtype == np.uint8
+    assert real.condition.dtype == np.int32
 
 
 def test_folders_may_be_called_as_the_classes(folder: Path, model: MaskedModel) -> None:

@@ -48,12 +48,12 @@ def test_what_is_drawn_is_the_history(
     monkeypatch.setattr(Figure, "savefig", look)
     draw(_rows(3), model, tmp_path)
     reward, distance, _ = drawn["training"]
-    np.testing.assert_allclose(reward[0], [[1, 0], [2, 0.1], [3, 0.2]])
-    np.testing.assert_allclose(distance[0], [[0, 9]])
+    np.testing.assert_allclose(reward[0], np.array([[1, 0], [2, 0.1], [3, 0.2]]))
+    np.testing.assert_allclose(distance[0], np.array([[0, 9]]))
     fixed = hand_made(model).parameters(2, model.num_tokens)
     for column, lines in enumerate(drawn["schedule"]):
         mean = [row[column] for row in _rows(0)[0]["schedule"]["mean"]]
-        np.testing.assert_allclose(lines[0][:, 1], mean)
+        np.testing.assert_allclose(lines[0][:, 1], np.array(mean))
         np.testing.assert_allclose(lines[1][:, 1], fixed[:, column])
 
 

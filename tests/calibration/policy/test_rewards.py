@@ -20,7 +20,6 @@ from fewstep.calibration.policy.rewards import (
     Adversarial,
     ClassifierScore,
     FeatureDistance,
-    KernelWitness,
     check_reward,
 )
 from fewstep.calibration.policy.training import reward_of
@@ -128,36 +127,6 @@ def test_the_first_weights_are_the_seeds_and_leave_others_random_numbers_alone(
     assert not torch.equal(first["discriminator"][key], other["discriminator"][key])
 
 
-# --- kernel
-
-
-def test_the_witness_is_likeness_to_real_less_likeness_to_generated() -> None:
-    real, (features, classes) = real_images(20), _features(10, seed=7)
-    reward = KernelWitness(real, _NETWORK, _CPU)
-    pooled = _NETWORK.pooled(real.images, _CPU).astype(float)
-    own = features.pooled.numpy().astype(float)
-    found = reward.score(features, classes)
-    for row, label in enumerate(classes):
-        like_real = (own[row] @ pooled[real.condition == label].T / 12 + 1) ** 3
-        like_made = (own[row] @ own[classes == label].T / 12 + 1) ** 3
-        expected = like_real.mean() - like_made.mean()
-        assert float(found[row]) == pytest.approx(expected, rel=1e-3, abs=1e-4)
-
-
-def test_the_witness_remembers_the_last_updates() -> None:
-    reward, random = KernelWitness(real_images(), _NETWORK, _CPU), np.random.default_rng(0)
-    new, same = _features(10, seed=7), _features(10, seed=7)
-    before = reward.score(*new)
-    reward.learn(*same, random)
-    torch.testing.assert_close(reward.score(*new), before)  # more of the same
-    reward.learn(*_features(10, seed=8, shift=60), random)
-    after = reward.score(*new)
-    assert not torch.allclose(after, before)
-    resumed = KernelWitness(real_images(), _NETWORK, _CPU)
-    resumed.restore(reward.state())
-    assert torch.equal(resumed.score(*new), after)
-
-
 # --- static
 
 
@@ -211,7 +180,7 @@ def test_static_scores_learn_nothing(kind: type[ClassifierScore | FeatureDistanc
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    list(zip(REWARDS, (Adversarial, KernelWitness, ClassifierScore, FeatureDistance), strict=True)),
+    list(zip(REWARDS, (Adversarial, ClassifierScore, FeatureDistance), strict=True)),
 )
 def test_a_reward_is_chosen_by_its_name(
     name: str, kind: type, options: Callable[..., PolicyOptions], model: MaskedModel
@@ -223,7 +192,7 @@ def test_a_reward_is_chosen_by_its_name(
 @pytest.mark.parametrize("name", ["adverserial", "", "fid"])
 def test_unknown_rewards_are_refused(name: str) -> None:
     with pytest.raises(
-        CalibrationError, match="unknown reward .*adversarial, classifier, feature-distance, kernel"
+        CalibrationError, match="unknown reward .*adversarial, classifier, feature-distance"
     ):
         check_reward(name)
 

@@ -83,7 +83,9 @@ def test_the_work_folder_has_logs_plots_checkpoint_and_weights(
 
 
 def _scalars(folder: Path) -> dict[str, list[float]]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+        EventAccumulator,
+    )
 
     events = EventAccumulator(str(folder))
     events.Reload()

@@ -39,7 +39,9 @@ class RealImages:
         """Rows of every class id; empty for text."""
         if self.condition.ndim > 1:
             return {}
-        return {int(each): np.flatnonzero(self.condition == each) for each in set(self.condition)}
+        return {
+            int(each): np.flatnonzero(self.condition == each) for each in np.unique(self.condition)
+        }
 
     def only(self, rows: npt.NDArray[np.int64]) -> RealImages:
         """Some of them."""
@@ -198,6 +200,11 @@ def _check(
         if wrong:
             raise CalibrationError(
                 f"{path}: labels must be 0 … {info.num_classes - 1}, got {_some(wrong)}"
+            )
+        if absent := sorted(set(range(info.num_classes)) - {int(each) for each in condition}):
+            raise CalibrationError(
+                f"{path} has no images of {len(absent)} of the bundle's {info.num_classes} classes "
+                f"({_some(absent)}); a policy tuned without them would be for the others only"
             )
     elif not np.isfinite(condition).all():
         raise CalibrationError(f"{path}: text states must be finite")

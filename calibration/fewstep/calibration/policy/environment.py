@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.runtime.device import Array, Buffer, Device
+from fewstep.runtime.errors import CalibrationError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import TensorInfo
 from fewstep.runtime.request import Request
@@ -76,7 +77,10 @@ class ExploringPolicy:
     def enqueue(self, bindings: Mapping[str, Buffer]) -> None:
         """Choose the actions of one step."""
         assert self._actor is not None
-        features = torch.from_numpy(self._device.download(bindings["features"]))
+        # In the precision that they are kept in, so that an update sees what the actor saw.
+        features = torch.from_numpy(self._device.download(bindings["features"])).half()
+        if not torch.isfinite(features).all():
+            raise CalibrationError("the transformer's features are NaN, or beyond half precision")
         step = torch.from_numpy(self._device.download(bindings["step"]))
         place = next(self._actor.parameters()).device
         mean: Tensor = self._actor(features.float().to(place), step.to(place)).cpu()
@@ -85,7 +89,7 @@ class ExploringPolicy:
             noise = torch.stack([each.draw(mean.shape[1]) for each in self._noise])
             action = mean + self._deviation * noise
             density = log_probability(action, mean, self._deviation)
-            self.seen.append((features.half(), action, density))
+            self.seen.append((features, action, density))
         self._device.upload(bindings["action"], action.numpy())
 
     def trim(self) -> None:
@@ -128,13 +132,20 @@ class Environment:
         engine.close()
         generator.engines[policy] = self._policy
 
+    @property
+    def device(self) -> torch.device:
+        """Where the engines run, and so the networks that are trained."""
+        stream = self._generator.device.cuda_stream
+        return torch.device("cpu" if stream is None else f"cuda:{stream.ordinal}")
+
     def explore(
         self, actor: nn.Module, condition: Array, seeds: Sequence[int], *, deviation: float
     ) -> Rollouts:
         """Generate two images per condition, with actions drawn around the actor's.
 
-        Both have the same seed and opposite noise on their actions, so that what the image owes to
-        its condition and seed cancels in the gradient (antithetic sampling).
+        Both have the same seed and opposite noise on their actions (antithetic sampling): at the
+        first step, where their states are the same, what they owe to condition and seed cancels in
+        the gradient, and later it does in part.
 
         Args:
             actor: maps features and step to the mean action.

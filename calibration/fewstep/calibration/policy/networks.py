@@ -34,7 +34,7 @@ Array = npt.NDArray[np.float32]
 
 
 def new_actor(bundle: Bundle, steps: int, *, adaptive: bool, hidden: int = HIDDEN) -> nn.Module:
-    """An actor whose action is 0 in every state, so that it follows the residual schedule."""
+    """An actor whose action is 0 in every state: with the residual, AdaNAT's heuristic schedule."""
     model = bundle.manifest.model
     if not adaptive:
         return FixedPolicy(steps)

@@ -14,7 +14,7 @@ from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import BundleError, CalibrationError, choose
 from fewstep.runtime.manifest import MaskedModel
 from fewstep.runtime.request import RAMPS, require_unconditional, schedule_of, steps_of
-from fewstep.runtime.schedule import MASK_RATIOS, Ramp, Schedule
+from fewstep.runtime.schedule import EXPORTED_POLICY, MASK_RATIOS, POLICY, Ramp, Schedule
 
 SCRATCH = "scratch"
 _NAME = re.compile(r"policy[a-z0-9-]*")
@@ -70,9 +70,9 @@ class PolicyOptions:
         for what, least in (
             ("updates", 1),
             ("rollouts", 2),
-            ("batch", 2),
+            ("batch", 1),
             ("policy_epochs", 1),
-            ("discriminator_epochs", 0),
+            ("discriminator_epochs", 1),
             ("evaluate_every", 1),
             ("evaluation_images", 2),
             ("seed", 0),
@@ -140,6 +140,11 @@ def checked(options: PolicyOptions, bundle: Bundle) -> tuple[str, str]:
     starts = (SCRATCH, *model.policies, *MASK_RATIOS)
     if options.start is not None and options.start not in starts:
         raise CalibrationError(choose("policy or schedule to start from", options.start, starts))
+    if not options.adaptive and options.start in model.policies:
+        raise CalibrationError(
+            f"a fixed policy cannot start as '{options.start}', which tells images apart; start it "
+            "as a fixed schedule, or from scratch"
+        )
     given = [name for name in RAMPS if getattr(options, name) is not None]
     if given and options.start not in MASK_RATIOS:
         raise CalibrationError(
@@ -153,9 +158,9 @@ def checked(options: PolicyOptions, bundle: Bundle) -> tuple[str, str]:
 
 
 def _new_name(options: PolicyOptions, taken: list[str]) -> str:
-    if options.name in taken:
+    if options.name in (*taken, POLICY, EXPORTED_POLICY):
         raise CalibrationError(
-            f"{options.bundle} has a policy '{options.name}' already; choose another --name"
+            f"{options.bundle} has or reserves the name '{options.name}'; choose another --name"
         )
     if options.name is not None:
         return options.name

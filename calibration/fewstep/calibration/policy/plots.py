@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -48,7 +44,8 @@ def hand_made(model: MaskedModel) -> Schedule:
 
 
 def _draw_training(rows: Sequence[Row], path: Path) -> None:
-    figure, panels = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    panels = figure.subplots(1, 3)
     for axes, key, title in zip(
         panels,
         ("reward", "frechet_distance", "discriminator_accuracy"),
@@ -68,7 +65,8 @@ def _draw_schedule(row: Row, model: MaskedModel, path: Path) -> None:
     mean = np.array(row["schedule"]["mean"])
     deviation = np.array(row["schedule"]["deviation"])
     fixed = hand_made(model).parameters(len(mean), model.num_tokens)
-    figure, panels = plt.subplots(1, 4, figsize=(14, 3.2), layout="constrained")
+    figure = Figure(figsize=(14, 3.2), layout="constrained")
+    panels = figure.subplots(1, 4)
     for column, axes in enumerate(panels):
         _draw_parameter(axes, mean[:, column], deviation[:, column], fixed[:, column])
         axes.set_title(PARAMETERS[column], fontsize=10)
@@ -89,4 +87,3 @@ def _draw_parameter(axes: Axes, mean: np.ndarray, deviation: np.ndarray, fixed: 
 def _save(figure: Figure, path: Path) -> None:
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110)
-    plt.close(figure)

@@ -4,7 +4,8 @@ The reward comes after the last step and γ = 1, so every step of a rollout has 
 as its return: normalised over all rollouts of the update, minus the critic's value it is the
 advantage. The loss is the clipped surrogate plus half the critic's squared error. The official
 entropy term is left out: with a deviation that is not learned it is constant. Official epochs are
-one step over everything; ``minibatches`` makes more of fewer rollouts.
+one step over everything; ``minibatches`` makes more of fewer rollouts. Gradients are clipped to a
+norm of 1, which the official code does not do.
 """
 
 from __future__ import annotations

@@ -85,9 +85,12 @@ class Adversarial:
             torch.manual_seed(seed)
             discriminator = Discriminator(network.channels, network.width, model).to(device)
         self._real = real.only(real.part(_REAL_IMAGES))
-        features = network.features(self._real.images, device)
-        self._mean, self._deviation = features.pooled.mean(0), features.pooled.std(0) + 1e-3
-        self._real_features = self._kept(features)
+        # Part by part: the maps of thousands of images are kept, but not on the device.
+        parts = np.array_split(self._real.images, -(-len(self._real.images) // _MINIBATCH))
+        kept = joined([self._kept(network.features(part, device)) for part in parts])
+        pooled = kept.pooled.float().to(device)
+        self._mean, self._deviation = pooled.mean(0), pooled.std(0) + 1e-3
+        self._real_features = kept
         self._device, self._epochs = device, epochs
         self._plain, self._module = discriminator, workers.shared(discriminator)
         self._optimizer = torch.optim.Adam(

@@ -8,11 +8,12 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 
-from fewstep.build.ranges import measure_ranges
-from fewstep.build.variants import remade
+from fewstep.build.precision import lower
+from fewstep.build.variants import Remade, stored
 from fewstep.export.golden import record_rollout
 from fewstep.export.onnx_graph import export_graph
 from fewstep.export.torch_engine import TorchEngine
@@ -21,7 +22,7 @@ from fewstep.runtime.device.cpu import CpuDevice
 from fewstep.runtime.engine import Engine
 from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.manifest import FileInfo, GraphInfo, Manifest, PolicyInfo
+from fewstep.runtime.manifest import FileInfo, GraphInfo, Manifest, PolicyInfo, Precision
 
 _FIRST = ("transformer", "decoder")
 
@@ -49,26 +50,28 @@ def add_policy(bundle: Bundle, name: str, actor: nn.Module, info: PolicyInfo) ->
     for variant in fields["variants"].values():
         variant[name] = graph.model_dump() | {"source_sha256": hashlib.sha256(content).hexdigest()}
     changes = {key: fields[key] for key in ("graphs", "model", "variants")}
-    files = {graph.file: content}
+    files, changed = {graph.file: content}, _with(bundle, changes, graph, content)
+    for precision, made in _lowered(changed, name, content).items():
+        changes["variants"][precision][name] = made.info.model_dump()
+        files |= made.files
     if bundle.manifest.golden is not None:
-        golden = _golden(bundle, _with(bundle, changes, graph, content), name, actor)
+        golden = _golden(bundle, changed, name, actor)
         file = f"golden-{hashlib.sha256(golden).hexdigest()[:12]}.npz"
         files[file], changes["golden"] = golden, file
-    return _lowered(bundle.update(files, **changes), name)
+    return bundle.update(files, **changes)
 
 
-def _lowered(bundle: Bundle, name: str) -> Bundle:
-    """The new graph, fp32 until now, in the precision that the decoder has in every variant."""
-    for precision, variant in bundle.manifest.variants.items():
+def _lowered(changed: Bundle, name: str, content: bytes) -> dict[Precision, Remade]:
+    """The new graph for variants with a decoder in another precision than fp32, in that one."""
+    made: dict[Precision, Remade] = {}
+    for precision, variant in changed.manifest.variants.items():
         like = variant["decoder"]
-        if like.precision == "fp32":
-            continue
-        largest = measure_ranges(bundle).get(name)
-        made = remade(bundle, name, like.precision, heads=like.fp32_heads, largest=largest)
-        variants = bundle.manifest.model_dump()["variants"]
-        variants[precision][name] = made.info.model_dump()
-        bundle = bundle.update(made.files, variants=variants)
-    return bundle
+        if like.precision != "fp32":
+            model = onnx.load_from_string(content)
+            model = lower(model, like.precision, heads=bool(like.fp32_heads)).model
+            described = {"precision": like.precision, "fp32_heads": like.fp32_heads}
+            made[precision] = stored(changed, name, like.precision, model, **described)
+    return made
 
 
 def half(actor: nn.Module) -> nn.Module:

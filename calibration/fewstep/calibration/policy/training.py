@@ -67,7 +67,7 @@ class Training:
     ) -> None:
         self._options, self._environment, self._real = options, environment, real
         self._work, self._signature = work, signature
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = environment.device
         self._network = network.to(self._device)
         self._plain = ppo.ActorCritic(actor, critic).to(self._device)
         self._shared = workers.shared(self._plain)
@@ -106,7 +106,8 @@ class Training:
                 is kept.
             OutputError: the work folder cannot be written.
         """
-        if (resumed := state.load(self._work, self._signature)) is not None:
+        resumed = None if self._options.restart else state.load(self._work, self._signature)
+        if resumed is not None:
             self._restore(*resumed)
             for row in self.progress.history:
                 report(row)
@@ -188,13 +189,14 @@ class Training:
         self.progress.update = row["update"]
         self.progress.history.append(row)
         kept = "frechet_distance" in row or row["update"] == self._options.updates
-        if kept and workers.rank() == 0:
+        if kept:
             weights = {
                 "networks": self._plain.state_dict(),
                 "optimizer": self._optimizer.state_dict(),
-                "reward": self._reward.state(),
+                "reward": workers.gathered_objects(self._reward.state()),
             }
-            state.save(self._work, self._signature, self.progress, weights)
+            if workers.rank() == 0:
+                state.save(self._work, self._signature, self.progress, weights)
         workers.wait()
         report(row)
 
@@ -202,7 +204,7 @@ class Training:
         self.progress = progress
         self._plain.load_state_dict(weights["networks"])
         self._optimizer.load_state_dict(weights["optimizer"])
-        self._reward.restore(weights["reward"])
+        self._reward.restore(weights["reward"][workers.rank()])
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -217,8 +219,8 @@ class Training:
                 else "there is no checkpoint yet"
             )
             raise CalibrationError(
-                f"update {self.progress.update + 1}: {error}; {left}. Lower --learning-rate or "
-                "--discriminator-learning-rate and begin anew with --restart"
+                f"update {self.progress.update + 1}: {error}; {left}. If it happens again, lower "
+                "--learning-rate or --discriminator-learning-rate and choose another --work"
             ) from error
 
     def best_actor(self) -> nn.Module:

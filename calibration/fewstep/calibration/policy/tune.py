@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fewstep.calibration.policy import workers
+from fewstep.calibration.policy import state, workers
 from fewstep.calibration.policy.data import RealImages, read_images
 from fewstep.calibration.policy.environment import Environment
 from fewstep.calibration.policy.features import open_network
@@ -31,7 +30,7 @@ from fewstep.calibration.policy.options import (
     schedule_to_start_from,
 )
 from fewstep.calibration.policy.plots import draw
-from fewstep.calibration.policy.state import CHECKPOINT, Progress, Row
+from fewstep.calibration.policy.state import Progress, Row
 from fewstep.calibration.policy.store import add_policy, half
 from fewstep.calibration.policy.training import Training
 from fewstep.export.models.policy import PolicyNet
@@ -50,12 +49,16 @@ _IMITATED_PAIRS = 64
 
 @dataclass(frozen=True)
 class Tuned:
-    """What came of a tuning run: the policy's name and record, its history, and its files."""
+    """What came of a tuning run: the policy's name and record, its history, and its files.
+
+    ``engines``: whether the bundle has engines, to which those of the new graph are to be built.
+    """
 
     name: str
     info: PolicyInfo
     history: list[Row]
     work: Path
+    engines: bool
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -98,12 +101,12 @@ def tune(
     folder = bundle.path.resolve()
     work = options.work or folder.with_name(f"{folder.name}.{name}")
     with workers.joined():
-        if workers.rank() == 0:
-            _prepare(bundle.path, work, restart=options.restart)
-        workers.wait()
         stage("reading images")
         real = read_images(options.data, bundle.manifest.model, options.rollouts)
         with _generator(bundle, options) as generator:
+            if workers.rank() == 0:
+                _prepare(bundle.path, work)
+            workers.wait()
             stage("preparing features, reward and networks")
             training = _training(options, bundle, generator, real, stand_in, work)
             backend, precision = generator.backend, generator.precision
@@ -118,21 +121,32 @@ def tune(
         info = _info(options, bundle, real, progress, command, (backend, precision), stand_in)
         if workers.rank() == 0:
             stage("adding the policy to the bundle")
-            actor = half(training.best_actor())
-            save_tuned(work / f"{name}.safetensors", TunedPolicy(name, actor, info))
-            add_policy(Bundle.read(bundle.path), name, actor, info)
+            actor, file = half(training.best_actor()), work / f"{name}.safetensors"
+            save_tuned(file, TunedPolicy(name, actor, info))
+            add_policy(_unchanged(bundle, name, file), name, actor, info)
         workers.wait()
-    return Tuned(name, info, progress.history, work)
+    return Tuned(name, info, progress.history, work, bool(bundle.manifest.engines))
 
 
-def _prepare(bundle: Path, work: Path, *, restart: bool) -> None:
-    """Make the work folder; forget its checkpoint if asked."""
+def _unchanged(bundle: Bundle, name: str, file: Path) -> Bundle:
+    """The bundle as it is after the training, if the policy still belongs into it."""
+    now = Bundle.read(bundle.path)
+    same = now.graph_sha256("transformer") == bundle.graph_sha256("transformer")
+    if name in now.manifest.graphs or not same:
+        what = f"has a policy '{name}' by now" if same else "has another transformer by now"
+        raise CalibrationError(
+            f"{bundle.path} {what}; the policy is kept in {file}: export the bundle with it "
+            "(fewstep export --tuned-policy)"
+        )
+    return now
+
+
+def _prepare(bundle: Path, work: Path) -> None:
+    """Make the work folder."""
     if not os.access(bundle, os.W_OK):
         raise OutputError(f"{bundle} is not writable; copy the bundle to a folder that is")
     try:
         work.mkdir(parents=True, exist_ok=True)
-        if restart:
-            (work / CHECKPOINT).unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(
             f"cannot write {work}: {error.strerror}; choose another --work"
@@ -143,7 +157,7 @@ def _generator(bundle: Bundle, options: PolicyOptions) -> Generator:
     device = options.device
     if workers.world() > 1 and device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    generator = Generator.open(
+    return Generator.open(
         bundle,
         backend=options.backend,
         device=device,
@@ -151,13 +165,6 @@ def _generator(bundle: Bundle, options: PolicyOptions) -> Generator:
         max_batch=options.batch,
         threads=options.threads,
     )
-    if generator.max_batch < 2:
-        generator.close()
-        raise CalibrationError(
-            "the engines take one image at a time, and rollouts come in pairs; build them with "
-            "--max-batch 2 or more"
-        )
-    return generator
 
 
 def _training(
@@ -168,22 +175,26 @@ def _training(
     stand_in: str,
     work: Path,
 ) -> Training:
+    signature = options.signature() | {
+        "data_sha256": real.sha256,
+        "transformer_sha256": bundle.graph_sha256("transformer", generator.precision),
+        "decoder_sha256": bundle.graph_sha256("decoder", generator.precision),
+        "policy_sha256": bundle.graph_sha256(stand_in),
+        "backend": generator.backend,
+        "precision": generator.precision,
+        "processes": workers.world(),
+    }
+    resumed = None if options.restart else state.load(work, signature)
+    _require_agreement(0 if resumed is None else resumed[0].update, work)
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
         actor = _actor(options, bundle, stand_in)
         width = len(actor.dw_conv.weight) if isinstance(actor, PolicyNet) else HIDDEN
         critic = new_critic(bundle, width)
     model, environment = bundle.manifest.model, Environment(generator, stand_in, options.steps)
-    if (schedule := schedule_to_start_from(options, model)) is not None:
+    schedule = schedule_to_start_from(options, model)
+    if schedule is not None and resumed is None:
         _start_as(schedule, actor, environment, bundle, real, stand_in, options)
-    signature = options.signature() | {
-        "data_sha256": real.sha256,
-        "transformer_sha256": bundle.graph_sha256("transformer", generator.precision),
-        "backend": generator.backend,
-        "precision": generator.precision,
-        "stand_in": stand_in,
-        "processes": workers.world(),
-    }
     return Training(
         options,
         model,
@@ -195,6 +206,15 @@ def _training(
         work,
         signature,
     )
+
+
+def _require_agreement(update: int, work: Path) -> None:
+    """Raise ``CalibrationError`` unless all processes found the same checkpoint."""
+    if len({int(each) for each in workers.gathered(torch.tensor([update]))}) > 1:
+        raise CalibrationError(
+            f"{work} holds other checkpoints on other machines; choose a --work folder that all "
+            "of them share"
+        )
 
 
 def _start_as(
@@ -258,7 +278,7 @@ def _info(
 def _logged(work: Path, bundle: Bundle) -> Iterator[Callable[[Row], None]]:
     """Write rows to TensorBoard and to ``history.json``, and draw them at every evaluation.
 
-    A resumed training reports its former rows again, so every log is begun anew.
+    A resumed training reports its former rows again, so its logs are begun anew.
     """
     if workers.rank() != 0:
         yield lambda row: None
@@ -266,7 +286,8 @@ def _logged(work: Path, bundle: Bundle) -> Iterator[Callable[[Row], None]]:
     from torch.utils.tensorboard import SummaryWriter
 
     events, rows = work / "tensorboard", list[Row]()
-    shutil.rmtree(events, ignore_errors=True)
+    for old in events.glob("events.out.tfevents.*"):
+        old.unlink()
     with SummaryWriter(str(events)) as writer:
 
         def log(row: Row) -> None:

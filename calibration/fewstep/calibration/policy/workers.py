@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -19,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
     """Join the processes that ``torchrun`` started, if it did."""
-    if "WORLD_SIZE" not in os.environ or distributed.is_initialized():
+    if not distributed.is_torchelastic_launched() or distributed.is_initialized():
         yield
         return
     if torch.cuda.is_available():
@@ -53,6 +54,14 @@ def gathered(values: Tensor) -> Tensor:
     parts = [torch.empty_like(values) for _ in range(world())]
     distributed.all_gather(parts, values.contiguous())
     return torch.cat(parts)
+
+
+def gathered_objects(value: Any) -> list[Any]:
+    """The values of all processes, in the order of their ranks."""
+    parts: list[Any] = [value] * world()
+    if world() > 1:
+        distributed.all_gather_object(parts, value)
+    return parts
 
 
 def wait() -> None:
