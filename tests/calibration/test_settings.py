@@ -58,7 +58,7 @@ def test_what_is_left_open_comes_from_the_bundle(tiny_bundle: Path) -> None:
     assert (complete.percentile, complete.fp32_heads) == (99.99, True)
     plain = Settings().for_bundle(bundle)
     assert (plain.percentile, plain.fp32_heads, plain.other_layers) == (None, None, "fp32")
-    assert Settings(schedule="policy").for_bundle(bundle).schedule == "policy"
+    assert Settings(schedule="policy").for_bundle(bundle).schedule == "policy-exported"
     with pytest.raises(RequestError, match="steps must be 1 … 16"):
         Settings(steps=17).for_bundle(bundle)
     with pytest.raises(RequestError, match="unknown schedule 'cosin'"):

@@ -18,6 +18,7 @@ from fewstep.runtime.manifest import (
     RangeMethod,
 )
 from fewstep.runtime.request import schedule_of, steps_of
+from fewstep.runtime.schedule import policy_schedule
 
 QuantizedPrecision = Literal["int8", "fp8"]
 
@@ -115,7 +116,7 @@ class Settings:
         return replace(
             self,
             steps=steps,
-            schedule=chosen if isinstance(chosen, str) else schedule,
+            schedule=policy_schedule(chosen) if isinstance(chosen, str) else schedule,
             percentile=percentile,
             other_layers=self.other_layers or "fp32",
             fp32_heads=heads,

@@ -21,7 +21,7 @@ from fewstep.runtime.engine import run_once
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import ClassCondition
 from fewstep.runtime.request import RAMPS, schedule_of
-from fewstep.runtime.schedule import EXPORTED_POLICY, POLICY
+from fewstep.runtime.schedule import policy_schedule
 from fewstep.runtime.verify import teacher_forced
 
 GOLDEN_FILE = "golden.npz"
@@ -51,7 +51,7 @@ def record_rollout(generator: Generator, schedule: str) -> dict[str, Array]:
     model = generator.bundle.manifest.model
     rng = np.random.default_rng(_SEED)
     steps = min(_STEPS, model.num_tokens)
-    named = EXPORTED_POLICY if schedule == POLICY else schedule
+    named = policy_schedule(schedule)
     request: dict[str, Any] = {"schedule": named, "seed": _SEED, "steps": steps}
     condition: Array
     if isinstance(model.condition, ClassCondition):

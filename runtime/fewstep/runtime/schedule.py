@@ -38,6 +38,12 @@ POLICY = "policy"
 EXPORTED_POLICY = "policy-exported"
 """The schedule name of the policy that was exported, whose graph is called ``policy``."""
 
+
+def policy_schedule(graph: str) -> str:
+    """The schedule name that chooses the policy with this graph, whatever others there are."""
+    return EXPORTED_POLICY if graph == POLICY else graph
+
+
 _MARGIN = 1e-3  # keeps AdaNAT's residuals finite at the first and last step
 
 

@@ -6,6 +6,7 @@ The bundle's images are 8×8, of five classes: shirt, shoe, bag, coat, dress.
 from __future__ import annotations
 
 import io
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -75,9 +76,19 @@ def test_images_of_other_modes_become_rgb(tmp_path: Path, model: MaskedModel) ->
         tmp_path / "3" / "deeper" / "b.webp", lossless=True, exact=True
     )
     (tmp_path / "3" / "notes.txt").write_text("no image")
+    for other in "0124":
+        (tmp_path / other).mkdir()
+        Image.fromarray(grey).save(tmp_path / other / "a.png")
     real = read_images(tmp_path, model, least=2)
-    np.testing.assert_array_equal(real.images[0], np.dstack([grey] * 3))
-    assert (real.images.shape, real.condition.tolist()) == ((2, 8, 8, 3), [3, 3])
+    for image in real.images[3:5]:
+        np.testing.assert_array_equal(image, np.dstack([grey] * 3))
+    assert (real.images.shape, real.condition.tolist()) == ((6, 8, 8, 3), [0, 1, 2, 3, 3, 4])
+
+
+def test_a_class_without_images_is_refused(folder: Path, model: MaskedModel) -> None:
+    shutil.rmtree(folder / sorted(each.name for each in folder.iterdir())[0])
+    with pytest.raises(CalibrationError, match="has no images of 1 of the bundle's 5 classes"):
+        read_images(folder, model, least=2)
 
 
 def test_an_archive_may_be_grey_and_labels_of_any_integer(

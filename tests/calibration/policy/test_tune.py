@@ -190,7 +190,7 @@ def test_options_out_of_range_are_refused(
         ({"steps": 0}, RequestError, "steps"),
         ({"steps": 17}, RequestError, "steps"),
         ({"start": "polisy"}, CalibrationError, "polisy.*Did you mean 'policy'"),
-        ({"name": "policy"}, CalibrationError, "has a policy 'policy' already"),
+        ({"name": "policy"}, CalibrationError, "has or reserves the name 'policy'"),
         ({"rollouts": 41}, CalibrationError, "holds 40 images, at least 41 are needed"),
         ({"data": Path("/nowhere")}, CalibrationError, "expected a folder with a subfolder"),
         ({"bundle": Path("/nowhere")}, BundleError, "no bundle at"),

@@ -195,6 +195,11 @@ def _check(
         raise CalibrationError(
             f"{path}: {count} images need conditions {list(shape)}, got {list(condition.shape)}"
         )
+    if count < least:
+        raise CalibrationError(
+            f"{path} holds {count} images, at least {least} are needed (as many as rollouts per "
+            "update); add images or lower --rollouts"
+        )
     if isinstance(info, ClassCondition):
         wrong = sorted({int(each) for each in condition if not 0 <= each < info.num_classes})
         if wrong:
@@ -208,11 +213,6 @@ def _check(
             )
     elif not np.isfinite(condition).all():
         raise CalibrationError(f"{path}: text states must be finite")
-    if count < least:
-        raise CalibrationError(
-            f"{path} holds {count} images, at least {least} are needed (as many as rollouts per "
-            "update); add images or lower --rollouts"
-        )
 
 
 def _listed(path: Path, what: str, problems: dict[Path, str]) -> str:

@@ -77,10 +77,11 @@ class ExploringPolicy:
     def enqueue(self, bindings: Mapping[str, Buffer]) -> None:
         """Choose the actions of one step."""
         assert self._actor is not None
-        # In the precision that they are kept in, so that an update sees what the actor saw.
-        features = torch.from_numpy(self._device.download(bindings["features"])).half()
-        if not torch.isfinite(features).all():
-            raise CalibrationError("the transformer's features are NaN, or beyond half precision")
+        features = torch.from_numpy(self._device.download(bindings["features"]))
+        if self._deviation:  # as they are kept, so that an update sees what the actor saw
+            features = features.half()
+            if not torch.isfinite(features).all():
+                raise CalibrationError("the features are NaN, or beyond half precision")
         step = torch.from_numpy(self._device.download(bindings["step"]))
         place = next(self._actor.parameters()).device
         mean: Tensor = self._actor(features.float().to(place), step.to(place)).cpu()
