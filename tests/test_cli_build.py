@@ -290,7 +290,7 @@ def test_engines_without_a_module_are_one_line(
         ("--backend tensorrt-rtx --max-batch 2 --opt-batch 4", "4, exceeds the largest, 2"),
         ("--backend tensorrt-rtx --workspace 0", "--workspace must be greater than 0, got 0"),
         ("--backend tensorrt-rtx --optimization-level 6", "less than or equal to 5"),
-        ("--precision fp8", "unknown precision 'fp8'"),
+        ("--precision fp8", "fp8 graphs are made with: fewstep calibrate quantize"),
         ("--compute-capability 8.6", "nothing to build: pass --backend"),
     ],
 )

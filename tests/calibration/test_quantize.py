@@ -206,7 +206,9 @@ def test_what_the_user_keeps_stays_and_is_recorded(path: Path) -> None:
 
 def test_with_fp16_around_it_turing_can_be_built(path: Path) -> None:
     request = BuildRequest(path, "tensorrt-rtx", "int8", capabilities=("7.5",), kernels=False)
-    with pytest.raises(EngineError, match="--precision int8 --other-layers fp16 --no-fp32-heads"):
+    with pytest.raises(
+        EngineError, match="--precision int8 --repeat --other-layers fp16 --no-fp32-heads"
+    ):
         preflight_only(request)
     preflight_only(replace(request, capabilities=("8.6",)))
     old = Bundle.read(path).graph("transformer", "int8").file

@@ -16,6 +16,7 @@ _STANDARD = {
     "EngineError": RuntimeError,
     "DeviceError": RuntimeError,
     "OutOfMemoryError": RuntimeError,
+    "CalibrationError": ValueError,
     "MissingDependencyError": ImportError,
     "OutputError": OSError,
 }

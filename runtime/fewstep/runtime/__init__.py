@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fewstep.runtime.bundle import Bundle as Bundle
     from fewstep.runtime.errors import BundleError as BundleError
+    from fewstep.runtime.errors import CalibrationError as CalibrationError
     from fewstep.runtime.errors import CheckpointError as CheckpointError
     from fewstep.runtime.errors import DeviceError as DeviceError
     from fewstep.runtime.errors import EngineError as EngineError
@@ -36,6 +37,7 @@ _HOMES = {
     "Schedule": "schedule",
     "Trace": "result",
     "BundleError": "errors",
+    "CalibrationError": "errors",
     "CheckpointError": "errors",
     "DeviceError": "errors",
     "EngineError": "errors",
