@@ -53,10 +53,9 @@ class LayerCost(_Strict):
 
 
 class AutoChoice(_Strict):
-    """How layers were chosen that stay in higher precision.
+    """How layers were chosen that stay in higher precision: the bars, and what each ``by`` cost.
 
-    ``by``: what was quantized alone. ``max_kl`` and ``min_token_agreement``: the bars that the
-    graph had to meet. ``ranking``: what each layer or block cost, the most expensive first.
+    ``ranking``: the most expensive first.
     """
 
     by: Literal["layer", "block"]
@@ -73,9 +72,8 @@ class QuantizationInfo(_Strict):
     ``schedule``. Their seeds count up from ``seed``; those of the ``held_out`` rollouts, on which
     ``kl_nats`` and ``token_agreement`` of the whole graph were measured (as in
     :class:`LayerCost`), follow. ``data_sha256`` is the hash of all that the rollouts fed to the
-    graph, and ``text_sha256`` of the texts they were of. ``kept``: products with weights that are
-    not quantized, and who said so: the default rules, the user, or ``auto``.
-    ``other_layers``: the type of all other arithmetic.
+    graph, ``text_sha256`` of their texts. ``kept``: products with weights that are not quantized,
+    and who said so. ``other_layers``: the type of all other arithmetic.
     """
 
     tool: str
@@ -219,10 +217,10 @@ class TextCondition(_Strict):
 class PolicyTuning(_Strict):
     """How ``fewstep calibrate policy`` made a policy.
 
-    ``adaptive``: per image, or one action per step for all images. ``backend`` and ``precision``
-    are of the engines that it was tuned on, ``transformer_sha256`` the hash of their graph.
-    ``images`` and ``data_sha256`` describe the real images. ``updates`` is how many went into the
-    weights kept, and ``frechet_distance`` their distance from the real images on tuning seeds.
+    ``adaptive``: per image, or one action per step. ``backend``, ``precision``: of the engines it
+    was tuned on, ``transformer_sha256``: of their graph. ``images``, ``data_sha256``: of the real
+    images. ``updates`` went into the weights kept; ``frechet_distance`` is theirs, before they
+    were rounded to half precision, on tuning seeds.
     """
 
     created: str
@@ -308,10 +306,7 @@ class MaskedModel(_Strict):
         return shapes
 
     def policy_for(self, steps: int) -> str | None:
-        """The newest policy tuned for ``steps``, else the newest for any number, else the newest.
-
-        ``None`` without any policy.
-        """
+        """The newest policy tuned for ``steps``, else for any number, else of all, if any."""
         for wanted in (steps, None):
             fitting = [name for name, info in self.policies.items() if info.steps == wanted]
             if fitting:
