@@ -53,10 +53,7 @@ class LayerCost(_Strict):
 
 
 class AutoChoice(_Strict):
-    """How layers were chosen that stay in higher precision: the bars, and what each ``by`` cost.
-
-    ``ranking``: the most expensive first.
-    """
+    """How layers were chosen to stay in higher precision; ``ranking``: most expensive first."""
 
     by: Literal["layer", "block"]
     max_kl: float
