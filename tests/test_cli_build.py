@@ -126,6 +126,8 @@ _GRAPHS = ("transformer", "policy", "decoder")
 _STORED = "".join(f"stored the engine of {name}\n" for name in _GRAPHS)
 _ENGINES = ("--backend", "tensorrt-rtx", "--precision", "fp16", "--compute-capability")
 _SLOW = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from fewstep.build import builder_process
 from fewstep.cli import main
 
