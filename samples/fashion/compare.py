@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from evaluate import Judge, Row, generate, machine, show
+from grid_search import tupled
 from sample_bundle import sample_bundle
 from training import FOLDER
 
@@ -34,10 +35,7 @@ def settings_of(name: str) -> dict[str, Any]:
     if name != HAND_MADE:
         return {"schedule": name}
     found = json.loads((FOLDER / "results" / "grid-search-4.json").read_text())
-    return {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in found["chosen"].items()
-    }
+    return tupled(found["chosen"])
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -87,7 +85,7 @@ def _write(path: Path, record: dict[str, Any]) -> None:
 
 
 def _summary(arguments: argparse.Namespace, rows: list[Row]) -> dict[str, Any]:
-    """Means and deviations over the seeds, for every contender that has all of them."""
+    """Means and deviations of every contender over its seeds, and how many those are."""
     means: dict[str, Any] = {}
     for name in dict.fromkeys((row["schedule"], row["precision"]) for row in rows):
         mine = [row for row in rows if (row["schedule"], row["precision"]) == name]

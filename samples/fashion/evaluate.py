@@ -93,15 +93,24 @@ class Judge:
 
 
 @torch.no_grad()
-def reconstruct(images: Images) -> Images:
-    """The images through the tokenizer and back, grey."""
+def decoded(images: Images) -> torch.Tensor:
+    """Grey images ``[n, 32, 32]`` through the tokenizer and back: ``[n, 3, 32, 32]``, unclamped."""
     model, tokens, parts = tokenizer(), tokenize(images), []
     for start in range(0, len(images), 250):
         ids = tokens[start : start + 250].reshape(-1, 8, 8)
-        codes = model.quantize.embedding(ids).permute(0, 3, 1, 2)
-        parts.append(model.decoder(codes).mean(1).clamp(0, 1))
-    grey: Images = (torch.cat(parts) * 255).round().to(torch.uint8).numpy()
-    return grey
+        parts.append(model.decoder(model.quantize.embedding(ids).permute(0, 3, 1, 2)))
+    return torch.cat(parts)
+
+
+def pixels(images: torch.Tensor) -> Images:
+    """Images in 0 … 1, clamped, as uint8."""
+    rounded: Images = (images.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    return rounded
+
+
+def reconstruct(images: Images) -> Images:
+    """The images through the tokenizer and back, grey."""
+    return pixels(decoded(images).mean(1))
 
 
 @dataclass(frozen=True)

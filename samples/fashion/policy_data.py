@@ -10,29 +10,15 @@ the tokenizer's smoothness, and that real images are exactly grey while decoded 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from data import DATA_FILE, load
-from evaluate import per_class
-from features import Images
-from train_transformer import tokenize, tokenizer
+from evaluate import decoded, per_class, pixels
 
 PER_CLASS = 600
 POLICY_DATA = DATA_FILE.with_name("policy.npz")
 
 
-@torch.no_grad()
-def decoded(images: Images) -> Images:
-    """Grey images ``[n, 32, 32]`` through the tokenizer: ``[n, 32, 32, 3]``."""
-    model, tokens, parts = tokenizer(), tokenize(images), []
-    for start in range(0, len(images), 250):
-        ids = tokens[start : start + 250].reshape(-1, 8, 8)
-        codes = model.quantize.embedding(ids).permute(0, 3, 1, 2)
-        parts.append(model.decoder(codes).permute(0, 2, 3, 1).clamp(0, 1))
-    colour: Images = (torch.cat(parts) * 255).round().to(torch.uint8).numpy()
-    return colour
-
-
 if __name__ == "__main__":
     split = per_class(load("train"), slice(PER_CLASS))
-    np.savez(POLICY_DATA, images=decoded(split.images), labels=split.labels)
+    colour = pixels(decoded(split.images).permute(0, 2, 3, 1))
+    np.savez(POLICY_DATA, images=colour, labels=split.labels)
     print(POLICY_DATA)

@@ -4,13 +4,13 @@ AdaNAT (Ni et al., ECCV 2024): generation is a Markov decision process. State: t
 features and the step; action: mask ratio, temperatures and guidance of the step; reward, after the
 last step: what a discriminator, trained at the same time, thinks of the image.
 
-    data.py         real images, checked against the bundle
-    features.py     frozen networks that turn images into features
-    networks.py     actor and critic; reading the actor of a bundle
+    options.py, tune.py             what is asked for; from bundle and images to a tuned policy
+    data.py                         real images, checked against the bundle
+    features.py                     frozen networks that turn images into features
+    networks.py, imitation.py       actor and critic; where a policy starts
     discriminator.py, rewards.py    what an image is worth
-    environment.py  generations by the bundle's own engines, with an exploring policy
-    ppo.py          one update of actor and critic
-    training.py     the loop; state.py its resumable state; workers.py several processes
-    plots.py        reward, distance and the learned schedule
-    store.py        the tuned policy into the bundle
+    environment.py                  generations by the bundle's own engines, exploring
+    ppo.py                          one update of actor and critic
+    training.py, state.py           the loop, and its resumable state; workers.py several processes
+    plots.py, store.py              pictures of it; the tuned policy into the bundle
 """

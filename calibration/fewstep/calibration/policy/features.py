@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,21 +61,17 @@ class FeatureNetwork(nn.Module, ABC):
 
     def features(self, images: npt.NDArray[np.uint8], device: torch.device) -> Features:
         """Features of ``images [B, H, W, 3]``, on ``device``."""
-        parts = [
-            self._features(torch.from_numpy(images[first : first + _BATCH]).to(device))
-            for first in range(0, len(images), _BATCH)
-        ]
-        return joined(parts)
+        return joined(list(self._parts(images, device)))
 
     def pooled(
         self, images: npt.NDArray[np.uint8], device: torch.device
     ) -> npt.NDArray[np.float32]:
         """Pooled features ``[B, D]`` on the host; maps are not kept."""
-        parts = [
-            self._features(torch.from_numpy(images[first : first + _BATCH]).to(device)).pooled
-            for first in range(0, len(images), _BATCH)
-        ]
-        return torch.cat(parts).cpu().numpy()
+        return torch.cat([part.pooled for part in self._parts(images, device)]).cpu().numpy()
+
+    def _parts(self, images: npt.NDArray[np.uint8], device: torch.device) -> Iterator[Features]:
+        for first in range(0, len(images), _BATCH):
+            yield self._features(torch.from_numpy(images[first : first + _BATCH]).to(device))
 
     @torch.no_grad()
     def _features(self, images: Tensor) -> Features:

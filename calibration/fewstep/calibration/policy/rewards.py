@@ -1,7 +1,7 @@
 """What an image is worth: a discriminator trained meanwhile, or a static score to compare with.
 
-A static score is soon learned by heart: it rises while the images get worse. A discriminator sees
-what the policy makes of it (AdaNAT, section 4.2).
+A static score can rise while the images get worse. A discriminator sees what the policy makes of
+it (AdaNAT, section 4.2).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Adversarial:
 
     Loss and optimizer as in AdaNAT's ``train.py``: binary cross entropy, Adam with β = (0.5,
     0.999). It learns from the images of the last updates, not of one alone, against real ones of
-    the same classes: so few images as one update has, it would learn by heart.
+    the same classes, as an update has few.
 
     Args:
         real: the real images.

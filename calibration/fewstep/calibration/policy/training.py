@@ -188,8 +188,7 @@ class Training:
         """Record a row, and the state where a resumed training would go on from."""
         self.progress.update = row["update"]
         self.progress.history.append(row)
-        kept = "frechet_distance" in row or row["update"] == self._options.updates
-        if kept:
+        if "frechet_distance" in row:
             weights = {
                 "networks": self._plain.state_dict(),
                 "optimizer": self._optimizer.state_dict(),
