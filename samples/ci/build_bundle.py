@@ -41,6 +41,7 @@ class Recipe:
     """What to make: checkpoints and their SHA-256 by name of the export option; and how."""
 
     family: str
+    untrained_policy: bool
     checkpoints: dict[str, Path]
     hashes: dict[str, str]
     capabilities: tuple[str, ...]
@@ -57,6 +58,7 @@ class Recipe:
         """Everything else that decides what comes out."""
         return {
             "family": self.family,
+            "untrained_policy": self.untrained_policy,
             "compute_capabilities": list(self.capabilities),
             "precision": self.precision,
             "max_batch": self.max_batch,
@@ -97,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--transformer", type=Path, required=True)
     options.add_argument("--tokenizer", type=Path, required=True)
     options.add_argument("--policy", type=Path)
+    options.add_argument("--untrained-policy", action="store_true", help="in its place")
     options.add_argument("--config", type=Path, help="not for published sizes")
     options.add_argument("--unconditional-text", type=Path, help="for text-conditional models")
     options.add_argument("--compute-capability", nargs="+", required=True, metavar="X.Y")
@@ -114,6 +117,7 @@ def _recipe(given: argparse.Namespace) -> Recipe:
         sys.exit(f"error: no such file: {', '.join(absent)}")
     return Recipe(
         family=given.family,
+        untrained_policy=given.untrained_policy,
         checkpoints=checkpoints,
         hashes={name: sha256(path) for name, path in checkpoints.items()},
         capabilities=tuple(sorted(set(given.compute_capability))),
@@ -133,7 +137,8 @@ def export_command(recipe: Recipe) -> list[str]:
         for name, path in recipe.checkpoints.items()
         for part in (f"--{name.replace('_', '-')}", str(path))
     ]
-    return ["export", recipe.family, *files, "--out", str(recipe.bundle), "--force"]
+    untrained = ["--untrained-policy"] if recipe.untrained_policy else []
+    return ["export", recipe.family, *files, *untrained, "--out", str(recipe.bundle), "--force"]
 
 
 def build_command(recipe: Recipe) -> list[str]:
@@ -178,8 +183,11 @@ def exported(recipe: Recipe) -> bool:
         return False
     made = manifest["provenance"]
     hashes = {name: each["sha256"] for name, each in made["checkpoints"].items()}
+    policy = manifest["model"]["policies"].get("policy")
+    untrained = policy is not None and policy.get("untrained_seed") is not None
     return (
         hashes == recipe.hashes
+        and untrained == recipe.untrained_policy
         and made["tools"]["fewstep"] == tools()["fewstep"]
         and _intact(recipe, manifest)
     )

@@ -20,9 +20,9 @@ BUNDLE = DATA_FILE.with_name("bundle")
 CHECKPOINTS = Checkpoints(
     transformer=WEIGHTS / "transformer.safetensors",
     tokenizer=WEIGHTS / "tokenizer.safetensors",
-    policy=WEIGHTS / "policy.safetensors",
     config=CONFIG,
     tuned=tuple(sorted(WEIGHTS.glob("policy-*.safetensors"))),
+    untrained_policy=True,
 )
 
 
@@ -50,7 +50,6 @@ def is_current(bundle: Bundle) -> bool:
     files = {
         "transformer": CHECKPOINTS.transformer,
         "tokenizer": CHECKPOINTS.tokenizer,
-        "policy": WEIGHTS / "policy.safetensors",
         "config": CONFIG,
         **{f"tuned/{path.name}": path for path in CHECKPOINTS.tuned},
     }

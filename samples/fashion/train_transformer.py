@@ -3,8 +3,6 @@
 As MaskGIT (section 3.2) and AdaNAT train theirs: r is uniform, ``cos(π·r/2)`` of the tokens are
 masked at random positions, cross-entropy with label smoothing 0.1 on the masked ones, the class
 dropped with probability 0.15 for guidance; the weights kept are an exponential moving average.
-Also writes the untrained policy network, whose zero output layer makes it follow its residual
-schedule.
 
     python samples/fashion/train_transformer.py        # about 45 minutes on 2 cores
 """
@@ -24,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from training import WEIGHTS, Log, config, cosine_rate, save_weights
 
-from fewstep.export.models import PolicyNet, UViT, VQModel
+from fewstep.export.models import UViT, VQModel
 
 LABEL_SMOOTHING = 0.1
 CONDITION_DROPOUT = 0.15
@@ -132,6 +130,4 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    torch.manual_seed(arguments.seed)
-    save_weights(PolicyNet(**config("policy")), "policy")
     save_weights(train(arguments.steps, arguments.batch, arguments.seed), "transformer")

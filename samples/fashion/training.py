@@ -20,7 +20,7 @@ LOGS = FOLDER / "logs"
 
 
 def config(part: str) -> dict[str, Any]:
-    """The constructor arguments of ``transformer``, ``tokenizer`` or ``policy``."""
+    """The constructor arguments of ``transformer`` or ``tokenizer``."""
     arguments: dict[str, Any] = json.loads((FOLDER / "config.json").read_text())[part]
     return arguments
 

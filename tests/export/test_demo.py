@@ -22,20 +22,16 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def sample(tiny_checkpoints: Checkpoints, tmp_path: Path) -> Path:
-    """The tiny checkpoints in the layout of ``samples/fashion``, half precision."""
+    """The tiny checkpoints in the layout of ``samples/fashion``, half precision, no policy."""
     weights = tmp_path / "sample" / "weights"
     weights.mkdir(parents=True)
-    assert tiny_checkpoints.policy and tiny_checkpoints.config
-    prefix = "policy_old.actor."
+    assert tiny_checkpoints.config
     parts = {
         "transformer": checkpoint.read(tiny_checkpoints.transformer),
         "tokenizer": checkpoint.read(tiny_checkpoints.tokenizer)["state_dict"],
-        "policy": checkpoint.read(tiny_checkpoints.policy)["model"],
     }
     for name, state in parts.items():
-        half: dict[str, torch.Tensor] = {
-            key.removeprefix(prefix): value.half() for key, value in state.items()
-        }
+        half: dict[str, torch.Tensor] = {key: value.half() for key, value in state.items()}
         save_file(half, weights / f"{name}.safetensors")
     shutil.copy(tiny_checkpoints.config, weights.parent / "config.json")
     return weights.parent

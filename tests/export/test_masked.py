@@ -202,11 +202,24 @@ def test_external_data_gives_the_same_images(split_bundle: Path, tiny_bundle: Pa
 @pytest.mark.parametrize(
     ("family", "files", "message"),
     [
-        ("adanat", ABSENT, "family adanat needs a policy checkpoint"),
+        ("adanat", ABSENT, r"needs a policy checkpoint .--policy., or --untrained-policy"),
         (
             "maskgit",
             dataclasses.replace(ABSENT, policy=Path("absent/p.pth")),
             "family maskgit takes no policy checkpoint",
+        ),
+        *(
+            (
+                family,
+                dataclasses.replace(ABSENT, policy=Path("absent/p.pth"), untrained_policy=True),
+                "--policy and --untrained-policy exclude each other; pass one",
+            )
+            for family in ("adanat", "maskgit")
+        ),
+        (
+            "maskgit",
+            dataclasses.replace(ABSENT, tuned=(Path("absent/policy-4.safetensors"),)),
+            "--tuned-policy needs another policy: pass --untrained-policy too",
         ),
         ("maskgti", ABSENT, r"unknown family 'maskgti'; .* adanat, maskgit. Did you mean 'maskgit"),
         ("var", ABSENT, "unknown family 'var'; expected one of: adanat, maskgit"),

@@ -179,12 +179,3 @@ def test_names_must_differ(
     files = dataclasses.replace(tiny_checkpoints, tuned=paths)
     with pytest.raises(CheckpointError, match="different names, other than policy"):
         export_masked("adanat", files, tmp_path / "out")
-
-
-def test_a_family_without_policies_takes_no_tuned_one(
-    tiny_text_checkpoints: Checkpoints, tmp_path: Path
-) -> None:
-    path = _saved(tmp_path / "tuned.safetensors", _tuned(FixedPolicy(5)))
-    files = dataclasses.replace(tiny_text_checkpoints, tuned=(path,))
-    with pytest.raises(CheckpointError, match="needs family adanat .--tuned-policy"):
-        export_masked("maskgit", files, tmp_path / "out")

@@ -122,10 +122,11 @@ def test_sums_are_those_of_the_files(first: tuple[Path, list[str]]) -> None:
 def test_provenance_says_where_it_came_from(first: tuple[Path, list[str]]) -> None:
     provenance = json.loads((first[0] / "provenance.json").read_text())
     weights = ROOT / "samples" / "fashion" / "weights"
-    for name in ("transformer", "tokenizer", "policy"):
+    for name in ("transformer", "tokenizer"):
         digest = hashlib.sha256((weights / f"{name}.safetensors").read_bytes()).hexdigest()
         assert provenance["inputs"][name]["sha256"] == digest
     assert provenance["options"]["compute_capabilities"] == ["8.6", "8.9"]
+    assert provenance["options"]["untrained_policy"] is True
     assert len(provenance["engines"]) == 3
     assert "not run" in provenance["verified"]["what"]
     assert provenance["key"] == _run(*_with_out(first[0]), "--print-key").stdout.strip()
@@ -170,6 +171,10 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 Change = Callable[[list[str]], list[str]]
 
 
+def _without_policy(options: list[str]) -> list[str]:
+    return [each for each in options if each != "--untrained-policy"]
+
+
 def _other(option: str, *values: str) -> Change:
     """Other values of an option."""
 
@@ -182,10 +187,17 @@ def _other(option: str, *values: str) -> Change:
     return change
 
 
-def test_other_checkpoint_is_exported_again(artifact: Path, recorded: list[list[str]]) -> None:
-    other = _other("--config", str(ROOT / "pyproject.toml"))
-    script.main(other(_with_out(artifact)))
+@pytest.mark.parametrize(
+    "change",
+    [_other("--config", str(ROOT / "pyproject.toml")), _without_policy],
+    ids=["file", "policy"],
+)
+def test_other_checkpoint_is_exported_again(
+    artifact: Path, recorded: list[list[str]], change: Change
+) -> None:
+    script.main(change(_with_out(artifact)))
     assert recorded[0][:2] == ["export", "adanat"]
+    assert ("--untrained-policy" in recorded[0]) == (change is not _without_policy)
     assert recorded[-1][0] == "verify"
 
 
@@ -234,6 +246,7 @@ def test_source_is_noted_where_ci_tells_it(
         _other("--max-batch", "4"),
         _other("--compute-capability", "8.9"),
         _other("--config", str(ROOT / "pyproject.toml")),
+        _without_policy,
     ],
 )
 def test_key_depends_on_everything_but_the_folder(
@@ -271,10 +284,10 @@ def test_bf16_is_verified_in_fp32(recorded: list[list[str]], artifact: Path) -> 
 
 
 def test_absent_checkpoints_are_named_together(tmp_path: Path) -> None:
-    options = _other("--policy", "no-policy")(_other("--config", "no-config")(_with_out(tmp_path)))
-    done = _run(*options)
+    options = _other("--tokenizer", "no-vqgan")(_with_out(tmp_path))
+    done = _run(*_other("--config", "no-config")(options))
     assert done.returncode == 1
-    assert done.stderr == "error: no such file: no-policy, no-config\n"
+    assert done.stderr == "error: no such file: no-vqgan, no-config\n"
 
 
 def test_failing_command_ends_the_script(

@@ -1,8 +1,11 @@
 """The ``--config`` file: constructor arguments of models that are not a published size.
 
 A JSON object with the keys ``transformer``, ``tokenizer`` and ``policy``, each the official
-constructor's arguments, and optionally ``policy_residual`` (AdaNAT's ``heu``), ``name``,
-``class_names`` and ``defaults`` (what ``generate`` uses when nothing is said).
+constructor's arguments, and optionally ``policy_residual``, ``name``, ``class_names`` and
+``defaults`` (what ``generate`` uses when nothing is said).
+
+``policy_residual`` is AdaNAT's ``heu``: the heuristic schedule is added to the policy's actions.
+Left out, it is the official default, yes for text and no for classes; for an untrained policy yes.
 """
 
 from __future__ import annotations

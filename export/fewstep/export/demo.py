@@ -33,8 +33,8 @@ def run(sample: Path, out: Path, console: Console) -> None:
     """Run the demo.
 
     Args:
-        sample: folder with ``config.json``, ``weights/{transformer,tokenizer,policy}`` and, if
-            there are any, tuned policies ``weights/policy-*``.
+        sample: folder with ``config.json``, ``weights/{transformer,tokenizer}`` and, if there
+            are any, tuned policies ``weights/policy-*``.
         out: where ``bundle/``, the grids and the animation go.
         console: where progress and the closing table are shown.
 
@@ -66,7 +66,7 @@ def run(sample: Path, out: Path, console: Console) -> None:
 
 
 def sample_checkpoints(sample: Path) -> Checkpoints:
-    """The checkpoints of a trained sample's folder.
+    """The checkpoints of a trained sample's folder, with an untrained policy.
 
     Raises:
         CheckpointError: there is no trained sample.
@@ -75,9 +75,9 @@ def sample_checkpoints(sample: Path) -> Checkpoints:
     files = Checkpoints(
         transformer=weights / "transformer.safetensors",
         tokenizer=weights / "tokenizer.safetensors",
-        policy=weights / "policy.safetensors",
         config=sample / "config.json",
         tuned=tuple(sorted(weights.glob("policy-*.safetensors"))),
+        untrained_policy=True,
     )
     if not files.transformer.is_file():
         raise CheckpointError(

@@ -31,7 +31,7 @@ class EagerSampler:
     """The official sampling procedure for a class-conditional masked model.
 
     Args:
-        transformer: in evaluation mode.
+        transformer: in evaluation mode, on any device in any float type; sampling is in fp32.
         tokenizer: in evaluation mode.
         unconditional_id: the class id that means "no class".
     """
@@ -64,14 +64,17 @@ class EagerSampler:
 
     @torch.no_grad()
     def decide(self, class_ids: Tensor, parameters: Tensor) -> Tensor:
-        """Decide tokens ``[B, N]`` for ``class_ids [B]`` with ``parameters [T, 4]``."""
+        """Decide tokens ``[B, N]`` for ``class_ids [B]`` with ``parameters [T, 4]``.
+
+        ``class_ids`` are on the models' device, ``parameters`` on the CPU.
+        """
         n, mask_token = self._transformer.num_tokens, self._transformer.codebook_size
         nothing = torch.full_like(class_ids, self._unconditional)
-        tokens = torch.full((len(class_ids), n), mask_token)
+        tokens = torch.full((len(class_ids), n), mask_token, device=class_ids.device)
         conditional, _ = self._transformer(tokens, class_ids)
         for ratio, masking, sampling, guidance in parameters.tolist():
             unconditional, _ = self._transformer(tokens, nothing)
-            logits = conditional + guidance * (conditional - unconditional)
+            logits = (conditional + guidance * (conditional - unconditional)).float()
             known = tokens != mask_token
             # A temperature of 0 is the most likely code, which the smallest number gives too.
             probabilities = (logits / max(sampling, 1e-4)).softmax(-1).flatten(0, 1)

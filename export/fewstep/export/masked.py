@@ -53,11 +53,15 @@ class Checkpoints:
     Args:
         transformer: U-ViT state dict.
         tokenizer: VQGAN state dict.
-        policy: AdaNAT policy checkpoint; required by ``adanat``, refused by ``maskgit``.
+        policy: AdaNAT policy checkpoint; refused by ``maskgit``. ``adanat`` needs it, or an
+            untrained one.
         config: ``--config`` file; not needed for published sizes.
         unconditional_text: ``.npy`` with the text states of the empty text ``[L, D]``, for
             guidance in text-conditional models.
-        tuned: policies that ``fewstep calibrate policy`` wrote, oldest first; ``adanat`` only.
+        tuned: policies that ``fewstep calibrate policy`` wrote, oldest first, beside either.
+        untrained_policy: add a policy network as AdaNAT initialises it, in the place of
+            ``policy``; by default with the residual, so that it follows the heuristic schedule
+            until ``fewstep calibrate policy`` tunes it.
     """
 
     transformer: Path
@@ -66,6 +70,12 @@ class Checkpoints:
     config: Path | None = None
     unconditional_text: Path | None = None
     tuned: tuple[Path, ...] = ()
+    untrained_policy: bool = False
+
+    @property
+    def with_policy(self) -> bool:
+        """Whether there is a policy network, trained or not."""
+        return self.policy is not None or self.untrained_policy
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,8 @@ def export_masked(
     """Export a masked token model to a bundle at ``out``.
 
     Args:
-        family: ``adanat`` (with a policy network) or ``maskgit`` (fixed schedules only).
+        family: ``adanat`` (with a policy network) or ``maskgit`` (fixed schedules, and a policy
+            network if it is to be tuned here).
         checkpoints: the files.
         out: the bundle folder to make.
         overwrite: replace an existing folder once the new one is whole.
@@ -107,11 +118,7 @@ def export_masked(
     """
     if family not in FAMILIES:
         raise CheckpointError(choose("family", family, FAMILIES))
-    if (family == "adanat") != (checkpoints.policy is not None):
-        needs = "needs a policy checkpoint" if family == "adanat" else "takes no policy checkpoint"
-        raise CheckpointError(f"family {family} {needs} (--policy)")
-    if checkpoints.tuned and checkpoints.policy is None:
-        raise CheckpointError("a tuned policy needs family adanat (--tuned-policy)")
+    _check_policies(family, checkpoints)
     config = read_config(checkpoints.config)
     with replacing_folder(out, overwrite=overwrite, marker=MANIFEST_NAME) as folder:
         progress("reading checkpoints")
@@ -121,6 +128,7 @@ def export_masked(
             checkpoints.policy,
             config,
             checkpoints.tuned,
+            untrained_policy=checkpoints.untrained_policy,
         )
         model = _describe(models, config, checkpoints, folder)
         _check_defaults(model)
@@ -138,22 +146,45 @@ def export_masked(
     return Bundle.read(out)
 
 
+def _check_policies(family: str, files: Checkpoints) -> None:
+    if files.policy is not None and files.untrained_policy:
+        raise CheckpointError("--policy and --untrained-policy exclude each other; pass one")
+    if family == "adanat" and not files.with_policy:
+        raise CheckpointError(
+            "family adanat needs a policy checkpoint (--policy), or --untrained-policy"
+        )
+    if family == "maskgit" and files.policy is not None:
+        raise CheckpointError("family maskgit takes no policy checkpoint (--policy)")
+    if files.tuned and not files.with_policy:
+        raise CheckpointError("--tuned-policy needs another policy: pass --untrained-policy too")
+
+
 def load_models(
     transformer: Path,
     tokenizer: Path,
     policy: Path | None,
     config: ExportConfig,
     tuned: Sequence[Path] = (),
+    *,
+    untrained_policy: bool = False,
 ) -> Models:
-    """Load checkpoints that belong together.
+    """Load checkpoints that belong together, with a policy from a file, untrained, or none.
 
     Raises:
         CheckpointError: a file does not load, or the models do not fit each other.
     """
+    network = published.transformer(
+        _transformer_state(transformer), transformer, config.transformer
+    )
+    actor = None
+    if untrained_policy:
+        actor = published.untrained_policy(network, config.policy)
+    elif policy is not None:
+        actor = published.policy(_policy_state(policy), policy, config.policy)
     models = Models(
-        published.transformer(_transformer_state(transformer), transformer, config.transformer),
+        network,
         published.tokenizer(_tokenizer_state(tokenizer), tokenizer, config.tokenizer),
-        None if policy is None else published.policy(_policy_state(policy), policy, config.policy),
+        actor,
         tuple(load_tuned(path) for path in tuned),
     )
     _check_fit(models)
@@ -215,10 +246,13 @@ def _describe(
     transformer, side = models.transformer, round(models.transformer.num_tokens**0.5)
     policies: dict[str, PolicyInfo] = {}
     if models.policy is not None:
-        # The official default: residuals for CC3M (text), none for ImageNet (classes).
-        default = not transformer.class_conditional
-        residual = default if config.policy_residual is None else config.policy_residual
-        policies["policy"] = PolicyInfo(residual=residual)
+        # The official default: residuals for CC3M (text), none for ImageNet (classes). Without
+        # them an untrained policy would do the same at every step.
+        default = files.untrained_policy or not transformer.class_conditional
+        policies["policy"] = PolicyInfo(
+            residual=default if config.policy_residual is None else config.policy_residual,
+            untrained_seed=published.UNTRAINED_SEED if files.untrained_policy else None,
+        )
     policies |= {each.name: each.info for each in models.tuned}
     condition = _condition(transformer, config, files, folder)
     defaults = config.defaults
@@ -259,7 +293,7 @@ def _condition(
         )
     length, width = transformer.extras, transformer.context_width
     if files.unconditional_text is None:
-        if files.policy is not None:
+        if files.with_policy:
             raise CheckpointError(
                 "a policy always uses guidance, so a text-conditional model needs the states of "
                 f"the empty text too, a .npy array [{length}, {width}] (--unconditional-text)"

@@ -1,4 +1,4 @@
-"""The published models, recognised by the keys and shapes of their checkpoints.
+"""The published models, recognised by the keys and shapes of their checkpoints; and new policies.
 
 Configurations as in ``configs/`` of the official AdaNAT repository: ImageNet 256×256 (AdaNAT-L)
 and CC3M. Head count and text length leave no trace in the shapes, so other sizes need ``--config``.
@@ -6,6 +6,7 @@ and CC3M. Head count and text length leave no trace in the shapes, so other size
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from fewstep.export.models import PolicyNet, UViT, VQModel
 from fewstep.runtime.errors import CheckpointError
 
 Model = TypeVar("Model", bound=nn.Module)
+
+UNTRAINED_SEED = 0
+"""What the weights of an untrained policy are drawn from."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ POLICIES = (
     Published("AdaNAT-L policy, ImageNet", {"in_channels": 768, "hidden_size": 512}),
     Published("AdaNAT policy, CC3M", {"in_channels": 1152, "hidden_size": 512}),
 )
+_PUBLISHED_GRID = 16  # side, in tokens, of every published model
 TOKENIZERS = (
     Published(
         "MaskGIT VQGAN f16, 1024 codes",
@@ -74,6 +79,36 @@ def transformer(state: State, path: Path, arguments: Mapping[str, Any] | None) -
 def policy(state: State, path: Path, arguments: Mapping[str, Any] | None) -> PolicyNet:
     """Load a policy network, from ``arguments`` or as a published size."""
     return _load(PolicyNet, POLICIES, state, path, arguments)
+
+
+def untrained_policy(network: UViT, arguments: Mapping[str, Any] | None) -> PolicyNet:
+    """A policy network for a transformer as AdaNAT's training begins with it.
+
+    Its action is 0 in every state. Its other weights depend on the size alone: PyTorch's CPU
+    generator draws them from ``UNTRAINED_SEED``, and is then as it was.
+
+    Args:
+        network: the transformer.
+        arguments: the constructor's; ``None`` for a transformer of a published width and grid,
+            whose published policy they are taken from.
+
+    Raises:
+        CheckpointError: no size is known, or unknown arguments.
+    """
+    width, side = network.embed_dim, round(network.num_tokens**0.5)
+    if arguments is None and side == _PUBLISHED_GRID:
+        sizes = (entry.arguments for entry in POLICIES)
+        arguments = next((each for each in sizes if each["in_channels"] == width), None)
+    if arguments is None:
+        example = {"in_channels": width, "hidden_size": 512, "grid_size": side}
+        raise CheckpointError(
+            f"no published policy reads {width} features of {side}×{side} tokens; give the size of "
+            f"the untrained one in --config, such as {json.dumps({'policy': example})}"
+        )
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(UNTRAINED_SEED)
+        policy = _build(PolicyNet, arguments, "--untrained-policy", device="cpu")
+    return policy.eval().requires_grad_(False)
 
 
 def tokenizer(state: State, path: Path, arguments: Mapping[str, Any] | None) -> VQModel:
@@ -112,12 +147,18 @@ def _load(
     )
 
 
-def _build(kind: Callable[..., Model], arguments: Mapping[str, Any], path: Path) -> Model:
+def _build(
+    kind: Callable[..., Model],
+    arguments: Mapping[str, Any],
+    what: Path | str,
+    *,
+    device: str = "meta",
+) -> Model:
     try:
-        with torch.device("meta"):
+        with torch.device(device):
             return kind(**arguments)
     except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: the configuration does not build: {error}") from error
+        raise CheckpointError(f"{what}: the configuration does not build: {error}") from error
 
 
 def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> State:

@@ -19,6 +19,14 @@ def export_command(
     tokenizer: Annotated[Path, typer.Option(help="VQGAN tokenizer checkpoint.")],
     out_folder: Annotated[Path, typer.Option("--out", help="Bundle folder to make.")],
     policy: Annotated[Path | None, typer.Option(help="Policy checkpoint (adanat).")] = None,
+    untrained_policy: Annotated[
+        bool,
+        typer.Option(
+            "--untrained-policy",
+            help="Instead: a policy network as AdaNAT initialises it. It follows the heuristic "
+            "schedule until fewstep calibrate policy tunes it.",
+        ),
+    ] = False,
     tuned_policy: Annotated[
         list[Path] | None,
         typer.Option(help="What calibrate policy wrote; repeat for more, the newest last."),
@@ -34,7 +42,13 @@ def export_command(
     """Export an author's checkpoints to a bundle of ONNX graphs."""
     export = export_module()
     files = export.Checkpoints(
-        transformer, tokenizer, policy, config, unconditional_text, tuple(tuned_policy or ())
+        transformer,
+        tokenizer,
+        policy,
+        config,
+        unconditional_text,
+        tuple(tuned_policy or ()),
+        untrained_policy,
     )
     command = shlex.join(["fewstep", *sys.argv[1:]])
     with errors.status("starting") as status:

@@ -133,7 +133,7 @@ def checked(options: PolicyOptions, bundle: Bundle) -> tuple[str, str]:
     if not model.policies:
         raise BundleError(
             f"{bundle.path} has no policy graph, and its transformer gives no features; export it "
-            "again with one: fewstep export adanat … --policy FILE"
+            "again with one: fewstep export adanat … --policy FILE, or with --untrained-policy"
         )
     steps_of(model, options.steps)
     require_unconditional(model, True)

@@ -91,6 +91,11 @@ class PolicyNet(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
+        """As ``initialize_weights`` of the official class: Xavier-uniform, biases 0.
+
+        Exceptions: weights of the step embedding normal with deviation 0.02, convolutions as
+        PyTorch initialises them, and all of the modulations and of the output layer 0.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -98,7 +103,7 @@ class PolicyNet(nn.Module):
         for name, parameter in self.named_parameters():
             if name.startswith("t_embedder") and name.endswith("weight"):
                 nn.init.normal_(parameter, std=0.02)
-            # No output and no modulation: an untrained policy is exactly its residual schedule.
+            # So every action is 0: an untrained policy is exactly its residual schedule.
             if "adaLN_modulation" in name or name == "linear3.weight":
                 nn.init.zeros_(parameter)
 

@@ -1,0 +1,48 @@
+"""A policy for a MaskGIT checkpoint that has none: exported untrained, tuned, exported again."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from tests.calibration.policy.stand_ins import assert_same_weights, small_options
+
+from fewstep.calibration.policy.networks import actor_of
+from fewstep.calibration.policy.tune import tune
+from fewstep.export import Checkpoints, export_masked
+from fewstep.export.config import read_config
+from fewstep.export.masked import load_models
+from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.generator import Generator
+from fewstep.runtime.verify import verify
+
+
+def test_an_untrained_policy_is_tuned(
+    small_network: None, tiny_checkpoints: Checkpoints, data: Path, tmp_path: Path
+) -> None:
+    files = dataclasses.replace(tiny_checkpoints, policy=None, untrained_policy=True)
+    bundle = export_masked("maskgit", files, tmp_path / "bundle")
+    models = load_models(
+        files.transformer, files.tokenizer, None, read_config(files.config), untrained_policy=True
+    )
+    assert models.policy is not None
+    assert_same_weights(actor_of(bundle, "policy").state_dict(), models.policy.state_dict())
+
+    found = tune(small_options(bundle.path, data))
+    tuned = Bundle.read(bundle.path)
+    assert list(tuned.manifest.model.policies) == ["policy", found.name]
+    assert tuned.manifest.model.policies["policy"].untrained_seed == 0
+    assert (found.info.residual, found.info.untrained_seed) == (True, None)
+    changed = actor_of(tuned, found.name).state_dict()
+    assert not np.array_equal(changed["linear3.weight"], models.policy.linear3.weight)
+
+    files = dataclasses.replace(files, tuned=(found.work / f"{found.name}.safetensors",))
+    again = export_masked("maskgit", files, tmp_path / "again")
+    traces = []
+    for folder in (tuned, again):
+        with Generator.open(folder, threads=1) as generator:
+            assert verify(generator).passed
+            traces.append(generator.generate(class_ids=[0, 1], schedule="policy", steps=3).trace)
+    np.testing.assert_array_equal(traces[0].sampled, traces[1].sampled)
+    np.testing.assert_allclose(traces[0].parameters, traces[1].parameters, rtol=1e-6)
