@@ -126,6 +126,14 @@ def test_is_one_file_of_its_own(exported: tuple[Path, GraphInfo]) -> None:
     assert not any(tensor.external_data for tensor in initializers)
 
 
+def test_holds_no_path_of_the_machine(exported: tuple[Path, GraphInfo]) -> None:
+    """Its hash would depend on where fewstep is installed."""
+    content = exported[0].read_bytes()
+    for source in (onnx_graph.__file__, __file__, torch.__file__):
+        assert str(Path(source).parent).encode() not in content
+    assert b"stack_trace" not in content
+
+
 def test_runs_batches_that_the_export_did_not_try(exported: tuple[Path, GraphInfo]) -> None:
     path, info = exported
     random, device = np.random.default_rng(0), CpuDevice()
