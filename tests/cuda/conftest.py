@@ -1,16 +1,16 @@
 """What the CUDA tests need: a GPU, or the emulated driver standing in for one.
 
 Every test here runs on both. ``tests/emulated_cuda/test_suite.py`` runs this folder under the
-emulated driver in ``make test``; on a machine with a GPU, ``pytest -m gpu tests/cuda`` runs it on
-the GPU. Anywhere else it is skipped.
+emulated driver in ``make test``; ``make test-gpu`` and the GPU kit run it on a GPU. Anywhere else
+it is skipped. On both, the bundles' engines are ONNX Runtime on the host (``host_engine.py``).
 
-Bundles are exported once a session, or taken from the folder that ``FEWSTEP_TEST_BUNDLES`` names:
-the suite runs many sessions.
+Bundles are exported once a session, or taken from the folder that ``FEWSTEP_TEST_BUNDLES`` names,
+with their kernels if these fit: many sessions share them, and a GPU may have neither PyTorch nor
+NVRTC at hand.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import importlib.util
@@ -20,26 +20,26 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import numpy as np
 import pytest
+from tests.cuda.kernels import kernels_for
 
-from fewstep.build.engines import build_engines, target
-from fewstep.build.tensorrt_builder import build_here
-from fewstep.build.variants import add_variant
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.device.cuda import CudaDevice
 from fewstep.runtime.device.cuda_driver import compute_capability
 from fewstep.runtime.engine.compatibility import RTX_CAPABILITIES
 from fewstep.runtime.engine.tensorrt_api import MODULES
-from fewstep.runtime.errors import FewstepError
+from fewstep.runtime.errors import BundleError, FewstepError
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.kernels.compile import CompiledKernels, KernelCompiler
+from fewstep.runtime.kernels.compile import CompiledKernels
 from fewstep.runtime.kernels.cubins import add_kernels
-from fewstep.runtime.manifest import BuildOptions, EngineBackend, Precision
 from fewstep.runtime.result import Result
+
+if TYPE_CHECKING:
+    from fewstep.runtime.manifest import EngineBackend, Precision
 
 _TESTS = Path(__file__).parents[1]
 _EMULATED = "EMULATED_CUDA_KERNELS" in os.environ
@@ -86,8 +86,12 @@ def driver_report() -> Callable[[], dict[str, dict[str, int]]]:
 
 
 @pytest.fixture(scope="session")
-def live() -> Callable[[], dict[str, int]]:
-    """The driver's objects by kind, to compare; empty on a real GPU, whose driver does not tell."""
+def live(cubin: bytes) -> Callable[[], dict[str, int]]:
+    """The driver's objects by kind, to compare; empty on a real GPU, whose driver does not tell.
+
+    The process keeps the GPU's context once it was opened, so that is done before.
+    """
+    CudaDevice(cubin).close()
     return (lambda: _report()["live"]) if _EMULATED else dict
 
 
@@ -104,7 +108,18 @@ def _report() -> dict[str, dict[str, int]]:
 @pytest.fixture(scope="session")
 def kernels() -> CompiledKernels:
     """The kernels for the GPU at hand."""
-    return KernelCompiler().compile([compute_capability()])
+    return kernels_for(compute_capability(), _given_bundles())
+
+
+@pytest.fixture(scope="session")
+def foreign_kernels() -> CompiledKernels:
+    """The kernels for a GPU of another kind."""
+    other = "9.0" if compute_capability().startswith("12.") else "12.0"
+    return kernels_for(other, _given_bundles())
+
+
+def _given_bundles() -> Path | None:
+    return Path(os.environ[_BUNDLES]) if _BUNDLES in os.environ else None
 
 
 @pytest.fixture(scope="session")
@@ -158,7 +173,13 @@ def sample_cuda_bundle(cuda_bundle: Callable[[str], Path]) -> Path:
 
 def _exported(name: str, request: pytest.FixtureRequest) -> Path:
     if _BUNDLES in os.environ:
-        return Path(os.environ[_BUNDLES]) / name
+        path = Path(os.environ[_BUNDLES]) / name
+        try:
+            return Bundle.read(path).path
+        except BundleError as error:
+            if path.exists():
+                raise
+            pytest.skip(f"{error} (the sample's export needs torch)")
     if name != "sample":
         found: Path = request.getfixturevalue(f"{name.replace('-', '_')}_bundle")
         return found
@@ -175,11 +196,10 @@ def _exported(name: str, request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _engines() -> Iterator[None]:
-    """Engines that run under the emulated driver, wherever one is opened on its device."""
-    with contextlib.ExitStack() as stack:
-        if _EMULATED:
-            opens = _host_engine().open_engine
-            stack.enter_context(mock.patch("fewstep.runtime.engine.choice.open_engine", opens))
+    """Engines that run on the host, wherever one is opened on the device."""
+    from tests.cuda.host_engine import open_engine
+
+    with mock.patch("fewstep.runtime.engine.choice.open_engine", open_engine):
         yield
 
 
@@ -207,9 +227,18 @@ def on_cpu(tiny_cuda_bundle: Path) -> Iterator[Generator]:
 def assert_alike() -> Callable[[Result, Result], None]:
     """Assert that a result from the GPU is that of the CPU.
 
-    The emulated driver's engines are the CPU's, so the whole trace and the images have to be
-    equal there. A GPU's engines round differently, and a token that flips on a tie changes later
-    ones: 98 % of the tokens have to agree, and images of equal tokens within two grey levels.
+    The engines are the CPU's, and kernels give the same bits, so all has to be equal.
+    """
+    return _assert_equal
+
+
+@pytest.fixture(scope="session")
+def assert_close() -> Callable[[Result, Result], None]:
+    """The same for engines of the GPU's own.
+
+    They round differently, and a token that flips on a tie changes later ones: 98 % of the tokens
+    have to agree, and images of equal tokens within two grey levels. Those under the emulated
+    driver are the CPU's.
     """
     return _assert_equal if _EMULATED else _assert_close
 
@@ -231,15 +260,6 @@ def _assert_close(found: Result, expected: Result) -> None:
     assert np.abs(difference).max(initial=0) <= 2
 
 
-def _host_engine() -> ModuleType:
-    path = _TESTS / "emulated_cuda" / "host_engine.py"
-    spec = importlib.util.spec_from_file_location("host_engine", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 # --- TensorRT
 
 
@@ -254,10 +274,11 @@ def _backends() -> list[EngineBackend]:
 
 @pytest.fixture(scope="session", params=_backends())
 def backend(request: pytest.FixtureRequest, emulated: bool) -> EngineBackend:
-    """A backend whose module is there."""
+    """A backend whose module, or what stands in for it, is there."""
     name: EngineBackend = request.param
-    if not emulated and importlib.util.find_spec(MODULES[name]) is None:
-        pytest.skip(f"{MODULES[name]} is not installed")
+    needed = "onnx" if emulated else MODULES[name]
+    if importlib.util.find_spec(needed) is None:
+        pytest.skip(f"{name} is not here: there is no module {needed}")
     return name
 
 
@@ -268,6 +289,8 @@ def tensorrt_module(backend: EngineBackend, emulated: bool) -> Iterator[ModuleTy
         yield None
         return
     from tests.emulated_cuda.fake_tensorrt import installed, make
+
+    from fewstep.build.tensorrt_builder import build_here
 
     version = "10.3.0" if backend == "tensorrt" else "1.7.1.116"
     # A process of the builder's own would import the real module.
@@ -288,6 +311,8 @@ def journal(tensorrt_module: Any) -> Callable[[str], list[Any]]:
 @pytest.fixture(scope="session")
 def built(backend: EngineBackend, tensorrt_module: object) -> Callable[..., Path]:
     """Builds engines into a bundle: precision and what the profiles are tuned for."""
+    from fewstep.build.engines import build_engines, target
+    from fewstep.runtime.manifest import BuildOptions
 
     def build(path: Path, precision: Precision, *opt_batch: int) -> Path:
         options = BuildOptions(max_batch=ENGINES_MAX_BATCH, opt_batch=opt_batch or (1,))
@@ -305,6 +330,8 @@ def engine_bundle(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """The tiny bundle with engines in fp16 and, built last, fp32 with two profiles."""
+    from fewstep.build.variants import add_variant
+
     copy = shutil.copytree(tiny_cuda_bundle, tmp_path_factory.mktemp(backend) / "tiny")
     add_variant(Bundle.read(copy), "fp16")
     built(copy, "fp16")

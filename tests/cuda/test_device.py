@@ -7,7 +7,6 @@ do not fit, and views of rows.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import threading
 import time
@@ -189,14 +188,14 @@ def test_a_thread_with_a_generator_of_its_own_still_cannot_use_or_close_another(
 
 
 def test_generators_in_several_threads_do_not_disturb_each_other(
-    open_cuda: Open, on_cuda: Generator, tiny_cuda_bundle: Path, live: Counts, emulated: bool
+    open_cuda: Open, on_cuda: Generator, tiny_cuda_bundle: Path, live: Counts
 ) -> None:
-    """In turn under the emulated driver: pycuda keeps Python's lock while it frees memory, which
-    waits for the engines of all threads, which need Python's lock there."""
+    """In turn: pycuda keeps Python's lock while it frees memory, which waits for the engines of
+    all threads, which need that lock here."""
     requests = [_REQUEST | {"seed": seed} for seed in range(3)]
     expected = [on_cuda.generate(**request).tokens for request in requests]
     before, found = live(), [list[Any]() for _ in requests]
-    turn = threading.Lock() if emulated else contextlib.nullcontext()
+    turn = threading.Lock()
 
     def work(index: int) -> None:
         with turn:

@@ -2,25 +2,26 @@
 
 Covered: one launch a generation and nothing beside it; replays with other seeds, classes and
 parameters; stage times from events in the graph; engines that cannot be captured; sequences that
-fail or wait while they are captured.
+fail or wait while they are on_cuda.
 
-On a real GPU, ONNX Runtime's engines may allocate while they run, so that its plans are not
-captured: tests of plans are skipped there. Those of the device's own sequences run everywhere.
+Engines are ONNX Runtime on the host (``host_engine.py``): copies and a host node of the graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fewstep.runtime.device import BufferSpec
+from fewstep.runtime.device import Buffer, BufferSpec
 from fewstep.runtime.device.cuda import CudaDevice, CudaReplay
 from fewstep.runtime.device.cuda_driver import load_bindings
 from fewstep.runtime.device.cuda_graph import CudaGraph
 from fewstep.runtime.device.cuda_memory import CudaWorkspace
+from fewstep.runtime.engine import BoundEngine
 from fewstep.runtime.errors import DeviceError, EngineError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.plan import PlanKey
@@ -39,16 +40,8 @@ _SPECS = {
 
 
 @pytest.fixture
-def captured(on_cuda: Generator) -> Generator:
-    """The tiny bundle on the GPU, with engines that can be captured."""
-    if not on_cuda.decoder.capturable:
-        pytest.skip("ONNX Runtime's engines on a GPU are not captured; run tests/emulated_cuda")
-    return on_cuda
-
-
-@pytest.fixture
 def totals(
-    captured: Generator, driver_report: Callable[[], dict[str, dict[str, int]]]
+    on_cuda: Generator, driver_report: Callable[[], dict[str, dict[str, int]]]
 ) -> Callable[[], dict[str, int]]:
     """What the driver was asked for so far."""
     return lambda: driver_report()["totals"]
@@ -60,8 +53,8 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[CudaReplay]:
     made: list[CudaReplay] = []
     capture = CudaDevice.capture
 
-    def counted(device: CudaDevice, sequence: Callable[[], None]) -> CudaReplay:
-        made.append(capture(device, sequence))
+    def counted(device: CudaDevice, sequence: Callable[[], None], **options: Any) -> CudaReplay:
+        made.append(capture(device, sequence, **options))
         return made[-1]
 
     monkeypatch.setattr(CudaDevice, "capture", counted)
@@ -82,17 +75,21 @@ def workspace(device: CudaDevice) -> Iterator[CudaWorkspace]:
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("policy", [None, "policy"])
 def test_a_graph_is_the_documented_sequence_and_nothing_else(
-    captured: Generator, steps: int, guided: bool, policy: str | None
+    on_cuda: Generator, steps: int, guided: bool, policy: str | None
 ) -> None:
-    """No host copies between the steps; the emulated driver's engines are ``host`` nodes."""
-    device = captured.device
+    """One copy each way, and one of the tokens (and the step) to what the engines are bound to."""
+    device = on_cuda.device
     assert isinstance(device, CudaDevice)
     copy = [] if device.integrated else ["memcpy"]
-    act = ["host", "policy_parameters"] if policy else []
-    step = ["host", *act, "sample_tokens_float", "remask"]
-    end = ["host", "to_pixels_float"]
-    plan = captured.decoder.plan(PlanKey(2, steps, guided=guided, policy=policy))
+    act = ["memcpy", *_engine(2, 1), "policy_parameters"] if policy else []
+    step = ["memcpy", *_engine(2, 2), *act, "sample_tokens_float", "remask"]
+    end = [*_engine(1, 1), "to_pixels_float"]
+    plan = on_cuda.decoder.plan(PlanKey(2, steps, guided=guided, policy=policy))
     assert _nodes(plan._replay) == [*copy, "initial_tokens", *(step * steps), *end, *copy]
+
+
+def _engine(inputs: int, outputs: int) -> list[str]:
+    return ["memcpy"] * inputs + ["host"] + ["memcpy"] * outputs
 
 
 def test_copies_and_kernels_of_a_sequence_become_nodes(
@@ -109,10 +106,10 @@ def test_copies_and_kernels_of_a_sequence_become_nodes(
 
 @pytest.mark.parametrize("schedule", ["cosine", "policy"])
 def test_a_generation_is_one_graph_launch_and_nothing_beside_it(
-    captured: Generator, totals: Counts, monkeypatch: pytest.MonkeyPatch, schedule: str
+    on_cuda: Generator, totals: Counts, monkeypatch: pytest.MonkeyPatch, schedule: str
 ) -> None:
     request: dict[str, Any] = {"class_ids": [1, 2], "schedule": schedule, "steps": 5}
-    captured.generate(**request)
+    on_cuda.generate(**request)
     launches: list[CudaGraph] = []
     launch = CudaGraph.launch
 
@@ -122,7 +119,7 @@ def test_a_generation_is_one_graph_launch_and_nothing_beside_it(
 
     monkeypatch.setattr(CudaGraph, "launch", counted)
     before = totals()
-    captured.generate(**request, seed=9)
+    on_cuda.generate(**request, seed=9)
     used = {name: value - before[name] for name, value in totals().items()}
     assert len(launches) == used["graph_launches"] == 1
     outside = ("kernel_launches", "copies", "memsets", "host_functions")
@@ -132,12 +129,12 @@ def test_a_generation_is_one_graph_launch_and_nothing_beside_it(
 
 
 def test_images_beyond_max_batch_are_further_launches_of_the_same_graph(
-    captured: Generator, totals: Counts
+    on_cuda: Generator, totals: Counts
 ) -> None:
     request: dict[str, Any] = {"class_ids": [0] * 8, "steps": 2}
-    captured.generate(**request)
+    on_cuda.generate(**request)
     before = totals()
-    captured.generate(**request)
+    on_cuda.generate(**request)
     assert totals()["graph_launches"] - before["graph_launches"] == 2
     assert totals()["kernel_launches"] == before["kernel_launches"]
 
@@ -145,12 +142,12 @@ def test_images_beyond_max_batch_are_further_launches_of_the_same_graph(
 @pytest.mark.parametrize("schedule", ["cosine", "policy"])
 def test_replays_with_other_inputs_are_what_a_fresh_generator_gives(
     open_cuda: Open,
-    captured: Generator,
+    on_cuda: Generator,
     captures: list[CudaReplay],
     assert_alike: Alike,
     schedule: str,
 ) -> None:
-    path = captured.bundle.path
+    path = on_cuda.bundle.path
     requests = list(_requests(schedule))
     fresh = []
     for request in requests:
@@ -199,33 +196,33 @@ def test_a_closed_replay_leaves_no_graph(
     + [("policy", {"transformer", "policy", "sampling", "decoder"}, 10)],
 )
 def test_profiled_stages_are_events_in_the_graph(
-    open_cuda: Open, captured: Generator, schedule: str, stages: set[str], spans: int
+    open_cuda: Open, on_cuda: Generator, schedule: str, stages: set[str], spans: int
 ) -> None:
     key = PlanKey(2, 3, guided=True, policy="policy" if schedule == "policy" else None)
-    with open_cuda(captured.bundle.path, profile=True) as generator:
+    with open_cuda(on_cuda.bundle.path, profile=True) as generator:
         nodes = _nodes(generator.decoder.plan(key)._replay)
         assert generator.device.timings() == {}  # of the trial run before the capture
         for _ in range(2):
             taken = generator.generate(class_ids=[0, 1], steps=3, schedule=schedule).timings_ms
     assert nodes.count("event_record") == 2 * spans
-    plain = _nodes(captured.decoder.plan(key)._replay)
+    plain = _nodes(on_cuda.decoder.plan(key)._replay)
     assert [node for node in nodes if node != "event_record"] == plain
     assert set(taken) == stages | {"other", "total"}
     _assert_times_add_up(taken)
 
 
-def test_without_profiling_the_graph_is_timed_as_a_whole(captured: Generator) -> None:
+def test_without_profiling_the_graph_is_timed_as_a_whole(on_cuda: Generator) -> None:
     for _ in range(2):  # the first run's own time is not that of making the plan
-        taken = captured.generate(class_ids=[0, 1, 2], steps=6).timings_ms
+        taken = on_cuda.generate(class_ids=[0, 1, 2], steps=6).timings_ms
         assert set(taken) == {"device", "other", "total"}
         _assert_times_add_up(taken)
 
 
 @pytest.mark.parametrize("profile", [False, True])
 def test_times_of_several_batches_are_added(
-    open_cuda: Open, captured: Generator, live: Counts, profile: bool
+    open_cuda: Open, on_cuda: Generator, live: Counts, profile: bool
 ) -> None:
-    with open_cuda(captured.bundle.path, profile=profile, max_batch=2) as generator:
+    with open_cuda(on_cuda.bundle.path, profile=profile, max_batch=2) as generator:
         request: dict[str, Any] = {"class_ids": [0] * 10, "steps": 8}
         generator.generate(**request)
         before = live()
@@ -282,16 +279,28 @@ def test_a_profiled_generator_outlives_an_engine_that_failed(
     with open_cuda(on_cuda.bundle.path, profile=True) as generator:
         for engine in generator.engines.values():
             engine.capturable = capturable and engine.capturable  # type: ignore[misc]
-        with monkeypatch.context() as patch, pytest.raises(EngineError, match="broken"):
-            patch.setattr(generator.engines[name], "enqueue", _broken)
+        monkeypatch.setattr(generator.engines[name], "bind", _failing_once(generator, name))
+        with pytest.raises(EngineError, match="broken"):
             generator.generate(**request)
         found = generator.generate(**request)
     assert (found.tokens == expected).all()
     assert live() == before
 
 
-def _broken(bindings: object) -> None:
-    raise EngineError("broken")
+def _failing_once(generator: Generator, name: str) -> Callable[..., BoundEngine]:
+    bind, failures = generator.engines[name].bind, ["broken"]
+
+    def bind_failing(bindings: Mapping[str, Buffer]) -> BoundEngine:
+        bound = bind(bindings)
+
+        def run() -> None:
+            if failures:
+                raise EngineError(failures.pop())
+            bound.run()
+
+        return replace(bound, run=run)
+
+    return bind_failing
 
 
 # --- sequences that fail

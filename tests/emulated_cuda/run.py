@@ -24,6 +24,7 @@ KERNELS = ROOT / "runtime" / "fewstep" / "runtime" / "kernels" / "kernels.cu"
 SETTINGS = (
     "architecture",
     "fail_after_launches",
+    "fail_with",
     "integrated",
     "log",
     "memory_mb",
@@ -93,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--integrated", action="store_true", default=None, help="as on a Jetson")
     parser.add_argument("--memory-mb", type=int, help="device memory")
     parser.add_argument("--fail-after-launches", type=int, help="then lose the context")
+    parser.add_argument("--fail-with", type=int, help="and this error, by number")
     parser.add_argument("--report", type=Path, help="file for what was left and done")
     parser.add_argument("--log", action="store_true", default=None, help="print every call")
     parser.add_argument("command", nargs="+")

@@ -69,7 +69,7 @@ def test_writes_into_the_bound_buffers(split: TorchEngine) -> None:
     rows, sums = np.full((2, 3), np.nan, np.float32), np.full(2, np.nan, np.float32)
     inputs = {"ids": np.ones((2, 3), np.int32), "x": np.ones((2, 3), np.float32)}
     bound = {name: CpuBuffer(value) for name, value in (inputs | {"rows": rows}).items()}
-    split.enqueue(bound | {"sums": CpuBuffer(sums)})
+    split.bind(bound | {"sums": CpuBuffer(sums)}).run()
     np.testing.assert_array_equal(rows, np.ones((2, 3)))
     np.testing.assert_array_equal(sums, [3, 3])
 

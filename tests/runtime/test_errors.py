@@ -15,6 +15,7 @@ _STANDARD = {
     "ExportError": RuntimeError,
     "EngineError": RuntimeError,
     "DeviceError": RuntimeError,
+    "DeviceLostError": RuntimeError,
     "OutOfMemoryError": RuntimeError,
     "CalibrationError": ValueError,
     "MissingDependencyError": ImportError,
@@ -40,8 +41,9 @@ def test_the_table_above_names_every_error() -> None:
     assert defined == {*_STANDARD, "FewstepError"}
 
 
-def test_out_of_memory_is_a_trouble_of_the_device() -> None:
+def test_out_of_memory_and_a_lost_gpu_are_troubles_of_the_device() -> None:
     assert issubclass(errors.OutOfMemoryError, errors.DeviceError)
+    assert issubclass(errors.DeviceLostError, errors.DeviceError)
 
 
 def test_missing_names_package_and_extra() -> None:

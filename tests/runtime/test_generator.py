@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.device import Buffer
 from fewstep.runtime.device.cpu import CpuDevice
+from fewstep.runtime.engine import BoundEngine
 from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import BundleError, DeviceError, RequestError
 from fewstep.runtime.generator import Generator
@@ -363,7 +365,7 @@ def test_a_generator_in_use_refuses_another_thread(tiny_bundle: Path) -> None:
     """The second call comes from inside the first one's engine, on another thread."""
     refused: list[BaseException] = []
     with Generator.open(tiny_bundle, threads=1) as generator:
-        enqueue = generator.engines["decoder"].enqueue
+        bind = generator.engines["decoder"].bind
 
         def intrude() -> None:
             try:
@@ -371,14 +373,16 @@ def test_a_generator_in_use_refuses_another_thread(tiny_bundle: Path) -> None:
             except DeviceError as error:
                 refused.append(error)
 
-        def slow(bindings: Mapping[str, Buffer]) -> None:
+        def slow(bound: BoundEngine) -> None:
             thread = threading.Thread(target=intrude)
             thread.start()
             thread.join()
-            enqueue(bindings)
+            bound.run()
 
-        generator.engines["decoder"].enqueue = slow  # type: ignore[method-assign]
-        generator.generate(class_ids=[0], steps=1)
-        generator.engines["decoder"].enqueue = enqueue  # type: ignore[method-assign]
+        def bind_slow(bindings: Mapping[str, Buffer]) -> BoundEngine:
+            bound = bind(bindings)
+            return replace(bound, run=lambda: slow(bound))
+
+        generator.engines["decoder"].bind = bind_slow  # type: ignore[method-assign]
         assert generator.generate(class_ids=[0], steps=1).tokens.shape == (1, 16)
     assert "in use by another thread" in str(refused[0])

@@ -85,7 +85,7 @@ def test_total_of_a_plan_counted_by_hand(tiny_bundle: Path) -> None:
     """2 images of 16 tokens of 24 codes, 32 features, 3 steps, guidance: 4 rows per pass."""
     memory = plan_memory(Bundle.read(tiny_bundle), batch=2, steps=3)
     inputs = 4 * 4 + 2 * 8 + 2 * 16 * (4 + 1) + 3 * 2 * 4 * 4 + 4
-    tokens = 4 * 4 * 16 * 4 + 3 * 2 * 16 * 4 + 2 * 16 * 4
+    tokens = 4 * 4 * 16 * 4 + 3 * 2 * 16 * 4 + 2 * 16 * 4 + 4 * 16 * 4
     passes = 4 * 16 * 24 * 4 + 4 * 16 * 32 * 4
     images = 2 * 3 * 8 * 8 * (4 + 1)
     assert memory.total_bytes == inputs + tokens + passes + images
@@ -112,8 +112,8 @@ def test_external_weights_count_once(tiny_bundle: Path) -> None:
 def test_a_policy_adds_its_buffers_and_changes_no_other(tiny_bundle: Path) -> None:
     bundle = Bundle.read(tiny_bundle)
     fixed, policy = (plan_memory(bundle, batch=2, schedule=name) for name in ("cosine", "policy"))
-    assert policy.buffers.keys() - fixed.buffers.keys() == {"step_ids", "action"}
-    assert policy.total_bytes - fixed.total_bytes == 8 * 2 * 4 + 2 * 4 * 4
+    assert policy.buffers.keys() - fixed.buffers.keys() == {"step_ids", "policy_step", "action"}
+    assert policy.total_bytes - fixed.total_bytes == 8 * 2 * 4 + 2 * 4 + 2 * 4 * 4
     assert (fixed.key.policy, policy.key.policy) == (None, "policy")
     assert policy.shared == fixed.shared
 
@@ -197,7 +197,7 @@ def test_plan_memory_is_json(tiny_bundle: Path, schedule: str) -> None:
         "shape": [4, 4, 16],
         "dtype": "int32",
         "role": "output",
-        "aligned_rows": True,
+        "aligned_rows": False,
         "bytes": 1024,
     }
     assert _sums(data["buffers"]) == (data["total_bytes"], data["shared_bytes"])

@@ -28,7 +28,7 @@ from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.kernels.philox import uniforms
-from fewstep.runtime.masked import Decoded, MaskedPlan
+from fewstep.runtime.masked_plan import Decoded, MaskedPlan
 from fewstep.runtime.plan import PlanKey
 
 _TOKENS, _CODES, _MASK, _NO_CLASS = 16, 24, 24, 5

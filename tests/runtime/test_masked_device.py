@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import numpy.typing as npt
 import pytest
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import Array, Buffer, BufferSpec, Direct
+from fewstep.runtime.device import Array, Buffer, BufferSpec, Direct, Workspace
 from fewstep.runtime.device.cpu import CpuDevice, CpuWorkspace
+from fewstep.runtime.engine import BoundEngine
 from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import EngineError
 from fewstep.runtime.generator import Generator
@@ -60,10 +62,23 @@ class _Queue(CpuDevice):
         run = super().launch
         self.enqueue(lambda: run(kernel, **arguments))
 
-    def capture(self, sequence: Work) -> Direct:
-        """Run once, then keep what the sequence enqueues; a replay runs no line of it again."""
-        sequence()
-        self.synchronize()
+    def copy(self, target: Buffer, source: Buffer) -> None:
+        run = super().copy
+        self.enqueue(lambda: run(target, source))
+
+    def capture(
+        self,
+        sequence: Work,
+        *,
+        warm_up: int = 1,
+        ready: Callable[[], None] = lambda: None,
+        workspace: Workspace | None = None,
+    ) -> Direct:
+        """Run first, then keep what the sequence enqueues; a replay runs no line of it again."""
+        for _ in range(warm_up):
+            sequence()
+            self.synchronize()
+        ready()
         self._capturing = True
         sequence()
         self._capturing = False
@@ -120,6 +135,8 @@ class _Apart(CpuWorkspace):
 class _Queued:
     """An engine whose work is queued on the device."""
 
+    warm_up = 1
+
     def __init__(self, engine: OnnxRuntimeEngine, device: _Queue, *, capturable: bool) -> None:
         self._engine, self._device, self.capturable = engine, device, capturable
 
@@ -135,12 +152,9 @@ class _Queued:
     def outputs(self) -> Mapping[str, TensorInfo]:
         return self._engine.outputs
 
-    def enqueue(self, bindings: Mapping[str, Buffer]) -> None:
-        bound = dict(bindings)
-        self._device.enqueue(lambda: self._engine.enqueue(bound))
-
-    def trim(self) -> None:
-        self._engine.trim()
+    def bind(self, bindings: Mapping[str, Buffer]) -> BoundEngine:
+        bound = self._engine.bind(bindings)
+        return replace(bound, run=lambda: self._device.enqueue(bound.run))
 
     def close(self) -> None:
         self._engine.close()

@@ -8,7 +8,7 @@ it; and what a run on a captured plan repeats.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ import numpy.typing as npt
 import pytest
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import Buffer, Direct
+from fewstep.runtime.device import Buffer, Direct, Workspace
 from fewstep.runtime.device.cpu import CpuDevice, host_array
-from fewstep.runtime.engine import Engine
+from fewstep.runtime.engine import BoundEngine, Engine
 from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import EngineError
 from fewstep.runtime.generator import Generator
@@ -37,6 +37,10 @@ class Counting:
     spoil: Callable[[npt.NDArray[Any]], None] | None = None
     closed: int = 0
     capturable: bool = True
+    warm_up: int = 1
+    ready: bool = True
+    open: int = 0
+    asked_ready_after: list[int] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -50,15 +54,27 @@ class Counting:
     def outputs(self) -> Mapping[str, TensorInfo]:
         return self.engine.outputs
 
-    def enqueue(self, bindings: Mapping[str, Buffer]) -> None:
+    def bind(self, bindings: Mapping[str, Buffer]) -> BoundEngine:
         assert len({buffer.shape[0] for buffer in bindings.values()}) == 1
-        self.batches.append(next(iter(bindings.values())).shape[0])
-        self.engine.enqueue(bindings)
-        if self.spoil is not None:
-            self.spoil(host_array(bindings[next(iter(self.outputs))]))
+        bound = self.engine.bind(bindings)
 
-    def trim(self) -> None:
-        self.engine.trim()
+        def run() -> None:
+            self.batches.append(next(iter(bindings.values())).shape[0])
+            bound.run()
+            if self.spoil is not None:
+                self.spoil(host_array(bindings[next(iter(self.outputs))]))
+
+        def require() -> None:
+            self.asked_ready_after.append(len(self.batches))
+            if not self.ready:
+                raise EngineError("not now")
+
+        def close() -> None:
+            self.open -= 1
+            bound.close()
+
+        self.open += 1
+        return replace(bound, run=run, require_capturable=require, close=close)
 
     def close(self) -> None:
         self.closed += 1
@@ -161,15 +177,24 @@ def test_nan_from_an_engine_is_reported_and_not_remembered(
 
 
 class _Capturing(CpuDevice):
-    """Runs a captured sequence once on the way, as CUDA does, and counts captures and replays."""
+    """Runs a captured sequence on the way, as CUDA does, and counts runs, captures, replays."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.captured, self.replayed, self.waited = 0, 0, 0
+        self.captured, self.replayed, self.waited, self.warmed_up = 0, 0, 0, 0
 
-    def capture(self, sequence: Callable[[], None]) -> Direct:
-        self.captured += 1
-        sequence()
+    def capture(
+        self,
+        sequence: Callable[[], None],
+        *,
+        warm_up: int = 1,
+        ready: Callable[[], None] = lambda: None,
+        workspace: Workspace | None = None,
+    ) -> Direct:
+        for _ in range(warm_up):
+            sequence()
+        ready()
+        self.captured, self.warmed_up = self.captured + 1, self.warmed_up + warm_up
 
         def replay() -> None:
             self.replayed += 1
@@ -197,6 +222,35 @@ def test_a_plan_is_captured_once_and_replayed_by_every_run(
         expected = generator.generate(class_ids=[1, 4, 2, 3], seed=8, **request)
     np.testing.assert_array_equal(found.trace.tokens, expected.trace.tokens)
     np.testing.assert_array_equal(found.images, expected.images)
+
+
+@pytest.mark.parametrize("graph", _GRAPHS)
+def test_the_engine_that_needs_most_runs_before_a_capture_gets_them(
+    tiny_bundle: Path, engines: dict[str, Counting], graph: str
+) -> None:
+    """TensorRT-RTX needs three; every binding of the plan is asked just before the capture."""
+    device, runs = _Capturing(), 3
+    engines[graph].warm_up = runs
+    with _open(tiny_bundle, engines, device) as generator:
+        generator.generate(class_ids=[0, 1], steps=2, schedule="policy")
+        assert device.warmed_up == runs
+    ready = {name: engine.asked_ready_after for name, engine in engines.items()}
+    assert ready["decoder"] == [runs]
+    assert ready["policy"] == [2 * runs]  # a run of two steps
+    assert ready["transformer"] == [2 * runs + 1] * 2  # as first and as guided pass; the kept one
+
+
+@pytest.mark.parametrize("graph", _GRAPHS)
+def test_an_engine_that_is_not_ready_to_be_captured_is_told_of_and_asked_again(
+    tiny_bundle: Path, engines: dict[str, Counting], graph: str
+) -> None:
+    with _open(tiny_bundle, engines, _Capturing()) as generator:
+        engines[graph].ready = False
+        with pytest.raises(EngineError, match="not now"):
+            generator.generate(class_ids=[0, 1], steps=2, schedule="policy")
+        engines[graph].ready = True
+        generator.generate(class_ids=[0, 1], steps=2, schedule="policy")
+    assert engines[graph].open == 0
 
 
 @pytest.mark.parametrize("graph", _GRAPHS)

@@ -8,6 +8,7 @@ be made, whatever failed; and what happens when memory runs out.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from hypothesis import strategies as st
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.device import Buffer, BufferSpec, Direct
 from fewstep.runtime.device.cpu import CpuDevice, CpuWorkspace
+from fewstep.runtime.engine import BoundEngine
 from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import DeviceError, EngineError, OutOfMemoryError
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.masked import MAX_PLANS, MaskedDecoder, MaskedPlan
+from fewstep.runtime.masked import MAX_PLANS, MaskedDecoder
+from fewstep.runtime.masked_plan import MaskedPlan
 from fewstep.runtime.plan import PlanKey, first_pass_buffers, plan_buffers
 from fewstep.runtime.schedule import Schedule
 
@@ -52,6 +55,12 @@ class _Replay(Direct):
         self._ledger = ledger
         ledger.replays.append(self)
 
+    def __call__(self) -> None:
+        if self._ledger.late:
+            self._ledger.late -= 1
+            raise OutOfMemoryError("no room to launch")
+        super().__call__()
+
     def close(self) -> None:
         if self in self._ledger.replays:
             self._ledger.replays.remove(self)
@@ -66,6 +75,7 @@ class _Ledger(CpuDevice):
         self.replays: list[_Replay] = []
         self.room, self.peak, self.asked = room, 0, 0
         self.failure: BaseException | None = None
+        self.late = 0  # launches that run out of memory
 
     @property
     def used(self) -> int:
@@ -81,7 +91,7 @@ class _Ledger(CpuDevice):
             raise OutOfMemoryError(f"no room for {_bytes(specs)} bytes")
         return _Entry(self, specs)
 
-    def capture(self, sequence: Callable[[], None]) -> Direct:
+    def capture(self, sequence: Callable[[], None], **_: Any) -> Direct:
         if self.failure is not None:
             raise self.failure
         return _Replay(self, sequence)
@@ -266,11 +276,16 @@ class _Broken:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def enqueue(self, bindings: Mapping[str, Buffer]) -> None:
-        self.failures -= 1
-        if self.failures >= 0:
-            raise EngineError("broken")
-        self._engine.enqueue(bindings)
+    def bind(self, bindings: Mapping[str, Buffer]) -> BoundEngine:
+        bound: BoundEngine = self._engine.bind(bindings)
+
+        def run() -> None:
+            self.failures -= 1
+            if self.failures >= 0:
+                raise EngineError("broken")
+            bound.run()
+
+        return replace(bound, run=run)
 
 
 @pytest.mark.parametrize("failure", [DeviceError("no capture"), KeyboardInterrupt()])
@@ -320,6 +335,25 @@ def test_out_of_memory_drops_the_other_plans_and_tries_once_more(generator: Gene
     assert device.open == [plan.workspace]
     assert len(device.replays) == 1
     assert decoder.plan(_key(4)) is plan
+
+
+def test_out_of_memory_as_a_plan_is_launched_drops_the_other_plans_too(
+    generator: Generator,
+) -> None:
+    """A driver may allocate as late as that."""
+    device = _Ledger()
+    decoder = _decoder(generator, device)
+    kept, late = decoder.plan(_key(2)), decoder.plan(_key(3))
+    device.late = 1
+    inputs = np.zeros(1, np.int32), np.zeros(1, np.uint64), Schedule().parameters(3, 16)
+    expected = decoder.run(_key(3), *inputs)
+    assert kept.workspace not in device.open and late.workspace not in device.open
+    assert [entry.bytes for entry in device.open] == [_size(generator, _key(3))]
+    assert (decoder.run(_key(3), *inputs).tokens == expected.tokens).all()
+    device.late = 1
+    with pytest.raises(OutOfMemoryError):  # no other plan is left to drop
+        decoder.run(_key(3), *inputs)
+    decoder.run(_key(3), *inputs)
 
 
 def test_what_does_not_even_fit_alone_is_an_error_and_the_decoder_goes_on(

@@ -39,6 +39,7 @@ _TABLE: Table = {
     "tokens": ((6, 3, 16), "int32", "output"),
     "sampled": ((5, 3, 16), "int32", "output"),
     "pixels": ((3, 8, 8, 3), "uint8", "output"),
+    "transformer_tokens": ((3, 16), "int32", "internal"),
     "confidence": ((3, 16), "float32", "internal"),
     "logits": ((3, 16, 24), "float32", "internal"),
     "features": ((3, 16, 32), "float32", "internal"),
@@ -47,12 +48,14 @@ _TABLE: Table = {
 _GUIDED: Table = _TABLE | {
     "condition": ((6,), "int32", "input"),
     "tokens": ((6, 6, 16), "int32", "output"),
+    "transformer_tokens": ((6, 16), "int32", "internal"),
     "logits": ((6, 16, 24), "float32", "internal"),
     "features": ((6, 16, 32), "float32", "internal"),
 }
 _POLICY: Table = {
     "parameters": ((5, 3, 4), "float32", "output"),
     "step_ids": ((5, 3), "int32", "input"),
+    "policy_step": ((3,), "int32", "internal"),
     "action": ((3, 4), "float32", "internal"),
 }
 
@@ -147,7 +150,7 @@ def test_guidance_doubles_what_the_transformer_reads_and_writes_and_nothing_else
     )
     assert plain.keys() == guided.keys()
     doubled = {name for name in plain if guided[name].bytes == 2 * plain[name].bytes}
-    assert doubled == {"condition", "tokens", "logits", "features"}
+    assert doubled == {"condition", "tokens", "transformer_tokens", "logits", "features"}
     assert all(guided[name] == plain[name] for name in plain.keys() - doubled)
 
 
@@ -164,7 +167,7 @@ def test_bytes_per_image_and_step(
     halves = 1 + guided
     logits, features, tokens, image = 4 * 16 * 24, 4 * 16 * 32, 4 * 16, 3 * 8 * 8
     fixed = 8 + tokens + 16 + tokens + image + 4 * image  # seed, given, mask, confidence, images
-    per_image = fixed + halves * (4 + logits + features + tokens)
+    per_image = fixed + halves * (4 + logits + features + 2 * tokens)
     per_step = halves * tokens + tokens + 4 * 4  # the trace, and parameters
     assert size(batch, steps) == 4 + batch * (per_image + steps * per_step)
 

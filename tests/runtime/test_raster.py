@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fewstep.runtime.device import Buffer
 from fewstep.runtime.device.cpu import host_array
-from fewstep.runtime.engine import Engine, run_once
+from fewstep.runtime.engine import BoundEngine, Engine, run_once
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import ClassCondition, TensorInfo
 from fewstep.runtime.raster import decode_in_raster_order
@@ -19,6 +20,7 @@ class _Recorder:
     """Passes through to an engine and keeps the tokens of every pass."""
 
     capturable = True
+    warm_up = 1
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -36,12 +38,14 @@ class _Recorder:
     def outputs(self) -> Mapping[str, TensorInfo]:
         return self._engine.outputs
 
-    def enqueue(self, bindings: Mapping[str, Buffer]) -> None:
-        self.seen.append(host_array(bindings["tokens"]).copy())
-        self._engine.enqueue(bindings)
+    def bind(self, bindings: Mapping[str, Buffer]) -> BoundEngine:
+        bound = self._engine.bind(bindings)
 
-    def trim(self) -> None:
-        self._engine.trim()
+        def run() -> None:
+            self.seen.append(host_array(bindings["tokens"]).copy())
+            bound.run()
+
+        return replace(bound, run=run)
 
     def close(self) -> None:
         self._engine.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import nn
 
 from fewstep.runtime.device import Buffer
 from fewstep.runtime.device.cpu import host_array
+from fewstep.runtime.engine import BoundEngine
 from fewstep.runtime.manifest import GraphInfo, TensorInfo
 
 
@@ -17,23 +19,24 @@ class TorchEngine:
     """Runs a module on the CPU device, inputs and outputs named as in its graph."""
 
     capturable = True  # on the CPU there is nothing to capture
+    warm_up = 1
 
     def __init__(self, name: str, module: nn.Module, info: GraphInfo) -> None:
         self.name, self._module = name, module.eval()
         self.inputs: Mapping[str, TensorInfo] = info.inputs
         self.outputs: Mapping[str, TensorInfo] = info.outputs
 
+    def bind(self, bindings: Mapping[str, Buffer]) -> BoundEngine:
+        """Bind buffers by name."""
+        return BoundEngine(self.name, functools.partial(self._run, dict(bindings)))
+
+    def close(self) -> None:
+        """Nothing to release."""
+
     @torch.no_grad()
-    def enqueue(self, bindings: Mapping[str, Buffer]) -> None:
-        """Run on buffers bound by name."""
+    def _run(self, bindings: Mapping[str, Buffer]) -> None:
         fed = [torch.from_numpy(host_array(bindings[name])) for name in self.inputs]
         result = self._module(*fed)
         results = result if isinstance(result, tuple) else (result,)
         for name, value in zip(self.outputs, results, strict=True):
             np.copyto(host_array(bindings[name]), value.numpy())
-
-    def trim(self) -> None:
-        """Nothing to release."""
-
-    def close(self) -> None:
-        """Nothing to release."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fewstep.runtime.errors import CalibrationError as CalibrationError
     from fewstep.runtime.errors import CheckpointError as CheckpointError
     from fewstep.runtime.errors import DeviceError as DeviceError
+    from fewstep.runtime.errors import DeviceLostError as DeviceLostError
     from fewstep.runtime.errors import EngineError as EngineError
     from fewstep.runtime.errors import ExportError as ExportError
     from fewstep.runtime.errors import FewstepError as FewstepError
@@ -40,6 +41,7 @@ _HOMES = {
     "CalibrationError": "errors",
     "CheckpointError": "errors",
     "DeviceError": "errors",
+    "DeviceLostError": "errors",
     "EngineError": "errors",
     "ExportError": "errors",
     "FewstepError": "errors",

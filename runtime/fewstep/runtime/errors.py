@@ -42,6 +42,10 @@ class DeviceError(FewstepError, RuntimeError):
     """A device that is absent, lost, closed or out of memory."""
 
 
+class DeviceLostError(DeviceError):
+    """A GPU that this process cannot use any more; a new process can."""
+
+
 class OutOfMemoryError(DeviceError):
     """A device without room for what was asked; a smaller batch may fit."""
 

@@ -49,9 +49,10 @@ def plan_buffers(
         "mask": BufferSpec((batch, n), "uint8", "input"),
         "parameters": BufferSpec((steps, batch, 4), "float32", "output" if key.policy else "input"),
         "error": BufferSpec((1,), "int32", "status"),
-        "tokens": BufferSpec((steps + 1, passes, n), "int32", "output", aligned_rows=True),
+        "tokens": BufferSpec((steps + 1, passes, n), "int32", "output"),
         "sampled": BufferSpec((steps, batch, n), "int32", "output", aligned_rows=True),
         "pixels": BufferSpec((batch, height, width, 3), "uint8", "output"),
+        "transformer_tokens": BufferSpec((passes, n), "int32"),
         "confidence": BufferSpec((batch, n), "float32"),
         "logits": BufferSpec((passes, n, model.codebook_size), logits),
         "image": BufferSpec((batch, 3, height, width), image),
@@ -59,7 +60,8 @@ def plan_buffers(
     if features := transformer.outputs.get("features"):
         buffers["features"] = BufferSpec((passes, n, model.feature_width), features.dtype)
     if key.policy:
-        buffers["step_ids"] = BufferSpec((steps, batch), "int32", "input", aligned_rows=True)
+        buffers["step_ids"] = BufferSpec((steps, batch), "int32", "input")
+        buffers["policy_step"] = BufferSpec((batch,), "int32")
         buffers["action"] = BufferSpec((batch, 4), "float32")
     return buffers
 

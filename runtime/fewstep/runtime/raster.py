@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from fewstep.runtime.device import Array
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.masked import MaskedPlan, check_error
+from fewstep.runtime.masked_plan import MaskedPlan, check_error
 from fewstep.runtime.plan import PlanKey
 from fewstep.runtime.request import condition_of, seeds_of
 
@@ -59,11 +59,10 @@ def _sample_all(generator: Generator, plan: MaskedPlan) -> Ids:
     device, decoder, buffers = generator.device, generator.decoder, plan.workspace
     batch, (_, rows, count) = plan.key.batch, buffers["tokens"].shape
     tokens = np.full((rows, count), decoder.model.mask_token, np.int32)
-    features = buffers["features"] if decoder.has_features else None
     plan.start()
     for position in range(count):
         device.upload(buffers["tokens"][0], tokens)
-        decoder.transformer(buffers["tokens"][0], buffers["condition"], buffers["logits"], features)
+        plan.transform(0)
         known = tokens[:batch].copy()
         known[:, position + 1 :] = 0  # only this position is left to sample
         device.upload(buffers["given"], known)

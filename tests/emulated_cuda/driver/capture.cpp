@@ -1,6 +1,7 @@
 #include "capture.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <set>
 
 #include "context.h"
@@ -15,6 +16,7 @@ void begin(const std::shared_ptr<Stream>& stream, CUstreamCaptureMode mode) {
   if (stream->capture) refuse(CUDA_ERROR_ILLEGAL_STATE, "the stream is being captured already");
   const auto capture = std::make_shared<Capture>();
   capture->graph = std::make_shared<Graph>();
+  capture->graph->handle = state().graphs.add(capture->graph);  // cuStreamGetCaptureInfo tells it
   capture->mode = mode;
   capture->thread = std::this_thread::get_id();
   capture->origin = stream;
@@ -162,7 +164,21 @@ CUresult cuStreamEndCapture(CUstream handle, CUgraph* result) {
   return call("cuStreamEndCapture", Needs::working_context, [&] {
     *result = nullptr;
     const auto graph = end(stream_of(handle));
-    *result = graph->handle = state().graphs.add(graph);
+    *result = graph->handle;
+  });
+}
+
+CUresult cuStreamGetCaptureInfo(CUstream handle, CUstreamCaptureStatus* status_out,
+                                cuuint64_t* id, CUgraph* graph, const CUgraphNode** dependencies,
+                                const CUgraphEdgeData** edges, size_t* dependency_count) {
+  return call("cuStreamGetCaptureInfo", Needs::working_context, [&] {
+    const auto stream = stream_of(handle);
+    *status_out = status(*stream);
+    if (id) *id = stream->capture ? reinterpret_cast<uintptr_t>(stream->capture->graph->handle) : 0;
+    if (graph) *graph = stream->capture ? stream->capture->graph->handle : nullptr;
+    if (dependencies) *dependencies = nullptr;
+    if (edges) *edges = nullptr;
+    if (dependency_count) *dependency_count = 0;
   });
 }
 

@@ -69,7 +69,7 @@ void simulate_failure() {
   const uint64_t allowed = state().settings.fail_after_launches;
   if (allowed && state().totals.kernels_run == allowed) {
     ++state().totals.kernels_run;  // once: a new context works
-    refuse(CUDA_ERROR_LAUNCH_FAILED, "EMULATED_CUDA_FAIL_AFTER_LAUNCHES");
+    refuse(static_cast<CUresult>(state().settings.fail_with), "EMULATED_CUDA_FAIL_AFTER_LAUNCHES");
   }
 }
 
@@ -140,9 +140,11 @@ CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, u
   });
 }
 
-// pycuda calls this before each cuLaunchKernel, which gets the shape again.
+// pycuda's prepared calls begin with this, before a cuLaunchKernel that gets the shape again. It is
+// deprecated, and no document says that it may be called during a capture.
 CUresult cuFuncSetBlockShape(CUfunction function, int x, int y, int z) {
   return call("cuFuncSetBlockShape", Needs::working_context, [&] {
+    refuse_unsafe_call_in_capture();
     state().functions.get(function, "function");
     const unsigned block[3] = {static_cast<unsigned>(x), static_cast<unsigned>(y),
                                static_cast<unsigned>(z)};

@@ -44,8 +44,10 @@ Settings settings_from_environment() {
   settings.lazy = choice("EMULATED_CUDA_STREAMS", "lazy", "eager", true);
   settings.integrated = choice("EMULATED_CUDA_INTEGRATED", "1", "0", false);
   settings.log = choice("EMULATED_CUDA_LOG", "1", "0", false);
-  settings.memory_bytes = number("EMULATED_CUDA_MEMORY_MB", 4096) << 20;
+  settings.memory_bytes = number("EMULATED_CUDA_MEMORY_MB", 512) << 20;
   settings.fail_after_launches = number("EMULATED_CUDA_FAIL_AFTER_LAUNCHES", 0);
+  settings.fail_with =
+      static_cast<int>(number("EMULATED_CUDA_FAIL_WITH", CUDA_ERROR_LAUNCH_FAILED));
   return settings;
 }
 

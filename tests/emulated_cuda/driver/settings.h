@@ -1,6 +1,10 @@
 // How the emulated device behaves; from the environment.
 #pragma once
 
+#pragma GCC visibility push(default)
+#include <cuda.h>
+#pragma GCC visibility pop
+
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -14,8 +18,9 @@ struct Settings {
   bool lazy = true;
   bool integrated = false;
   bool log = false;
-  size_t memory_bytes = size_t{4096} << 20;
+  size_t memory_bytes = size_t{512} << 20;
   uint64_t fail_after_launches = 0;  // 0: never
+  int fail_with = CUDA_ERROR_LAUNCH_FAILED;
 };
 
 // Refuses CUDA_ERROR_INVALID_VALUE for a value that is none of its variable's.

@@ -15,7 +15,12 @@ from pathlib import Path
 import pytest
 
 from fewstep.runtime.device import cuda_driver
-from fewstep.runtime.errors import DeviceError, MissingDependencyError, OutOfMemoryError
+from fewstep.runtime.errors import (
+    DeviceError,
+    DeviceLostError,
+    MissingDependencyError,
+    OutOfMemoryError,
+)
 
 Install = Callable[[str], None]
 
@@ -38,6 +43,45 @@ class Status(IntEnum):
 
     CUDA_SUCCESS = 0
     CUDA_ERROR_INVALID_VALUE = 1
+    CUDA_ERROR_OUT_OF_MEMORY = 2
+    CUDA_ERROR_ECC_UNCORRECTABLE = 214
+    CUDA_ERROR_ILLEGAL_ADDRESS = 700
+    CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES = 701
+    CUDA_ERROR_LAUNCH_TIMEOUT = 702
+    CUDA_ERROR_CONTEXT_IS_DESTROYED = 709
+    CUDA_ERROR_ASSERT = 710
+    CUDA_ERROR_TOO_MANY_PEERS = 711
+    CUDA_ERROR_HARDWARE_STACK_ERROR = 714
+    CUDA_ERROR_ILLEGAL_INSTRUCTION = 715
+    CUDA_ERROR_MISALIGNED_ADDRESS = 716
+    CUDA_ERROR_INVALID_ADDRESS_SPACE = 717
+    CUDA_ERROR_INVALID_PC = 718
+    CUDA_ERROR_LAUNCH_FAILED = 719
+    CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE = 720
+    CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
+    CUDA_ERROR_UNKNOWN = 999
+
+
+_KINDS: dict[Status, type[DeviceError]] = dict.fromkeys(Status, DeviceLostError) | {
+    Status.CUDA_ERROR_INVALID_VALUE: DeviceError,
+    Status.CUDA_ERROR_OUT_OF_MEMORY: OutOfMemoryError,
+    Status.CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES: DeviceError,
+    Status.CUDA_ERROR_TOO_MANY_PEERS: DeviceError,
+    Status.CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE: DeviceError,
+    Status.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED: DeviceError,
+}
+"""What NVIDIA's documentation of ``CUresult`` says: "the process must be terminated", or not."""
+del _KINDS[Status.CUDA_SUCCESS]
+
+
+class _Words:
+    """cuda-bindings, as far as words for a status go."""
+
+    CUresult = Status
+
+    @staticmethod
+    def cuGetErrorString(status: Status) -> tuple[Status, bytes]:
+        return Status.CUDA_SUCCESS, f"words for {status}".encode()
 
 
 def _driver(count: int = 2, version: int = 12060, init: str = "...") -> str:
@@ -144,3 +188,37 @@ def test_failed_calls_name_status_and_what_was_being_done() -> None:
     message = re.escape("CUDA failed while testing: CUDA_ERROR_INVALID_VALUE")
     with pytest.raises(DeviceError, match=message):
         cuda_driver.checked((Status.CUDA_ERROR_INVALID_VALUE, 5), "while testing")
+
+
+@pytest.mark.parametrize(("status", "kind"), _KINDS.items())
+def test_what_no_later_call_survives_is_told_apart_by_the_status(
+    status: Status, kind: type[DeviceError]
+) -> None:
+    with pytest.raises(DeviceError, match=rf"launching the graph.*{status.name}") as caught:
+        cuda_driver.checked((status,), "launching the graph")
+    assert type(caught.value) is kind
+    assert ("start a new one" in str(caught.value)) == (kind is DeviceLostError)
+
+
+@pytest.mark.parametrize(("status", "kind"), _KINDS.items())
+@pytest.mark.parametrize("more", ["", " - of the third stream"])
+def test_pycudas_errors_are_told_apart_by_the_drivers_words(
+    pycuda: Install,
+    monkeypatch: pytest.MonkeyPatch,
+    status: Status,
+    kind: type[DeviceError],
+    more: str,
+) -> None:
+    """They carry no number; running out of memory has a class of its own."""
+    pycuda(_driver())
+    driver = cuda_driver.load_driver()
+    monkeypatch.setattr(cuda_driver, "load_bindings", _Words)
+    cuda_driver._fatal_words.cache_clear()
+    error = driver.MemoryError if kind is OutOfMemoryError else driver.LogicError
+    with (
+        pytest.raises(DeviceError, match="testing") as caught,
+        cuda_driver.translated(driver, "testing"),
+    ):
+        raise error(f"cuStreamSynchronize failed: words for {status}{more}")
+    cuda_driver._fatal_words.cache_clear()
+    assert type(caught.value) is kind

@@ -156,7 +156,7 @@ def test_buffers_are_bound_by_their_address_on_the_gpu(
     graph_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = _with_sessions(monkeypatch, "CUDAExecutionProvider")
-    OnnxRuntimeEngine("sums", graph_file, _INFO, cuda=_STREAM).enqueue(_buffers())
+    OnnxRuntimeEngine("sums", graph_file, _INFO, cuda=_STREAM).bind(_buffers()).run()
     assert made[0].bound == [
         ("ids", "cuda", 1, np.int32, (2, 3), 0x7F00_0000_1000),
         ("doubled", "cuda", 1, np.int32, (2, 3), 0x7F00_0000_2000),
@@ -167,7 +167,7 @@ def test_the_run_does_not_wait_for_the_gpu(
     graph_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = _with_sessions(monkeypatch, "CUDAExecutionProvider")
-    OnnxRuntimeEngine("sums", graph_file, _INFO, cuda=_STREAM).enqueue(_buffers())
+    OnnxRuntimeEngine("sums", graph_file, _INFO, cuda=_STREAM).bind(_buffers()).run()
     waiting = "disable_synchronize_execution_providers"
     assert made[0].run_options.get_run_config_entry(waiting) == "1"
 
@@ -178,5 +178,5 @@ def test_checks_of_bindings_are_the_same_on_a_gpu(
     made = _with_sessions(monkeypatch, "CUDAExecutionProvider")
     engine = OnnxRuntimeEngine("sums", graph_file, _INFO, cuda=_STREAM)
     with pytest.raises(EngineError, match="tensor 'ids': expected int32"):
-        engine.enqueue(_buffers(columns=4))
+        engine.bind(_buffers(columns=4)).run()
     assert made[0].run_options is None

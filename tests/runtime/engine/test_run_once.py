@@ -12,7 +12,7 @@ import pytest
 
 from fewstep.runtime.device import Buffer, BufferSpec
 from fewstep.runtime.device.cpu import CpuDevice, CpuWorkspace, host_array
-from fewstep.runtime.engine import Engine, run_once
+from fewstep.runtime.engine import BoundEngine, Engine, run_once
 from fewstep.runtime.errors import DeviceError, EngineError
 from fewstep.runtime.manifest import TensorInfo
 
@@ -20,7 +20,7 @@ from fewstep.runtime.manifest import TensorInfo
 class _Adding:
     """``y [B, 3] = x [B, 3] + ids [B]``, and their sums ``total [B]``."""
 
-    name, capturable = "adding", True
+    name, capturable, warm_up = "adding", True, 1
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
@@ -33,7 +33,13 @@ class _Adding:
             "total": TensorInfo(dtype="float32", shape=("batch",)),
         }
 
-    def enqueue(self, bindings: Mapping[str, Buffer]) -> None:
+    def bind(self, bindings: Mapping[str, Buffer]) -> BoundEngine:
+        return BoundEngine(self.name, lambda: self._add(bindings))
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def _add(self, bindings: Mapping[str, Buffer]) -> None:
         if self.error is not None:
             raise self.error
         for name, info in {**self.inputs, **self.outputs}.items():
@@ -41,12 +47,6 @@ class _Adding:
         arrays = {name: host_array(buffer) for name, buffer in bindings.items()}
         arrays["y"][:] = arrays["x"] + arrays["ids"][:, None]
         arrays["total"][:] = arrays["y"].sum(axis=1)
-
-    def trim(self) -> None:
-        """Nothing to release."""
-
-    def close(self) -> None:
-        """Nothing to release."""
 
 
 class _Counting(CpuDevice):

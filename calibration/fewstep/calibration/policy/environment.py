@@ -7,6 +7,7 @@ remembers both. So a policy is tuned on what is deployed, quantized graphs and T
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.runtime.device import Array, Buffer, Device
+from fewstep.runtime.engine import BoundEngine
 from fewstep.runtime.errors import CalibrationError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import TensorInfo
@@ -51,6 +53,7 @@ class ExploringPolicy:
     """
 
     capturable = False  # it reads the features in the middle of the sequence
+    warm_up = 1
 
     def __init__(
         self,
@@ -73,8 +76,15 @@ class ExploringPolicy:
         self._actor, self._deviation, self.seen = actor, deviation, []
         self._noise = list(noise)
 
+    def bind(self, bindings: Mapping[str, Buffer]) -> BoundEngine:
+        """Bind the buffers of features, step and action."""
+        return BoundEngine(self.name, functools.partial(self._act, dict(bindings)))
+
+    def close(self) -> None:
+        """Nothing to release."""
+
     @torch.no_grad()
-    def enqueue(self, bindings: Mapping[str, Buffer]) -> None:
+    def _act(self, bindings: Mapping[str, Buffer]) -> None:
         """Choose the actions of one step."""
         assert self._actor is not None
         features = torch.from_numpy(self._device.download(bindings["features"]))
@@ -92,12 +102,6 @@ class ExploringPolicy:
             density = log_probability(action, mean, self._deviation)
             self.seen.append((features, action, density))
         self._device.upload(bindings["action"], action.numpy())
-
-    def trim(self) -> None:
-        """Nothing to release."""
-
-    def close(self) -> None:
-        """Nothing to release."""
 
 
 class _Noise:

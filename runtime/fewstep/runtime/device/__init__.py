@@ -13,11 +13,14 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
+
+if TYPE_CHECKING:
+    from fewstep.runtime.engine import BoundEngine
 
 Array = npt.NDArray[Any]
 
@@ -190,8 +193,16 @@ class Device(Protocol):
         """Copy a buffer to the host, waiting for all that was enqueued before."""
         ...
 
+    def copy(self, target: Buffer, source: Buffer) -> None:
+        """Enqueue a copy between two contiguous buffers of the same shape and dtype."""
+        ...
+
     def launch(self, kernel: str, **arguments: Buffer | int | float | None) -> None:
         """Enqueue a kernel of :mod:`fewstep.runtime.kernels` by name."""
+        ...
+
+    def run(self, engine: BoundEngine) -> None:
+        """Enqueue a graph on the buffers that it is bound to."""
         ...
 
     def span(self, stage: str) -> AbstractContextManager[None]:
@@ -202,8 +213,26 @@ class Device(Protocol):
         """Milliseconds per stage since the last call, of work that was waited for."""
         ...
 
-    def capture(self, sequence: Callable[[], None]) -> Replay:
-        """Make a sequence of enqueues repeatable with one call; it may run once on the way."""
+    def capture(
+        self,
+        sequence: Callable[[], None],
+        *,
+        warm_up: int = 1,
+        ready: Callable[[], None] = lambda: None,
+        workspace: Workspace | None = None,
+    ) -> Replay:
+        """Make a sequence of enqueues repeatable with one call; it may run on the way.
+
+        Args:
+            sequence: what to repeat.
+            warm_up: how often it has to run before.
+            ready: raises if something in the sequence cannot be captured; called just before.
+            workspace: where the sequence writes; a device that captures compares what the first
+                replay leaves there with what the last run left.
+
+        Raises:
+            DeviceError: the sequence cannot be captured, or a replay gives something else.
+        """
         ...
 
     def synchronize(self) -> None:

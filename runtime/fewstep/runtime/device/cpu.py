@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.runtime.device import Array, Buffer, BufferSpec, ClosedOnExit, Direct
+from fewstep.runtime.device import Array, Buffer, BufferSpec, ClosedOnExit, Direct, Workspace
+from fewstep.runtime.engine import BoundEngine
 from fewstep.runtime.errors import DeviceError, OutOfMemoryError
 from fewstep.runtime.kernels.cpu import KERNELS
 
@@ -110,6 +111,11 @@ class CpuDevice:
         self.require()
         return host_array(buffer).copy()
 
+    def copy(self, target: Buffer, source: Buffer) -> None:
+        """Copy one array into another of the same shape."""
+        self.require()
+        np.copyto(host_array(target), host_array(source), casting="no")
+
     def launch(self, kernel: str, **arguments: Buffer | int | float | None) -> None:
         """Run a kernel on the arrays behind the buffers."""
         self.require()
@@ -119,6 +125,10 @@ class CpuDevice:
                 for name, value in arguments.items()
             }
         )
+
+    def run(self, engine: BoundEngine) -> None:
+        """Run a graph."""
+        engine.run()
 
     @contextlib.contextmanager
     def span(self, stage: str) -> Iterator[None]:
@@ -133,7 +143,14 @@ class CpuDevice:
         self._elapsed.clear()
         return taken
 
-    def capture(self, sequence: Callable[[], None]) -> Direct:
+    def capture(
+        self,
+        sequence: Callable[[], None],
+        *,
+        warm_up: int = 1,
+        ready: Callable[[], None] = lambda: None,
+        workspace: Workspace | None = None,
+    ) -> Direct:
         """Replay by running the sequence itself: there is no launch overhead to save."""
         return Direct(sequence)
 

@@ -2,20 +2,23 @@
 
 The primary context is the one that PyTorch, ONNX Runtime and TensorRT use too, so that engines and
 kernels see the same memory. It is made current in the thread that opens the device and stays so
-until the device is closed; only that thread may use it.
+until the device is closed; only that thread may use it. An error that takes the context along ends
+the GPU for the whole process.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
+import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from fewstep.runtime.device import Array, Buffer, BufferSpec, CudaStream
-from fewstep.runtime.device.cuda_context import enter
+from fewstep.runtime.device import Array, Buffer, BufferSpec, CudaStream, Workspace
+from fewstep.runtime.device.cuda_context import enter, mark_lost, require_usable
 from fewstep.runtime.device.cuda_driver import (
     checked,
     device_of,
@@ -23,13 +26,18 @@ from fewstep.runtime.device.cuda_driver import (
     load_driver,
     translated,
 )
-from fewstep.runtime.device.cuda_graph import CudaGraph
+from fewstep.runtime.device.cuda_graph import CudaGraph, captured_nodes
 from fewstep.runtime.device.cuda_memory import CudaWorkspace
 from fewstep.runtime.device.cuda_timing import Span, Timeline
-from fewstep.runtime.errors import DeviceError
+from fewstep.runtime.engine import BoundEngine
+from fewstep.runtime.errors import DeviceError, DeviceLostError
 from fewstep.runtime.kernels.launch import launch_of
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: never waits for, nor holds up, the default stream
+_SAME_IDS = 0.9
+"""Share of a replay's ids that must be those of the run before: engines may sum in any order."""
+_SAME_VALUES = 0.01
+"""How far other values may be apart, as a share of the largest."""
 
 
 class CudaReplay:
@@ -67,7 +75,7 @@ class CudaDevice:
     def __init__(self, cubin: bytes, *, ordinal: int = 0, profile: bool = False) -> None:
         self._driver, self._cuda = load_driver(), load_bindings()
         device = device_of(self._driver, ordinal)
-        self.ordinal, self._profile, self._lost = ordinal, profile, False
+        self.ordinal, self._profile, self._capturing = ordinal, profile, False
         attribute = self._driver.device_attribute
         self.integrated = bool(
             device.get_attribute(attribute.INTEGRATED)
@@ -119,11 +127,7 @@ class CudaDevice:
         """
         if self._release is None:
             raise DeviceError("the cuda device is closed; open the Generator again")
-        if self._lost:
-            raise DeviceError(
-                "the CUDA context was lost after an error on the GPU; open the Generator again, in "
-                "a new process if that fails"
-            )
+        require_usable(self.ordinal)
         self.require_thread()
 
     def workspace(self, specs: Mapping[str, BufferSpec]) -> CudaWorkspace:
@@ -151,6 +155,18 @@ class CudaDevice:
             self._stream.synchronize()
         return values
 
+    def copy(self, target: Buffer, source: Buffer) -> None:
+        """Enqueue a copy on the GPU."""
+        self.require()
+        if (target.shape, target.dtype) != (source.shape, source.dtype):
+            raise DeviceError(
+                f"expected a {target.dtype} buffer of shape {target.shape}, got {source.dtype} "
+                f"{source.shape}"
+            )
+        size = math.prod(target.shape) * target.dtype.itemsize
+        with self._running("copying on the GPU"):
+            self._driver.memcpy_dtod_async(target.pointer, source.pointer, size, self._stream)
+
     def launch(self, kernel: str, **arguments: Buffer | int | float | None) -> None:
         """Enqueue a kernel."""
         self.require()
@@ -158,10 +174,25 @@ class CudaDevice:
         with self._running(f"launching {launch.entry}"):
             function = self._functions.get(launch.entry)
             if function is None:
-                function = self._module.get_function(launch.entry)
-                function.prepare(launch.signature)
-                self._functions[launch.entry] = function
-            function.prepared_async_call(launch.grid, launch.block, self._stream, *launch.arguments)
+                function = self._functions[launch.entry] = self._module.get_function(launch.entry)
+            packed = struct.pack(launch.signature, *launch.arguments)
+            # prepared_async_call would set the block's shape by a call that is deprecated, and not
+            # known to be allowed in a capture.
+            function._launch_kernel(launch.grid, launch.block, packed, 0, self._stream)
+
+    def run(self, engine: BoundEngine) -> None:
+        """Enqueue a graph; in a capture, make sure that its work is in it."""
+        if not self._capturing:
+            engine.run()
+            return
+        before = captured_nodes(self._handle)
+        engine.run()
+        if captured_nodes(self._handle) <= before:
+            raise DeviceError(
+                f"graph '{engine.name}' left no work in the CUDA graph that is captured: it runs "
+                "on another stream; build its engine for this device again, or use backend "
+                "onnxruntime"
+            )
 
     @contextlib.contextmanager
     def span(self, stage: str) -> Iterator[None]:
@@ -173,15 +204,36 @@ class CudaDevice:
         """Milliseconds per stage, or of whole graphs as ``device``, since the last call."""
         return self.timeline.take()
 
-    def capture(self, sequence: Callable[[], None]) -> CudaReplay:
-        """Run the sequence once, so that engines settle, then capture it into a graph."""
+    def capture(
+        self,
+        sequence: Callable[[], None],
+        *,
+        warm_up: int = 1,
+        ready: Callable[[], None] = lambda: None,
+        workspace: Workspace | None = None,
+    ) -> CudaReplay:
+        """Run the sequence, so that engines settle, capture it into a graph, and try that."""
         self.require()
-        sequence()
-        self.synchronize()
+        for _ in range(warm_up):
+            sequence()
+            self.synchronize()
         self.timeline.take()
+        ready()
         with self._running("capturing a graph"), self.timeline.capturing() as spans:
-            graph = CudaGraph(self._handle, sequence)
-        return CudaReplay(self, graph, spans)
+            self._capturing = True
+            try:
+                graph = CudaGraph(self._handle, sequence)
+            finally:
+                self._capturing = False
+        replay = CudaReplay(self, graph, spans)
+        if workspace is not None:
+            assert isinstance(workspace, CudaWorkspace)
+            try:
+                self._try(replay, workspace)
+            except BaseException:
+                replay.close()
+                raise
+        return replay
 
     def replay(self, replay: CudaReplay) -> None:
         """Enqueue a captured sequence."""
@@ -207,6 +259,27 @@ class CudaDevice:
         release, self._release = self._release, None
         release.close()
 
+    def _try(self, replay: CudaReplay, workspace: CudaWorkspace) -> None:
+        """Compare what the first replay writes with what the last run wrote.
+
+        Work can be missing from a capture without an error, so what that run left is overwritten.
+        """
+        if workspace.flagged:
+            return  # no numbers to compare; the first generation says so
+        expected = workspace.written()
+        with self._running("trying a graph"):
+            workspace.spoil()
+            replay()
+            self.synchronize()
+        self.timeline.take()
+        for name, values in workspace.written().items():
+            if not _alike(values, expected[name]):
+                raise DeviceError(
+                    f"a replay of the captured CUDA graph gives another '{name}' than the same "
+                    "work enqueued step by step; build the engines for this device again, or use "
+                    "backend onnxruntime, and please report it"
+                )
+
     def _enter_context(self, device: Any, stack: contextlib.ExitStack) -> None:
         stack.callback(enter(device, self.ordinal))
         self._context_handle = self._current()
@@ -225,6 +298,15 @@ class CudaDevice:
         try:
             with translated(self._driver, doing):
                 yield
-        except DeviceError:
-            self._lost = int(self._cuda.cuCtxSynchronize()[0]) != 0
+        except DeviceLostError as error:
+            mark_lost(self.ordinal, error)
             raise
+
+
+def _alike(found: Array, expected: Array) -> bool:
+    """Ids nearly all the same; pixels and floats close, and NaN where NaN is expected."""
+    if found.dtype.kind in "iu" and found.dtype != np.uint8:
+        return bool((found == expected).mean() >= _SAME_IDS) if found.size else True
+    wide, wanted = found.astype(np.float64), expected.astype(np.float64)
+    most = float(np.abs(wanted).max(initial=0.0, where=np.isfinite(wanted)))
+    return np.allclose(wide, wanted, rtol=0.0, atol=_SAME_VALUES * most, equal_nan=True)

@@ -1,7 +1,9 @@
-"""The GPU's primary context, current in a thread as long as a device is open there.
+"""The GPU's primary context: kept by the process, current in a thread while a device is open there.
 
-pycuda keeps its own stack of contexts per thread and only pops the top, so devices that are closed
-in another order than they were opened must share one entry of it.
+The primary context is shared with PyTorch, ONNX Runtime and TensorRT, whose memory would go with
+it; so the process retains it once and releases it at exit. pycuda keeps a stack of contexts per
+thread and only pops the top, so devices that are closed in another order than they were opened
+share one entry of it.
 """
 
 from __future__ import annotations
@@ -11,21 +13,37 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from fewstep.runtime.device.cuda_driver import load_bindings
+from fewstep.runtime.errors import DeviceError, DeviceLostError
 
-class _Held:
-    """A current context and the number of devices that use it."""
 
-    def __init__(self, context: Any) -> None:
-        self._context, self.users = context, 0
+@dataclass
+class _Retained:
+    """The primary context of one GPU; ``lost``: the error after which nothing works in it."""
+
+    context: Any
+    thread: int
+    lost: str = ""
+
+
+_retained: dict[int, _Retained] = {}
+_lock = threading.Lock()
+
+
+class _Current:
+    """The context on this thread's stack, and the number of devices that use it."""
+
+    def __init__(self, context: Any, ordinal: int) -> None:
+        self._context, self.ordinal, self.users = context, ordinal, 0
         context.push()
 
     def leave(self) -> None:
         context, self._context = self._context, None
         if context is not None:
             context.pop()
-            context.detach()
 
     def __del__(self) -> None:
         # A thread that ends with an open device: pycuda aborts the process if it ends within a
@@ -35,10 +53,10 @@ class _Held:
 
 
 class _Here(threading.local):
-    """What this thread holds, by number of the GPU."""
+    """What is current in this thread, and what is to be closed before it is left."""
 
     def __init__(self) -> None:
-        self.held: dict[int, _Held] = {}
+        self.current: _Current | None = None
         self.closers: list[weakref.WeakMethod[Callable[[], None]]] = []
 
 
@@ -53,26 +71,33 @@ def enter(device: Any, ordinal: int) -> Callable[[], None]:
         ordinal: its number.
 
     Returns:
-        What gives it up again, to be called once and in this thread; the last one leaves the
-        context.
+        What gives it up again, to be called once and in this thread.
+
+    Raises:
+        DeviceLostError: an error before took the context along.
+        DeviceError: another GPU is open in this thread.
     """
-    if ordinal not in _here.held:
-        context = device.retain_primary_context()
-        try:
-            _here.held[ordinal] = _Held(context)
-        except BaseException:
-            context.detach()
-            raise
-    _here.held[ordinal].users += 1
-    return lambda: _leave(ordinal)
+    require_usable(ordinal)
+    if _here.current is None:
+        _here.current = _Current(_retain(device, ordinal), ordinal)
+    elif _here.current.ordinal != ordinal:
+        raise DeviceError(
+            f"GPU {_here.current.ordinal} is open in this thread; open GPU {ordinal} in another one"
+        )
+    _here.current.users += 1
+    return _leave
 
 
-def _leave(ordinal: int) -> None:
-    held = _here.held[ordinal]
-    held.users -= 1
-    if held.users == 0:
-        del _here.held[ordinal]
-        held.leave()
+def mark_lost(ordinal: int, error: DeviceLostError) -> None:
+    """Remember that nothing works in this GPU's context any more, in any thread."""
+    _retained[ordinal].lost = _retained[ordinal].lost or str(error)
+
+
+def require_usable(ordinal: int) -> None:
+    """Raise ``DeviceLostError`` if an error took this GPU's context along."""
+    held = _retained.get(ordinal)
+    if held is not None and held.lost:
+        raise DeviceLostError(f"the GPU was lost before in this process: {held.lost}")
 
 
 def before_leaving(close: Callable[[], None]) -> None:
@@ -85,11 +110,43 @@ def before_leaving(close: Callable[[], None]) -> None:
     _here.closers = [*alive, weakref.WeakMethod(close)]
 
 
+def _retain(device: Any, ordinal: int) -> Any:
+    with _lock:
+        if ordinal not in _retained:
+            context = device.retain_primary_context()
+            _retained[ordinal] = _Retained(context, threading.get_ident())
+        return _retained[ordinal].context
+
+
+def _leave() -> None:
+    current = _here.current
+    assert current is not None
+    current.users -= 1
+    if current.users == 0:
+        _here.current = None
+        current.leave()
+
+
 @atexit.register
 def _leave_all() -> None:
-    """Leave what the main thread never closed, before pycuda is unloaded."""
+    """Leave what the main thread never closed and release the contexts, while pycuda is there."""
     for reference in reversed(_here.closers):
         if (close := reference()) is not None:
             with contextlib.suppress(Exception):
                 close()
-    _here.held.clear()
+    if _here.current is not None:
+        with contextlib.suppress(Exception):
+            _here.current.leave()
+    while _retained:
+        ordinal, held = _retained.popitem()
+        with contextlib.suppress(Exception):
+            _release(ordinal, held)
+
+
+def _release(ordinal: int, held: _Retained) -> None:
+    """pycuda releases a context in the thread that retained it, and makes it current for that."""
+    held.context.detach()
+    if held.thread == threading.get_ident():
+        load_bindings().cuCtxPopCurrent()
+    else:
+        load_bindings().cuDevicePrimaryCtxRelease(ordinal)

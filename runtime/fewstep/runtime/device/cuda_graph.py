@@ -40,7 +40,7 @@ class CudaGraph:
 
     def nodes(self) -> list[str]:
         """What the graph does: kernel names, and the types of all other nodes."""
-        _, count = checked(self._cuda.cuGraphGetNodes(self._graph, 0), "counting nodes")
+        count = _count(self._cuda, self._graph)
         nodes, _ = checked(self._cuda.cuGraphGetNodes(self._graph, count), "listing nodes")
         return [self._describe(node) for node in nodes]
 
@@ -83,6 +83,17 @@ class CudaGraph:
             return "kernel"
         name = checked(self._cuda.cuFuncGetName(parameters.func), "reading a kernel's name")
         return str(name.decode() if isinstance(name, bytes) else name)
+
+
+def captured_nodes(stream: int) -> int:
+    """Nodes of the graph that a stream is captured into, so far."""
+    cuda = load_bindings()
+    found = checked(cuda.cuStreamGetCaptureInfo(cuda.CUstream(stream)), "asking about a capture")
+    return _count(cuda, found[2])  # after the capture's status and number
+
+
+def _count(cuda: Any, graph: Any) -> int:
+    return int(checked(cuda.cuGraphGetNodes(graph, 0), "counting nodes")[1])
 
 
 @contextlib.contextmanager

@@ -70,15 +70,17 @@ class CudaWorkspace(ClosedOnExit):
         self, driver: Any, stream: Any, specs: Mapping[str, BufferSpec], *, mapped: bool
     ) -> None:
         self._driver, self._stream, self._mapped = driver, stream, mapped
+        del stream  # the frames of an error must not keep it longer than the device
         self._specs, self._offsets = dict(specs), _offsets(specs)
         self._send_end = _end(self._specs, self._offsets, ("input", "status"))
         self._fetch_start = _end(self._specs, self._offsets, ("input",))
         self._host_end = _end(self._specs, self._offsets, ("input", "status", "output"))
         total = _end(self._specs, self._offsets, _ORDER)
-        on_device = total - self._host_end if mapped else total
+        self._own_bytes = total - self._host_end if mapped else total
         with contextlib.ExitStack() as stack, translated(driver, f"allocating {total:,} bytes"):
+            stack.callback(setattr, self, "_stream", None)
             self._staging, seen = self._allocate_staging(stack)
-            self._own = self._allocate_device(on_device, stack)
+            self._own = self._allocate_device(self._own_bytes, stack)
             self._release = stack.pop_all()
         host_base = seen if mapped else self._own
         internal_base = self._own - self._host_end if mapped else self._own
@@ -102,6 +104,23 @@ class CudaWorkspace(ClosedOnExit):
     def read(self, name: str) -> Array:
         """A copy of the pinned side."""
         return self._host(name, ("input", "status", "output")).copy()
+
+    def written(self) -> dict[str, Array]:
+        """Copies of the host side of all that the device writes."""
+        return {n: self.read(n) for n in self._specs if self._is(n, "status", "output")}
+
+    @property
+    def flagged(self) -> bool:
+        """Whether the last run that was waited for raised a status."""
+        return any(self.read(name).any() for name in self._specs if self._is(name, "status"))
+
+    def spoil(self) -> None:
+        """Fill all that the device writes with 0xFF, NaN and no ids, once earlier work is over."""
+        with translated(self._driver, "filling memory"):
+            self._stream.synchronize()
+            self._staging[self._send_end : self._host_end] = 0xFF
+            if self._own_bytes:
+                self._driver.memset_d8_async(self._own, 0xFF, self._own_bytes, self._stream)
 
     def send(self) -> None:
         """Enqueue one copy of all inputs."""
@@ -143,6 +162,9 @@ class CudaWorkspace(ClosedOnExit):
         allocation = self._driver.mem_alloc(size)
         stack.callback(allocation.free)
         return int(allocation)
+
+    def _is(self, name: str, *roles: str) -> bool:
+        return self._specs[name].role in roles
 
     def _host(self, name: str, roles: tuple[str, ...]) -> Array:
         spec, start = self._specs[name], self._offsets[name]

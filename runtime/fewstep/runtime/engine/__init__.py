@@ -1,13 +1,38 @@
-"""Engines: compiled graphs with named inputs and outputs in device memory."""
+"""Engines: compiled graphs with named inputs and outputs in device memory.
+
+An engine is bound to buffers once and then run on them any number of times: a captured sequence
+keeps addresses, so what is bound never moves.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from fewstep.runtime.device import Array, Buffer, BufferSpec, Device
 from fewstep.runtime.errors import EngineError
 from fewstep.runtime.manifest import TensorInfo
+
+
+def _nothing() -> None:
+    """Nothing to check, or to release."""
+
+
+@dataclass(frozen=True)
+class BoundEngine:
+    """A graph on fixed buffers.
+
+    ``run`` enqueues it once; outputs are written in place. ``require_capturable`` raises
+    ``EngineError`` unless its work can be captured now, after it has run with these buffers.
+    ``close`` releases what belongs to this binding; no captured sequence may need it any more.
+    """
+
+    name: str
+    run: Callable[[], None]
+    require_capturable: Callable[[], None] = _nothing
+    close: Callable[[], None] = _nothing
 
 
 class Engine(Protocol):
@@ -31,21 +56,31 @@ class Engine(Protocol):
         """Whether its work may be captured into a graph of the device."""
         ...
 
-    def enqueue(self, bindings: Mapping[str, Buffer]) -> None:
-        """Run the graph on buffers bound by tensor name; outputs are written in place.
+    @property
+    def warm_up(self) -> int:
+        """Runs that a binding needs before its work may be captured."""
+        ...
+
+    def bind(self, bindings: Mapping[str, Buffer]) -> BoundEngine:
+        """Bind buffers by tensor name; whoever binds closes what is returned.
 
         Raises:
-            EngineError: a binding is missing or has another dtype or shape, or the run failed.
+            EngineError: a buffer is missing or has another dtype or shape. (Later, a run failed.)
+            OutOfMemoryError: there is not enough memory to run with these shapes.
         """
         ...
 
-    def trim(self) -> None:
-        """Release what can be made again; no captured sequence may need it any more."""
+    def close(self) -> None:
+        """Release what the engine holds, bindings included."""
         ...
 
-    def close(self) -> None:
-        """Release what the engine holds."""
-        ...
+
+def require_all(engine: Engine, bindings: Mapping[str, Buffer]) -> None:
+    """Raise ``EngineError`` unless every input and output is bound to a buffer that fits."""
+    if absent := sorted({*engine.inputs, *engine.outputs} - bindings.keys()):
+        raise EngineError(f"graph '{engine.name}': no buffer bound to {', '.join(absent)}")
+    for name, buffer in bindings.items():
+        check_binding(engine, name, buffer)
 
 
 def check_binding(engine: Engine, name: str, buffer: Buffer) -> None:
@@ -76,5 +111,16 @@ def run_once(device: Device, engine: Engine, inputs: Mapping[str, Array]) -> dic
     with device.workspace(specs) as buffers:
         for name, value in inputs.items():
             device.upload(buffers[name], value.astype(specs[name].dtype, casting="same_kind"))
-        engine.enqueue({name: buffers[name] for name in specs})
-        return {name: device.download(buffers[name]) for name in engine.outputs}
+        with bound_to(engine, {name: buffers[name] for name in specs}) as bound:
+            device.run(bound)
+            return {name: device.download(buffers[name]) for name in engine.outputs}
+
+
+@contextlib.contextmanager
+def bound_to(engine: Engine, bindings: Mapping[str, Buffer]) -> Iterator[BoundEngine]:
+    """An engine bound to buffers, and released at the end."""
+    bound = engine.bind(bindings)
+    try:
+        yield bound
+    finally:
+        bound.close()

@@ -6,20 +6,20 @@ stream. ONNX Runtime may allocate while it runs, so its work is not captured int
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fewstep.runtime.device import Buffer, CudaStream
-from fewstep.runtime.engine import check_binding
+from fewstep.runtime.engine import BoundEngine, require_all
 from fewstep.runtime.errors import EngineError, MissingDependencyError, missing
 from fewstep.runtime.manifest import GraphInfo
 
 if TYPE_CHECKING:
     import onnxruntime
 
-_MAX_BINDINGS = 512
 _CUDA = "CUDAExecutionProvider"
 
 
@@ -39,6 +39,8 @@ class OnnxRuntimeEngine:
             manifest's.
     """
 
+    warm_up = 1
+
     def __init__(
         self,
         name: str,
@@ -55,41 +57,27 @@ class OnnxRuntimeEngine:
         self._options = _run_options(cuda)
         self._names = {*info.inputs, *info.outputs}
         self._check_against_manifest()
-        # Bindings by the buffers they were made for: a plan reuses few of them.
-        self._bound: dict[tuple[Any, ...], onnxruntime.IOBinding] = {}
 
-    def enqueue(self, bindings: Mapping[str, Buffer]) -> None:
-        """Run on buffers bound by name; outputs are written in place."""
+    def bind(self, bindings: Mapping[str, Buffer]) -> BoundEngine:
+        """Bind buffers by name; outputs are written in place."""
+        require_all(self, bindings)
         session = self._open_session()
-        key = tuple((name, b.pointer, b.shape, b.dtype) for name, b in bindings.items())
-        bound = self._bound.get(key)
-        if bound is None:
-            if len(self._bound) >= _MAX_BINDINGS:
-                self._bound.clear()
-            bound = self._bound[key] = self._bind(bindings)
+        bound = session.io_binding()
+        for name, buffer in bindings.items():
+            bind = bound.bind_input if name in self.inputs else bound.bind_output
+            bind(name, *self._place, buffer.dtype.type, buffer.shape, buffer.pointer)
+        return BoundEngine(self.name, functools.partial(self._run, session, bound))
+
+    def close(self) -> None:
+        """Drop the session; closing twice is fine."""
+        self._session = None
+
+    def _run(self, session: onnxruntime.InferenceSession, bound: onnxruntime.IOBinding) -> None:
+        self._open_session()
         try:
             session.run_with_iobinding(bound, self._options)
         except Exception as error:  # onnxruntime raises types of its own, without a common base
             raise EngineError(f"graph '{self.name}' failed to run: {error}") from error
-
-    def trim(self) -> None:
-        """Forget bindings."""
-        self._bound.clear()
-
-    def close(self) -> None:
-        """Drop the session; closing twice is fine."""
-        self._bound.clear()
-        self._session = None
-
-    def _bind(self, bindings: Mapping[str, Buffer]) -> onnxruntime.IOBinding:
-        if absent := sorted(self._names - bindings.keys()):
-            raise EngineError(f"graph '{self.name}': no buffer bound to {', '.join(absent)}")
-        bound = self._open_session().io_binding()
-        for name, buffer in bindings.items():
-            check_binding(self, name, buffer)
-            bind = bound.bind_input if name in self.inputs else bound.bind_output
-            bind(name, *self._place, buffer.dtype.type, buffer.shape, buffer.pointer)
-        return bound
 
     def _open_session(self) -> onnxruntime.InferenceSession:
         if self._session is None:

@@ -1,8 +1,9 @@
 """Engines of TensorRT and TensorRT-RTX, enqueued on the device's stream and captured with it.
 
-A context keeps the shapes it was made for: one is made per batch, so that no shape changes between
-the pass that runs before a capture and the capture itself. Contexts bring no memory for activations
-of their own; all of a bundle's share one block, since the stream runs them one after the other.
+A captured graph keeps the addresses and the state of the contexts that it ran, so every binding has
+a context of its own, whose profile, shapes, addresses and memory are set once. Contexts bring no
+memory for activations; all of a bundle's share one block, since the stream runs them one after the
+other.
 
 TensorRT's objects must be gone before the CUDA context is. So nothing but :class:`_Held` refers to
 them, not even the frames of an exception, and it lets go of them in their order.
@@ -10,6 +11,8 @@ them, not even the frames of an exception, and it lets go of them in their order
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +21,7 @@ from typing import Any
 
 from fewstep.runtime.device import ALIGNMENT, Buffer, BufferSpec, CudaStream, Device, Workspace
 from fewstep.runtime.device.cuda_context import before_leaving
-from fewstep.runtime.engine import check_binding
+from fewstep.runtime.engine import BoundEngine, require_all
 from fewstep.runtime.engine.runtime_cache import RuntimeCache
 from fewstep.runtime.engine.tensorrt_api import TensorRt
 from fewstep.runtime.errors import EngineError, OutOfMemoryError
@@ -61,7 +64,7 @@ class _Held:
     engine: Any = None
     cache: RuntimeCache | None = None
     config: Any = None
-    contexts: dict[int, Any] = field(default_factory=dict)
+    contexts: dict[int, Any] = field(default_factory=dict)  # by number of the binding
 
     def release(self) -> None:
         """Keep what was compiled, and let go of everything, the youngest first."""
@@ -74,7 +77,7 @@ class _Held:
 
 
 class TensorRtEngine:
-    """A deserialized engine with a context for every batch that it has seen.
+    """A deserialized engine with a context for every binding.
 
     Args:
         api: the module that built it, in the same version.
@@ -96,6 +99,7 @@ class TensorRtEngine:
         self.name, self.inputs, self.outputs = name, info.inputs, info.outputs
         self._api, self._module, self._stream = api, api.module, stream.handle
         self._scratch, self._held = (0, 0), _Held()
+        self._numbers = itertools.count()
         try:
             self._open(file)
         except BaseException:
@@ -112,37 +116,54 @@ class TensorRtEngine:
         """Set the memory for activations; it must outlive the engine's work."""
         self._scratch = (address, size)
 
-    def enqueue(self, bindings: Mapping[str, Buffer]) -> None:
-        """Run on buffers bound by name; outputs are written in place.
+    @property
+    def warm_up(self) -> int:
+        """Runs before a capture: one after the shapes are set, three while RTX settles."""
+        return 3 if self._api.backend == "tensorrt-rtx" else 1
+
+    def bind(self, bindings: Mapping[str, Buffer]) -> BoundEngine:
+        """Bind buffers by name, in a context of their own; outputs are written in place.
 
         Raises:
-            EngineError: a binding is missing, misaligned or of another dtype or shape, the batch
-                is beyond every optimization profile, or TensorRT refuses to run.
+            EngineError: a buffer is missing, misaligned or of another dtype or shape, the batch
+                is beyond every optimization profile, or TensorRT refuses the shapes.
             OutOfMemoryError: there is not enough memory to run with this batch.
         """
-        contexts = self._held.contexts
-        if self._held.engine is None:
-            raise EngineError(f"graph '{self.name}' is closed; open the Generator again")
-        if absent := sorted({*self.inputs, *self.outputs} - bindings.keys()):
-            raise EngineError(f"graph '{self.name}': no buffer bound to {', '.join(absent)}")
+        self._require_open()
+        require_all(self, bindings)
         batch = bindings[next(iter(self.inputs))].shape[0]
         for name, buffer in bindings.items():
             self._check(name, buffer, batch)
-        if batch not in contexts:
-            self._make_context(batch)
-        for name, buffer in bindings.items():
-            if not contexts[batch].set_tensor_address(name, buffer.pointer):
-                raise self._refused(f"no tensor '{name}'")
-        if not contexts[batch].execute_async_v3(self._stream):
-            raise self._refused("it does not run")
-
-    def trim(self) -> None:
-        """Release the contexts. No captured graph may be left that ran them."""
-        self._held.contexts.clear()
+        number = next(self._numbers)
+        self._make_context(number, batch, bindings)
+        return BoundEngine(
+            self.name,
+            run=functools.partial(self._run, number),
+            require_capturable=functools.partial(self._require_capturable, number),
+            close=functools.partial(self._held.contexts.pop, number, None),
+        )
 
     def close(self) -> None:
         """Keep what was compiled and release everything; closing twice is fine."""
         self._held.release()
+
+    def _require_open(self) -> None:
+        if self._held.engine is None:
+            raise EngineError(f"graph '{self.name}' is closed; open the Generator again")
+
+    def _run(self, number: int) -> None:
+        self._require_open()
+        if not self._held.contexts[number].execute_async_v3(self._stream):
+            raise self._refused("it does not run")
+
+    def _require_capturable(self, number: int) -> None:
+        """Only TensorRT-RTX can tell; TensorRT itself refuses while it is being captured."""
+        tells = getattr(self._held.contexts[number], "is_stream_capturable", None)
+        try:
+            if tells is not None and not tells(self._stream):
+                raise self._refused("its work cannot be captured into a CUDA graph")
+        finally:
+            tells = None  # or the frame of an exception would hold the context
 
     def _open(self, file: EngineFile) -> None:
         held = self._held
@@ -160,7 +181,6 @@ class TensorRtEngine:
         held.config = self._runtime_config(held.cache)
 
     def _check(self, name: str, buffer: Buffer, batch: int) -> None:
-        check_binding(self, name, buffer)
         info = self.inputs.get(name) or self.outputs[name]
         if isinstance(info.shape[0], str) and buffer.shape[0] != batch:
             raise EngineError(
@@ -173,36 +193,35 @@ class TensorRtEngine:
                 f"multiples of {ALIGNMENT}, got {buffer.pointer:#x}"
             )
 
-    def _make_context(self, batch: int) -> None:
-        """A context for one batch, with its profile, shapes and memory set for good."""
+    def _make_context(self, number: int, batch: int, bindings: Mapping[str, Buffer]) -> None:
+        """A context with its profile, shapes, addresses and memory set for good."""
         self._api.messages.clear()
         profile, contexts = self._profile_for(batch), self._held.contexts
-        contexts[batch] = self._held.engine.create_execution_context(self._held.config)
+        contexts[number] = self._held.engine.create_execution_context(self._held.config)
         try:
-            self._prepare(contexts[batch], batch, profile)
+            self._prepare(contexts[number], profile, bindings)
         except BaseException:
-            del contexts[batch]
+            del contexts[number]
             raise
 
-    def _prepare(self, context: Any, batch: int, profile: int) -> None:
+    def _prepare(self, context: Any, profile: int, bindings: Mapping[str, Buffer]) -> None:
         try:
             if context is None:
                 raise self._refused("no execution context")
             if profile and not self._sets_profile(context, profile):  # a new one has the first
                 raise self._refused(f"optimization profile {profile} was not taken")
-            for name, info in self.inputs.items():
-                shape = tuple(batch if isinstance(size, str) else size for size in info.shape)
+            for name in self.inputs:
+                shape = bindings[name].shape
                 if not context.set_input_shape(name, shape):
                     raise self._refused(f"input '{name}' of shape {list(shape)} was not taken")
             if missing := self._missing_shapes(context):
                 raise self._refused(f"its shapes depend on {', '.join(missing)}")
+            for name, buffer in bindings.items():
+                if not context.set_tensor_address(name, buffer.pointer):
+                    raise self._refused(f"no tensor '{name}'")
             context.set_device_memory(*self._scratch)
-            # Only TensorRT-RTX can tell; TensorRT itself refuses while it is being captured.
-            tells = getattr(context, "is_stream_capturable", None)
-            if tells is not None and not tells(self._stream):
-                raise self._refused("its work cannot be captured into a CUDA graph")
         finally:
-            context = tells = None  # or the frame of an exception would hold it
+            context = None  # or the frame of an exception would hold it
 
     def _sets_profile(self, context: Any, profile: int) -> bool:
         try:
