@@ -16,7 +16,7 @@ from fewstep.cli.common import (
     errors,
     export_module,
     out,
-    say_passed_over,
+    say_notes,
 )
 from fewstep.runtime.errors import RequestError
 
@@ -57,7 +57,7 @@ def bench_command(
         max_batch=max(sizes),
         profile=True,
     ) as generator:
-        say_passed_over(generator)
+        say_notes(generator)
         counts = steps or [generator.bundle.manifest.model.defaults.steps]
         contenders = {
             f"fewstep, batch {b}, {t} steps": (

@@ -43,13 +43,19 @@ def show(data: dict[str, Any], shown: list[Table] | list[str], as_json: bool) ->
         out.print(item, highlight=False, soft_wrap=isinstance(item, str))
 
 
-def say_passed_over(generator: Generator) -> None:
-    """Say why engines that the bundle has are not used."""
+def say_notes(generator: Generator) -> None:
+    """Say why engines that the bundle has are not used, and what to know of those that are."""
     built = {engine.backend for engine in generator.bundle.manifest.engines}
     for backend, reason in generator.passed_over.items():
         if backend in built:
-            text = one_line(f"{backend} is not used: {reason}")
-            errors.print(f"[yellow]note:[/] {text}", highlight=False, soft_wrap=True)
+            say_note(f"{backend} is not used: {reason}")
+    for note in generator.notes:
+        say_note(note)
+
+
+def say_note(text: str) -> None:
+    """Say something that is no error, in one line beside the results."""
+    errors.print(f"[yellow]note:[/] {one_line(text)}", highlight=False, soft_wrap=True)
 
 
 def export_module(name: str = "") -> Any:

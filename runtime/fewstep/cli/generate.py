@@ -16,7 +16,7 @@ from fewstep.cli.common import (
     PrecisionOption,
     errors,
     ramp,
-    say_passed_over,
+    say_notes,
     show,
 )
 
@@ -68,7 +68,7 @@ def generate_command(
                 sampling_temperature=ramp("sampling temperature", sampling_temperature),
                 masking_temperature=ramp("masking temperature", masking_temperature),
             )
-        say_passed_over(generator)
+        say_notes(generator)
         written = gallery.write(result, wanted, out_path)
         if trace is not None:
             written.append(gallery.write_trace(generator, result, wanted, trace))
@@ -79,6 +79,7 @@ def generate_command(
         "device": generator.device.name,
         "precision": generator.precision,
         "passed_over": generator.passed_over,
+        "notes": list(generator.notes),
         "timings_ms": result.timings_ms,
     }
     made = f"{len(result.images)} image{'s' if len(result.images) != 1 else ''}"

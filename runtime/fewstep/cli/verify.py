@@ -17,12 +17,14 @@ from fewstep.cli.common import (
     build_module,
     errors,
     out,
+    say_note,
     show,
 )
-from fewstep.runtime.errors import EngineError, RequestError
+from fewstep.runtime.errors import EngineError, FewstepError, RequestError
 
 if TYPE_CHECKING:
     from fewstep.runtime.bundle import Bundle
+    from fewstep.runtime.generator import Generator
     from fewstep.runtime.verify import Divergence, Report, Unavailable, Verification
 
 _ALL, _AUTO = "all", "auto"
@@ -54,7 +56,10 @@ def verify_command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Replay the golden rollouts: errors of logits, actions and image, agreement of tokens."""
+    """Replay the golden rollouts: errors of logits, actions and image, agreement of tokens.
+
+    TensorRT's engines that pass are marked as verified on this GPU in the bundle.
+    """
     from fewstep.runtime.bundle import Bundle
     from fewstep.runtime.verify import require_report_path, write_report
 
@@ -93,7 +98,18 @@ def _verified(
             continue
         with errors.status(f"replaying golden rollouts in {generator.precision}"), generator:
             reports.append(verify(generator))
+        _mark(generator, reports[-1])
     return tuple(reports), tuple(unavailable)
+
+
+def _mark(generator: Generator, report: Report) -> None:
+    """Mark the engines in the bundle; where that cannot be written, the verdict stands."""
+    from fewstep.runtime.verify import mark
+
+    try:
+        mark(generator, report)
+    except FewstepError as error:
+        say_note(f"the verdict on these engines is not recorded in the bundle: {error}")
 
 
 def _precisions(bundle: Bundle, backend: str, wanted: Iterable[str]) -> list[str]:

@@ -18,9 +18,11 @@ from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.device import Array, ClosedOnExit, Device, Workspace
 from fewstep.runtime.engine import Engine
 from fewstep.runtime.engine.choice import Wanted, open_backend
+from fewstep.runtime.engine.on_gpu import EnginesOnGpu
 from fewstep.runtime.errors import BundleError, DeviceError, RequestError
 from fewstep.runtime.manifest import ClassCondition
-from fewstep.runtime.masked import MAX_PLAN_BYTES, Decoded, MaskedDecoder
+from fewstep.runtime.masked import MAX_PLAN_BYTES, MaskedDecoder
+from fewstep.runtime.masked_plan import Decoded
 from fewstep.runtime.plan import PlanKey
 from fewstep.runtime.request import (
     Request,
@@ -67,6 +69,7 @@ class Generator(ClosedOnExit):
         self.max_batch, self._reuse_first = max_batch, reuse_first
         self.backend, self.precision = backend, precision
         self.passed_over: dict[str, str] = {}
+        self.on_gpu: EnginesOnGpu | None = None
         self._scratch: Workspace | None = None
         self._busy = threading.Lock()
         self._decoder: MaskedDecoder | None = MaskedDecoder(
@@ -129,7 +132,14 @@ class Generator(ClosedOnExit):
             )
             stack.pop_all()
         generator.passed_over, generator._scratch = opened.passed_over, opened.scratch
+        generator.on_gpu = opened.on_gpu
         return generator
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know of TensorRT's engines on this GPU, a line each: which were tuned for another
+        card, and which were never verified here."""
+        return () if self.on_gpu is None else self.on_gpu.notes(self.bundle)
 
     @property
     def decoder(self) -> MaskedDecoder:
@@ -230,8 +240,8 @@ class Generator(ClosedOnExit):
                 policy=request.policy,
                 reuse_first=self._reuse_first,
             )
-            plan = decoder.plan(key)
-            parts.append(plan.run(request.condition[rows], request.seeds[rows], request.parameters))
+            inputs = request.condition[rows], request.seeds[rows], request.parameters
+            parts.append(decoder.run(key, *inputs))
         total = (time.perf_counter() - start) * 1e3
         stages = self.device.timings()
         timings = {**stages, "other": max(0.0, total - sum(stages.values())), "total": total}

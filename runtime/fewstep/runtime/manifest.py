@@ -9,191 +9,71 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from typing_extensions import Self
+
+from fewstep.runtime.records import (
+    AutoChoice,
+    BuildOptions,
+    EngineBackend,
+    EngineInfo,
+    FileInfo,
+    GraphInfo,
+    Keeper,
+    KernelsInfo,
+    LayerCost,
+    OtherLayers,
+    Precision,
+    QuantizationInfo,
+    RangeMethod,
+    Relative,
+    Sha256,
+    ShapeRange,
+    Strict,
+    TensorInfo,
+    VerifiedOn,
+)
+
+__all__ = [
+    "MANIFEST_NAME",
+    "SCHEMA",
+    "AutoChoice",
+    "BuildOptions",
+    "CheckpointInfo",
+    "ClassCondition",
+    "Defaults",
+    "EngineBackend",
+    "EngineInfo",
+    "FileInfo",
+    "GraphInfo",
+    "Keeper",
+    "KernelsInfo",
+    "LayerCost",
+    "Manifest",
+    "MaskedModel",
+    "OtherLayers",
+    "PolicyInfo",
+    "PolicyName",
+    "PolicyTuning",
+    "Precision",
+    "Provenance",
+    "QuantizationInfo",
+    "RangeMethod",
+    "Sha256",
+    "ShapeRange",
+    "TensorInfo",
+    "TextCondition",
+    "VerifiedOn",
+]
 
 SCHEMA = 1
 MANIFEST_NAME = "bundle.json"
 
-DType = Literal["float32", "float16", "bfloat16", "int32", "int64", "uint8"]
-Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
-EngineBackend = Literal["tensorrt", "tensorrt-rtx"]
-OtherLayers = Literal["fp32", "fp16"]
-RangeMethod = Literal["min-max", "entropy", "percentile"]
-Keeper = Literal["rules", "user", "auto"]
-Relative = Annotated[str, Field(min_length=1)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Capability = Annotated[str, Field(pattern=r"^\d+\.\d$")]
-Shape = tuple[PositiveInt, ...]
 PolicyName = Annotated[str, Field(pattern=r"^policy[a-z0-9-]*$")]
 """Of a policy graph; "policy" in front keeps it apart from other graphs and schedules."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TensorInfo(_Strict):
-    """One graph input or output; a dimension that may vary carries its name."""
-
-    dtype: DType
-    shape: tuple[int | str, ...]
-
-
-class LayerCost(_Strict):
-    """What quantizing some layers, and nothing else, costs on held-out rollouts.
-
-    ``kl_nats``: mean KL divergence of the logits from the fp32 graph's, at masked positions.
-    ``token_agreement``: fraction of masked positions whose most likely code stays the same.
-    """
-
-    nodes: tuple[str, ...]
-    kl_nats: float
-    token_agreement: float
-
-
-class AutoChoice(_Strict):
-    """How layers were chosen to stay in higher precision; ``ranking``: most expensive first."""
-
-    by: Literal["layer", "block"]
-    max_kl: float
-    min_token_agreement: float
-    ranking: tuple[LayerCost, ...]
-
-
-class QuantizationInfo(_Strict):
-    """How a graph was quantized: enough to do it again.
-
-    ``tool`` quantized it, with ranges by ``method`` (``percentile`` of the magnitudes, where
-    that is the method) from the activations of ``rollouts`` rollouts of ``steps`` steps along
-    ``schedule``. Their seeds count up from ``seed``; those of the ``held_out`` rollouts, on which
-    ``kl_nats`` and ``token_agreement`` of the whole graph were measured (as in
-    :class:`LayerCost`), follow. ``data_sha256`` is the hash of all that the rollouts fed to the
-    graph, ``text_sha256`` of their texts. ``kept``: products with weights that are not quantized,
-    and who said so. ``other_layers``: the type of all other arithmetic.
-    """
-
-    tool: str
-    method: RangeMethod
-    percentile: float | None = None
-    rollouts: PositiveInt
-    held_out: PositiveInt
-    seed: int = Field(ge=0)
-    steps: PositiveInt
-    schedule: str
-    text_sha256: Sha256 | None = None
-    data_sha256: Sha256
-    other_layers: OtherLayers
-    kept: dict[str, Keeper]
-    auto: AutoChoice | None = None
-    kl_nats: float
-    token_agreement: float
-
-
-class GraphInfo(_Strict):
-    """One ONNX file with its inputs and outputs, in the order of the graph.
-
-    ``external``: files that hold its weights, when they are not inside it. ``precision``: what
-    its weights and arithmetic are, which decides what ``verify`` accepts. A graph that was made
-    from the fp32 one has that one's hash as ``source_sha256``; ``fp32_heads`` says whether the
-    last products stayed in fp32, ``quantization`` how an int8 or fp8 graph was made.
-    """
-
-    file: Relative
-    external: tuple[Relative, ...] = ()
-    precision: Precision = "fp32"
-    source_sha256: Sha256 | None = None
-    fp32_heads: bool | None = None
-    quantization: QuantizationInfo | None = None
-    inputs: dict[str, TensorInfo]
-    outputs: dict[str, TensorInfo]
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The ONNX file, and those with its weights."""
-        return (self.file, *self.external)
-
-    @property
-    def tensors(self) -> tuple[dict[str, TensorInfo], dict[str, TensorInfo]]:
-        """Inputs and outputs."""
-        return self.inputs, self.outputs
-
-
-class FileInfo(_Strict):
-    """Size and hash of one file of the bundle."""
-
-    bytes: int = Field(ge=0)
-    sha256: Sha256
-
-
-class KernelsInfo(_Strict):
-    """CUDA kernels compiled ahead of time, one file per compute capability ("8.7").
-
-    ``compiler`` ends with its CUDA version; ``sources_sha256`` is the hash of the sources they
-    were made of: a runtime with other sources refuses them.
-    """
-
-    compiler: str = Field(pattern=r"^\S+ \d+\.\d+$")
-    sources_sha256: Sha256
-    cubins: dict[Capability, Relative]
-
-
-class ShapeRange(_Strict):
-    """Shapes of one input that an optimization profile spans, and the one it is tuned for."""
-
-    min: Shape
-    opt: Shape
-    max: Shape
-
-
-class BuildOptions(_Strict):
-    """What the builder was asked for.
-
-    ``max_batch``: most images decoded together. ``opt_batch``: images that the optimization
-    profiles are tuned for, one profile each. ``optimization_level`` and ``workspace_mib`` as
-    ``trtexec --builderOptimizationLevel`` and ``--memPoolSize=workspace``; ``None`` leaves them
-    to the builder.
-    """
-
-    max_batch: PositiveInt = 8
-    opt_batch: tuple[PositiveInt, ...] = (1,)
-    optimization_level: Annotated[int, Field(ge=0, le=5)] | None = None
-    workspace_mib: PositiveInt | None = None
-
-    @model_validator(mode="after")
-    def _within(self) -> Self:
-        if not self.opt_batch or sorted(set(self.opt_batch)) != list(self.opt_batch):
-            raise ValueError("opt_batch must be different numbers in rising order")
-        if self.opt_batch[-1] > self.max_batch:
-            most, best = self.max_batch, self.opt_batch[-1]
-            raise ValueError(f"the batch to tune for, {best}, exceeds the largest, {most}")
-        return self
-
-
-class EngineInfo(_Strict):
-    """One graph compiled by TensorRT or TensorRT-RTX, and how.
-
-    ``version`` is the backend's. ``compute_capabilities`` are those of the GPUs it runs on;
-    ``gpu`` is the one it was built on, for the backend that needs one. ``graph_sha256`` is the
-    hash of the ONNX file it was made of. ``profiles`` give the range of every input with a
-    dimension that varies. ``seconds`` and ``peak_memory_bytes`` are of the build.
-    """
-
-    file: Relative
-    backend: EngineBackend
-    version: str
-    graph: str
-    precision: Precision
-    graph_sha256: Sha256
-    compute_capabilities: tuple[Capability, ...] = Field(min_length=1)
-    profiles: tuple[dict[str, ShapeRange], ...]
-    options: BuildOptions
-    gpu: str | None = None
-    seconds: float
-    peak_memory_bytes: int
-
-
-class ClassCondition(_Strict):
+class ClassCondition(Strict):
     """Class ids 0 … ``num_classes − 1`` and the id that means "no class"."""
 
     kind: Literal["class"] = "class"
@@ -202,7 +82,7 @@ class ClassCondition(_Strict):
     class_names: tuple[str, ...] | None = None
 
 
-class TextCondition(_Strict):
+class TextCondition(Strict):
     """Text states ``[length, width]``, float32, and the file with those of the empty text."""
 
     kind: Literal["text"] = "text"
@@ -211,7 +91,7 @@ class TextCondition(_Strict):
     unconditional_file: Relative | None = None
 
 
-class PolicyTuning(_Strict):
+class PolicyTuning(Strict):
     """How ``fewstep calibrate policy`` made a policy.
 
     ``adaptive``: per image, or one action per step. ``backend``, ``precision``: of the engines it
@@ -237,19 +117,21 @@ class PolicyTuning(_Strict):
     frechet_distance: float
 
 
-class PolicyInfo(_Strict):
+class PolicyInfo(Strict):
     """One policy network, under the name of its graph.
 
     ``residual``: the heuristic schedule is added before the activations, so that a zero
     action follows it (AdaNAT's ``heu`` option). ``steps``: the number it was tuned for, if known.
+    ``untrained_seed``: what the weights were drawn from, if nothing trained them.
     """
 
     residual: bool
     steps: PositiveInt | None = None
     tuning: PolicyTuning | None = None
+    untrained_seed: int | None = None
 
 
-class Defaults(_Strict):
+class Defaults(Strict):
     """What ``generate`` uses when the caller says nothing; ramps are (start, end)."""
 
     steps: PositiveInt = 8
@@ -259,7 +141,7 @@ class Defaults(_Strict):
     masking_temperature: tuple[float, float] = (4.5, 0.0)
 
 
-class MaskedModel(_Strict):
+class MaskedModel(Strict):
     """A masked token transformer with a VQ tokenizer (MaskGIT, AdaNAT).
 
     ``mask_token`` is the id of a masked position; tokens are 0 … ``codebook_size − 1``.
@@ -323,14 +205,14 @@ class MaskedModel(_Strict):
         return self
 
 
-class CheckpointInfo(_Strict):
+class CheckpointInfo(Strict):
     """A checkpoint file that went into the bundle."""
 
     file: str
     sha256: str
 
 
-class Provenance(_Strict):
+class Provenance(Strict):
     """Where the bundle came from: enough to make it again."""
 
     created: str
@@ -339,7 +221,7 @@ class Provenance(_Strict):
     checkpoints: dict[str, CheckpointInfo]
 
 
-class Manifest(_Strict):
+class Manifest(Strict):
     """``bundle.json``.
 
     ``graphs`` are the fp32 ones; ``variants`` the same graphs in other precisions, where each
@@ -371,6 +253,11 @@ class Manifest(_Strict):
         if isinstance(self.model.condition, TextCondition):
             named.add(self.model.condition.unconditional_file or "")
         return named - {""}
+
+    def verified_on(self, engine: EngineInfo) -> tuple[VerifiedOn, ...]:
+        """Where an engine was verified; marks of other contents than its file has do not count."""
+        content = self.files[engine.file].sha256
+        return tuple(mark for mark in engine.verified if mark.engine_sha256 == content)
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

@@ -73,6 +73,8 @@ def inspect_tables(inspection: Inspection) -> list[Table]:
 
 def _policy(named: tuple[str, PolicyInfo]) -> str:
     name, info = named
+    if info.untrained_seed is not None:
+        return f"{name} (untrained)"
     return name if info.steps is None else f"{name} (for {info.steps} steps)"
 
 
@@ -177,13 +179,17 @@ def _kernels(inspection: Inspection) -> str:
 
 
 def _engines(inspection: Inspection) -> str:
-    """One line for each backend, version, precision and set of targets."""
-    sets: dict[str, list[str]] = {}
-    for each in inspection.bundle.manifest.engines:
+    """One line for each backend, version, precision, set of targets, and GPUs verified on."""
+    sets: dict[tuple[str, str], list[str]] = {}
+    manifest = inspection.bundle.manifest
+    for each in manifest.engines:
         targets = ", ".join(each.compute_capabilities)
         what = f"{each.precision} for {targets} ({each.backend} {each.version})"
-        sets.setdefault(what, []).append(each.graph)
-    return "\n".join(f"{what}: {', '.join(graphs)}" for what, graphs in sets.items()) or "none"
+        marks = [f"{mark.gpu} (CUDA {mark.driver})" for mark in manifest.verified_on(each)]
+        where = f"verified on {', '.join(marks)}" if marks else "never verified"
+        sets.setdefault((what, where), []).append(each.graph)
+    lines = [f"{what}: {', '.join(graphs)}; {where}" for (what, where), graphs in sets.items()]
+    return "\n".join(lines) or "none"
 
 
 def _condition(inspection: Inspection) -> str:

@@ -17,6 +17,7 @@ from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.device import Device, Workspace
 from fewstep.runtime.engine import Engine
 from fewstep.runtime.engine.compatibility import rebuild_command, require_header, why_not
+from fewstep.runtime.engine.on_gpu import EnginesOnGpu, Gpu
 from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.engine.tensorrt_api import MODULES, TensorRt, load
 from fewstep.runtime.errors import EngineError, FewstepError, RequestError, choose
@@ -63,7 +64,8 @@ class Opened:
 
     ``max_batch``: most images that the engines decode together, if they have a limit.
     ``passed_over``: why the backends before the one that was taken are not used. ``scratch``:
-    memory that the engines share, closed after them.
+    memory that the engines share, closed after them. ``on_gpu``: TensorRT's engines as the bundle
+    records them.
     """
 
     backend: str
@@ -73,6 +75,7 @@ class Opened:
     max_batch: int | None = None
     scratch: Workspace | None = None
     passed_over: dict[str, str] = field(default_factory=dict)
+    on_gpu: EnginesOnGpu | None = None
 
     def close(self) -> None:
         """Release everything."""
@@ -221,18 +224,17 @@ def _open_onnxruntime(
 def _open_tensorrt(
     bundle: Bundle, wanted: Wanted, backend: str, stack: contextlib.ExitStack
 ) -> Opened:
-    from fewstep.runtime.device.cuda_driver import compute_capability
-
     name: EngineBackend = "tensorrt" if backend == "tensorrt" else "tensorrt-rtx"
     if not any(info.backend == name for info in bundle.manifest.engines):
         raise no_engines(bundle, name, wanted.precision)
-    api, capability = load(name), compute_capability(wanted.ordinal)
-    infos = usable_engines(bundle, name, wanted.precision, api.version, capability)
+    api, gpu = load(name), Gpu.at(wanted.ordinal)
+    infos = usable_engines(bundle, name, wanted.precision, api.version, gpu.compute_capability)
     device = open_device(bundle, "cuda", wanted.ordinal, wanted.profile)
     stack.callback(device.close)
     engines, scratch = _open_engines(bundle, api, infos, device, stack)
     most = min(info.options.max_batch for info in infos.values())
-    return Opened(name, infos["transformer"].precision, device, engines, most, scratch)
+    precision, on_gpu = infos["transformer"].precision, EnginesOnGpu(infos, gpu)
+    return Opened(name, precision, device, engines, most, scratch, on_gpu=on_gpu)
 
 
 def _open_engines(

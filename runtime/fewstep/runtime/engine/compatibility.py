@@ -1,14 +1,15 @@
 """Does an engine of the bundle run on this machine? Its record and its header tell before loading.
 
 TensorRT engines belong to one version of TensorRT and to the compute capability they were built
-on. TensorRT-RTX engines name their targets; the header repeats them, so a record that does not
-belong to its file is noticed.
+on, and are tuned for the very card. TensorRT-RTX engines name their targets; the header repeats
+them, so a record that does not belong to its file is noticed.
 """
 
 from __future__ import annotations
 
 import shlex
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +74,31 @@ def why_not(info: EngineInfo, graph_sha256: str, version: str, capability: str) 
     if info.graph_sha256 != graph_sha256:
         return f"was built from another graph '{info.graph}' than the bundle has now"
     return ""
+
+
+def tuned_elsewhere(
+    bundle: Path, infos: Iterable[EngineInfo], gpu: str, capability: str
+) -> tuple[str, ...]:
+    """What to know of engines that were built on another card than this, a line for each card.
+
+    TensorRT runs them, with a warning in its log: they may be slow, or fail.
+
+    Args:
+        bundle: the bundle's folder.
+        infos: records of engines that :func:`why_not` has nothing against.
+        gpu: the name of the GPU here.
+        capability: its compute capability.
+    """
+    cards: dict[str, list[EngineInfo]] = {}
+    for info in infos:
+        if info.gpu is not None and info.gpu != gpu:
+            cards.setdefault(info.gpu, []).append(info)
+    return tuple(
+        f"the {found[0].precision} engines of {', '.join(sorted(each.graph for each in found))} "
+        f"were tuned for {card} and may be slow or fail on {gpu}; build them here with: "
+        f"{rebuild_command(bundle, found[0], capability)}"
+        for card, found in cards.items()
+    )
 
 
 def require_header(info: EngineInfo, content: bytes) -> None:

@@ -38,6 +38,7 @@ from fewstep.runtime.verify.markdown import (
     unavailable_line,
     write_report,
 )
+from fewstep.runtime.verify.marks import mark
 from fewstep.runtime.verify.replay import golden, rollouts, teacher_forced, verify
 from fewstep.runtime.verify.report import LOOP, TITLES, Check, Report
 from fewstep.runtime.verify.thresholds import THRESHOLDS, Thresholds
@@ -58,6 +59,7 @@ __all__ = [
     "golden",
     "largest_errors",
     "logit_figures",
+    "mark",
     "psnr",
     "require_report_path",
     "rollouts",

@@ -1,0 +1,204 @@
+"""Records of a bundle's files in its manifest: graphs, CUDA kernels and engines, and how each was
+made. :mod:`fewstep.runtime.manifest` puts them together.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from typing_extensions import Self
+
+DType = Literal["float32", "float16", "bfloat16", "int32", "int64", "uint8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+EngineBackend = Literal["tensorrt", "tensorrt-rtx"]
+OtherLayers = Literal["fp32", "fp16"]
+RangeMethod = Literal["min-max", "entropy", "percentile"]
+Keeper = Literal["rules", "user", "auto"]
+Relative = Annotated[str, Field(min_length=1)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Capability = Annotated[str, Field(pattern=r"^\d+\.\d$")]
+Shape = tuple[PositiveInt, ...]
+
+
+class Strict(BaseModel):
+    """What cannot be changed, and refuses unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TensorInfo(Strict):
+    """One graph input or output; a dimension that may vary carries its name."""
+
+    dtype: DType
+    shape: tuple[int | str, ...]
+
+
+class LayerCost(Strict):
+    """What quantizing some layers, and nothing else, costs on held-out rollouts.
+
+    ``kl_nats``: mean KL divergence of the logits from the fp32 graph's, at masked positions.
+    ``token_agreement``: fraction of masked positions whose most likely code stays the same.
+    """
+
+    nodes: tuple[str, ...]
+    kl_nats: float
+    token_agreement: float
+
+
+class AutoChoice(Strict):
+    """How layers were chosen to stay in higher precision; ``ranking``: most expensive first."""
+
+    by: Literal["layer", "block"]
+    max_kl: float
+    min_token_agreement: float
+    ranking: tuple[LayerCost, ...]
+
+
+class QuantizationInfo(Strict):
+    """How a graph was quantized: enough to do it again.
+
+    ``tool`` quantized it, with ranges by ``method`` (``percentile`` of the magnitudes, where
+    that is the method) from the activations of ``rollouts`` rollouts of ``steps`` steps along
+    ``schedule``. Their seeds count up from ``seed``; those of the ``held_out`` rollouts, on which
+    ``kl_nats`` and ``token_agreement`` of the whole graph were measured (as in
+    :class:`LayerCost`), follow. ``data_sha256`` is the hash of all that the rollouts fed to the
+    graph, ``text_sha256`` of their texts. ``kept``: products with weights that are not quantized,
+    and who said so. ``other_layers``: the type of all other arithmetic.
+    """
+
+    tool: str
+    method: RangeMethod
+    percentile: float | None = None
+    rollouts: PositiveInt
+    held_out: PositiveInt
+    seed: int = Field(ge=0)
+    steps: PositiveInt
+    schedule: str
+    text_sha256: Sha256 | None = None
+    data_sha256: Sha256
+    other_layers: OtherLayers
+    kept: dict[str, Keeper]
+    auto: AutoChoice | None = None
+    kl_nats: float
+    token_agreement: float
+
+
+class GraphInfo(Strict):
+    """One ONNX file with its inputs and outputs, in the order of the graph.
+
+    ``external``: files that hold its weights, when they are not inside it. ``precision``: what
+    its weights and arithmetic are, which decides what ``verify`` accepts. A graph that was made
+    from the fp32 one has that one's hash as ``source_sha256``; ``fp32_heads`` says whether the
+    last products stayed in fp32, ``quantization`` how an int8 or fp8 graph was made.
+    """
+
+    file: Relative
+    external: tuple[Relative, ...] = ()
+    precision: Precision = "fp32"
+    source_sha256: Sha256 | None = None
+    fp32_heads: bool | None = None
+    quantization: QuantizationInfo | None = None
+    inputs: dict[str, TensorInfo]
+    outputs: dict[str, TensorInfo]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The ONNX file, and those with its weights."""
+        return (self.file, *self.external)
+
+    @property
+    def tensors(self) -> tuple[dict[str, TensorInfo], dict[str, TensorInfo]]:
+        """Inputs and outputs."""
+        return self.inputs, self.outputs
+
+
+class FileInfo(Strict):
+    """Size and hash of one file of the bundle."""
+
+    bytes: int = Field(ge=0)
+    sha256: Sha256
+
+
+class KernelsInfo(Strict):
+    """CUDA kernels compiled ahead of time, one file per compute capability ("8.7").
+
+    ``compiler`` ends with its CUDA version; ``sources_sha256`` is the hash of the sources they
+    were made of: a runtime with other sources refuses them.
+    """
+
+    compiler: str = Field(pattern=r"^\S+ \d+\.\d+$")
+    sources_sha256: Sha256
+    cubins: dict[Capability, Relative]
+
+
+class ShapeRange(Strict):
+    """Shapes of one input that an optimization profile spans, and the one it is tuned for."""
+
+    min: Shape
+    opt: Shape
+    max: Shape
+
+
+class BuildOptions(Strict):
+    """What the builder was asked for.
+
+    ``max_batch``: most images decoded together. ``opt_batch``: images that the optimization
+    profiles are tuned for, one profile each. ``optimization_level`` and ``workspace_mib`` as
+    ``trtexec --builderOptimizationLevel`` and ``--memPoolSize=workspace``; ``None`` leaves them
+    to the builder.
+    """
+
+    max_batch: PositiveInt = 8
+    opt_batch: tuple[PositiveInt, ...] = (1,)
+    optimization_level: Annotated[int, Field(ge=0, le=5)] | None = None
+    workspace_mib: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _within(self) -> Self:
+        if not self.opt_batch or sorted(set(self.opt_batch)) != list(self.opt_batch):
+            raise ValueError("opt_batch must be different numbers in rising order")
+        if self.opt_batch[-1] > self.max_batch:
+            most, best = self.max_batch, self.opt_batch[-1]
+            raise ValueError(f"the batch to tune for, {best}, exceeds the largest, {most}")
+        return self
+
+
+class VerifiedOn(Strict):
+    """``fewstep verify`` passed with an engine on a GPU.
+
+    ``driver`` is the newest CUDA version that its driver runs; ``engine_sha256`` the hash of the
+    engine's file at that time. ``fewstep`` is the version that verified, ``date`` when it did.
+    """
+
+    gpu: str
+    compute_capability: Capability
+    driver: Annotated[str, Field(pattern=r"^\d+\.\d+$")]
+    engine_sha256: Sha256
+    fewstep: str
+    date: str
+
+
+class EngineInfo(Strict):
+    """One graph compiled by TensorRT or TensorRT-RTX, and how.
+
+    ``version`` is the backend's. ``compute_capabilities`` are those of the GPUs it runs on;
+    ``gpu`` is the one it was built on, for the backend that needs one. ``graph_sha256`` is the
+    hash of the ONNX file it was made of. ``profiles`` give the range of every input with a
+    dimension that varies. ``seconds`` and ``peak_memory_bytes`` are of the build. ``verified``
+    has a mark for every GPU that it was last verified on, and is new with every build.
+    """
+
+    file: Relative
+    backend: EngineBackend
+    version: str
+    graph: str
+    precision: Precision
+    graph_sha256: Sha256
+    compute_capabilities: tuple[Capability, ...] = Field(min_length=1)
+    profiles: tuple[dict[str, ShapeRange], ...]
+    options: BuildOptions
+    gpu: str | None = None
+    seconds: float
+    peak_memory_bytes: int
+    verified: tuple[VerifiedOn, ...] = ()
