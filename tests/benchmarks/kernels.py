@@ -21,7 +21,7 @@ BANDWIDTH_GB_S = {"Orin Nano": 68, "AGX Orin": 204.8, "Thor": 273, "RTX 4090": 1
 """Memory bandwidth from NVIDIA's data sheets: Jetson Orin Nano 8 GB (68 GB/s before its Super
 mode), Jetson AGX Orin 64 GB, Jetson T5000, GeForce RTX 4090."""
 
-_TOKENS = 256
+_TOKENS, _SIDE = 256, 256
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,30 @@ class Shaped:
 
 def launches(codes: int, dtype: str, batch: int = 1) -> dict[str, Launch]:
     """One step's kernels for 256 tokens with guidance, and those of the ends."""
-    tokens, floats = _of("int32", batch, _TOKENS), _of("float32", batch, _TOKENS)
+    given = arguments(codes, dtype, batch)
+    return {name: launch_of(name, each) for name, each in given.items()}
+
+
+def arguments(
+    codes: int, dtype: str, batch: int, count: int = _TOKENS, side: int = _SIDE
+) -> Mapping[str, Mapping[str, Any]]:
+    """What these kernels are given, buffers as shapes.
+
+    Args:
+        codes: size of the codebook.
+        dtype: of logits and image.
+        batch: images.
+        count: tokens per image.
+        side: of an image, in pixels.
+    """
+    tokens, floats = _of("int32", batch, count), _of("float32", batch, count)
     error, parameters = _of("int32", 1), _of("float32", batch, 4)
-    logits = _of(dtype, batch, _TOKENS, codes)
+    logits = _of(dtype, batch, count, codes)
     other = Shaped(logits.shape, logits.dtype, pointer=1)
-    both = _of("int32", 2 * batch, _TOKENS)
-    arguments: Mapping[str, Mapping[str, Any]] = {
+    both = _of("int32", 2 * batch, count)
+    return {
         "initial_tokens": {
-            **{"given": tokens, "mask": _of("uint8", batch, _TOKENS), "codebook_size": codes},
+            **{"given": tokens, "mask": _of("uint8", batch, count), "codebook_size": codes},
             **{"mask_token": codes, "tokens": both, "error": error},
         },
         "sample_tokens": {
@@ -63,11 +79,10 @@ def launches(codes: int, dtype: str, batch: int = 1) -> dict[str, Launch]:
             **{"parameters": parameters, "error": error},
         },
         "to_pixels": {
-            **{"image": _of(dtype, batch, 3, 256, 256), "error": error},
-            "pixels": _of("uint8", batch, 256, 256, 3),
+            **{"image": _of(dtype, batch, 3, side, side), "error": error},
+            "pixels": _of("uint8", batch, side, side, 3),
         },
     }
-    return {name: launch_of(name, given) for name, given in arguments.items()}
 
 
 def _of(dtype: str, *shape: int) -> Shaped:

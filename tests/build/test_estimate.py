@@ -1,9 +1,9 @@
 """``fewstep estimate``: bounds from the graphs' operations and published figures.
 
-Independent references: PyTorch's counter and the U-ViT's formula for operations, NVIDIA's published
-totals for the table of GPUs, the kernels' own launches for logits, a hand-built stage for the
-roofline. Properties: bounds fall with bandwidth and peak, add up over the loop, and grow with the
-batch by no more than it. Then the command: tables, JSON, and every wrong request or damaged bundle.
+Independent references: the kernels' own launches for logits, what the decode loop enqueues for the
+number of launches. Properties: bounds fall with bandwidth and peak, add up over the loop, and grow
+with the batch by no more than it; launches grow with the steps and not with the batch. Then the
+command: tables, JSON, and every wrong request or damaged bundle.
 """
 
 from __future__ import annotations
@@ -11,17 +11,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 import pytest
-import torch
-from onnx import TensorProto, helper
-from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.build.estimate import (
     CONTEXT_BYTES,
@@ -29,13 +24,14 @@ from fewstep.build.estimate import (
     Estimate,
     PrecisionBound,
     estimate,
-    graph_work,
     masked_share,
 )
-from fewstep.build.gpus import GPUS, WIDTH_BYTES, When, gpu_of, stage_bound
-from fewstep.export.models import PolicyNet, UViT, VQModel
+from fewstep.build.gpus import GPUS, gpu_of
+from fewstep.build.roofline import WIDTH_BYTES, StageBound, When, stage_bound
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.errors import BundleError, MissingDependencyError, RequestError
+from fewstep.runtime.device.cpu import CpuDevice
+from fewstep.runtime.errors import BundleError, RequestError
+from fewstep.runtime.generator import Generator
 from fewstep.runtime.inspect import plan_memory
 from fewstep.runtime.kernels.launch import launch_of
 from fewstep.runtime.plan import PlanKey
@@ -43,10 +39,7 @@ from fewstep.runtime.plan import PlanKey
 if TYPE_CHECKING:
     from tests.conftest import Terminal
 
-    from fewstep.export import Checkpoints
-
-_TOKENS, _WIDTH, _CODES, _BLOCKS = 16, 32, 24, 3  # of the tiny bundle; depth 2 and one between
-_GB = 1e9
+_TOKENS, _CODES = 16, 24  # of the tiny bundle
 
 
 @pytest.fixture(scope="module")
@@ -57,66 +50,6 @@ def bundle(tiny_bundle: Path) -> Bundle:
 @pytest.fixture(scope="module")
 def guided(bundle: Bundle) -> Estimate:
     return estimate(bundle, batch=2, steps=4, schedule="policy")
-
-
-# Operations
-
-
-def _torch_flops(module: torch.nn.Module, *inputs: torch.Tensor) -> int:
-    call: Callable[..., Any] = module.decode if isinstance(module, VQModel) else module
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        call(*inputs)
-    return int(counter.get_total_flops())
-
-
-@pytest.fixture(scope="module")
-def modules(tiny_checkpoints: Checkpoints) -> dict[str, torch.nn.Module]:
-    assert tiny_checkpoints.config is not None
-    config = json.loads(Path(tiny_checkpoints.config).read_text())
-    made = {
-        "transformer": UViT(**config["transformer"]),
-        "policy": PolicyNet(**config["policy"]),
-        "decoder": VQModel(**config["tokenizer"]),
-    }
-    return {name: module.eval() for name, module in made.items()}
-
-
-@pytest.mark.parametrize("images", [1, 2, 5])
-@pytest.mark.parametrize("graph", ["transformer", "policy", "decoder"])
-def test_operations_are_those_that_torch_counts(
-    bundle: Bundle, modules: dict[str, torch.nn.Module], graph: str, images: int
-) -> None:
-    ids = torch.zeros(images, dtype=torch.int64)
-    tokens = torch.zeros(images, _TOKENS, dtype=torch.int64)
-    inputs: dict[str, tuple[torch.Tensor, ...]] = {
-        "transformer": (tokens, ids),
-        "policy": (torch.zeros(images, _TOKENS, _WIDTH), ids),
-        "decoder": (tokens.reshape(images, 4, 4),),
-    }
-    work = graph_work(bundle, graph)
-    counted = work.flops + (images - 1) * work.flops_more
-    assert counted == _torch_flops(modules[graph], *inputs[graph])
-
-
-def test_operations_of_the_transformer_by_hand(bundle: Bundle) -> None:
-    length, width = _TOKENS + 1, _WIDTH  # one more for the condition
-    projections = 2 * length * width * (3 * width + width + 2 * 4 * width)
-    attention = 2 * 2 * length * length * width
-    skip = 2 * length * 2 * width * width
-    head = 2 * _TOKENS * width * (width + _CODES + 1)
-    expected = _BLOCKS * (projections + attention) + skip + head
-    assert graph_work(bundle, "transformer").flops == expected
-
-
-def test_weights_of_products_are_the_parameters_but_embeddings_norms_and_biases(
-    bundle: Bundle, modules: dict[str, torch.nn.Module]
-) -> None:
-    work = graph_work(bundle, "policy")
-    matrices = [each.numel() for each in modules["policy"].parameters() if each.ndim > 1]
-    assert work.product_weights == sum(matrices)
-    path = bundle.graph_path("policy")
-    every = sum(int(np.prod(each.dims)) for each in onnx.load(path).graph.initializer)
-    assert work.product_weights + work.other_weights == every
 
 
 # Roofline of a bundle
@@ -150,6 +83,7 @@ def test_a_guided_loop_runs_its_first_step_at_batch_b(guided: Estimate) -> None:
     stages = [each.stage for each in _bounds(guided, "thor", "fp16").stages]
     runs = {(each.name, each.when): (each.batch, each.runs) for each in stages}
     assert runs == {
+        ("initial tokens", "start"): (2, 1),
         ("transformer", "first"): (2, 1),
         ("transformer", "later"): (4, 3),
         ("policy", "every"): (2, 4),
@@ -168,6 +102,66 @@ def test_without_guidance_or_policy_every_pass_is_at_batch_b(bundle: Bundle) -> 
     assert {each.batch for each in stages} == {3}
     assert "policy" not in {each.name for each in stages}
     assert sum(each.runs for each in stages if each.name == "transformer") == 8
+
+
+@pytest.mark.parametrize("schedule", ["policy", "cosine"])
+def test_launches_are_those_of_the_loop_and_of_the_graphs(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, schedule: str
+) -> None:
+    """The loop is the same on every device, so the CPU's kernels and copies are counted."""
+    enqueued: list[str] = []
+    for name in ("launch", "copy"):
+        done = getattr(CpuDevice, name)
+
+        def counted(self: CpuDevice, *given: Any, done: Any = done, **more: Any) -> None:
+            enqueued.append(done.__name__)
+            done(self, *given, **more)
+
+        monkeypatch.setattr(CpuDevice, name, counted)
+    steps = 4
+    with Generator.open(bundle.path, device="cpu", threads=1) as generator:
+        generator.generate(class_ids=[0, 1], steps=steps, schedule=schedule)
+        enqueued.clear()
+        generator.generate(class_ids=[2, 3], steps=steps, schedule=schedule)
+    found = estimate(bundle, batch=2, steps=steps, schedule=schedule)
+    decoder, *every_step = (work.launches for work in reversed(found.works))
+    assert found.launches == len(enqueued) + decoder + steps * sum(every_step)
+
+
+def test_launches_grow_with_the_steps_and_not_with_the_batch(bundle: Bundle) -> None:
+    def launches(batch: int, steps: int) -> int:
+        return estimate(bundle, devices=["rtx-4090"], batch=batch, steps=steps).launches
+
+    one, two, three = (launches(1, steps) for steps in (1, 2, 3))
+    assert three - two == two - one > 0
+    assert launches(8, 3) == three
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_small_models_take_the_time_of_their_launches(guided: Estimate, name: str) -> None:
+    bound = _bounds(guided, name, "fp16")
+    launches_ms = 1e-3 * gpu_of(name).launch.us * guided.launches
+    assert bound.parts_ms["launches"] == pytest.approx(launches_ms)
+    assert launches_ms < bound.batch_ms < 2 * launches_ms  # a model of a few kB
+    assert bound.limit == "launches"
+    assert sum(bound.parts_ms.values()) == pytest.approx(bound.batch_ms)
+
+
+@pytest.mark.parametrize(
+    ("compute_ms", "memory_ms", "launch_ms", "limit"),
+    [
+        (1, 0.5, 0.5, "compute"),
+        (0.5, 1, 0.5, "memory"),
+        (0.5, 0.5, 1, "launches"),
+        (0, 0, 0, "none"),
+    ],
+)
+def test_the_limit_is_the_largest_part(
+    guided: Estimate, compute_ms: float, memory_ms: float, launch_ms: float, limit: str
+) -> None:
+    bound = _bounds(guided, "orin-nano", "fp16")
+    stage = StageBound(bound.stages[0].stage, compute_ms, memory_ms, launch_ms)
+    assert (stage.limit, replace(bound, stages=(stage,)).limit) == (limit, limit)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
@@ -291,35 +285,6 @@ def test_damage_is_named(bundle_copy: Path) -> None:
         estimate(Bundle.read(bundle_copy))
 
 
-def _with_decoder(folder: Path, content: bytes) -> Bundle:
-    bundle = Bundle.read(folder)
-    graphs = {name: each.model_dump() for name, each in bundle.manifest.graphs.items()}
-    graphs["decoder"]["file"] = "other.onnx"
-    return bundle.update({"other.onnx": content}, graphs=graphs)
-
-
-def _foreign_graph() -> bytes:
-    tokens = helper.make_tensor_value_info("tokens", TensorProto.INT32, ["batch", _TOKENS])
-    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 8, 8])
-    node = helper.make_node("Unheard", ["tokens"], ["image"], domain="elsewhere")
-    graph = helper.make_graph([node], "foreign", [tokens], [image])
-    content: bytes = helper.make_model(graph).SerializeToString()
-    return content
-
-
-@pytest.mark.filterwarnings("ignore:node Unheard")
-@pytest.mark.parametrize("content", [b"no graph", _foreign_graph()], ids=["garbage", "foreign"])
-def test_a_graph_that_cannot_be_counted_is_named(bundle_copy: Path, content: bytes) -> None:
-    with pytest.raises(BundleError, match="graph 'decoder' cannot be counted.*export the bundle"):
-        estimate(_with_decoder(bundle_copy, content))
-
-
-def test_absent_counter_names_its_extra(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnx_tool", None)
-    with pytest.raises(MissingDependencyError, match=r"onnx-tool .*fewstep\[build\]"):
-        estimate(bundle)
-
-
 def test_no_torch(tiny_bundle: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None; from fewstep.build.estimate import estimate; "
@@ -346,6 +311,12 @@ def test_json_has_everything(fewstep: Terminal, tiny_bundle: Path) -> None:
     *others, fp8 = device["precisions"]
     assert [each["precision"] for each in others] == ["fp32", "fp16", "bf16", "int8"]
     assert all(each["image_ms"] > 0 and each["memory"]["fits"] for each in others)
+    assert data["launches"]["kind"].startswith("estimate")
+    counted = [each["launches"] * each["runs"] for each in others[0]["stages"]]
+    assert data["launches"]["per_batch"] == sum(counted)
+    assert all(sum(each["batch_parts_ms"].values()) <= each["batch_ms"] + 1e-9 for each in others)
+    assert (device["launch"]["own"], device["launch"]["us"] > 0) == (False, True)
+    assert "https://" in device["launch"]["source"]
     assert fp8 == {
         **{"precision": "fp8", "available": False},
         "reason": "compute capability 8.7 has no fp8 tensor cores",
@@ -359,6 +330,9 @@ def test_tables_say_what_they_are(fewstep: Terminal, tiny_bundle: Path) -> None:
     assert shown.out.count("Bound, not a measurement") == 3  # two devices and the summary
     assert "transformer, later" in shown.out
     assert "MAXN_SUPER" in shown.out
+    told = " ".join(shown.out.split())
+    assert "Launches are part of the times and estimated" in told
+    assert told.count("µs a launch, part of the times") == 2
 
 
 def test_without_a_device_all_are_shown(fewstep: Terminal, tiny_text_bundle: Path) -> None:
@@ -366,6 +340,7 @@ def test_without_a_device_all_are_shown(fewstep: Terminal, tiny_text_bundle: Pat
     assert shown.code == 0
     assert all(f" {name} " in shown.out for name in GPUS)
     assert shown.out.count("Bound, not a measurement") == 1
+    assert "Launches are part of the times and estimated" in " ".join(shown.out.split())
 
 
 @pytest.mark.parametrize(

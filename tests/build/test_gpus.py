@@ -1,13 +1,11 @@
-"""The table of GPUs against published totals, and the roofline of one stage by hand."""
+"""The tables of GPUs and launches against published totals."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import pytest
 
-from fewstep.build.gpus import GPUS, Gpu, Stage, gpu_of, stage_bound
+from fewstep.build.gpus import GPUS, RATES, gpu_of
+from fewstep.build.launches import LAUNCHES
 
 # Published figures
 
@@ -34,6 +32,32 @@ _PUBLISHED = [
     ("orin-nano", "int8", 67 / 2),
     ("orin-nx", "int8", 77 / 2),
     ("thor", "fp8", 2070 / 4),
+    ("a100-sxm", "fp32", 19.5),
+    ("a100-sxm", "fp16", 312),
+    ("a100-pcie", "bf16", 312),
+    ("a100-sxm", "int8", 624),
+    ("h100-sxm", "fp32", 67),
+    ("h100-sxm", "fp16", 989.4),
+    ("h100-sxm", "int8", 1979),
+    ("h100-sxm", "fp8", 3958 / 2),
+    ("h100-pcie", "fp32", 51),
+    ("h100-pcie", "bf16", 1513 / 2),  # sparse
+    ("h100-pcie", "fp8", 3026 / 2),
+    ("h200-sxm", "fp16", 1979 / 2),
+    ("b200", "fp32", 75),
+    ("b200", "fp16", 4500 / 2),
+    ("b200", "int8", 9000 / 2),
+    ("b200", "fp8", 9000 / 2),
+    ("l4", "fp32", 30.3),
+    ("l4", "bf16", 242 / 2),
+    ("l4", "fp8", 485 / 2),
+    ("l40s", "fp32", 91.6),
+    ("l40s", "bf16", 733 / 2),
+    ("l40s", "fp16", 733 / 2),
+    ("l40s", "fp8", 1466 / 2),
+    ("rtx-pro-6000", "fp32", 125),
+    ("rtx-pro-6000", "fp16", 4000 / 8),  # "AI TOPS": sparse fp4, of which fp16 is an eighth
+    ("rtx-pro-6000", "bf16", 503.8),
 ]
 
 
@@ -51,30 +75,24 @@ def test_every_gpu_has_its_sources_and_plausible_figures(name: str) -> None:
     assert ("fp8" in gpu.peaks) == (float(gpu.compute_capability) >= 8.9)
     assert gpu.cache_bytes < gpu.memory_bytes
     assert gpu.peaks["fp32"] < gpu.peaks["bf16"] <= gpu.peaks["fp16"] < gpu.peaks["int8"]
+    assert (gpu.peaks["bf16"] < gpu.peaks["fp16"]) == gpu.title.startswith("GeForce")
+    assert (gpu.tensor_clock_mhz or gpu.clock_mhz) <= gpu.clock_mhz
 
 
-# Roofline
-
-_TOY = Gpu("toy", "Toy", "8.7", 10, 1000, 100, 8, 0, ("",))  # fp32: 2.56 TFLOP/s, no caches
-
-
-def _stage(**changes: Any) -> Stage:
-    return replace(Stage("toy", "every", 1, 1, 0, 0, 0, 0), **changes)
-
-
-def test_roofline_by_hand() -> None:
-    compute = stage_bound(_stage(flops=2_560_000_000, read_bytes=1000), _TOY, "fp32")
-    assert compute.ms == pytest.approx(1.0)
-    assert compute.limit == "compute"
-    memory = stage_bound(_stage(weights=25_000_000, written_bytes=100), _TOY, "fp32")
-    assert memory.ms == pytest.approx(1.0, rel=1e-5)
-    assert memory.limit == "memory"
-    assert stage_bound(_stage(weights=25_000_000), _TOY, "int8").ms == pytest.approx(0.25)
+@pytest.mark.parametrize("name", GPUS)
+def test_every_gpu_has_launches_with_a_source(name: str) -> None:
+    launch = gpu_of(name).launch
+    assert 0.3 < launch.us < 3  # what is published for CUDA graphs
+    assert ": https://" in launch.source
+    assert launch.measured_on
+    assert launch.own is (gpu_of(name).compute_capability not in ("8.7", "8.9", "11.0"))
+    assert launch.said.endswith(launch.measured_on)
 
 
-def test_caches_may_hold_what_they_can_and_no_more() -> None:
-    cached, mib = replace(_TOY, cache_mib=1), 1 << 20
-    held = stage_bound(_stage(read_bytes=mib, written_bytes=mib), cached, "fp32")
-    assert (held.ms, held.limit) == (0.0, "none")
-    beyond = stage_bound(_stage(read_bytes=mib + 300, written_bytes=mib + 700), cached, "fp32")
-    assert beyond.memory_ms == pytest.approx(1e3 * 1000 / 100e9)
+def test_amperes_launches_are_the_slope_between_two_graphs() -> None:
+    per_node = (567 - 53) / (1025 - 100)
+    assert LAUNCHES["8.0"].us == pytest.approx(per_node, abs=0.01)
+
+
+def test_every_rate_has_launches_and_a_gpu() -> None:
+    assert LAUNCHES.keys() == RATES.keys() == {gpu.compute_capability for gpu in GPUS.values()}

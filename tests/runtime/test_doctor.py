@@ -173,3 +173,15 @@ def test_compiler_newer_than_the_driver_is_a_warning(
     warnings = " ".join(doctor.diagnose().warnings)
     assert ("(NVRTC 13.5) do not load with this driver (CUDA 12.6)" in warnings) is warned
     assert ("'fewstep[kernels12]'" in warnings) is warned
+
+
+@pytest.mark.parametrize(("capability", "warned"), [("8.7", True), ("8.6", False)])
+def test_compiler_newer_by_a_minor_version_is_a_warning_on_a_jetson(
+    monkeypatch: pytest.MonkeyPatch, capability: str, warned: bool
+) -> None:
+    gpu = probe.Gpu("some", capability, 8 << 30, integrated=warned)
+    monkeypatch.setattr(doctor, "_kernel_compiler", lambda: "NVRTC 12.9, for 8.6, 8.7")
+    monkeypatch.setattr(doctor, "find_driver", lambda: probe.Driver("12.6", (gpu,)))
+    warnings = " ".join(doctor.diagnose().warnings)
+    assert ("(NVRTC 12.9) do not load with this driver (CUDA 12.6)" in warnings) is warned
+    assert ("'nvidia-cuda-nvrtc-cu12==12.6.*'" in warnings) is warned

@@ -1,53 +1,53 @@
 """How fast a bundle could be on a GPU at best, before anyone owns one: a bound, not a measurement.
 
-Every pass of a graph takes at least (the roofline)
+Every pass of a graph takes at least (the roofline, and the launches of its kernels)
 
-    max(operations / peak,  bytes / bandwidth)
+    max(operations / peak,  bytes / bandwidth) + launches × time of one launch
 
-and the passes of the loop wait for one another, so their bounds add up. Each term is a true lower
-bound for what it counts:
+and the passes of the loop wait for one another, so they add up. The roofline is a true lower bound
+for what it counts; the launches are an estimate that is meant to be low:
 
-- *operations* are those of the matrix products (MatMul, Gemm, Conv), multiply and add; everything
-  else counts as free. They come from onnx-tool. It takes a bias for one multiply-add per output,
-  which a GPU does on the way: that part is taken off, and the rest agrees with PyTorch's counter
-  to the last operation (tested).
+- *operations* are those of the matrix products; everything else counts as free (``graph_work.py``).
 - *bytes* are the weights of those products, once, in the precision's width, and the graph's
   inputs and outputs in their own types, without what the caches may keep from the pass before.
   Tensors inside the graph count as never leaving the chip. Counting every node's tensors instead
   would be an overestimate, because builders fuse nodes.
+- *launches* are the kernels of the graphs as if fused well (``graph_work.py``), the loop's own
+  kernels and its copies on the device, each at what an empty kernel takes in a CUDA graph
+  (``launches.py``). For small models they are most of the time, and the batch does not change them.
 
-What the bound leaves out always costs time: launches, norms and softmax, tensors that do spill to
-memory, tiles that do not fill the GPU. What could undercut it: clocks above the published ones, and
-convolutions by Winograd's method, which multiplies up to 2.25 times less for 3 × 3.
+What this leaves out always costs time: norms and softmax, tensors that do spill to memory, tiles
+that do not fill the GPU, kernels that were not fused, and the copies from and to the host. What
+could undercut it: clocks above the published ones, kernels that start before the one they need has
+ended, and convolutions by Winograd's method, which multiplies up to 2.25 times less for 3 × 3.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import onnx
 
-from fewstep.build.gpus import (
+from fewstep.build.gpus import GPUS, Gpu, gpu_of
+from fewstep.build.graph_work import GraphWork, graph_work, tensor_bytes
+from fewstep.build.roofline import (
     COMPUTE,
-    GPUS,
+    LAUNCH,
     MEMORY,
     NONE,
     WIDTH_BYTES,
-    Gpu,
     Stage,
     StageBound,
     When,
-    gpu_of,
     stage_bound,
 )
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.errors import BundleError, RequestError, choose, missing
+from fewstep.runtime.errors import RequestError, choose
 from fewstep.runtime.inspect import PlanMemory, plan_memory
-from fewstep.runtime.manifest import GraphInfo, MaskedModel, TensorInfo
+from fewstep.runtime.manifest import MaskedModel
 from fewstep.runtime.plan import PlanKey
 from fewstep.runtime.request import RAMPS, schedule_of
 
@@ -57,34 +57,6 @@ measured; large batches need more."""
 
 SYSTEM_BYTES = 2 << 30
 """Allowance for the system where it shares the GPU's memory, as on a Jetson: assumed."""
-
-_PRODUCTS = frozenset(("MatMul", "Gemm", "Conv"))
-
-
-@dataclass(frozen=True)
-class GraphWork:
-    """What one graph computes and touches.
-
-    ``flops`` of one image and ``flops_more`` of every further one; ``product_weights`` and
-    ``other_weights`` in elements: those of matrix products, and the rest (embeddings, of which a
-    pass reads a few rows, norms, biases).
-    """
-
-    graph: str
-    info: GraphInfo
-    flops: int
-    flops_more: int
-    product_weights: int
-    other_weights: int
-
-    def weight_bytes(self, precision: str) -> int:
-        """Size of all weights in an engine; what is no product stays in 16 bits at least."""
-        width = WIDTH_BYTES[precision]
-        return self.product_weights * width + self.other_weights * max(width, 2)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {key: value for key, value in asdict(self).items() if key != "info"}
 
 
 @dataclass(frozen=True)
@@ -141,27 +113,29 @@ class PrecisionBound:
         return sum(each.ms for each in self.stages if each.stage.when in (own, "every"))
 
     @property
-    def compute_share(self) -> float:
-        """Share of ``batch_ms`` in which compute is the limit."""
-        limited = [each for each in self.stages if each.limit == COMPUTE]
-        total = self.batch_ms
-        return sum(each.ms * each.stage.runs for each in limited) / total if total else 0.0
+    def parts_ms(self) -> dict[str, float]:
+        """``batch_ms`` by what it is: work that compute or memory limits, and launches."""
+        parts = dict.fromkeys((COMPUTE, MEMORY, LAUNCH), 0.0)
+        for each in self.stages:
+            if each.work_limit != NONE:
+                parts[each.work_limit] += each.work_ms * each.stage.runs
+            parts[LAUNCH] += each.launch_ms * each.stage.runs
+        return parts
 
     @property
     def limit(self) -> str:
-        """What limits the larger part of the time."""
-        if not self.batch_ms:
-            return NONE
-        return COMPUTE if self.compute_share > 0.5 else MEMORY
+        """The largest part."""
+        parts = self.parts_ms
+        return max(parts, key=parts.__getitem__) if self.batch_ms else NONE
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; without times where the device lacks the precision."""
         if self.reason is not None:
             return {"precision": self.precision, "available": False, "reason": self.reason}
-        times = {"step_ms": self.step_ms, "image_ms": self.image_ms, "batch_ms": self.batch_ms}
-        limits = {"limit": self.limit, "compute_share": self.compute_share}
         return {
-            **{"precision": self.precision, "available": True, **times, **limits},
+            **{"precision": self.precision, "available": True},
+            **{"step_ms": self.step_ms, "image_ms": self.image_ms, "batch_ms": self.batch_ms},
+            **{"batch_parts_ms": self.parts_ms, "limit": self.limit},
             "memory": self.memory.as_dict(),
             "stages": [each.as_dict() for each in self.stages],
         }
@@ -181,12 +155,16 @@ class GpuBounds:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bounds of a bundle on several devices, for one plan of its loop."""
+    """Bounds of a bundle on several devices, for one plan of its loop.
+
+    ``launches``: kernels and copies on the device in one batch, estimated.
+    """
 
     bundle: Bundle
     plan: PlanMemory
     schedule: str
     works: tuple[GraphWork, ...]
+    launches: int
     devices: tuple[GpuBounds, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -194,6 +172,7 @@ class Estimate:
         key = self.plan.key
         return {
             "kind": "bound, not a measurement",
+            "launches": {"per_batch": self.launches, "kind": "estimate; engines have more"},
             **{"bundle": str(self.bundle.path), "name": self.bundle.manifest.name},
             **{"batch": key.batch, "steps": key.steps, "schedule": self.schedule},
             "guided": key.guided,
@@ -243,65 +222,8 @@ def estimate(
         for gpu in gpus
     }
     found = tuple(GpuBounds(gpu, each) for gpu, each in bounds.items())
-    return Estimate(bundle, plan, schedule or model.defaults.schedule, works, found)
-
-
-def graph_work(bundle: Bundle, name: str) -> GraphWork:
-    """Count one graph.
-
-    Raises:
-        BundleError: the graph is damaged, or onnx-tool does not know what is in it.
-        MissingDependencyError: onnx-tool is not installed.
-    """
-    try:
-        import onnx_tool
-    except ImportError as error:
-        raise missing("onnx-tool", "build") from error
-    info, path = bundle.graph(name), bundle.graph_path(name)
-    try:
-        model = onnx.load(path)
-        products, others = _weights(model.graph)
-        counted = onnx_tool.Model(model).graph
-        one, two = (_flops(counted, info, images) for images in (1, 2))
-    except Exception as error:  # protobuf and onnx-tool raise whatever their parts raise
-        problem = str(error) or type(error).__name__
-        raise BundleError(
-            f"{path}: the operations of graph '{name}' cannot be counted ({problem}); "
-            "export the bundle again"
-        ) from error
-    return GraphWork(name, info, one, two - one, products, others)
-
-
-def _weights(graph: onnx.GraphProto) -> tuple[int, int]:
-    """Elements of the weights of matrix products, and of all others."""
-    sizes = {each.name: math.prod(each.dims) for each in graph.initializer}
-    nodes = [node for node in graph.node if node.op_type in _PRODUCTS]
-    products = {name for node in nodes for name in node.input[:2] if name in sizes}
-    within = sum(sizes[name] for name in products)
-    return within, sum(sizes.values()) - within
-
-
-def _flops(graph: Any, info: GraphInfo, images: int) -> int:
-    """Operations of the matrix products, biases not counted."""
-    inputs = {
-        name: np.zeros(_shape(each, images), each.dtype) for name, each in info.inputs.items()
-    }
-    graph.shape_infer(inputs)
-    graph.profile()
-    total = 0
-    for node in graph.nodemap.values():
-        if node.op_type in _PRODUCTS:
-            bias = math.prod(node.outshape) if len(node.input) == 3 else 0
-            total += 2 * (int(node.macs[0]) - bias)
-    return total
-
-
-def _shape(tensor: TensorInfo, images: int) -> tuple[int, ...]:
-    return tuple(images if isinstance(size, str) else size for size in tensor.shape)
-
-
-def _bytes(tensors: Iterable[TensorInfo], images: int) -> int:
-    return sum(math.prod(_shape(t, images)) * np.dtype(t.dtype).itemsize for t in tensors)
+    launches = sum(each.launches * each.runs for each in stages)
+    return Estimate(bundle, plan, schedule or model.defaults.schedule, works, launches, found)
 
 
 def loop_stages(
@@ -310,7 +232,9 @@ def loop_stages(
     """What the decode loop runs for one batch, in its order.
 
     With guidance, step 0 runs at batch B, because the unconditional logits of the all-masked image
-    are kept, and the other steps at 2B. The small kernels move a few kB and are left out.
+    are kept, and the other steps at 2B. Small kernels and copies move a few kB and count as
+    launches only: ``initial_tokens``; in every step a copy to what the transformer reads,
+    ``sample_tokens`` and ``remask``; with a policy a copy of the step and ``policy_parameters``.
 
     Args:
         model: the bundle's model description.
@@ -322,9 +246,10 @@ def loop_stages(
     batch, steps = key.batch, key.steps
     twice = 2 * batch if key.guided else batch
     stages = [
-        _pass(transformer, "first", batch, 1),
-        _pass(transformer, "later", twice, steps - 1),
-        *(_pass(each, "every", batch, steps) for each in policy),
+        Stage("initial tokens", "start", batch, 1, 0, 0, 0, 0, launches=1),
+        _pass(transformer, "first", batch, 1, more_launches=1),
+        _pass(transformer, "later", twice, steps - 1, more_launches=1),
+        *(_pass(each, "every", batch, steps, more_launches=2) for each in policy),
         _sampling(model, "first", batch, batch + key.guided, 1, 1.0),
         _sampling(model, "later", batch, twice, steps - 1, masked),
         _pass(decoder, "end", batch, 1),
@@ -345,24 +270,26 @@ def masked_share(model: MaskedModel, key: PlanKey, schedule: str | None) -> floa
     return float(np.mean(np.floor(ratios * model.num_tokens))) / model.num_tokens
 
 
-def _pass(work: GraphWork, when: When, images: int, runs: int) -> Stage:
+def _pass(work: GraphWork, when: When, images: int, runs: int, more_launches: int = 0) -> Stage:
     flops = work.flops + work.flops_more * (images - 1)
-    read, written = (_bytes(tensors.values(), images) for tensors in work.info.tensors)
-    return Stage(work.graph, when, images, runs, flops, work.product_weights, read, written)
+    read, written = (tensor_bytes(tensors.values(), images) for tensors in work.info.tensors)
+    launches = work.launches + more_launches
+    sizes = (flops, work.product_weights, read, written, launches)
+    return Stage(work.graph, when, images, runs, *sizes)
 
 
 def _sampling(
     model: MaskedModel, when: When, images: int, rows: int, runs: int, masked: float
 ) -> Stage:
-    """``sample_tokens``: the logits of ``rows`` images, where they are masked, float32."""
+    """``sample_tokens`` and ``remask``: logits of ``rows`` images, where masked, float32."""
     read = int(4 * rows * model.num_tokens * model.codebook_size * masked)
-    return Stage("sampling", when, images, runs, 0, 0, read, 0)
+    return Stage("sampling", when, images, runs, 0, 0, read, 0, launches=2)
 
 
 def _to_pixels(model: MaskedModel, images: int) -> Stage:
     """``to_pixels``: three float32 in, three bytes out, per pixel."""
     values = 3 * images * math.prod(model.image_size)
-    return Stage("pixels", "end", images, 1, 0, 0, 4 * values, values)
+    return Stage("pixels", "end", images, 1, 0, 0, 4 * values, values, launches=1)
 
 
 def _precision_bound(

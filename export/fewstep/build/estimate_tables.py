@@ -6,7 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fewstep.build.estimate import Estimate, GpuBounds, PrecisionBound
-from fewstep.build.gpus import WIDTH_BYTES, StageBound
+from fewstep.build.roofline import LAUNCH, WIDTH_BYTES, StageBound
 
 TITLE = "Bound, not a measurement"
 _GIB = 1 << 30
@@ -22,8 +22,9 @@ def _summary_table(found: Estimate) -> Table:
     key, name = found.plan.key, found.bundle.manifest.name
     guided = "guided" if key.guided else "not guided"
     title = f"{TITLE}: {name}, batch {key.batch}, {key.steps} steps, {found.schedule}, {guided}"
-    headings = ("Device", "Precision", "Step, ms", "Image, ms", "Limited by", "GiB", "Fits")
-    table = _table(title, *headings)
+    times = ("Step, ms", "Image, ms", "Launches, ms")
+    table = _table(title, "Device", "Precision", *times, "Limited by", "GiB", "Fits")
+    table.caption = _caption(found)
     for device in found.devices:
         table.add_section()
         for each in device.precisions:
@@ -31,24 +32,35 @@ def _summary_table(found: Estimate) -> Table:
     return table
 
 
+def _caption(found: Estimate) -> str:
+    """How many launches are in the times, and what to think of them."""
+    return (
+        f"Launches are part of the times and estimated: {found.launches} a batch, counted in the "
+        "graphs (engines have more), each as long as an empty kernel's in a CUDA graph."
+    )
+
+
 def _summary(bound: PrecisionBound) -> tuple[str, ...]:
     if bound.reason is not None:
-        return ("-",) * 5
+        return ("-",) * 6
     need = bound.memory
     sizes = f"{need.total / _GIB:.1f} of {need.device / _GIB:.0f}"
     fits = "[green]yes[/]" if need.fits else "[red]no[/]"
-    return _ms(bound.step_ms), _ms(bound.image_ms), bound.limit, sizes, fits
+    launches = bound.parts_ms[LAUNCH] / bound.batch
+    return *map(_ms, (bound.step_ms, bound.image_ms, launches)), bound.limit, sizes, fits
 
 
 def _stage_table(device: GpuBounds) -> Table:
     gpu = device.gpu
     mode = f", {gpu.power_mode}" if gpu.power_mode else ""
     title = f"{TITLE}: one run on {gpu.title} ({gpu.compute_capability}){mode}"
-    table = _table(title, "", "Stage", "Batch", "Runs", "GFLOP", "MB", "ms", "Limit")
+    sizes = ("GFLOP", "MB", "Launches")
+    table = _table(title, "", "Stage", "Batch", "Runs", *sizes, "ms", "Limit")
+    table.caption = f"{gpu.launch.us:g} µs a launch, part of the times ({gpu.launch.said})"
     for precision in device.precisions:
         table.add_section()
         if precision.reason is not None:
-            table.add_row(precision.precision, *("-",) * 7)
+            table.add_row(precision.precision, *("-",) * 8)
         for each in precision.stages:
             table.add_row(precision.precision, *_stage(each, precision.precision))
     return table
@@ -56,10 +68,11 @@ def _stage_table(device: GpuBounds) -> Table:
 
 def _stage(bound: StageBound, precision: str) -> tuple[str, ...]:
     stage = bound.stage
-    name = stage.name if stage.when in ("every", "end") else f"{stage.name}, {stage.when}"
+    name = stage.name if stage.when not in ("first", "later") else f"{stage.name}, {stage.when}"
     touched = stage.weights * WIDTH_BYTES[precision] + stage.read_bytes + stage.written_bytes
     counts = (str(stage.batch), str(stage.runs), f"{stage.flops / 1e9:,.2f}")
-    return escape(name), *counts, f"{touched / 1e6:,.1f}", _ms(bound.ms), bound.limit
+    times = (str(stage.launches), _ms(bound.ms), bound.limit)
+    return escape(name), *counts, f"{touched / 1e6:,.1f}", *times
 
 
 def _ms(value: float) -> str:
@@ -75,7 +88,8 @@ def _ms(value: float) -> str:
 
 
 def _table(title: str, *headings: str) -> Table:
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(title=escape(title), title_justify="left", caption_justify="left")
     for heading in headings:
-        table.add_column(heading, overflow="fold")
+        names = heading in (headings[0], "Stage", "ms")
+        table.add_column(heading, overflow="fold", no_wrap=names)
     return table

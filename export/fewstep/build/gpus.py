@@ -1,14 +1,15 @@
-"""Published figures of NVIDIA GPUs (peaks, memory, caches) and the roofline they make.
+"""Published figures of NVIDIA GPUs: peaks, memory and caches.
 
 A peak is multiprocessors × clock × operations per multiprocessor and clock (:data:`RATES`). All
 rates are *dense*: the figures with structured sparsity that NVIDIA advertises are twice as high.
 Where the accumulator's type matters, fp16 and fp8 stand with an fp16 accumulator, the fastest
 there is, so that a bound stays a bound; with an fp32 accumulator they are half as fast on GeForce,
-which is what bf16 says. fp32 means the CUDA cores: engines are built without TF32.
+which is what bf16 says, and as fast on the other cards. fp32 means the CUDA cores: engines are
+built without TF32.
 
-Clocks are the boost clock of the reference card, or the highest of a Jetson's power modes. Cards
-that boost higher go below the bounds by as much. The accelerators beside a Jetson's GPU (DLA) are
-not in the table.
+Clocks are the boost clock of the reference card, or the highest of a Jetson's power modes; for
+Hopper and B200 NVIDIA's totals of the tensor cores hold at a lower one. Cards that boost higher go
+below the bounds by as much. The accelerators beside a Jetson's GPU (DLA) are not in the table.
 
 Confirmed by the sources that each GPU names, as public copies and quotations give them:
 
@@ -20,37 +21,47 @@ Confirmed by the sources that each GPU names, as public copies and quotations gi
   Orin Nano; the L2 cache of AGX Orin.
 - Thor: clock, bandwidth, memory and the rates but bf16's; 20 multiprocessors and 32 MiB of L2 cache
   are what a device reports.
+- A100, H100, H200, B200, L4, L40S and RTX PRO 6000: the totals that the tests hold the products
+  against, bandwidth and memory. A B200 is the one of an HGX or DGX system, with 180 GB.
+- By what devices report (``deviceQuery``, PyTorch, ``nvidia-smi``): multiprocessors of A100, H100
+  SXM, H200, B200, L4 and L40S; clocks of A100, H100, L4 and L40S; the L2 caches of A100, H100 SXM,
+  H200, B200 and L40S; 1,593 MHz of H100 PCIe's memory, which is 2,039 GB/s, printed as "2 TB/s".
 
-Confirmed by GPU databases and reviews alone (fpsbench.com, cputronic.com, kitguru.net): the exact
-MHz and the L2 caches of the other cards, the bandwidths of 4060 and 4080. By what devices report to
-``deviceQuery`` alone: 2 MiB of L2 cache on Orin Nano and Orin NX.
+Confirmed by GPU databases and reviews alone (fpsbench.com, cputronic.com, hmc-tech.com,
+kitguru.net): the exact MHz and the L2 caches of the other GeForce cards, the bandwidths of 4060
+and 4080, the L2 caches of L4, H100 PCIe and RTX PRO 6000, the latter's clock and its bf16 rate. By
+what devices report to ``deviceQuery`` alone: 2 MiB of L2 cache on Orin Nano and Orin NX.
 
 Assumptions: bf16 is as fast as fp16 on Orin and Thor; the system caches (4 MB on Orin, 16 MB on
-Thor) serve the GPU in full; where NVIDIA prints 102 GB/s, it means 102.4. Tests hold the products
-against the totals that NVIDIA advertises.
+Thor) serve the GPU in full; where NVIDIA prints 102 GB/s, it means 102.4; B200 has twice Hopper's
+tensor operations per clock, and the clocks that then give its totals. Tests hold the products
+against the totals that NVIDIA advertises. B300 is missing, as no figures of it were confirmed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
+from fewstep.build.launches import LAUNCHES, Launch
 from fewstep.runtime.errors import RequestError, choose
 
-WIDTH_BYTES: Mapping[str, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
-"""Bytes per weight by precision, in the order in which results appear."""
-
 RATES: Mapping[str, Mapping[str, int]] = {
+    "8.0": {"fp32": 128, "fp16": 2048, "bf16": 2048, "int8": 4096},
     "8.6": {"fp32": 256, "fp16": 1024, "bf16": 512, "int8": 2048},
     "8.7": {"fp32": 256, "fp16": 2048, "bf16": 2048, "int8": 4096},
     "8.9": {"fp32": 256, "fp16": 1024, "bf16": 512, "int8": 2048, "fp8": 2048},
+    "9.0": {"fp32": 256, "fp16": 4096, "bf16": 4096, "int8": 8192, "fp8": 8192},
+    "10.0": {"fp32": 256, "fp16": 8192, "bf16": 8192, "int8": 16384, "fp8": 16384},
     "11.0": {"fp32": 256, "fp16": 8192, "bf16": 8192, "int8": 16384, "fp8": 16384},
     "12.0": {"fp32": 256, "fp16": 1024, "bf16": 512, "int8": 2048, "fp8": 2048},
 }
 """Dense operations per multiprocessor and clock, two per multiply-add, by compute capability.
 
-8.6, 8.9 and 12.0: the appendices of the white papers below. 8.7: from the 170 INT8 TOPS and 85 FP16
+8.6, 8.9 and 12.0: the appendices of the white papers below. 8.0, 9.0: from 312 and 989 dense FP16
+TFLOPS of A100 and H100 SXM (108 and 132 multiprocessors, 1.41 and 1.83 GHz). 10.0: an assumption,
+see above. 8.7: from the 170 INT8 TOPS and 85 FP16
 TFLOPS of AGX Orin, both sparse (16 multiprocessors, 1.3 GHz). 11.0: from the 517 dense FP8, 1,035
 sparse INT8 and 517 sparse FP16 TFLOPS of T5000 (20 multiprocessors, 1.575 GHz). bf16 is taken to be
 as fast as fp16 on both, an assumption.
@@ -111,13 +122,32 @@ THOR_DEVICE = (
     "Core counts of Jetson AGX Thor, in the forum: https://forums.developer.nvidia.com/t/"
     "clarification-on-cuda-core-and-tensor-core-counts-for-jetson-agx-thor/356355"
 )
-
-
-When = Literal["first", "later", "every", "end"]
-"""In which steps a stage runs, or after them."""
-
-COMPUTE, MEMORY, NONE = "compute", "memory", "none"
-"""What limits a stage."""
+A100 = (
+    "NVIDIA A100 data sheet: https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/"
+    "pdf/nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf"
+)
+HOPPER = (
+    "NVIDIA H100 Tensor Core GPU Architecture: "
+    "https://resources.nvidia.com/en-us-tensor-core/gtc22-whitepaper-hopper"
+)
+H100 = "NVIDIA H100: https://www.nvidia.com/en-us/data-center/h100/"
+H200 = "NVIDIA H200: https://www.nvidia.com/en-us/data-center/h200/"
+B200 = (
+    "NVIDIA Blackwell data sheet, HGX B200: "
+    "https://resources.nvidia.com/en-us-blackwell-architecture/datasheet"
+)
+L4 = "NVIDIA L4: https://www.nvidia.com/en-us/data-center/l4/"
+L40S = "NVIDIA L40S: https://www.nvidia.com/en-us/data-center/l40s/"
+RTX_PRO_6000 = (
+    "RTX PRO 6000 Blackwell Workstation Edition data sheet: https://www.nvidia.com/content/dam/"
+    "en-zz/Solutions/data-center/rtx-pro-6000-blackwell-workstation-edition/"
+    "workstation-blackwell-rtx-pro-6000-workstation-edition-nvidia-us-3519208-web.pdf"
+)
+BLACKWELL_PRO = (
+    "NVIDIA RTX Blackwell PRO GPU Architecture, V1.0: https://www.nvidia.com/content/dam/en-zz/"
+    "Solutions/design-visualization/quadro-product-literature/"
+    "NVIDIA-RTX-Blackwell-PRO-GPU-Architecture-v1.0.pdf"
+)
 
 
 @dataclass(frozen=True)
@@ -126,7 +156,9 @@ class Gpu:
 
     ``cache_mib``: all that may keep data between two passes, generously: the L2 cache and, on a
     Jetson, the caches of the system. ``power_mode``: what a Jetson's figures hold for.
-    ``sources``: title and address of where the figures are from.
+    ``tensor_clock_mhz``: of all but fp32, where it differs. ``full_accumulate``: an fp32
+    accumulator costs no speed, whatever :data:`RATES` says. ``sources``: title and address of
+    where the figures are from.
     """
 
     name: str
@@ -139,6 +171,8 @@ class Gpu:
     cache_mib: int
     sources: tuple[str, ...]
     power_mode: str | None = None
+    tensor_clock_mhz: float | None = None
+    full_accumulate: bool = False
 
     @property
     def integrated(self) -> bool:
@@ -158,8 +192,17 @@ class Gpu:
     @property
     def peaks(self) -> dict[str, float]:
         """Dense peak in operations per second, by the precisions that the GPU has."""
-        rates = RATES[self.compute_capability]
-        return {key: self.multiprocessors * self.clock_mhz * 1e6 * rates[key] for key in rates}
+        rates = dict(RATES[self.compute_capability])
+        if self.full_accumulate:
+            rates["bf16"] = rates["fp16"]
+        clocks = dict.fromkeys(rates, self.tensor_clock_mhz or self.clock_mhz)
+        clocks["fp32"] = self.clock_mhz
+        return {key: self.multiprocessors * clocks[key] * 1e6 * rates[key] for key in rates}
+
+    @property
+    def launch(self) -> Launch:
+        """What the start of a kernel costs."""
+        return LAUNCHES[self.compute_capability]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -171,65 +214,10 @@ class Gpu:
             "bandwidth_bytes_per_s": self.bandwidth_gb_s * 1e9,
             "memory_bytes": self.memory_bytes,
             "cache_bytes": self.cache_bytes,
+            "launch": asdict(self.launch),
             "power_mode": self.power_mode,
             "sources": list(self.sources),
         }
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of the loop that runs ``runs`` times while one batch is made.
-
-    ``batch`` is that of the pass. ``flops``, ``weights`` (elements), ``read_bytes`` (without the
-    weights) and ``written_bytes`` are those of one run.
-    """
-
-    name: str
-    when: When
-    batch: int
-    runs: int
-    flops: int
-    weights: int
-    read_bytes: int
-    written_bytes: int
-
-
-@dataclass(frozen=True)
-class StageBound:
-    """The least that one run of a stage takes, and which of the two limits it."""
-
-    stage: Stage
-    compute_ms: float
-    memory_ms: float
-
-    @property
-    def ms(self) -> float:
-        """Milliseconds of one run."""
-        return max(self.compute_ms, self.memory_ms)
-
-    @property
-    def limit(self) -> str:
-        """``compute``, ``memory``, or ``none`` where the caches may hold everything."""
-        if not self.ms:
-            return NONE
-        return COMPUTE if self.compute_ms > self.memory_ms else MEMORY
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        times = {"compute_ms": self.compute_ms, "memory_ms": self.memory_ms}
-        return {**asdict(self.stage), **times, "ms": self.ms, "limit": self.limit}
-
-
-def stage_bound(stage: Stage, gpu: Gpu, precision: str) -> StageBound:
-    """The roofline of one run of a stage.
-
-    Of what it reads, the caches may hold their own size from before, and as much of what it
-    writes may stay in them.
-    """
-    read = stage.weights * WIDTH_BYTES[precision] + stage.read_bytes
-    moved = max(0, read - gpu.cache_bytes) + max(0, stage.written_bytes - gpu.cache_bytes)
-    compute_s = stage.flops / gpu.peaks[precision]
-    return StageBound(stage, 1e3 * compute_s, 1e3 * moved / (gpu.bandwidth_gb_s * 1e9))
 
 
 def _geforce(
@@ -252,6 +240,30 @@ def _geforce(
         memory_gib,
         cache_mib,
         sources=(_WHITE_PAPERS[capability], GEFORCE, *more),
+    )
+
+
+def _hopper(
+    name: str,
+    title: str,
+    multiprocessors: int,
+    clocks_mhz: tuple[float, float],
+    bandwidth_gb_s: float,
+    memory_gib: int,
+    cache_mib: int,
+    source: str,
+) -> Gpu:
+    return Gpu(
+        name,
+        title,
+        "9.0",
+        multiprocessors,
+        clocks_mhz[0],
+        bandwidth_gb_s,
+        memory_gib,
+        cache_mib,
+        sources=(HOPPER, source),
+        tensor_clock_mhz=clocks_mhz[1],
     )
 
 
@@ -313,6 +325,37 @@ _ALL = (
     _geforce(4090, "8.9", 128, 2520, 1008, 24, 72),
     _geforce(5080, "12.0", 84, 2617, 960, 16, 64),
     _geforce(5090, "12.0", 170, 2407, 1792, 32, 96),
+    Gpu(
+        "rtx-pro-6000",
+        "RTX PRO 6000 Blackwell",
+        "12.0",
+        188,
+        2617,
+        1792,
+        96,
+        128,
+        sources=(RTX_PRO_6000, BLACKWELL_PRO),
+        full_accumulate=True,
+    ),
+    Gpu("l4", "L4", "8.9", 58, 2040, 300, 24, 48, sources=(L4,), full_accumulate=True),
+    Gpu("l40s", "L40S", "8.9", 142, 2520, 864, 48, 96, sources=(L40S,), full_accumulate=True),
+    Gpu("a100-pcie", "A100 PCIe 80 GB", "8.0", 108, 1410, 1935, 80, 40, sources=(A100,)),
+    Gpu("a100-sxm", "A100 SXM 80 GB", "8.0", 108, 1410, 2039, 80, 40, sources=(A100,)),
+    _hopper("h100-pcie", "H100 PCIe", 114, (1755, 1620), 2039, 80, 50, H100),
+    _hopper("h100-sxm", "H100 SXM", 132, (1980, 1830), 3350, 80, 50, H100),
+    _hopper("h200-sxm", "H200 SXM", 132, (1980, 1830), 4800, 141, 60, H200),
+    Gpu(
+        "b200",
+        "B200 SXM 180 GB",
+        "10.0",
+        148,
+        1980,
+        7700,
+        180,
+        126,
+        sources=(B200,),
+        tensor_clock_mhz=1856,
+    ),
 )
 
 GPUS: Mapping[str, Gpu] = {gpu.name: gpu for gpu in _ALL}

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.errors import MissingDependencyError
 from fewstep.runtime.kernels.compile import CompiledKernels, KernelCompiler
-from fewstep.runtime.kernels.cubins import add_kernels, are_current
+from fewstep.runtime.kernels.cubins import add_kernels, are_current, loads, toolchain_remedy
+from fewstep.runtime.probe import find_driver
 
 
 def build_kernels(
@@ -45,3 +47,32 @@ def build_kernels(
     compiled = compiler.compile(wanted)
     add_kernels(bundle, compiled)
     return compiled
+
+
+def kernel_notes(capabilities: Sequence[str]) -> tuple[str, ...]:
+    """Why the driver here will not load what the compiler here makes for the GPUs here.
+
+    Args:
+        capabilities: compute capabilities that are compiled for; empty means all.
+
+    Returns:
+        A line, with the remedy, for each of them that a GPU here has; none without a driver or
+        without a compiler. Kernels may be compiled for other machines, so none is an error.
+    """
+    driver = find_driver()
+    if driver is None:
+        return ()
+    try:
+        compiler = KernelCompiler().version
+    except MissingDependencyError:
+        return ()
+    major, _, minor = driver.cuda.partition(".")
+    version = (int(major), int(minor))
+    here = dict.fromkeys(gpu.compute_capability for gpu in driver.gpus)
+    wanted = [each for each in here if each in capabilities or not capabilities]
+    return tuple(
+        f"kernels for {each} compiled by {compiler} do not load with the driver here, which is for "
+        f"CUDA {driver.cuda}; {toolchain_remedy(compiler, each, version) or 'update the driver'}"
+        for each in wanted
+        if not loads(compiler, each, version)
+    )

@@ -14,7 +14,7 @@ def estimate_command(
     device: Annotated[
         list[str] | None,
         typer.Option(
-            help="orin-nano, orin-nx, agx-orin, thor, rtx-4090, … (repeatable); without it all."
+            help="orin-nano, agx-orin, thor, rtx-4090, h100-sxm, … (repeatable); without it all."
         ),
     ] = None,
     batch: Annotated[int, typer.Option(help="Images decoded together.")] = 1,
@@ -26,7 +26,7 @@ def estimate_command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What a GPU needs at least, by its published figures: a bound, not a measurement."""
+    """What a GPU needs at least, by published figures, launches estimated: not a measurement."""
     from fewstep.runtime.bundle import Bundle
 
     opened = Bundle.read(bundle)

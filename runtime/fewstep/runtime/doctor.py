@@ -29,6 +29,7 @@ _EXPORT = ("torch", "onnxscript", "safetensors", *_BUILD)
 _CUDA = ("pycuda", "cuda-bindings")
 _OPTIONAL = ("polygraphy",)  # names the node that a builder refuses; nothing here needs it
 
+_COMPILER = re.compile(r"NVRTC \d+\.\d+")
 _DRIVER_VERSION = re.compile(r"Kernel Module(?: for \S+)?\s+(\d[\d.]+)")
 
 
@@ -198,12 +199,19 @@ def _package_warnings(*engines: TensorRt) -> list[str]:
 
 def _kernel_warnings(abilities: Iterable[Ability], driver: Driver | None) -> list[str]:
     """Whether the compiler here is too new for the driver here."""
-    compilers = [re.match(r"NVRTC (\d+)\.\d+", each.detail) for each in abilities]
+    from fewstep.runtime.kernels.cubins import loads, toolchain_remedy
+
+    compilers = [match for each in abilities if (match := _COMPILER.match(each.detail))]
+    if driver is None or not compilers:
+        return []
+    compiler, (major, _, minor) = compilers[0][0], driver.cuda.partition(".")
+    version = (int(major), int(minor))
+    capabilities = {gpu.compute_capability for gpu in driver.gpus} or {""}
+    refused = [each for each in sorted(capabilities) if not loads(compiler, each, version)]
     return [
-        f"kernels compiled here ({compiler[0]}) do not load with this driver (CUDA {driver.cuda}); "
-        "use 'fewstep[kernels12]', in an environment without 'fewstep[kernels]'"
-        for compiler in compilers
-        if compiler and driver and int(compiler[1]) > float(driver.cuda)
+        f"kernels compiled here ({compiler}) do not load with this driver (CUDA {driver.cuda}); "
+        f"{toolchain_remedy(compiler, each, version) or 'update the driver'}"
+        for each in refused[:1]
     ]
 
 

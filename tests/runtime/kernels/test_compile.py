@@ -87,8 +87,11 @@ def test_the_sources_hold_the_kernels_that_are_launched() -> None:
 
 
 def test_every_default_capability_is_compiled_for(compiled: CompiledKernels) -> None:
-    assert set(CAPABILITIES) <= {*compiled.cubins, "11.0"}  # NVRTC 12 knows Thor otherwise
-    assert {"7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "12.0"} <= set(compiled.cubins)
+    known_by_12 = {"7.5", "8.0", "8.6", "8.7", "8.9", "9.0"}
+    assert known_by_12 <= set(compiled.cubins)
+    if compiled.compiler.startswith("NVRTC 13."):
+        assert set(compiled.cubins) == set(CAPABILITIES)
+        assert set(CAPABILITIES) == known_by_12 | {"10.0", "10.3", "11.0", "12.0"}
 
 
 def test_cubins_are_elf_files_for_the_gpu_and_its_architecture(compiled: CompiledKernels) -> None:
@@ -218,6 +221,14 @@ def test_defaults_of_an_older_compiler_take_xavier_and_leave_thor(
 ) -> None:
     monkeypatch.setattr(compiler, "known", lambda: ["5.0", "7.2", "7.5", "8.7", "10.1"])
     assert compiler.wanted(()) == ("7.2", "7.5", "8.7")
+
+
+def test_defaults_of_the_last_cuda_12_compiler_have_the_data_centers_blackwell_and_not_10_1(
+    compiler: KernelCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = (70, 72, 75, 80, 86, 87, 89, 90, 100, 101, 103, 120, 121)  # of NVRTC 12.9
+    monkeypatch.setattr(compiler, "known", lambda: [f"{n // 10}.{n % 10}" for n in numbers])
+    assert compiler.wanted(()) == ("7.2", *(each for each in CAPABILITIES if each != "11.0"))
 
 
 def test_capabilities_named_twice_are_compiled_once(compiler: KernelCompiler) -> None:

@@ -24,7 +24,7 @@ from fewstep.runtime.generator import Generator
 from fewstep.runtime.inspect import inspect
 from fewstep.runtime.kernels import cubins
 from fewstep.runtime.kernels.compile import CompiledKernels, sources_sha256
-from fewstep.runtime.kernels.cubins import add_kernels, are_current, load_cubin
+from fewstep.runtime.kernels.cubins import add_kernels, are_current, load_cubin, loads
 from fewstep.runtime.manifest import MANIFEST_NAME, KernelsInfo
 
 _ROOT = Path(__file__).parents[3]
@@ -181,6 +181,8 @@ def test_damage_counts_only_where_it_is(bundle: Bundle) -> None:
         (["12.0", "12.1"], "12.1", "12.1"),
         (["12.0"], "12.1", "12.0"),
         (["10.0", "10.3", "12.0"], "10.7", "10.3"),
+        (["9.0", "10.0", "12.0"], "10.3", "10.0"),
+        (["10.0", "10.3"], "10.3", "10.3"),
         (["8.7"], "8.7", "8.7"),
         (["7.2", "7.5"], "7.2", "7.2"),
         (["11.0", "12.0"], "11.0", "11.0"),
@@ -202,6 +204,8 @@ def test_the_nearest_architecture_that_runs_is_chosen(
         (["12.0"], "1.2"),
         (["1.2"], "12.0"),
         (["8.0", "8.6", "9.0"], "10.0"),
+        (["10.3"], "10.0"),
+        (["10.0"], "12.0"),
         ([], "8.7"),
     ],
 )
@@ -217,7 +221,15 @@ def test_kernels_for_other_gpus_are_refused(
 
 @pytest.mark.parametrize(
     ("built", "capability"),
-    [(["8.0", "8.6"], "8.7"), (["8.7"], "8.9"), (["7.0"], "7.2"), (["7.2"], "7.5")],
+    [
+        (["8.0", "8.6"], "8.7"),
+        (["8.7"], "8.9"),
+        (["7.0"], "7.2"),
+        (["7.2"], "7.5"),
+        (["10.0"], "10.1"),  # Thor as CUDA 12 calls it
+        (["10.1"], "10.3"),
+        (["10.1"], "11.0"),
+    ],
 )
 def test_jetsons_run_their_own_architecture_only(
     bundle: Bundle, built: list[str], capability: str
@@ -294,6 +306,7 @@ def test_kernels_of_other_sources_are_refused(
     assert _loaded(added, "8.7") == "8.7"
 
 
+@pytest.mark.parametrize("capability", ["8.6", "10.3"])
 @pytest.mark.parametrize(
     ("compiler", "driver", "works"),
     [
@@ -307,22 +320,73 @@ def test_kernels_of_other_sources_are_refused(
     ],
 )
 def test_compiler_may_be_newer_than_the_driver_by_minor_versions(
-    bundle: Bundle, compiler: str, driver: tuple[int, int], works: bool
+    bundle: Bundle, capability: str, compiler: str, driver: tuple[int, int], works: bool
 ) -> None:
-    added = add_kernels(bundle, replace(_compiled("8.7"), compiler=compiler))
+    _check_driver(bundle, capability, compiler, driver, works)
+
+
+@pytest.mark.parametrize("capability", ["7.2", "8.7", "10.1", "11.0"])
+@pytest.mark.parametrize(
+    ("compiler", "driver", "works"),
+    [
+        ("NVRTC 12.6", (12, 6), True),
+        ("NVRTC 12.6", (12, 9), True),  # as with NVIDIA's upgrade package
+        ("NVRTC 12.9", (13, 0), True),
+        ("NVRTC 12.9", (12, 6), False),
+        ("NVRTC 12.10", (12, 9), False),  # numbers, not text
+        ("NVRTC 13.5", (13, 0), False),
+        ("NVRTC 13.0", (12, 6), False),
+    ],
+)
+def test_compiler_must_not_be_newer_than_the_driver_of_a_jetson(
+    bundle: Bundle, capability: str, compiler: str, driver: tuple[int, int], works: bool
+) -> None:
+    """Minor version compatibility is stated for the drivers of desktops and data centers."""
+    _check_driver(bundle, capability, compiler, driver, works)
+
+
+def _check_driver(
+    bundle: Bundle, capability: str, compiler: str, driver: tuple[int, int], works: bool
+) -> None:
+    added = add_kernels(bundle, replace(_compiled(capability), compiler=compiler))
+    assert loads(compiler, capability, driver) is works
     if works:
-        assert load_cubin(added, "8.7", driver) == b"cubin for 8.7"
+        assert load_cubin(added, capability, driver) == f"cubin for {capability}".encode()
         return
     with pytest.raises(BundleError, match=f"compiled by {compiler}") as caught:
-        load_cubin(added, "8.7", driver)
+        load_cubin(added, capability, driver)
     assert f"CUDA {driver[0]}.{driver[1]}" in str(caught.value)
 
 
-def test_driver_of_cuda_12_is_told_how_to_compile_for_it(bundle: Bundle) -> None:
-    added = add_kernels(bundle, _compiled("8.7"))
-    with pytest.raises(BundleError, match=r"pip install 'fewstep\[kernels12\]'") as caught:
-        load_cubin(added, "8.7", (12, 6))
-    assert str(caught.value).endswith(_build(bundle, "8.7"))
+@pytest.mark.parametrize(
+    ("capability", "compiler", "driver", "remedy"),
+    [
+        ("8.6", "NVRTC 13.0", (12, 6), "'fewstep[kernels12]' in an environment of its own"),
+        (
+            *("8.7", "NVRTC 12.9", (12, 6)),
+            "'nvidia-cuda-nvrtc-cu12==12.6.*' 'nvidia-cuda-runtime-cu12==12.6.*'",
+        ),
+        (
+            *("8.7", "NVRTC 13.0", (12, 6)),
+            "'fewstep[kernels12]' 'nvidia-cuda-nvrtc-cu12==12.6.*' "
+            "'nvidia-cuda-runtime-cu12==12.6.*' in an environment of its own",
+        ),
+        (
+            *("11.0", "NVRTC 13.5", (13, 0)),
+            "'nvidia-cuda-nvrtc==13.0.*' 'nvidia-cuda-runtime==13.0.*'",
+        ),
+    ],
+)
+def test_driver_is_told_how_to_compile_for_it(
+    bundle: Bundle, capability: str, compiler: str, driver: tuple[int, int], remedy: str
+) -> None:
+    added = add_kernels(bundle, replace(_compiled(capability), compiler=compiler))
+    with pytest.raises(BundleError) as caught:
+        load_cubin(added, capability, driver)
+    assert str(caught.value).endswith(
+        f"; compile them with its toolchain: pip install {remedy}, then "
+        f"{_build(bundle, capability)}"
+    )
 
 
 def test_driver_without_a_toolchain_is_to_be_updated(bundle: Bundle) -> None:
@@ -334,12 +398,13 @@ def test_driver_without_a_toolchain_is_to_be_updated(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("compiler", "driver"),
     [
+        ("NVRTC 12.9", (12, 6)),
         ("NVRTC 13.0", (12, 6)),
         ("NVRTC 13.0", (11, 4)),
         ("NVRTC 14.0", (13, 0)),
     ],
 )
-def test_extras_that_are_recommended_exist(
+def test_extras_and_packages_that_are_recommended_exist(
     bundle: Bundle, compiler: str, driver: tuple[int, int]
 ) -> None:
     project = (_ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -349,6 +414,8 @@ def test_extras_that_are_recommended_exist(
         load_cubin(added, "8.7", driver)
     named = re.findall(r"fewstep\[(\w+)\]", str(caught.value))
     assert set(named) <= set(re.findall(r"^(\w+) = \[", extras, re.MULTILINE))
+    packages = re.findall(r"'(nvidia-[\w-]+)==", str(caught.value))
+    assert set(packages) <= set(re.findall(r'"(nvidia-[\w-]+)>=', extras))
 
 
 @pytest.mark.parametrize(

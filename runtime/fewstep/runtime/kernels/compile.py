@@ -16,9 +16,10 @@ from typing import Any
 
 from fewstep.runtime.errors import EngineError, RequestError, choose, missing
 
-CAPABILITIES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "11.0", "12.0")
-"""Compiled for unless told otherwise: Turing to Blackwell, Orin (8.7) and Thor (11.0) among them.
-The 12.x toolchain knows Xavier (7.2) as well and Thor under another number."""
+CAPABILITIES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0")
+"""Compiled for unless told otherwise, as far as the toolchain knows them: Turing to Blackwell, Orin
+(8.7) and Thor (11.0) among them. The 12.x toolchain knows Xavier (7.2) as well and Thor under
+another number; it knows B200 (10.0) and RTX 50 (12.0) from 12.8 on, B300 (10.3) from 12.9 on."""
 
 _XAVIER = "7.2"
 _MAIN = "kernels.cu"
