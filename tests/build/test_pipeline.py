@@ -1,7 +1,7 @@
 """``fewstep.build.pipeline`` with the real TensorRT-RTX: graphs, engines and their records.
 
 Each kind of build is done once and copied by the tests that change it. Kernels are in test_kernels
-and, beside engines, in test_cli_build.
+and, beside engines, in test_cli_build_engines.
 """
 
 from __future__ import annotations
@@ -301,6 +301,21 @@ def test_ctrl_c_stops_the_builder_and_the_next_build_goes_on(rtx: Any, bundle_co
     assert {graph for graph, _ in told} == {"policy", "decoder"}
     assert [graph for graph, phase in told if not phase] == ["policy", "decoder"]
     _whole(bundle_copy)
+
+
+# --- the precision of engines
+
+
+def test_engines_are_fp16_unless_the_caller_says_otherwise(path: Path) -> None:
+    for backend in ("tensorrt", "tensorrt-rtx"):
+        assert BuildRequest(path, backend).graph_precision == "fp16"
+        assert BuildRequest(path, backend, "fp32").graph_precision == "fp32"
+        assert BuildRequest(path, backend, "int8").graph_precision == "int8"
+    assert BuildRequest(path, kernels=True).graph_precision == "fp32"
+    outcome = build(_again(path, precision=None))
+    assert {each.info.precision for each in outcome.engines} == {"fp16"}
+    assert (outcome.up_to_date, outcome.as_dict()["precision"]) == (True, "fp16")
+    assert stale(_again(path, precision=None), path) == {}
 
 
 # --- what is refused early

@@ -74,6 +74,23 @@ def test_a_node_kept_by_name_computes_in_fp32() -> None:
     np.testing.assert_allclose(_run(lowered.model, inputs)["y"], 36.0, rtol=1e-3)
 
 
+def test_a_delicate_node_that_is_released_computes_in_fp16_but_not_in_bf16(
+    tiny_bundle: Path,
+) -> None:
+    graph = onnx.load(tiny_bundle / "decoder.onnx")
+    first, *others = [n.name for n in graph.graph.node if n.op_type == "InstanceNormalization"]
+    lowered = lower(graph, "fp16", released=[first])
+    assert set(lowered.kept) == {*others}
+    types = _types(lowered.model)
+    found = {
+        n.name: types[n.input[0]] for n in lowered.model.graph.node if n.name in (first, *others)
+    }
+    assert found == {first: TensorProto.FLOAT16, **dict.fromkeys(others, TensorProto.FLOAT)}
+    assert lower(graph, "fp16", [first], released=[first]).kept == lower(graph, "fp16").kept
+    low = lower(graph, "bf16", released=[first, *others])
+    assert set(low.kept) >= {first, *others}
+
+
 def test_a_subgraph_is_refused_by_name() -> None:
     output = helper.make_tensor_value_info("z", TensorProto.FLOAT, [])
     branch = helper.make_graph(

@@ -11,8 +11,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from fewstep.build.precision import LARGEST_FP16
 from fewstep.build.ranges import instrument, measure_ranges
-from fewstep.build.variants import LARGEST_FP16, add_variant
+from fewstep.build.variants import add_variant
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import BundleError, RequestError
 from fewstep.runtime.generator import Generator
@@ -106,7 +107,7 @@ def test_other_precisions_cannot_be_made(bundle: Bundle) -> None:
 
 def test_without_golden_rollouts_ranges_are_unknown(bundle: Bundle) -> None:
     bare = Bundle(bundle.path, bundle.manifest.model_copy(update={"golden": None}))
-    with pytest.raises(BundleError, match="no golden rollouts"):
+    with pytest.raises(BundleError, match="no golden rollouts.*, or build with --precision fp32"):
         add_variant(bare, "fp16")
 
 

@@ -32,6 +32,27 @@ TITLES: Mapping[str, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-R
 OPSETS: Mapping[str, tuple[int, int]] = {"tensorrt": (9, 20), "tensorrt-rtx": (9, 26)}
 """Oldest and newest opset. TensorRT: what 10.3, the version of JetPack 6, documents."""
 
+TENSORRT_SINCE: Mapping[str, str] = {
+    **dict.fromkeys(("7.5", "8.0", "8.6", "8.7", "8.9", "9.0"), "10.3"),
+    **dict.fromkeys(("10.0", "12.0"), "10.8"),
+    **{"10.1": "10.10", "11.0": "10.13"},
+    **dict.fromkeys(("10.3", "12.1"), "10.14"),
+}
+"""Compute capabilities that TensorRT builds for, and its first version that does, 10.3 at the
+earliest. 10.1 and 11.0 are one GPU, Thor: under CUDA 12 (DRIVE OS 7) and under CUDA 13 (JetPack 7).
+
+Sources: NVIDIA's support matrices for TensorRT 10.0 to 10.6; the release notes of 10.5 (without
+7.0, Volta), 10.8 (Blackwell), 10.14 (B300, DGX Spark) and of 10.10 for DRIVE OS 7.0.3; JetPack 7
+has 10.13.
+"""
+
+TENSORRT_BEFORE: Mapping[str, str] = {
+    "5.3": "Jetson Nano has JetPack 4 with TensorRT 8.2",
+    "6.2": "Jetson TX2 has JetPack 4 with TensorRT 8.2",
+    "7.2": "Jetson Xavier has JetPack 5 with TensorRT 8.5",
+}
+"""Compute capabilities of Jetsons whose last TensorRT is too old for fewstep."""
+
 _INDICES = "index with integer tensors (Gather, ScatterElements) instead of boolean masks"
 _NOISE = "make the random numbers an input of the graph, or draw in the runtime's kernels"
 _QDQ = "quantize with QuantizeLinear and DequantizeLinear, with scales known beforehand"

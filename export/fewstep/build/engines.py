@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.build.builder_process import build_engine
+from fewstep.build.capabilities import TENSORRT_BEFORE, TENSORRT_SINCE
 from fewstep.build.preflight import preflight, require
 from fewstep.build.profiles import Profile, profiles
 from fewstep.build.tensorrt_builder import BuiltEngine, EngineRequest
@@ -22,7 +23,7 @@ from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.device.cuda_driver import compute_capability, device_name
 from fewstep.runtime.engine.compatibility import RTX_CAPABILITIES
 from fewstep.runtime.engine.tensorrt_api import TensorRt, load
-from fewstep.runtime.errors import DeviceError, FewstepError, RequestError
+from fewstep.runtime.errors import DeviceError, FewstepError, RequestError, choose
 from fewstep.runtime.manifest import BuildOptions, EngineBackend, EngineInfo, Precision
 from fewstep.runtime.probe import find_driver
 
@@ -69,25 +70,41 @@ def target(
     precision: Precision,
     options: BuildOptions,
     capabilities: Sequence[str] = (),
+    *,
+    building: bool = True,
 ) -> Target:
     """Complete what is wanted with the GPU at hand, where the backend or the caller leaves it open.
 
+    Args:
+        backend: ``tensorrt`` or ``tensorrt-rtx``.
+        precision: of graphs and engines.
+        options: as the builder gets them.
+        capabilities: compute capabilities, in the order given.
+        building: whether engines will be built here. Where they are only checked, TensorRT needs
+            no GPU, and any compute capability that it knows will do.
+
     Raises:
-        RequestError: TensorRT cannot build for other GPUs, or nothing says which are meant.
+        RequestError: TensorRT cannot build for other GPUs, a compute capability that the backend
+            does not know, or nothing says which are meant.
         DeviceError: TensorRT without a GPU.
     """
     wanted = tuple(dict.fromkeys(capabilities))
+    if backend == "tensorrt" and wanted and not building:
+        _require_tensorrt(wanted)
+        return Target(backend, precision, options, wanted)
     if backend == "tensorrt":
         if find_driver() is None:  # before pycuda, whose absence is no news without a driver
             raise DeviceError(
                 "TensorRT builds for the GPU at hand, and there is no CUDA driver on this machine; "
-                "build on the device, or for RTX cards with --backend tensorrt-rtx"
+                "build on the device, or for RTX cards with --backend tensorrt-rtx; what can be "
+                "checked here is: --compute-capability 8.7 --preflight (8.7 is Orin, 11.0 Thor)"
             )
         here = compute_capability()
         if wanted not in ((), (here,)):
             raise RequestError(
                 f"TensorRT builds for the GPU at hand, {here}, not for {', '.join(wanted)}; build "
-                "there, or with --backend tensorrt-rtx, which needs no GPU"
+                "there, with --backend tensorrt-rtx, which needs no GPU, or only check with "
+                "--preflight"
             )
         return Target(backend, precision, options, (here,), device_name())
     if not wanted:
@@ -107,19 +124,36 @@ def target(
     return Target(backend, precision, options, in_order)
 
 
-def _require_known(capabilities: Sequence[str]) -> None:
-    """Before minutes are spent on graphs for GPUs that there are no engines for."""
-    others = [each for each in capabilities if each not in RTX_CAPABILITIES]
-    if odd := [each for each in others if not re.fullmatch(r"\d+\.\d", each)]:
+def _require_tensorrt(capabilities: Sequence[str]) -> None:
+    """Raise unless TensorRT 10.3 … 11 builds for all of these."""
+    _require_numbers(capabilities)
+    for each in capabilities:
+        if each in TENSORRT_BEFORE:
+            raise RequestError(
+                f"compute capability {each} is too old: {TENSORRT_BEFORE[each]}, fewstep needs "
+                "10.3 or newer; run the bundle there with ONNX Runtime"
+            )
+        if each not in TENSORRT_SINCE:
+            raise RequestError(choose("compute capability for TensorRT", each, TENSORRT_SINCE))
+
+
+def _require_numbers(capabilities: Sequence[str]) -> None:
+    if odd := [each for each in capabilities if not re.fullmatch(r"\d+\.\d", each)]:
         raise RequestError(
             f"expected compute capabilities such as 8.6 8.9, one or more with spaces between them, "
             f"received {', '.join(odd)}"
         )
+
+
+def _require_known(capabilities: Sequence[str]) -> None:
+    """Before minutes are spent on graphs for GPUs that there are no engines for."""
+    _require_numbers(capabilities)
+    others = [each for each in capabilities if each not in RTX_CAPABILITIES]
     if others:
         raise RequestError(
             f"TensorRT-RTX builds for compute capability {', '.join(RTX_CAPABILITIES)}, received "
             f"{', '.join(others)}; build for others, Jetsons among them, on the device itself: "
-            "--backend tensorrt"
+            "--backend tensorrt, which --preflight checks here"
         )
 
 

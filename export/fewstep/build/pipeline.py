@@ -1,4 +1,8 @@
-"""``fewstep build``: graphs in a precision, then their engines, then the kernels beside them."""
+"""``fewstep build``: graphs in a precision, then their engines, then the kernels beside them.
+
+Engines are fp16 unless the caller says otherwise: it is the one reduced precision that every GPU
+here has, needs no calibration, and is held to the golden rollouts (``fewstep verify``).
+"""
 
 from __future__ import annotations
 
@@ -23,10 +27,14 @@ from fewstep.runtime.kernels.cubins import are_current
 from fewstep.runtime.manifest import BuildOptions, EngineBackend, Precision
 
 if TYPE_CHECKING:
+    from fewstep.build.checklist import Checklist
     from fewstep.build.engines import EngineReport, Progress, Target
     from fewstep.build.variants import GraphReport
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+ENGINE_PRECISION: Precision = "fp16"
+"""Of engines, where the caller leaves it open."""
+
 _QUANTIZED = ("int8", "fp8")
 _TURING = "7.5"
 
@@ -35,9 +43,9 @@ _TURING = "7.5"
 class BuildRequest:
     """What is to be built into a bundle.
 
-    ``precision`` ``None``: fp32 for engines, and no other graphs. ``fp32_heads`` ``None``: as the
-    bundle has them, and otherwise on unless a target has no fp32 matrix products. ``kernels``
-    ``None``: with engines.
+    ``precision`` ``None``: :data:`ENGINE_PRECISION` for engines, and no other graphs.
+    ``fp32_heads`` ``None``: as the bundle has them, and otherwise on unless a target has no fp32
+    matrix products. ``kernels`` ``None``: with engines.
     """
 
     bundle: Path
@@ -72,7 +80,13 @@ class BuildRequest:
             **{"fp16": "fp16", "bf16": "bf16"},
             **{"int8": "int8", "fp8": "fp8"},
         }
-        return known.get(self.precision, "fp32")
+        default = "fp32" if self.backend is None else ENGINE_PRECISION
+        return default if self.precision is None else known.get(self.precision, "fp32")
+
+    @property
+    def told_precision(self) -> Precision | None:
+        """The precision, for results; ``None`` where nothing but kernels is wanted."""
+        return None if self.backend is None and self.precision is None else self.graph_precision
 
     def _check_quantized(self) -> None:
         """Quantized graphs are made of rollouts, with options of their own, not here."""
@@ -91,11 +105,17 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was built; nothing of what was up to date, but for engines, which say so themselves."""
+    """What was built; nothing of what was up to date, but for engines, which say so themselves.
 
+    ``precision``: of graphs and engines, ``None`` where only kernels were wanted. ``notes``: why
+    kernels will not load here.
+    """
+
+    precision: Precision | None
     graphs: tuple[GraphReport, ...] = ()
     engines: tuple[EngineReport, ...] = ()
     kernels: CompiledKernels | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def up_to_date(self) -> bool:
@@ -107,9 +127,36 @@ class Outcome:
         """Plain data for JSON."""
         return {
             "up_to_date": self.up_to_date,
+            "precision": self.precision,
             "graphs": [each.as_dict() for each in self.graphs],
             "engines": [each.as_dict() for each in self.engines],
             "kernels": self.kernels.as_dict() if self.kernels else None,
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """A preflight that found nothing: for what, the graphs it made, and what comes next.
+
+    ``notes``: why kernels that are compiled here will not load here.
+    """
+
+    wanted: Target
+    graphs: tuple[GraphReport, ...]
+    checklist: Checklist
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "problems": [],
+            "backend": self.wanted.backend,
+            "precision": self.wanted.precision,
+            "compute_capabilities": list(self.wanted.capabilities),
+            "graphs": [each.as_dict() for each in self.graphs],
+            "notes": list(self.notes),
+            **self.checklist.as_dict(),
         }
 
 
@@ -129,7 +176,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Outcome:
             :func:`fewstep.build.variants.add_variant` and
             :func:`fewstep.build.kernels.build_kernels`.
     """
-    from fewstep.build.kernels import build_kernels
+    from fewstep.build.kernels import build_kernels, kernel_notes
 
     bundle = Bundle.read(request.bundle)
     if not os.access(bundle.path, os.W_OK):
@@ -143,29 +190,41 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Outcome:
         from fewstep.build.engines import build_engines
 
         engines = build_engines(request.bundle, wanted, force=request.force, progress=progress)
-    kernels = None
+    kernels: CompiledKernels | None = None
+    notes: tuple[str, ...] = ()
     if request.with_kernels:
         capabilities = wanted.capabilities if wanted else request.capabilities
         kernels = build_kernels(
             request.bundle, capabilities, force=request.force, keep=wanted is not None
         )
-    return Outcome(graphs, engines, kernels)
+        notes = kernel_notes(capabilities)
+    return Outcome(request.told_precision, graphs, engines, kernels, notes)
 
 
-def preflight_only(request: BuildRequest) -> None:
-    """Make the graphs if they are not there, and run preflight; needs no builder.
+def preflight_only(request: BuildRequest) -> Preflight:
+    """Make the graphs if they are not there, and run preflight; needs no builder and no GPU.
+
+    Returns:
+        The graphs that were made, what was checked, what only the device can tell, and the
+        commands that come next.
 
     Raises:
+        RequestError: no backend, or compute capabilities that it does not build for.
         EngineError: what preflight found.
     """
+    from fewstep.build.checklist import checklist
     from fewstep.build.engines import check
+    from fewstep.build.kernels import kernel_notes
 
     if request.backend is None:
         raise RequestError("preflight is of engines: pass --backend tensorrt or tensorrt-rtx")
-    wanted = _target(request, load_module=False)
+    wanted = _target(request, building=False)
     assert wanted is not None
-    _make_graphs(request, wanted)
-    check(Bundle.read(request.bundle), wanted)
+    graphs = _make_graphs(request, wanted)
+    bundle = Bundle.read(request.bundle)
+    check(bundle, wanted)
+    notes = kernel_notes(wanted.capabilities) if request.with_kernels else ()
+    return Preflight(wanted, graphs, checklist(bundle, request, wanted), notes)
 
 
 def stale(request: BuildRequest | None, path: Path) -> dict[str, str]:
@@ -219,15 +278,21 @@ def _stale_contents(bundle: Bundle) -> dict[str, str]:
     return found
 
 
-def _target(request: BuildRequest, *, load_module: bool = True) -> Target | None:
+def _target(request: BuildRequest, *, building: bool = True) -> Target | None:
     if request.backend is None:
         return None
     _require_onnx()
     from fewstep.build.engines import target
     from fewstep.runtime.engine.tensorrt_api import load
 
-    wanted = target(request.backend, request.graph_precision, request.options, request.capabilities)
-    if load_module:
+    wanted = target(
+        request.backend,
+        request.graph_precision,
+        request.options,
+        request.capabilities,
+        building=building,
+    )
+    if building:
         load(request.backend)
     return wanted
 

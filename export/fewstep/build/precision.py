@@ -2,8 +2,9 @@
 
 Every float node works in the low type unless its operator is delicate (statistics of norms,
 softmax, trigonometry), it computes the logits or the policy's action, or the caller keeps it by
-name. Casts stand where a tensor crosses from one type to the other, once per tensor. Inputs and
-outputs stay float32, so the graph fits where the fp32 one did.
+name. The caller also releases delicate nodes (:mod:`fewstep.build.norms` knows which).
+Casts stand where a tensor crosses from one type to the other, once per tensor. Inputs and outputs
+stay float32, so the graph fits where the fp32 one did.
 """
 
 from __future__ import annotations
@@ -22,14 +23,21 @@ from fewstep.runtime.errors import ExportError
 LOW = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 """Low types by precision."""
 
+LARGEST_FP16 = 65_504.0
+HEADROOM = 2.0
+"""How much larger a tensor may become elsewhere than on the golden rollouts."""
+
+NORMS = frozenset(("InstanceNormalization", "GroupNormalization"))
+"""Norms that builders fuse with their neighbours only where all are of one type."""
+
 DELICATE = frozenset(
     (
-        *("LayerNormalization", "InstanceNormalization", "GroupNormalization"),
-        *("RMSNormalization", "Softmax", "LogSoftmax", "ReduceMean", "ReduceSum", "ReduceL2"),
+        *(*NORMS, "LayerNormalization", "RMSNormalization", "Softmax", "LogSoftmax"),
+        *("ReduceMean", "ReduceSum", "ReduceL2"),
         *("Pow", "Exp", "Log", "Sin", "Cos", "CumSum", "Range"),
     )
 )
-"""Operators that stay in fp32 wherever they stand."""
+"""Operators that stay in fp32 wherever they stand, unless the caller releases a node."""
 
 HEADS = frozenset(("logits", "action"))
 """Graph outputs whose last matrix product, and what follows it, stays in fp32."""
@@ -49,7 +57,12 @@ class Lowered:
 
 
 def lower(
-    model: onnx.ModelProto, precision: str, keep: Collection[str] = (), *, heads: bool = True
+    model: onnx.ModelProto,
+    precision: str,
+    keep: Collection[str] = (),
+    *,
+    heads: bool = True,
+    released: Collection[str] = (),
 ) -> Lowered:
     """Make a low-precision copy of an fp32 graph.
 
@@ -59,20 +72,25 @@ def lower(
         keep: names of further nodes that stay in fp32.
         heads: whether the nodes of :data:`HEADS` stay in fp32. Compute capability 7.5 has no fp32
             matrix products in TensorRT-RTX, so engines for it need this off.
+        released: names of nodes of :data:`DELICATE` that are fp16 all the same. In bf16 none is:
+            opset 20 has no InstanceNormalization in it.
 
     Raises:
         ExportError: the graph has something that this pass does not know.
     """
-    return _Pass(model, precision, keep, heads).run()
+    delicate = DELICATE | (_NOT_IN_BFLOAT16 if precision == "bf16" else frozenset())
+    kept = {node.name for node in model.graph.node if node.op_type in delicate}
+    if precision == "fp16":
+        kept -= set(released)
+    kept |= set(keep) | (head_nodes(model.graph) if heads else set())
+    return _Pass(model, LOW[precision], kept).run()
 
 
 class _Pass:
     """One walk over the nodes in their order, which stays topological."""
 
-    def __init__(
-        self, model: onnx.ModelProto, precision: str, keep: Collection[str], heads: bool
-    ) -> None:
-        self._model, self._low = model, LOW[precision]
+    def __init__(self, model: onnx.ModelProto, low: int, kept: set[str]) -> None:
+        self._model, self._low, self._kept = model, low, kept
         graph, typed = model.graph, inferred(model)
         self._types = {
             value.name: value.type.tensor_type.elem_type
@@ -80,9 +98,6 @@ class _Pass:
         }
         self._weights = {each.name: each for each in graph.initializer}
         self._types |= {name: weight.data_type for name, weight in self._weights.items()}
-        delicate = DELICATE | (_NOT_IN_BFLOAT16 if precision == "bf16" else frozenset())
-        self._kept = {node.name for node in graph.node if node.op_type in delicate} | set(keep)
-        self._kept |= head_nodes(graph) if heads else set()
         self._nodes: list[onnx.NodeProto] = []
         self._made: dict[str, onnx.TensorProto] = {}
         self._names: dict[tuple[str, int], str] = {}  # of each tensor in each type, once there

@@ -89,7 +89,7 @@ def preflight(
         bundle: its graphs are read, nothing is changed.
         backend: ``tensorrt`` or ``tensorrt-rtx``.
         precision: of the graphs.
-        compute_capabilities: targets; for ``tensorrt`` that of the GPU at hand, if known.
+        compute_capabilities: targets; for ``tensorrt`` those of the devices, if known.
         profiles: by graph, the optimization profiles: a range by input in each.
 
     Raises:

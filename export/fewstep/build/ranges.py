@@ -34,7 +34,10 @@ def measure_ranges(bundle: Bundle) -> dict[str, dict[str, float]]:
         EngineError: ONNX Runtime cannot run a graph.
     """
     if bundle.manifest.golden is None:
-        raise BundleError(f"{bundle.path} has no golden rollouts; export it again to record them")
+        raise BundleError(
+            f"{bundle.path} has no golden rollouts; export it again to record them, or build with "
+            "--precision fp32"
+        )
     recorded = rollouts(bundle.arrays(bundle.manifest.golden))
     model, found = bundle.manifest.model, {}
     transformer = _Measured(bundle, "transformer")

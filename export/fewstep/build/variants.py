@@ -13,15 +13,12 @@ from typing import Any
 
 import onnx
 
-from fewstep.build.precision import LOW, lower
+from fewstep.build.norms import fp16_norms, reasons_for_fp32, shortfall
+from fewstep.build.precision import HEADROOM, LARGEST_FP16, LOW, lower
 from fewstep.build.ranges import load_graph, measure_ranges
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import RequestError, choose
 from fewstep.runtime.manifest import GraphInfo
-
-LARGEST_FP16 = 65_504.0
-HEADROOM = 2.0
-"""How much larger a tensor may become elsewhere than on the golden rollouts."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,8 @@ class GraphReport:
     """What became of one graph.
 
     ``kept``: nodes that stayed in fp32. ``out_of_range``: those of them whose tensors come too
-    near to the end of float16, with the largest magnitude seen.
+    near to the end of float16, with the largest magnitude seen. ``fp32_norms``: norms over
+    channels that stayed for another reason, with that reason (:mod:`fewstep.build.norms`).
     """
 
     graph: str
@@ -38,6 +36,7 @@ class GraphReport:
     kept: tuple[str, ...]
     largest: float
     out_of_range: dict[str, float]
+    fp32_norms: dict[str, str]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -68,17 +67,24 @@ def remade(
         name: of the graph.
         precision: ``fp32``, which shares the file of the fp32 graph, or one of ``LOW``.
         heads: as in :func:`fewstep.build.precision.lower`.
-        largest: magnitudes of the graph's tensors, from :func:`measure_ranges`.
+        largest: magnitudes of the graph's tensors, from :func:`measure_ranges`. Without them norms
+            stay fp32.
 
     Raises:
-        BundleError: the graph is damaged.
+        BundleError: the graph is damaged, or the golden rollouts are.
+        EngineError: ONNX Runtime cannot run the graph that was made.
     """
     source = {"source_sha256": bundle.graph_sha256(name)}
     if precision == "fp32":
         return Remade(bundle.graph(name).model_copy(update=source), {})
     model, seen = load_graph(bundle, name), largest or {}
     too_large = out_of_range(model.graph, seen, precision)
-    lowered = lower(model, precision, too_large, heads=bool(heads))
+    in_fp32 = reasons_for_fp32(bundle, name, model.graph, seen, precision)
+    released = fp16_norms(model.graph, {*in_fp32, *too_large})
+    lowered = lower(model, precision, too_large, heads=bool(heads), released=released)
+    if released and (why := shortfall(bundle, lowered.model)):
+        in_fp32 |= dict.fromkeys(released, why)
+        lowered = lower(model, precision, too_large, heads=bool(heads))
     made = stored(bundle, name, precision, lowered.model, precision=precision, fp32_heads=heads)
     report = GraphReport(
         graph=name,
@@ -87,6 +93,7 @@ def remade(
         kept=lowered.kept,
         largest=max(seen.values(), default=0.0),
         out_of_range=too_large,
+        fp32_norms=in_fp32,
     )
     return Remade(made.info, made.files, report)
 
@@ -144,6 +151,7 @@ def add_variant(
     Raises:
         RequestError: another precision.
         BundleError: no golden rollouts, or damage.
+        EngineError: ONNX Runtime cannot run a graph.
         OutputError: the bundle cannot be written.
     """
     if precision not in LOW:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,11 +11,12 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from fewstep.cli.common import BundleArgument, JsonOption, errors, show
+from fewstep.cli.common import BundleArgument, JsonOption, errors, say_note, show
 from fewstep.runtime.errors import RequestError, choose
 
 if TYPE_CHECKING:
     from fewstep.build.pipeline import BuildRequest
+    from fewstep.build.variants import GraphReport
 
 
 def build_command(
@@ -25,13 +26,16 @@ def build_command(
     ] = None,
     compute_capability: Annotated[
         list[str] | None,
-        typer.Option(help="GPUs to build for, one or more, such as 8.6 8.9 12.0."),
+        typer.Option(
+            help="GPUs to build for, one or more, such as 8.6 8.9 12.0; with --preflight, also "
+            "those that TensorRT would build on, such as 8.7 (Orin) and 11.0 (Thor)."
+        ),
     ] = None,
     precision: Annotated[
         str | None,
         typer.Option(
             help="fp32, fp16 or bf16, whose graphs are made if they are not there; int8 or fp8, "
-            "whose graphs calibrate quantize makes."
+            "whose graphs calibrate quantize makes. fp16 for engines, if not given."
         ),
     ] = None,
     max_batch: Annotated[int, typer.Option(help="Most images that engines decode together.")] = 8,
@@ -61,7 +65,9 @@ def build_command(
     preflight: Annotated[
         bool,
         typer.Option(
-            "--preflight", help="Only check the graphs, made if absent; needs no builder."
+            "--preflight",
+            help="Only check the graphs, made if absent, and list what comes next; needs no "
+            "builder and no GPU.",
         ),
     ] = False,
     as_json: JsonOption = False,
@@ -89,8 +95,7 @@ def build_command(
             raise RequestError("--compute-capability goes with --backend or --kernels")
         _check(None if everything else request(), bundle, as_json)
     elif preflight:
-        pipeline.preflight_only(request())
-        show({"problems": []}, ["preflight found nothing that stands in the way"], as_json)
+        _preflight(request(), as_json)
     else:
         _build(request(), as_json)
 
@@ -99,40 +104,93 @@ def _build(request: BuildRequest, as_json: bool) -> None:
     from fewstep.build import pipeline
     from fewstep.runtime.tables import engines_table, kernels_table, variant_tables
 
-    with _live() as told:
+    chosen = _precision(request)
+    with _live("".join(chosen)) as told:
         outcome = pipeline.build(request, told)
     tables: list[Any] = list(variant_tables(outcome.graphs)) if outcome.graphs else []
+    tables += _norms(outcome.graphs)
     if outcome.engines:
         tables.append(engines_table(outcome.engines))
     if outcome.kernels is not None and outcome.engines:
         tables.append(f"CUDA kernels for {', '.join(outcome.kernels.cubins)} are compiled")
     elif outcome.kernels is not None:
         tables.append(kernels_table(outcome.kernels))
-    show(outcome.as_dict(), ["everything is up to date"] if outcome.up_to_date else tables, as_json)
+    shown = ["everything is up to date"] if outcome.up_to_date else tables
+    show(outcome.as_dict(), [*chosen, *shown], as_json)
+    for note in outcome.notes:
+        say_note(note)
     for engine in outcome.engines:
         for warning in engine.warnings:
             text = f"{engine.info.graph}: {warning}"
             errors.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
 
 
+def _precision(request: BuildRequest | None) -> list[str]:
+    """A line on the precision, where engines are wanted and nobody named theirs."""
+    if request is None or request.backend is None or request.precision is not None:
+        return []
+    chosen = request.graph_precision
+    return [f"precision {chosen}, the default for engines; --precision fp32 for that of the export"]
+
+
+def _norms(reports: Iterable[GraphReport]) -> Iterator[str]:
+    """Norms that stayed fp32, a line for each graph and reason."""
+    for report in reports:
+        names: dict[str, list[str]] = {}
+        for name, reason in report.fp32_norms.items():
+            names.setdefault(reason, []).append(name)
+        for reason, found in names.items():
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            yield escape(f"norms of {report.graph} in fp32, {found[0]}{more}: {reason}")
+
+
+def _preflight(request: BuildRequest, as_json: bool) -> None:
+    from fewstep.build.pipeline import preflight_only
+    from fewstep.runtime.tables import variant_tables
+
+    found = preflight_only(request)
+    shown: list[Any] = _precision(request)
+    shown += variant_tables(found.graphs) if found.graphs else []
+    shown += [*_norms(found.graphs), "preflight found nothing that stands in the way"]
+    shown += ["checked here:", *(f"  {escape(each)}" for each in found.checklist.checked)]
+    shown += ["left to the device:", *(f"  {escape(each)}" for each in found.checklist.left)]
+    shown.append("next:")
+    for number, step in enumerate(found.checklist.steps, 1):
+        shown.append(escape(f"  {number}. {step.where}: {step.command}"))
+    show(found.as_dict(), shown, as_json)
+    for note in found.notes:
+        say_note(note)
+
+
 def _check(request: BuildRequest | None, bundle: Path, as_json: bool) -> None:
+    from fewstep.build.kernels import kernel_notes
     from fewstep.build.pipeline import stale
 
     found = stale(request, bundle)
     lines = [escape(f"{name}: {reason}") for name, reason in found.items()]
-    show({"stale": found}, lines or ["everything is up to date"], as_json)
+    told = {} if request is None else {"precision": request.told_precision}
+    lines = [*_precision(request), *(lines or ["everything is up to date"])]
+    show({"stale": found, **told}, lines, as_json)
+    if request is not None and request.with_kernels:
+        for note in kernel_notes(request.capabilities):
+            say_note(note)
     if found:
         raise typer.Exit(1)
 
 
 @contextlib.contextmanager
-def _live() -> Iterator[Callable[[str, str, float], None]]:
-    """A bar for the engine that is being built, and a line for each that is stored."""
+def _live(first: str) -> Iterator[Callable[[str, str, float], None]]:
+    """A bar for the engine that is being built, and a line for each that is stored.
+
+    A terminal shows a line ``first``, before minutes are spent.
+    """
     if not errors.is_terminal:
         yield _line
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=errors, transient=True) as bars:
+        if first:
+            bars.add_task(first, total=None)
         tasks = {"": bars.add_task("checking graphs and kernels", total=None)}
 
         def told(graph: str, phase: str, done: float) -> None:
