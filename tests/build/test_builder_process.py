@@ -73,27 +73,6 @@ def test_an_engine_comes_back_with_what_it_took(
     assert built.warnings == build_here(rtx, request_of(), _ignore).warnings
 
 
-def test_the_same_graph_gives_the_same_bytes(
-    rtx: TensorRt, tiny_bundle: Path, tmp_path: Path
-) -> None:
-    """The decoder: built in one process twice it differs, by the order of addresses."""
-    other = tmp_path / "a folder with a longer name than the first" / "decoder.onnx"
-    other.parent.mkdir()
-    other.write_bytes((tiny_bundle / "decoder.onnx").read_bytes())
-    shapes = ShapeRange(min=(1, 16), opt=(1, 16), max=(8, 16))
-    contents = {
-        bytes(
-            build_engine(
-                rtx,
-                EngineRequest("decoder", path, ({"tokens": shapes},), BuildOptions(), ("8.6",)),
-                _ignore,
-            ).content
-        )
-        for path in (tiny_bundle / "decoder.onnx", other, other)
-    }
-    assert len(contents) == 1
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -146,10 +146,10 @@ def test_a_record_that_is_not_of_its_engine_is_refused(
         require_header(info.model_copy(update=change), damage(content))
 
 
-def test_two_builds_differ_in_nothing_but_time(
+def test_two_builds_have_the_same_graphs_and_records(
     path: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    """That engines are the same bytes is tested in test_builder_process.py."""
+    """But for times and the names of engines, which hold their hashes."""
     other = Path(shutil.copytree(tiny_bundle, tmp_path / "else where"))
     build(_again(other))
     ours, theirs = _contents(path), _contents(other)

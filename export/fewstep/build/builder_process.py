@@ -3,10 +3,10 @@
 A builder that crashes, runs out of memory or is interrupted takes nothing else with it, and its
 memory is gone when it ends. Ctrl-C ends it at once, wherever it is.
 
-The process also makes builds repeatable. TensorRT-RTX orders what it builds by address, so the same
-graph gives the same bytes only where addresses are the same: randomisation is off there (as
-``setarch --addr-no-randomize`` does; where that is not allowed, builds differ), and it reads the
-graph by its bare name.
+The process also makes builds nearly repeatable. TensorRT-RTX orders what it builds by address:
+randomisation is off there (as ``setarch --addr-no-randomize`` does, where that is allowed), and it
+reads the graph by its bare name. What is left is the timing of its own threads, so that some builds
+of a graph still differ in the order of a few parts.
 
     this process ──request, one line of JSON──► the other
                  ◄──phases, then what was built or why not, a line each──
