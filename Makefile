@@ -4,8 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := export runtime calibration samples tests
+GPU_VENV := .venv-gpu
+GPU_INSTALLED := $(GPU_VENV)/.installed
 
-.PHONY: setup test demo lint format clean clean-kernels
+# What `make gpu-kit` makes the kit for: the device's Python, and the CUDA version of its driver.
+PYTHON_VERSION ?= $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+CUDA_VERSION ?= 13.0
+
+.PHONY: setup test test-gpu gpu-kit demo lint format clean clean-kernels
 
 setup: $(INSTALLED)
 
@@ -20,6 +26,22 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 test: setup lint
 	$(BIN)/python -m pytest -q
+
+# On a machine with a GPU, network and compiler: the CUDA tests and the benchmark on the GPU.
+test-gpu: $(GPU_INSTALLED)
+	$(GPU_VENV)/bin/python tests/gpu/run.py --out gpu-report --seconds 1800
+
+$(GPU_INSTALLED): pyproject.toml constraints.txt
+	@test -x $(GPU_VENV)/bin/python || $(PYTHON) -m venv $(GPU_VENV) || \
+	  { rm -rf $(GPU_VENV); echo "python3-venv is missing: apt-get install python3-venv"; exit 1; }
+	$(GPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[gpu-tests]'
+	@touch $@
+
+# The same for a GPU without network or compiler: .gpu/, which travels beside the sources.
+gpu-kit: setup
+	$(BIN)/python tests/gpu/kit.py --python $(PYTHON_VERSION) --cuda $(CUDA_VERSION) \
+	  $(if $(BUNDLES),--sample)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -37,4 +59,4 @@ clean-kernels:
 	find runtime -name '*.nb[ic]' -delete
 
 clean: clean-kernels
-	rm -rf $(VENV) demo-output dist
+	rm -rf $(VENV) $(GPU_VENV) demo-output dist .gpu gpu-report

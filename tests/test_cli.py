@@ -190,6 +190,11 @@ _RTX = ["--backend", "tensorrt-rtx"]
         (["generate", "{bundle}", "--class", 0, "--device", "cuda:-1"], "unknown device"),
         (["generate", "{bundle}", "--class", 0, "--device", "cuda:²"], "unknown device"),
         (
+            ["export", "adanat", "--transformer", "a", "--tokenizer", "b", "--out", "c"]
+            + ["--policy", "d", "--untrained-policy"],
+            "--policy and --untrained-policy exclude each other",
+        ),
+        (
             ["export", "adnat", "--transformer", "a", "--tokenizer", "b", "--out", "c"],
             "Did you mean 'adanat'?",
         ),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import importlib.util
 import json
 import os
@@ -92,7 +93,12 @@ def live(cubin: bytes) -> Callable[[], dict[str, int]]:
     The process keeps the GPU's context once it was opened, so that is done before.
     """
     CudaDevice(cubin).close()
-    return (lambda: _report()["live"]) if _EMULATED else dict
+    return _live if _EMULATED else dict
+
+
+def _live() -> dict[str, int]:
+    gc.collect()  # the frames of an error that was expected may hold a stream
+    return _report()["live"]
 
 
 def _report() -> dict[str, dict[str, int]]:
@@ -114,7 +120,7 @@ def kernels() -> CompiledKernels:
 @pytest.fixture(scope="session")
 def foreign_kernels() -> CompiledKernels:
     """The kernels for a GPU of another kind."""
-    other = "9.0" if compute_capability().startswith("12.") else "12.0"
+    other = "8.9" if compute_capability().startswith("9.") else "9.0"
     return kernels_for(other, _given_bundles())
 
 

@@ -115,9 +115,7 @@ def test_other_additions_keep_the_marks_and_a_build_again_does_not(
     wanted = target(backend, "fp32", options)
     assert not any(each.built for each in build_engines(engines_copy, wanted))
     assert _marked(engines_copy) == _GRAPHS
-    file = _first(engines_copy, "fp32").file
     assert all(each.built for each in build_engines(engines_copy, wanted, force=True))
-    assert _first(engines_copy, "fp32").file == file  # the very same bytes
     assert _marked(engines_copy) == []
 
 

@@ -24,9 +24,16 @@ from fewstep.export import export_masked
 from fewstep.export.demo import sample_checkpoints
 
 _TESTS = ROOT / "tests" / "cuda"
-_ALL = frozenset(path.stem.removeprefix("test_") for path in _TESTS.glob("test_*.py"))
+_NEEDS_A_CARD = frozenset(("onnxruntime_provider", "torch_engine"))
+"""Their engines launch kernels of PyTorch and onnxruntime-gpu, of which there is no host build."""
+_ALL = (
+    frozenset(path.stem.removeprefix("test_") for path in _TESTS.glob("test_*.py")) - _NEEDS_A_CARD
+)
 _LOOP = frozenset(
-    ("device", "generation", "graph", "memory", "opening", "tensorrt", "tensorrt_bundle")
+    (
+        *("device", "generation", "graph", "lost_gpu", "memory", "opening", "replays"),
+        *("tensorrt", "tensorrt_bundle", "verified_engines"),
+    )
 )
 _KERNELS = _ALL - _LOOP
 _SAME_IN_ANY_ORDER = frozenset(("kernel_limits", "official_rollouts", "philox"))
@@ -52,10 +59,13 @@ _MODES = {
         leave_out="sample",
     ),
     "integrated": Mode(
-        {"integrated": True}, frozenset(("generation", "graph", "memory")), leave_out="sample"
+        {"integrated": True},
+        frozenset(("generation", "graph", "memory", "replays")),
+        leave_out="sample",
     ),
     "architecture 8.9": Mode(
-        {"architecture": 89}, frozenset(("graph", "opening", "tensorrt", "tensorrt_bundle"))
+        {"architecture": 89},
+        frozenset(("graph", "opening", "tensorrt", "tensorrt_bundle", "verified_engines")),
     ),
     "reversed threads": Mode({"order": "reverse"}, _KERNELS - _SAME_IN_ANY_ORDER),
 }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pycuda.driver as cuda
+import pytest
 from cuda.bindings import driver
 
 Array = npt.NDArray[Any]
@@ -38,6 +40,46 @@ def captured(stream: Any, sequence: Callable[[], None], result: Result, mode: An
     return result(driver.cuStreamEndCapture(stream.handle))
 
 
+def launch(
+    function: Any,
+    allocation: Any,
+    value: int,
+    block: tuple[int, int, int],
+    stream: Any,
+    grid: tuple[int, int] = (1, 1),
+) -> None:
+    """As pycuda's own calls, but for their ``cuFuncSetBlockShape``, which a capture forbids."""
+    packed = struct.pack("Pi", int(allocation), value)
+    function._launch_kernel(grid, block, packed, 0, stream)
+
+
+def test_a_pycuda_call_of_a_kernel_ends_a_capture(module: Any, result: Result) -> None:
+    """It begins with ``cuFuncSetBlockShape``."""
+    stream, allocation = cuda.Stream(), cuda.mem_alloc(8)
+    increment = module.get_function("increment")
+    result(driver.cuStreamBeginCapture(stream.handle, GLOBAL))
+    with pytest.raises(cuda.LogicError, match="cuFuncSetBlockShape failed"):
+        increment(allocation, np.int32(2), block=(2, 1, 1), stream=stream)
+    assert driver.cuStreamEndCapture(stream.handle)[0].name.endswith("CAPTURE_INVALIDATED")
+
+
+def test_what_is_captured_so_far_is_told(module: Any, pinned: Pinned, result: Result) -> None:
+    stream, allocation, values = cuda.Stream(), cuda.mem_alloc(8), pinned(1, 2)
+    status, _, graph, *_ = result(driver.cuStreamGetCaptureInfo(stream.handle))
+    assert (status.name.rpartition("_")[2], int(graph)) == ("NONE", 0)
+    counts = []
+
+    def sequence() -> None:
+        for _ in range(3):
+            cuda.memcpy_htod_async(allocation, values, stream)
+            graph = result(driver.cuStreamGetCaptureInfo(stream.handle))[2]
+            counts.append(result(driver.cuGraphGetNodes(graph, 0))[1])
+
+    graph = captured(stream, sequence, result)
+    assert counts == [1, 2, 3]
+    result(driver.cuGraphDestroy(graph))
+
+
 def test_replays_read_new_inputs(module: Any, pinned: Pinned, result: Result, lazy: bool) -> None:
     stream, allocation = cuda.Stream(), cuda.mem_alloc(8)
     source, target = pinned(1, 2), pinned(0, 0)
@@ -45,7 +87,7 @@ def test_replays_read_new_inputs(module: Any, pinned: Pinned, result: Result, la
 
     def sequence() -> None:
         cuda.memcpy_htod_async(allocation, source, stream)
-        increment(allocation, np.int32(2), block=(2, 1, 1), stream=stream)
+        launch(increment, allocation, 2, (2, 1, 1), stream)
         cuda.memcpy_dtoh_async(target, allocation, stream)
 
     graph = captured(stream, sequence, result)
@@ -70,7 +112,7 @@ def test_nodes_tell_what_they_do(module: Any, pinned: Pinned, result: Result) ->
     def sequence() -> None:
         cuda.memcpy_htod_async(allocation, values, stream)
         cuda.memset_d32_async(allocation, 5, 1, stream)
-        increment(allocation, np.int32(2), block=(2, 1, 1), grid=(3, 1), stream=stream)
+        launch(increment, allocation, 2, (2, 1, 1), stream, grid=(3, 1))
         address = ctypes.cast(nothing, ctypes.c_void_p).value
         result(driver.cuLaunchHostFunc(stream.handle, driver.CUhostFn(address), 0))
 
@@ -150,9 +192,9 @@ def test_a_second_stream_joins_and_returns(module: Any, result: Result) -> None:
 
     def sequence() -> None:
         fork(first, second)
-        increment(allocation, np.int32(1), block=(1, 1, 1), stream=second)
+        launch(increment, allocation, 1, (1, 1, 1), second)
         fork(second, first)
-        increment(allocation, np.int32(1), block=(1, 1, 1), stream=first)
+        launch(increment, allocation, 1, (1, 1, 1), first)
 
     graph = captured(first, sequence, result)
     assert types_of(graph, result) == ["KERNEL", "KERNEL"]

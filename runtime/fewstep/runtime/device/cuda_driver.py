@@ -89,6 +89,7 @@ _FATAL = frozenset((214, 700, 702, 709, 710, *range(714, 720), 999))
 """Codes after which no call of the process succeeds (CUDA driver API, ``CUresult``): ECC, illegal
 address, timeout, destroyed context, assertion, faults of a kernel, launch failed, unknown."""
 
+
 @contextlib.contextmanager
 def translated(driver: Any, doing: str) -> Iterator[None]:
     """Turn pycuda's errors into ``DeviceError``, saying what was being done.
