@@ -8,6 +8,7 @@ tests run on devices that have none of them.
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,13 @@ from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from fewstep.export import Checkpoints
+
+
+def pytest_configure() -> None:
+    """Ctrl-C reaches the tests of it also where a shell has its background jobs ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 # The same examples on every run, and no time limits: the machine may be busy with other work.
 settings.register_profile(

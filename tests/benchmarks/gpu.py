@@ -96,6 +96,12 @@ PARTS = (
         "garbage collection by Python.",
         gpu_loop.opening,
     ),
+    Part(
+        "cold start",
+        "The same in a process that has not used the GPU before: its imports come on top, and the "
+        "GPU's context and the loading of kernels in what opening takes.",
+        gpu_loop.cold,
+    ),
     *(
         Part(f"PyTorch, {title}, {precision}", _COMPARED + how, run, needs_s=15.0)
         for title, model, precision, how in (

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -21,7 +26,22 @@ from fewstep.runtime.engine import BoundEngine, Engine, require_all
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import ClassCondition, GraphInfo, MaskedModel
 
+_ROOT = Path(__file__).resolve().parents[2]
 _STEPS = (4, 8, 16)
+_COLD = """
+import json, sys, time, types
+started = time.perf_counter()
+from pathlib import Path
+root, cubin, quick = sys.argv[1:]
+sys.modules["tests"] = types.ModuleType("tests")
+sys.modules["tests"].__path__ = [root + "/tests"]
+from tests.benchmarks import gpu_loop
+from tests.benchmarks.gpu_run import Bench
+bench = Bench(Path(cubin).read_bytes(), bool(int(quick)), False, started + 60)
+imported = time.perf_counter()
+(row,) = next(iter(gpu_loop.opening(bench).values()))
+print(json.dumps({"import, ms": (imported - started) * 1e3, **row}))
+"""
 
 
 class ZeroEngine:
@@ -104,6 +124,19 @@ def generate(generator: Generator, request: Mapping[str, Any]) -> dict[str, floa
 def opening(bench: Bench) -> Tables:
     """The first image of a generator, and what of it is the graph."""
     return {"one image, 8 steps": [first_image(lambda: _generator(bench), steps=8)]}
+
+
+def cold(bench: Bench) -> Tables:
+    """The first image of a process that has not used the GPU before."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "cubin"
+        cubin.write_bytes(bench.cubin)
+        words = [sys.executable, "-c", _COLD, str(_ROOT), str(cubin), str(int(bench.quick))]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["it said nothing"])[-1])
+    row: Row = json.loads(done.stdout.splitlines()[-1])
+    return {"one image, 8 steps, in a process of its own": [row]}
 
 
 def first_image(

@@ -6,8 +6,12 @@ may be captured, so the loop, its plans and its graph run as with a real engine,
 results have to be those of the CPU device bit by bit. The emulated driver and real ones take the
 same path.
 
-The host function needs Python's lock. Whoever waits for the stream must not hold it: pycuda's
-``Stream.synchronize`` gives it up, ``cuMemFree`` and ``cuMemFreeHost`` do not.
+The host function needs Python's lock, and most of pycuda's calls keep it while they may wait for
+the driver: a launch whose queue is full, a kernel that is loaded, memory that comes or goes. So
+outside a capture the engine waits for its host function, with the lock given up, and no such
+function is ever pending while others call CUDA. The calls of this file go to libcuda itself:
+cuda-bindings before 12.9.1 keep the lock too, and some versions wrap a host function into one that
+lasts for a single call, where a graph calls it again and again.
 """
 
 from __future__ import annotations
@@ -25,9 +29,10 @@ import numpy.typing as npt
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.device import Buffer, Device
 from fewstep.runtime.device.cpu import CpuBuffer
-from fewstep.runtime.device.cuda_driver import checked, load_bindings, load_driver, translated
+from fewstep.runtime.device.cuda_driver import failure, load_driver, translated
 from fewstep.runtime.engine import BoundEngine, Engine, require_all
 from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
+from fewstep.runtime.errors import DeviceError
 
 _HostFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -51,8 +56,8 @@ class HostEngine:
     capturable, warm_up = True, 1
 
     def __init__(self, engine: Engine, stream: int) -> None:
-        self.engine, self._driver, self._cuda = engine, load_driver(), load_bindings()
-        self._stream = self._cuda.CUstream(stream)
+        self.engine, self._driver = engine, load_driver()
+        self._cuda, self._stream = ctypes.CDLL("libcuda.so.1"), ctypes.c_void_p(stream)
         self.name, self.inputs, self.outputs = engine.name, engine.inputs, engine.outputs
 
     def bind(self, bindings: Mapping[str, Buffer]) -> BoundEngine:
@@ -81,15 +86,28 @@ class HostEngine:
         for name in self.inputs:
             each = staged[name]
             self._copy(each.host.ctypes.data, each.device.pointer, each.host.nbytes)
-        address = self._cuda.CUhostFn(ctypes.cast(function, ctypes.c_void_p).value)
-        checked(self._cuda.cuLaunchHostFunc(self._stream, address, 0), f"enqueuing {self.name}")
+        self._call("cuLaunchHostFunc", self._stream, function, None)
+        if not self._is_capturing():
+            self._call("cuStreamSynchronize", self._stream)
         for name in self.outputs:
             each = staged[name]
             self._copy(each.device.pointer, each.host.ctypes.data, each.host.nbytes)
 
     def _copy(self, target: int, source: int, size: int) -> None:
         """Between addresses of either kind; the driver tells them apart."""
-        checked(self._cuda.cuMemcpyAsync(target, source, size, self._stream), "copying")
+        ends = (ctypes.c_void_p(target), ctypes.c_void_p(source), ctypes.c_size_t(size))
+        self._call("cuMemcpyAsync", *ends, self._stream)
+
+    def _is_capturing(self) -> bool:
+        status = ctypes.c_int()
+        self._call("cuStreamIsCapturing", self._stream, ctypes.byref(status))
+        return status.value != 0
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        """Call the driver, without Python's lock."""
+        code = int(getattr(self._cuda, name)(*arguments))
+        if code:
+            raise failure(code, f"{name} gave error {code}", f"running graph '{self.name}'")
 
     def _compute(self, bound: BoundEngine, staged: Mapping[str, _Staged]) -> None:
         """What the stream calls. No exception passes through the driver: NaN tells instead."""
@@ -101,8 +119,8 @@ class HostEngine:
                 staged[name].host.reshape(-1).view(np.uint8).fill(0xFF)
 
     def _release(self, bound: BoundEngine, staged: dict[str, _Staged]) -> None:
-        with contextlib.suppress(Exception):  # a lost GPU has nothing to wait for
-            self._cuda.cuStreamSynchronize(self._stream)
+        with contextlib.suppress(DeviceError):  # a lost GPU has nothing to wait for
+            self._call("cuStreamSynchronize", self._stream)
         bound.close()
         _free(staged, self._driver)
 

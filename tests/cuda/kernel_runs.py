@@ -6,7 +6,6 @@ there, −1 to one that reads ids. Guards and inputs must come back as they were
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,6 @@ from fewstep.runtime.kernels.cpu import KERNELS
 from fewstep.runtime.kernels.sample_tokens import LOWEST_TEMPERATURE
 
 Array = npt.NDArray[Any]
-EMULATED = "EMULATED_CUDA_KERNELS" in os.environ
 _GUARD = 256  # a multiple of every alignment that a kernel may ask for
 
 
@@ -189,22 +187,13 @@ def sample_on_cpu(case: Sampling) -> Sampled:
 
 
 def assert_same(found: Sampled, expected: Sampled) -> None:
-    """Equal ids, flags and bits of confidences.
-
-    Logarithms are the one thing that a GPU and a C library may round differently: there the last
-    bit of a confidence may differ.
-    """
+    """Equal ids, flags and bits of confidences."""
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     assert found.error == expected.error
     invalid = np.isnan(expected.confidence)
     np.testing.assert_array_equal(np.isnan(found.confidence), invalid)
     ours, theirs = found.confidence[~invalid], expected.confidence[~invalid]
-    if EMULATED:
-        np.testing.assert_array_equal(ours.view(np.int32), theirs.view(np.int32))
-    else:
-        known = np.isinf(theirs)
-        np.testing.assert_array_equal(ours[known], theirs[known])
-        np.testing.assert_array_max_ulp(ours[~known], theirs[~known], maxulp=1)
+    np.testing.assert_array_equal(ours.view(np.int32), theirs.view(np.int32))
 
 
 def assert_follows_the_formulas(case: Sampling, found: Sampled, tolerance: float = 1e-6) -> None:

@@ -2,7 +2,7 @@
 
 Covered: inputs first and one copy each way, alignment, sizes, roles; host memory that is mapped
 into the GPU's, as on Jetson, with no copies and the same images; plans thrown out give their memory
-back. Running out of memory is in ``tests/emulated_cuda/test_faults.py``.
+back. Running out of memory is in ``test_replays.py``.
 """
 
 from __future__ import annotations
@@ -144,7 +144,9 @@ def _nodes(device: CudaDevice, sequence: Callable[[], None]) -> list[str]:
         replay.close()
 
 
-def test_a_workspace_is_at_most_two_allocations(either: CudaDevice, live: Counts) -> None:
+def test_a_workspace_is_at_most_two_allocations(
+    either: CudaDevice, live: Counts, driver_report: object
+) -> None:
     before = live()
     specs = {f"{n}": BufferSpec((100,), "float32", _ROLES[n % 4]) for n in range(12)}
     with either.workspace(specs):
@@ -154,7 +156,9 @@ def test_a_workspace_is_at_most_two_allocations(either: CudaDevice, live: Counts
     assert live() == before
 
 
-def test_an_empty_workspace_needs_no_memory(either: CudaDevice, live: Counts) -> None:
+def test_an_empty_workspace_needs_no_memory(
+    either: CudaDevice, live: Counts, driver_report: object
+) -> None:
     before = live()
     with either.workspace({}) as workspace:
         workspace.send()
@@ -287,7 +291,7 @@ def test_a_workspace_too_large_is_refused_and_leaves_nothing(
 
 
 def test_plans_thrown_out_give_their_memory_back(
-    open_cuda: Open, tiny_cuda_bundle: Path, live: Counts
+    open_cuda: Open, tiny_cuda_bundle: Path, live: Counts, driver_report: object
 ) -> None:
     """Only the last of the plans fits beside what has to stay."""
     with open_cuda(tiny_cuda_bundle, max_plan_bytes=1) as generator:
@@ -299,13 +303,13 @@ def test_plans_thrown_out_give_their_memory_back(
 
 
 def test_no_more_than_so_many_plans_are_kept(
-    open_cuda: Open, tiny_cuda_bundle: Path, live: Counts
+    open_cuda: Open, tiny_cuda_bundle: Path, live: Counts, driver_report: object
 ) -> None:
     with open_cuda(tiny_cuda_bundle) as generator:
         counts = []
         for steps in range(1, MAX_PLANS + 5):
             generator.generate(class_ids=[0], steps=steps, guidance=0)
-            counts.append(live().get("device_allocations", 0))
+            counts.append(live()["device_allocations"])
     assert counts[MAX_PLANS - 1 :] == counts[MAX_PLANS - 1 : MAX_PLANS] * 5
 
 
@@ -319,7 +323,8 @@ def test_free_memory_stays_the_same_over_many_plans(
             for batch in (64, 33, 5):
                 generator.generate(class_ids=[turn] * batch, steps=2)
             seen.append(load_driver().mem_get_info()[0])
-    assert seen[1] == seen[2]
+        integrated = _device(generator).integrated  # its memory is the system's
+    assert seen[1] == seen[2] or integrated
 
 
 def test_a_closed_workspace_hands_out_no_buffers(device: CudaDevice) -> None:

@@ -53,7 +53,7 @@ def test_a_replay_gives_what_the_same_work_gives_step_by_step(
     plan.prepare(classes, seeds, None if policy else fixed)
     found = []
     for enqueue in (plan._sequence, plan._replay):
-        workspace.spoil()
+        workspace.poison()
         enqueue()
         device.synchronize()
         found.append(workspace.written())
@@ -88,7 +88,13 @@ def test_a_thousand_replays_take_no_memory(on_cuda: Generator, live: Counts) -> 
         if turn >= _MANY // 10:
             free.add(load_driver().mem_get_info()[0])
     assert live() == before
-    assert len(free) == 1
+    assert len(free) == 1 or _is_shared(on_cuda)
+
+
+def _is_shared(generator: Generator) -> bool:
+    """Whether other programs use the GPU's memory too: on an integrated one it is the system's."""
+    assert isinstance(generator.device, CudaDevice)
+    return generator.device.integrated
 
 
 # --- what a capture may miss
@@ -136,15 +142,34 @@ def _does_nothing_useful(device: CudaDevice, bindings: Mapping[str, Buffer]) -> 
     device.copy(first, first)
 
 
-@pytest.mark.parametrize("name", ["transformer", "policy", "decoder"])
+@pytest.mark.parametrize(
+    ("name", "schedule", "rows"),
+    [
+        ("transformer", "cosine", 2),  # at the first step
+        ("transformer", "cosine", 4),  # at all others
+        *(("transformer", "policy", 2), ("transformer", "policy", 4), ("policy", "policy", 2)),
+        *(("decoder", "cosine", 2), ("decoder", "policy", 2)),
+    ],
+)
 def test_a_graph_that_gives_something_else_is_noticed(
-    open_cuda: Open, tiny_cuda_bundle: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    open_cuda: Open,
+    tiny_cuda_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    schedule: str,
+    rows: int,
 ) -> None:
-    request: dict[str, Any] = {"class_ids": [1], "steps": 2, "schedule": "policy"}
+    """Engines are bound once for every number of rows that they run with."""
+    request: dict[str, Any] = {"class_ids": [1, 2], "steps": 3, "schedule": schedule}
     with open_cuda(tiny_cuda_bundle) as generator:
         engine = generator.engines[name]
-        patched = _InCapture(generator, name, _does_nothing_useful)
-        monkeypatch.setattr(engine, "bind", patched)
+        bind, broken = engine.bind, _InCapture(generator, name, _does_nothing_useful)
+
+        def bind_broken(bindings: Mapping[str, Buffer]) -> BoundEngine:
+            found = next(iter(bindings.values())).shape[0]
+            return broken(bindings) if found == rows else bind(bindings)
+
+        monkeypatch.setattr(engine, "bind", bind_broken)
         with pytest.raises(DeviceError, match="a replay of the captured CUDA graph gives another"):
             generator.generate(**request)
 
@@ -188,8 +213,10 @@ def test_an_error_in_another_thread_leaves_a_capture_alone(
 
 
 @pytest.fixture
-def nearly_full(device: CudaDevice) -> Iterator[int]:
+def nearly_full(device: CudaDevice, emulated: bool) -> Iterator[int]:
     """All of the GPU's memory but a few blocks; gives how much is left."""
+    if device.integrated and not emulated:
+        pytest.skip("an integrated GPU's memory is the system's: using it up would end programs")
     with ExitStack() as held:
         size = load_driver().mem_get_info()[0]
         while size >= _BLOCK:

@@ -29,9 +29,9 @@ from fewstep.runtime.kernels.compile import CompiledKernels, KernelCompiler  # n
 from fewstep.runtime.kernels.cubins import add_kernels  # noqa: E402
 from fewstep.runtime.probe import find_driver  # noqa: E402
 
-CAPABILITIES = ("8.7", "8.9", "9.0", "11.0", "12.0")
-"""Of the GPUs that the kernels are for, as far as the toolchain knows them: Orin, Ada, Hopper,
-Thor, Blackwell."""
+CAPABILITIES = ("8.0", "8.7", "8.9", "9.0", "10.0", "11.0", "12.0")
+"""Of the GPUs that the kernels are for, as far as the toolchain knows them: Ampere, Orin, Ada,
+Hopper, Blackwell with Thor."""
 
 
 def make(folder: Path, kernels: CompiledKernels, *, with_sample: bool = False) -> None:

@@ -1,5 +1,7 @@
 """What runs on a GPU, in which order, and for how long: the riskiest first, the slowest last.
 
+The sanitizers have what time is left: they run nothing that has not run before.
+
 Every group is a process of its own. Limits are for what hangs; a group usually needs a small part
 of its own.
 """
@@ -36,6 +38,7 @@ _FIRST = (
     "test_graph.py::test_copies_and_kernels_of_a_sequence_become_nodes",
     "test_graph.py::test_a_graph_is_the_documented_sequence_and_nothing_else",
     "test_graph.py::test_replays_with_other_inputs_are_what_a_fresh_generator_gives",
+    "test_memory.py::test_mapped_memory_gives_the_same_images_without_copies",
 )
 # Without those that hypothesis repeats: a sanitizer makes every launch slow.
 _SANITIZED = ("test_small_kernels.py", "test_remask.py", "test_sample_tokens.py")
@@ -53,7 +56,8 @@ class Group:
             for these folders.
         quick: the tests of a quick run, or what a script's arguments end with in one; a group
             without is left out of quick runs.
-        sanitizer: the tool of compute-sanitizer under which the tests run.
+        sanitizer: the tool of compute-sanitizer under which the tests run. What it has no time for,
+            or a GPU that it does not support, is left out.
         may_skip: whether it is left out, and has not failed, if every test is skipped.
         missing: why the group is left out on this machine with these bundles; empty if it is not.
     """
@@ -69,7 +73,7 @@ class Group:
 
 
 BENCHMARK_S = 100
-"""Kept free for the benchmark, which comes last."""
+"""Kept free for the benchmark, which comes after the tests."""
 MAKE_BUNDLES = Group("bundles", 300, script=("tests/gpu/bundles.py", "{bundles}"))
 """Comes before all others where nobody has made the bundles in advance."""
 
@@ -88,10 +92,6 @@ def groups() -> tuple[Group, ...]:
         Group("onnxruntime", 60, _PROVIDER, quick=_PROVIDER, may_skip=True),
         Group("torch", 60, _TORCH, quick=_TORCH, may_skip=True),
         Group("tensorrt", 60, _TENSORRT, may_skip=True, missing=_no_tensorrt),
-        *(
-            Group(tool, 45, _SANITIZED, sanitizer=tool, missing=_no_sanitizer)
-            for tool in ("memcheck", "racecheck", "initcheck")
-        ),
         Group(
             "benchmark",
             BENCHMARK_S,
@@ -100,6 +100,10 @@ def groups() -> tuple[Group, ...]:
                 *("--seconds", str(BENCHMARK_S - 10)),
             ),
             quick=("--quick",),
+        ),
+        *(
+            Group(tool, 45, _SANITIZED, sanitizer=tool, missing=_no_sanitizer)
+            for tool in ("memcheck", "racecheck", "initcheck")
         ),
     )
 

@@ -20,7 +20,7 @@ import tempfile
 import time
 import types
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ if "tests" not in sys.modules:  # found here even if an installed package brings
 
 from tests.gpu import packages, process, report  # noqa: E402
 from tests.gpu.groups import BENCHMARK_S, CUDA, MAKE_BUNDLES, Group, groups  # noqa: E402
-from tests.gpu.outcome import Ended, Outcome, judge_script, judge_tests, passed  # noqa: E402
+from tests.gpu.outcome import Ended, Outcome, State, judge_script, judge_tests, passed  # noqa: E402
 
 _BUNDLES = "FEWSTEP_TEST_BUNDLES"
 _LINES = "FEWSTEP_TEST_LINES"
@@ -98,10 +98,11 @@ class Run:
         reason = group.missing(self.bundles)
         if reason:
             return Outcome(group.name, "left out", reason)
-        kept_free = 0 if group.name == "benchmark" else BENCHMARK_S
+        kept_free = 0 if group.name == "benchmark" or group.sanitizer else BENCHMARK_S
         limit = min(group.limit_s, self.ends - kept_free - time.monotonic())
         if limit < 1:
-            return Outcome(group.name, "failed", "no time was left for it")
+            state: State = "left out" if group.sanitizer else "failed"
+            return Outcome(group.name, state, "no time was left for it")
         if group.script and not (ROOT / group.script[0]).is_file():
             return Outcome(group.name, "failed", f"there is no {group.script[0]}")
         if group.script:
@@ -125,10 +126,8 @@ class Run:
         ended, output = self._execute(group.name, command, limit, before, {_LINES: str(lines)})
         shutil.rmtree(self.work / group.name, ignore_errors=True)
         outcome = judge_tests(group.name, ended, lines, may_skip=group.may_skip)
-        if group.sanitizer and ended.code == _SANITIZER_FOUND:
-            found = [line for line in output.splitlines() if "ERROR SUMMARY" in line]
-            why = f"{group.sanitizer}: {(found or ['errors'])[-1].strip('= ')}"
-            return Outcome(group.name, "failed", why, ended.seconds, outcome.tests)
+        if group.sanitizer:
+            outcome = _judge_sanitizer(group.sanitizer, outcome, ended, output)
         return outcome
 
     def _execute(
@@ -147,6 +146,23 @@ class Run:
         with (self.out / "output.txt").open("a", encoding="utf-8") as file:
             file.write(f"--- {name}\n{output[-_LOG_BYTES:]}\n")
         return ended, output
+
+
+def _judge_sanitizer(tool: str, outcome: Outcome, ended: Ended, output: str) -> Outcome:
+    """A sanitizer that found nothing, and did not come to the end, is no failure of the GPU's."""
+    lines = output.splitlines()
+    refused = [line for line in lines if "not supported" in line.lower() and line.startswith("=")]
+    found = [line for line in lines if "SUMMARY: " in line]
+    if refused:
+        return replace(outcome, state="left out", why=refused[0].strip("= "))
+    if ended.code == _SANITIZER_FOUND:
+        why = f"{tool}: {(found or ['errors'])[-1].strip('= ')}"
+        return replace(outcome, state="failed", why=why)
+    if ended.code is None and not outcome.count("failed"):
+        return replace(
+            outcome, state="left out", why=f"{outcome.why}; nothing was found until then"
+        )
+    return outcome
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -166,6 +166,28 @@ def test_what_a_sanitizer_finds_is_the_verdict(run: Run, file: Path, sanitizer: 
     assert found.count("passed") == 1
 
 
+def test_a_gpu_that_a_sanitizer_does_not_support_is_no_failure(
+    run: Run, file: Path, sanitizer: Path
+) -> None:
+    _write_sanitizer(sanitizer, 'echo "========= Error: Device not supported. See guide"; exit 1')
+    run.variables = run.variables | {"PATH": os.environ["PATH"]}
+    found = run.group(replace(_group(file, "passes"), sanitizer="memcheck"))
+    assert (found.state, found.why) == ("left out", "Error: Device not supported. See guide")
+
+
+def test_a_sanitizer_may_run_out_of_time_but_no_test_may_fail_in_it(
+    run: Run, file: Path, sanitizer: Path
+) -> None:
+    run.variables = run.variables | {"PATH": os.environ["PATH"]}
+    for tests, state in ((("passes", "hangs"), "left out"), (("fails", "hangs"), "failed")):
+        found = run.group(replace(_group(file, *tests, limit_s=5), sanitizer="memcheck"))
+        assert found.state == state
+        assert found.why.startswith("ran out of its 5 s")
+    run.ends = time.monotonic()
+    assert run.group(_group(file, "passes")).state == "failed"
+    assert run.group(replace(_group(file, "passes"), sanitizer="memcheck")).state == "left out"
+
+
 # --- whole runs
 
 
@@ -240,7 +262,7 @@ def test_the_tests_that_come_first_exist() -> None:
                 assert not name or f"def {name}(" in (CUDA / file).read_text("utf-8"), test
 
 
-def test_the_riskiest_is_first_and_the_benchmark_last() -> None:
+def test_the_riskiest_is_first_and_sanitizers_have_what_time_is_left() -> None:
     names = [group.name for group in groups()]
     assert names[:3] == ["first", "kernels", "faults"]
-    assert names[-1] == "benchmark"
+    assert names[-4:] == ["benchmark", "memcheck", "racecheck", "initcheck"]

@@ -71,14 +71,14 @@ class _Queue(CpuDevice):
         sequence: Work,
         *,
         warm_up: int = 1,
-        ready: Callable[[], None] = lambda: None,
+        check_capturable: Callable[[], None] = lambda: None,
         workspace: Workspace | None = None,
     ) -> Direct:
         """Run first, then keep what the sequence enqueues; a replay runs no line of it again."""
         for _ in range(warm_up):
             sequence()
             self.synchronize()
-        ready()
+        check_capturable()
         self._capturing = True
         sequence()
         self._capturing = False

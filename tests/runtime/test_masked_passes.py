@@ -188,12 +188,12 @@ class _Capturing(CpuDevice):
         sequence: Callable[[], None],
         *,
         warm_up: int = 1,
-        ready: Callable[[], None] = lambda: None,
+        check_capturable: Callable[[], None] = lambda: None,
         workspace: Workspace | None = None,
     ) -> Direct:
         for _ in range(warm_up):
             sequence()
-        ready()
+        check_capturable()
         self.captured, self.warmed_up = self.captured + 1, self.warmed_up + warm_up
 
         def replay() -> None:

@@ -71,11 +71,12 @@ class MaskedPlan:
             self._first = first
             self._bound: dict[tuple[str, int], BoundEngine] = {}
             stack.callback(self._release_bound)
+            stack.callback(self._settle)
             self._bind()
             self._steps = [self._bind_step(step) for step in range(key.steps)]
             if key.policy:
                 self.workspace.write("step_ids", np.arange(key.steps, dtype=np.int32)[:, None])
-            self.workspace.write("mask", 1)  # a run before the capture samples every position
+            self._write_trial()
             self._replay = self._captured()
             stack.pop_all()
 
@@ -97,8 +98,7 @@ class MaskedPlan:
         try:
             self._replay()
         except FewstepError:  # half of it may still be running, and reading the inputs
-            with contextlib.suppress(FewstepError):
-                self._device.synchronize()
+            self._settle()
             raise
         self._device.synchronize()
         read = self.workspace.read
@@ -199,10 +199,26 @@ class MaskedPlan:
         )
 
     def close(self) -> None:
-        """Release graph and buffers; closing twice is fine."""
+        """Release graph, bindings and buffers; closing twice is fine."""
+        self._settle()
         self._replay.close()
         self._release_bound()
         self.workspace.close()
+
+    def _write_trial(self) -> None:
+        """Inputs of the runs before and after the capture: logits decide tokens at every step."""
+        self.workspace.write("mask", 1)
+        if self.key.policy is None:
+            steps = np.arange(1, self.key.steps + 1)
+            trial = np.zeros((self.key.steps, 1, 4), np.float32)
+            trial[:, 0, 0] = 1 - steps / self.key.steps  # mask ratio; no noise, likeliest codes
+            trial[:, 0, 3] = self.key.guided
+            self.workspace.write("parameters", trial)
+
+    def _settle(self) -> None:
+        """Wait for what an interrupted run left on the device: it may need what is released."""
+        with contextlib.suppress(FewstepError):
+            self._device.synchronize()
 
     def _release_bound(self) -> None:
         while self._bound:
@@ -214,7 +230,7 @@ class MaskedPlan:
         return self._device.capture(
             self._sequence,
             warm_up=max(engine.warm_up for engine in self._decoder.engines.values()),
-            ready=self._require_capturable,
+            check_capturable=self._require_capturable,
             workspace=self.workspace,
         )
 

@@ -38,13 +38,18 @@ class BufferSpec:
     """One buffer of a workspace.
 
     ``aligned_rows``: every row along the first dimension starts at a multiple of
-    :data:`ALIGNMENT` on a GPU, for buffers whose rows engines read or write.
+    :data:`ALIGNMENT` on a GPU, for buffers whose rows engines read or write; not for those that the
+    host writes.
     """
 
     shape: tuple[int, ...]
     dtype: str
     role: Role = "internal"
     aligned_rows: bool = False
+
+    def __post_init__(self) -> None:
+        if self.aligned_rows and self.role in ("input", "status"):
+            raise ValueError(f"the host cannot write a buffer of aligned rows, role {self.role}")
 
     @property
     def bytes(self) -> int:
@@ -218,7 +223,7 @@ class Device(Protocol):
         sequence: Callable[[], None],
         *,
         warm_up: int = 1,
-        ready: Callable[[], None] = lambda: None,
+        check_capturable: Callable[[], None] = lambda: None,
         workspace: Workspace | None = None,
     ) -> Replay:
         """Make a sequence of enqueues repeatable with one call; it may run on the way.
@@ -226,7 +231,8 @@ class Device(Protocol):
         Args:
             sequence: what to repeat.
             warm_up: how often it has to run before.
-            ready: raises if something in the sequence cannot be captured; called just before.
+            check_capturable: raises if something in the sequence cannot be captured; called just
+                before.
             workspace: where the sequence writes; a device that captures compares what the first
                 replay leaves there with what the last run left.
 

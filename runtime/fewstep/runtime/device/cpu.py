@@ -148,7 +148,7 @@ class CpuDevice:
         sequence: Callable[[], None],
         *,
         warm_up: int = 1,
-        ready: Callable[[], None] = lambda: None,
+        check_capturable: Callable[[], None] = lambda: None,
         workspace: Workspace | None = None,
     ) -> Direct:
         """Replay by running the sequence itself: there is no launch overhead to save."""

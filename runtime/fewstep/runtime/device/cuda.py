@@ -31,13 +31,15 @@ from fewstep.runtime.device.cuda_memory import CudaWorkspace
 from fewstep.runtime.device.cuda_timing import Span, Timeline
 from fewstep.runtime.engine import BoundEngine
 from fewstep.runtime.errors import DeviceError, DeviceLostError
-from fewstep.runtime.kernels.launch import launch_of
+from fewstep.runtime.kernels.launch import ENTRIES, launch_of
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: never waits for, nor holds up, the default stream
-_SAME_IDS = 0.9
-"""Share of a replay's ids that must be those of the run before: engines may sum in any order."""
-_SAME_VALUES = 0.01
-"""How far other values may be apart, as a share of the largest."""
+_SAME = 0.5
+"""Share of the values that a replay must give as the run before did. An engine that sums in any
+order may flip a token on a tie, and that others; what is missing gives NaN, or something else
+altogether."""
+_NEAR = 0.01
+"""How far values that are no ids may be apart to count as the same, as a share of the largest."""
 
 
 class CudaReplay:
@@ -52,7 +54,7 @@ class CudaReplay:
     def close(self) -> None:
         """Destroy graph and events; closing twice is fine."""
         self.graph.close()
-        self._device.timeline.release(self.spans)
+        self._device.forget(self.spans)
         self.spans = []
 
 
@@ -83,7 +85,7 @@ class CudaDevice:
         )
         self._functions: dict[str, Any] = {}
         self._replayed: list[Span] = []
-        with contextlib.ExitStack() as stack, translated(self._driver, "opening the GPU"):
+        with contextlib.ExitStack() as stack, self._running("opening the GPU"):
             self._enter_context(device, stack)
             self._stream = self._driver.Stream(_NON_BLOCKING)
             self._handle = int(self._stream.handle)
@@ -92,6 +94,8 @@ class CudaDevice:
             stack.callback(self.timeline.drop)
             self._module = self._driver.module_from_buffer(cubin)
             stack.callback(self._drop_module)
+            for entry in ENTRIES:  # now, as loading one may wait for all that runs on the GPU
+                self._functions[entry] = self._module.get_function(entry)
             self._release: contextlib.ExitStack | None = stack.pop_all()
 
     @property
@@ -164,17 +168,16 @@ class CudaDevice:
                 f"{source.shape}"
             )
         size = math.prod(target.shape) * target.dtype.itemsize
-        with self._running("copying on the GPU"):
-            self._driver.memcpy_dtod_async(target.pointer, source.pointer, size, self._stream)
+        with self._running("copying on the GPU"):  # or in the host's memory, if that is mapped
+            copied = self._cuda.cuMemcpyAsync(target.pointer, source.pointer, size, self._handle)
+            checked(copied, "copying on the GPU")
 
     def launch(self, kernel: str, **arguments: Buffer | int | float | None) -> None:
         """Enqueue a kernel."""
         self.require()
         launch = launch_of(kernel, arguments)
         with self._running(f"launching {launch.entry}"):
-            function = self._functions.get(launch.entry)
-            if function is None:
-                function = self._functions[launch.entry] = self._module.get_function(launch.entry)
+            function = self._functions[launch.entry]
             packed = struct.pack(launch.signature, *launch.arguments)
             # prepared_async_call would set the block's shape by a call that is deprecated, and not
             # known to be allowed in a capture.
@@ -209,7 +212,7 @@ class CudaDevice:
         sequence: Callable[[], None],
         *,
         warm_up: int = 1,
-        ready: Callable[[], None] = lambda: None,
+        check_capturable: Callable[[], None] = lambda: None,
         workspace: Workspace | None = None,
     ) -> CudaReplay:
         """Run the sequence, so that engines settle, capture it into a graph, and try that."""
@@ -218,7 +221,7 @@ class CudaDevice:
             sequence()
             self.synchronize()
         self.timeline.take()
-        ready()
+        check_capturable()
         with self._running("capturing a graph"), self.timeline.capturing() as spans:
             self._capturing = True
             try:
@@ -229,7 +232,7 @@ class CudaDevice:
         if workspace is not None:
             assert isinstance(workspace, CudaWorkspace)
             try:
-                self._try(replay, workspace)
+                self._compare_first_replay(replay, workspace)
             except BaseException:
                 replay.close()
                 raise
@@ -242,6 +245,11 @@ class CudaDevice:
         with self._running("launching a graph"), whole:
             replay.graph.launch()
         self._replayed += replay.spans
+
+    def forget(self, spans: list[Span]) -> None:
+        """Destroy the events of a graph, of which a launch may not have been waited for."""
+        self._replayed = [each for each in self._replayed if each not in spans]
+        self.timeline.release(spans)
 
     def synchronize(self) -> None:
         """Wait for all that was enqueued, and read the events."""
@@ -259,7 +267,7 @@ class CudaDevice:
         release, self._release = self._release, None
         release.close()
 
-    def _try(self, replay: CudaReplay, workspace: CudaWorkspace) -> None:
+    def _compare_first_replay(self, replay: CudaReplay, workspace: CudaWorkspace) -> None:
         """Compare what the first replay writes with what the last run wrote.
 
         Work can be missing from a capture without an error, so what that run left is overwritten.
@@ -268,12 +276,12 @@ class CudaDevice:
             return  # no numbers to compare; the first generation says so
         expected = workspace.written()
         with self._running("trying a graph"):
-            workspace.spoil()
+            workspace.poison()
             replay()
             self.synchronize()
         self.timeline.take()
         for name, values in workspace.written().items():
-            if not _alike(values, expected[name]):
+            if not _close(values, expected[name]):
                 raise DeviceError(
                     f"a replay of the captured CUDA graph gives another '{name}' than the same "
                     "work enqueued step by step; build the engines for this device again, or use "
@@ -303,10 +311,13 @@ class CudaDevice:
             raise
 
 
-def _alike(found: Array, expected: Array) -> bool:
-    """Ids nearly all the same; pixels and floats close, and NaN where NaN is expected."""
+def _close(found: Array, expected: Array) -> bool:
+    """Whether most values are the same: ids exactly, pixels and floats nearly."""
+    if not found.size:
+        return True
     if found.dtype.kind in "iu" and found.dtype != np.uint8:
-        return bool((found == expected).mean() >= _SAME_IDS) if found.size else True
+        return bool((found == expected).mean() >= _SAME)
     wide, wanted = found.astype(np.float64), expected.astype(np.float64)
     most = float(np.abs(wanted).max(initial=0.0, where=np.isfinite(wanted)))
-    return np.allclose(wide, wanted, rtol=0.0, atol=_SAME_VALUES * most, equal_nan=True)
+    near = np.isclose(wide, wanted, rtol=0.0, atol=_NEAR * most, equal_nan=True)
+    return bool(near.mean() >= _SAME)

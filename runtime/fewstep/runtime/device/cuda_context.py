@@ -90,7 +90,9 @@ def enter(device: Any, ordinal: int) -> Callable[[], None]:
 
 def mark_lost(ordinal: int, error: DeviceLostError) -> None:
     """Remember that nothing works in this GPU's context any more, in any thread."""
-    _retained[ordinal].lost = _retained[ordinal].lost or str(error)
+    held = _retained.get(ordinal)
+    if held is not None:
+        held.lost = held.lost or str(error)
 
 
 def require_usable(ordinal: int) -> None:

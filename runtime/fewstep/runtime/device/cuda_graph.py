@@ -7,7 +7,7 @@ import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fewstep.runtime.device.cuda_driver import checked, load_bindings
+from fewstep.runtime.device.cuda_driver import checked, failure, load_bindings
 from fewstep.runtime.errors import DeviceError
 
 
@@ -56,7 +56,10 @@ class CudaGraph:
             with self._ended_on_failure():
                 sequence()
         status, graph = self._cuda.cuStreamEndCapture(self._stream)
-        if int(status) != 0:
+        code = int(status)
+        if code and not _is_about_captures(code):
+            raise failure(code, status.name, "capturing a graph")
+        if code:
             raise DeviceError(
                 f"the decode loop cannot be captured into a CUDA graph ({status.name}): an engine "
                 "waits or allocates while it runs; build engines for this device again"
@@ -83,6 +86,11 @@ class CudaGraph:
             return "kernel"
         name = checked(self._cuda.cuFuncGetName(parameters.func), "reading a kernel's name")
         return str(name.decode() if isinstance(name, bytes) else name)
+
+
+def _is_about_captures(code: int) -> bool:
+    """``CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED`` and its like, 900 to 908."""
+    return 900 <= code <= 908
 
 
 def captured_nodes(stream: int) -> int:

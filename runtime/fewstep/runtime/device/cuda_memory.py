@@ -114,7 +114,7 @@ class CudaWorkspace(ClosedOnExit):
         """Whether the last run that was waited for raised a status."""
         return any(self.read(name).any() for name in self._specs if self._is(name, "status"))
 
-    def spoil(self) -> None:
+    def poison(self) -> None:
         """Fill all that the device writes with 0xFF, NaN and no ids, once earlier work is over."""
         with translated(self._driver, "filling memory"):
             self._stream.synchronize()
@@ -140,9 +140,10 @@ class CudaWorkspace(ClosedOnExit):
     def close(self) -> None:
         """Free both allocations; closing twice is fine."""
         self._buffers, self._staging = {}, np.empty(0, np.uint8)
-        with contextlib.suppress(self._driver.Error):  # a lost context has freed everything
-            if self._stream is not None:  # a sequence that failed half-way may still be running
+        if self._stream is not None:  # a sequence that failed half-way may still be running
+            with contextlib.suppress(self._driver.Error):
                 self._stream.synchronize()
+        with contextlib.suppress(self._driver.Error):  # a lost context has freed everything
             self._release.close()
         self._stream = None  # or the stream would outlive the device
 

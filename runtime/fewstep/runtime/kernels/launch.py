@@ -15,6 +15,12 @@ from fewstep.runtime.errors import DeviceError
 
 Argument = Buffer | int | float | None
 
+ENTRIES = (
+    *("initial_tokens", "policy_parameters", "remask", "sample_tokens_float"),
+    *("sample_tokens_half", "to_pixels_float", "to_pixels_half"),
+)
+"""Entry points of a cubin."""
+
 MAX_CODES = 65_536
 MAX_TOKENS = 4_096
 _MAX_ROWS = 65_535  # gridDim.y
