@@ -1,8 +1,8 @@
 """The captured graph of a plan: its nodes, that it is all that runs, and that it is reusable.
 
 Covered: one launch a generation and nothing beside it; replays with other seeds, classes and
-parameters; stage times from events in the graph; engines that cannot be captured; sequences that
-fail or wait while they are captured.
+parameters; engines that cannot be captured; sequences that fail or wait while they are captured.
+Times are in ``test_times.py``.
 
 Engines are ONNX Runtime on the host (``host_engine.py``): copies and a host node of the graph.
 """
@@ -10,19 +10,18 @@ Engines are ONNX Runtime on the host (``host_engine.py``): copies and a host nod
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.cuda.graph_nodes import nodes_of
 
-from fewstep.runtime.device import Buffer, BufferSpec
+from fewstep.runtime.device import BufferSpec
 from fewstep.runtime.device.cuda import CudaDevice, CudaReplay
 from fewstep.runtime.device.cuda_driver import load_bindings
 from fewstep.runtime.device.cuda_graph import CudaGraph
 from fewstep.runtime.device.cuda_memory import CudaWorkspace
-from fewstep.runtime.engine import BoundEngine
 from fewstep.runtime.errors import DeviceError, EngineError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.plan import PlanKey
@@ -86,7 +85,8 @@ def test_a_graph_is_the_documented_sequence_and_nothing_else(
     step = ["memcpy", *_engine(2, 2), *act, "sample_tokens_float", "remask"]
     end = [*_engine(1, 1), "to_pixels_float"]
     plan = on_cuda.decoder.plan(PlanKey(2, steps, guided=guided, policy=policy))
-    found, expected = _nodes(plan._replay), [*copy, "initial_tokens", *(step * steps), *end, *copy]
+    found = nodes_of(plan._replay)
+    expected = [*copy, "initial_tokens", *(step * steps), *end, *copy]
     assert Counter(found) == Counter(expected)
     if emulated:  # other drivers promise no order
         assert found == expected
@@ -100,8 +100,8 @@ def test_copies_and_kernels_of_a_sequence_become_nodes(
     device: CudaDevice, workspace: CudaWorkspace
 ) -> None:
     replay = device.capture(lambda: _tokens(device, workspace))
-    copies = 0 if device.integrated else 1
-    assert sorted(_nodes(replay)) == ["initial_tokens", *["memcpy"] * copies, *["memcpy"] * copies]
+    copies = [] if device.integrated else ["memcpy"]
+    assert sorted(nodes_of(replay)) == ["initial_tokens", *copies, *copies]
     replay.close()
 
 
@@ -222,58 +222,6 @@ def test_a_closed_replay_leaves_no_graph(
     assert live() == before
 
 
-# --- times
-
-
-@pytest.mark.parametrize(
-    ("schedule", "stages", "spans"),
-    [("cosine", {"transformer", "sampling", "decoder"}, 7)]
-    + [("policy", {"transformer", "policy", "sampling", "decoder"}, 10)],
-)
-def test_profiled_stages_are_events_in_the_graph(
-    open_cuda: Open, on_cuda: Generator, schedule: str, stages: set[str], spans: int
-) -> None:
-    key = PlanKey(2, 3, guided=True, policy="policy" if schedule == "policy" else None)
-    with open_cuda(on_cuda.bundle.path, profile=True) as generator:
-        nodes = _nodes(generator.decoder.plan(key)._replay)
-        assert generator.device.timings() == {}  # of the trial run before the capture
-        for _ in range(2):
-            taken = generator.generate(class_ids=[0, 1], steps=3, schedule=schedule).timings_ms
-    assert nodes.count("event_record") == 2 * spans
-    plain = _nodes(on_cuda.decoder.plan(key)._replay)
-    assert [node for node in nodes if node != "event_record"] == plain
-    assert set(taken) == stages | {"other", "total"}
-    _assert_times_add_up(taken)
-
-
-def test_without_profiling_the_graph_is_timed_as_a_whole(on_cuda: Generator) -> None:
-    for _ in range(2):  # the first run's own time is not that of making the plan
-        taken = on_cuda.generate(class_ids=[0, 1, 2], steps=6).timings_ms
-        assert set(taken) == {"device", "other", "total"}
-        _assert_times_add_up(taken)
-
-
-@pytest.mark.parametrize("profile", [False, True])
-def test_times_of_several_batches_are_added(
-    open_cuda: Open, on_cuda: Generator, live: Counts, profile: bool
-) -> None:
-    with open_cuda(on_cuda.bundle.path, profile=profile, max_batch=2) as generator:
-        request: dict[str, Any] = {"class_ids": [0] * 10, "steps": 8}
-        generator.generate(**request)
-        before = live()
-        taken = generator.generate(**request).timings_ms
-        assert live() == before  # no events are left behind
-    _assert_times_add_up(taken)
-    assert taken["other"] < taken["total"] / 2  # a single batch of five would leave most
-
-
-def _assert_times_add_up(taken: Mapping[str, float]) -> None:
-    parts = [value for name, value in taken.items() if name != "total"]
-    assert all(value >= 0 for value in parts)
-    assert sum(parts) == pytest.approx(taken["total"], rel=1e-3)
-    assert taken["total"] > 0
-
-
 # --- engines that cannot be captured
 
 
@@ -297,45 +245,6 @@ def test_engines_that_cannot_be_captured_give_the_same_images(
     assert not captures
     stages = {"transformer", "policy", "sampling", "decoder"} if profile else set()
     assert set(found.timings_ms) == stages | {"other", "total"}
-
-
-@pytest.mark.parametrize("capturable", [False, True])
-@pytest.mark.parametrize("name", ["transformer", "policy", "decoder"])
-def test_a_profiled_generator_outlives_an_engine_that_failed(
-    open_cuda: Open,
-    on_cuda: Generator,
-    monkeypatch: pytest.MonkeyPatch,
-    live: Counts,
-    name: str,
-    capturable: bool,
-) -> None:
-    request: dict[str, Any] = {"class_ids": [1], "steps": 2, "schedule": "policy"}
-    expected, before = on_cuda.generate(**request).tokens, live()
-    with open_cuda(on_cuda.bundle.path, profile=True) as generator:
-        for engine in generator.engines.values():
-            engine.capturable = capturable and engine.capturable  # type: ignore[misc]
-        monkeypatch.setattr(generator.engines[name], "bind", _failing_once(generator, name))
-        with pytest.raises(EngineError, match="broken"):
-            generator.generate(**request)
-        found = generator.generate(**request)
-    assert (found.tokens == expected).all()
-    assert live() == before
-
-
-def _failing_once(generator: Generator, name: str) -> Callable[..., BoundEngine]:
-    bind, failures = generator.engines[name].bind, ["broken"]
-
-    def bind_failing(bindings: Mapping[str, Buffer]) -> BoundEngine:
-        bound = bind(bindings)
-
-        def run() -> None:
-            if failures:
-                raise EngineError(failures.pop())
-            bound.run()
-
-        return replace(bound, run=run)
-
-    return bind_failing
 
 
 # --- sequences that fail
@@ -424,8 +333,3 @@ def _assert_works(device: CudaDevice, workspace: CudaWorkspace) -> None:
     device.synchronize()
     replay.close()
     assert (workspace.read("tokens") == [[8, 2, 7], [4, 5, 8]]).all()
-
-
-def _nodes(replay: object) -> list[str]:
-    assert isinstance(replay, CudaReplay)
-    return replay.graph.nodes()

@@ -32,7 +32,7 @@ _ALL = (
 _LOOP = frozenset(
     (
         *("device", "generation", "graph", "lost_gpu", "memory", "opening", "replays"),
-        *("tensorrt", "tensorrt_bundle", "verified_engines"),
+        *("tensorrt", "tensorrt_bundle", "times", "verified_engines"),
     )
 )
 _KERNELS = _ALL - _LOOP
@@ -55,17 +55,17 @@ _MODES = {
     "lazy streams": Mode({"streams": "lazy"}, _ALL),
     "eager streams": Mode(
         {"streams": "eager"},
-        frozenset(("device", "generation", "graph")),
+        frozenset(("device", "generation", "graph", "times")),
         leave_out="sample",
     ),
     "integrated": Mode(
         {"integrated": True},
-        frozenset(("generation", "graph", "memory", "replays")),
+        frozenset(("generation", "graph", "memory", "replays", "times")),
         leave_out="sample",
     ),
     "architecture 8.9": Mode(
         {"architecture": 89},
-        frozenset(("graph", "opening", "tensorrt", "tensorrt_bundle", "verified_engines")),
+        frozenset(("graph", "opening", "tensorrt", "tensorrt_bundle", "times", "verified_engines")),
     ),
     "reversed threads": Mode({"order": "reverse"}, _KERNELS - _SAME_IN_ANY_ORDER),
 }

@@ -26,7 +26,7 @@ _KERNELS = (
     "test_kernel_limits.py",
     "test_official_rollouts.py",
 )
-_LOOP = ("test_graph.py", "test_opening.py", "test_device.py", "test_memory.py")
+_LOOP = ("test_graph.py", "test_times.py", "test_opening.py", "test_device.py", "test_memory.py")
 _FAULTS = ("test_lost_gpu.py", "test_replays.py")
 _GENERATION = ("test_generation.py",)
 _PROVIDER = ("test_onnxruntime_provider.py",)

@@ -179,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         bundles = work / "bundles"
         if options.kit is not None:
-            shutil.unpack_archive(options.kit / "bundles.zip", bundles)
+            shutil.unpack_archive(options.kit / "bundles.tar.xz", bundles)
         out = options.out.resolve()
         out.mkdir(parents=True, exist_ok=True)
         for name in _FILES:  # of a run before

@@ -1,70 +1,41 @@
-"""Cubins in a bundle: stored under the name of their contents, and the right one for a GPU.
+"""Cubins in a bundle: stored under the name of their contents, and current or not.
 
 The cubins are stand-ins, a few bytes each: nothing here looks into them. Covered: names, hashes and
-what becomes of replaced files; when kernels count as current; which cubin a GPU gets; and why it
-gets none: another architecture, other sources, a compiler newer than the driver, damage.
+what becomes of replaced files; when kernels count as current. Which cubin a GPU gets:
+``test_cubin_loading.py``.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from tests.runtime.kernels.cubin_stand_ins import COMPILER, compiled_for, kernels_of
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.errors import BundleError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.inspect import inspect
 from fewstep.runtime.kernels import cubins
-from fewstep.runtime.kernels.compile import CompiledKernels, sources_sha256
-from fewstep.runtime.kernels.cubins import add_kernels, are_current, load_cubin, loads
-from fewstep.runtime.manifest import MANIFEST_NAME, KernelsInfo
-
-_ROOT = Path(__file__).parents[3]
-_COMPILER = "NVRTC 13.0"
-_DRIVER = (13, 1)
-
-
-def _compiled(*capabilities: str, salt: str = "") -> CompiledKernels:
-    contents = {name: f"cubin for {name}{salt}".encode() for name in capabilities}
-    return CompiledKernels(contents, _COMPILER, sources_sha256(), ())
-
-
-def _loaded(bundle: Bundle, capability: str) -> str:
-    """Which cubin of :func:`_compiled` a GPU gets."""
-    return load_cubin(bundle, capability, _DRIVER).decode().removeprefix("cubin for ")
+from fewstep.runtime.kernels.compile import sources_sha256
+from fewstep.runtime.kernels.cubins import add_kernels, are_current
+from fewstep.runtime.manifest import MANIFEST_NAME
 
 
 def _cubin_files(path: Path) -> set[str]:
     return {each.relative_to(path).as_posix() for each in path.rglob("*.cubin")}
 
 
-def _kernels(bundle: Bundle) -> KernelsInfo:
-    assert bundle.manifest.kernels is not None
-    return bundle.manifest.kernels
-
-
-@pytest.fixture
-def bundle(bundle_copy: Path) -> Bundle:
-    """A bundle without kernels."""
-    return Bundle.read(bundle_copy)
-
-
 # --- storing
 
 
 def test_cubins_are_stored_with_their_hashes(bundle: Bundle) -> None:
-    compiled = _compiled("8.7", "12.0")
+    compiled = compiled_for("8.7", "12.0")
     added = add_kernels(bundle, compiled)
-    info = _kernels(added)
-    assert (info.compiler, info.sources_sha256) == (_COMPILER, sources_sha256())
+    info = kernels_of(added)
+    assert (info.compiler, info.sources_sha256) == (COMPILER, sources_sha256())
     for capability, content in compiled.cubins.items():
         name = info.cubins[capability]
         assert (bundle.path / name).read_bytes() == content
@@ -74,14 +45,14 @@ def test_cubins_are_stored_with_their_hashes(bundle: Bundle) -> None:
 
 
 def test_the_returned_bundle_is_the_one_on_disk(bundle: Bundle) -> None:
-    added = add_kernels(bundle, _compiled("8.7"))
+    added = add_kernels(bundle, compiled_for("8.7"))
     assert Bundle.read(bundle.path).manifest == added.manifest
     assert bundle.manifest.kernels is None  # what was read before is a value of its own
 
 
 def test_everything_else_in_the_manifest_stays(bundle: Bundle) -> None:
     before = json.loads((bundle.path / MANIFEST_NAME).read_text(encoding="utf-8"))
-    add_kernels(bundle, _compiled("8.7"))
+    add_kernels(bundle, compiled_for("8.7"))
     after = json.loads((bundle.path / MANIFEST_NAME).read_text(encoding="utf-8"))
     assert after.pop("kernels")
     assert after["files"].items() >= before["files"].items()
@@ -92,7 +63,7 @@ def test_everything_else_in_the_manifest_stays(bundle: Bundle) -> None:
 
 
 def test_names_tell_the_architecture_and_the_contents(bundle: Bundle) -> None:
-    names = _kernels(add_kernels(bundle, _compiled("8.7", "12.0"))).cubins
+    names = kernels_of(add_kernels(bundle, compiled_for("8.7", "12.0"))).cubins
     for capability, number in (("8.7", "87"), ("12.0", "120")):
         digest = sha256(f"cubin for {capability}".encode()).hexdigest()
         assert re.fullmatch(rf"kernels/sm_{number}-[0-9a-f]{{8,}}\.cubin", names[capability])
@@ -100,40 +71,40 @@ def test_names_tell_the_architecture_and_the_contents(bundle: Bundle) -> None:
 
 
 def test_other_contents_get_another_name_and_equal_ones_the_same(bundle: Bundle) -> None:
-    first = add_kernels(bundle, _compiled("8.7"))
-    second = add_kernels(first, _compiled("8.7", salt=" again"))
-    third = add_kernels(second, _compiled("8.7"))
-    assert _kernels(first).cubins != _kernels(second).cubins
-    assert _kernels(first) == _kernels(third)
+    first = add_kernels(bundle, compiled_for("8.7"))
+    second = add_kernels(first, compiled_for("8.7", salt=" again"))
+    third = add_kernels(second, compiled_for("8.7"))
+    assert kernels_of(first).cubins != kernels_of(second).cubins
+    assert kernels_of(first) == kernels_of(third)
 
 
 def test_replaced_cubins_are_gone_from_disk_and_manifest(bundle: Bundle) -> None:
-    first = add_kernels(bundle, _compiled("7.5", "8.7", "9.0"))
-    second = add_kernels(first, _compiled("8.7", "12.0", salt=" again"))
-    assert _cubin_files(bundle.path) == set(_kernels(second).cubins.values())
-    assert set(_kernels(second).cubins) == {"8.7", "12.0"}
+    first = add_kernels(bundle, compiled_for("7.5", "8.7", "9.0"))
+    second = add_kernels(first, compiled_for("8.7", "12.0", salt=" again"))
+    assert _cubin_files(bundle.path) == set(kernels_of(second).cubins.values())
+    assert set(kernels_of(second).cubins) == {"8.7", "12.0"}
     listed = {name for name in second.manifest.files if name.endswith(".cubin")}
     assert listed == _cubin_files(bundle.path)
     assert second.damage() == {}
 
 
 def test_a_subset_keeps_its_files_and_drops_the_rest(bundle: Bundle) -> None:
-    first = add_kernels(bundle, _compiled("7.5", "8.7"))
-    second = add_kernels(first, _compiled("8.7"))
-    assert _kernels(second).cubins == {"8.7": _kernels(first).cubins["8.7"]}
-    assert _cubin_files(bundle.path) == {_kernels(first).cubins["8.7"]}
+    first = add_kernels(bundle, compiled_for("7.5", "8.7"))
+    second = add_kernels(first, compiled_for("8.7"))
+    assert kernels_of(second).cubins == {"8.7": kernels_of(first).cubins["8.7"]}
+    assert _cubin_files(bundle.path) == {kernels_of(first).cubins["8.7"]}
 
 
 def test_other_files_in_the_folder_are_left_alone(bundle: Bundle) -> None:
-    first = add_kernels(bundle, _compiled("8.7"))
+    first = add_kernels(bundle, compiled_for("8.7"))
     (bundle.path / "kernels" / "notes.txt").write_text("mine")
-    add_kernels(first, _compiled("8.7", salt=" again"))
+    add_kernels(first, compiled_for("8.7", salt=" again"))
     assert (bundle.path / "kernels" / "notes.txt").read_text() == "mine"
 
 
 def test_the_cpu_generates_whatever_the_kernels_are_like(bundle: Bundle) -> None:
-    added = add_kernels(bundle, _compiled("8.7"))
-    (bundle.path / _kernels(added).cubins["8.7"]).unlink()
+    added = add_kernels(bundle, compiled_for("8.7"))
+    (bundle.path / kernels_of(added).cubins["8.7"]).unlink()
     with Generator.open(bundle.path, threads=1) as generator:
         assert generator.generate(class_ids=[0], steps=1).images.shape == (1, 8, 8, 3)
     assert list(inspect(Bundle.read(bundle.path)).damage.values()) == ["is missing"]
@@ -143,305 +114,25 @@ def test_the_cpu_generates_whatever_the_kernels_are_like(bundle: Bundle) -> None
 
 
 def test_kernels_are_current_for_what_they_were_made_for(bundle: Bundle) -> None:
-    assert not are_current(bundle, ["8.7"], _COMPILER)
-    added = add_kernels(bundle, _compiled("8.6", "8.7"))
-    assert are_current(added, ["8.7"], _COMPILER)
-    assert are_current(added, ["8.7", "8.6"], _COMPILER)
-    assert not are_current(added, ["8.7", "8.9"], _COMPILER)  # would run, but is not its own
+    assert not are_current(bundle, ["8.7"], COMPILER)
+    added = add_kernels(bundle, compiled_for("8.6", "8.7"))
+    assert are_current(added, ["8.7"], COMPILER)
+    assert are_current(added, ["8.7", "8.6"], COMPILER)
+    assert not are_current(added, ["8.7", "8.9"], COMPILER)  # would run, but is not its own
     assert not are_current(added, ["8.7"], "NVRTC 13.1")
 
 
 def test_kernels_of_other_sources_are_not_current(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    added = add_kernels(bundle, _compiled("8.7"))
+    added = add_kernels(bundle, compiled_for("8.7"))
     monkeypatch.setattr(cubins, "sources_sha256", lambda: "1" * 64)
-    assert not are_current(added, ["8.7"], _COMPILER)
+    assert not are_current(added, ["8.7"], COMPILER)
 
 
 def test_damage_counts_only_where_it_is(bundle: Bundle) -> None:
-    added = add_kernels(bundle, _compiled("7.5", "8.7"))
-    (bundle.path / _kernels(added).cubins["7.5"]).write_bytes(b"cubin for 7.6")
-    assert are_current(added, ["8.7"], _COMPILER)
-    assert not are_current(added, ["7.5"], _COMPILER)
-    assert not are_current(added, ["7.5", "8.7"], _COMPILER)
-
-
-# --- which one a GPU gets
-
-
-@pytest.mark.parametrize(
-    ("built", "capability", "chosen"),
-    [
-        (["7.5", "8.0", "8.6", "8.9"], "8.6", "8.6"),
-        (["8.9", "8.6", "8.0"], "8.6", "8.6"),
-        (["8.0", "8.6"], "8.9", "8.6"),
-        (["8.6", "8.0"], "8.9", "8.6"),
-        (["8.0", "8.9"], "8.6", "8.0"),
-        (["12.0", "12.1"], "12.1", "12.1"),
-        (["12.0"], "12.1", "12.0"),
-        (["10.0", "10.3", "12.0"], "10.7", "10.3"),
-        (["9.0", "10.0", "12.0"], "10.3", "10.0"),
-        (["10.0", "10.3"], "10.3", "10.3"),
-        (["8.7"], "8.7", "8.7"),
-        (["7.2", "7.5"], "7.2", "7.2"),
-        (["11.0", "12.0"], "11.0", "11.0"),
-    ],
-)
-def test_the_nearest_architecture_that_runs_is_chosen(
-    bundle: Bundle, built: list[str], capability: str, chosen: str
-) -> None:
-    assert _loaded(add_kernels(bundle, _compiled(*built)), capability) == chosen
-
-
-@pytest.mark.parametrize(
-    ("built", "capability"),
-    [
-        (["8.6"], "8.0"),  # made for a later minor revision
-        (["8.9", "9.0"], "8.6"),
-        (["8.0"], "9.0"),  # another major revision
-        (["9.0"], "8.9"),
-        (["12.0"], "1.2"),
-        (["1.2"], "12.0"),
-        (["8.0", "8.6", "9.0"], "10.0"),
-        (["10.3"], "10.0"),
-        (["10.0"], "12.0"),
-        ([], "8.7"),
-    ],
-)
-def test_kernels_for_other_gpus_are_refused(
-    bundle: Bundle, built: list[str], capability: str
-) -> None:
-    added = add_kernels(bundle, _compiled(*built))
-    with pytest.raises(BundleError, match=f"this GPU is {re.escape(capability)}") as caught:
-        load_cubin(added, capability, _DRIVER)
-    assert all(each in str(caught.value) for each in built)
-    assert _remedy(str(caught.value)) == _build(bundle, capability)
-
-
-@pytest.mark.parametrize(
-    ("built", "capability"),
-    [
-        (["8.0", "8.6"], "8.7"),
-        (["8.7"], "8.9"),
-        (["7.0"], "7.2"),
-        (["7.2"], "7.5"),
-        (["10.0"], "10.1"),  # Thor as CUDA 12 calls it
-        (["10.1"], "10.3"),
-        (["10.1"], "11.0"),
-    ],
-)
-def test_jetsons_run_their_own_architecture_only(
-    bundle: Bundle, built: list[str], capability: str
-) -> None:
-    """CUDA C++ Programming Guide, binary compatibility: "supported only for the desktop"."""
-    with pytest.raises(BundleError, match=f"this GPU is {re.escape(capability)}"):
-        load_cubin(add_kernels(bundle, _compiled(*built)), capability, _DRIVER)
-
-
-@given(
-    built=st.lists(st.sampled_from(["8.0", "8.6", "8.9", "9.0", "12.0"]), min_size=1, unique=True),
-    major=st.sampled_from([7, 8, 9, 10, 12]),
-    minor=st.integers(0, 9).filter(lambda minor: minor not in (2, 7)),
-)
-def test_the_choice_follows_the_rule(
-    tiny_bundle: Path, built: list[str], major: int, minor: int
-) -> None:
-    """Same major revision, no later minor revision, and the latest of those."""
-    fitting = [each for each in built if (own := _pair(each))[0] == major and own[1] <= minor]
-    bundle = _described(tiny_bundle, built)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Bundle, "verified", lambda self, name: Written(name))
-        if fitting:
-            best = max(fitting, key=_pair)
-            assert load_cubin(bundle, f"{major}.{minor}", _DRIVER).decode() == f"{best}.cubin"
-        else:
-            with pytest.raises(BundleError):
-                load_cubin(bundle, f"{major}.{minor}", _DRIVER)
-
-
-class Written:
-    """A file whose contents are its name."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def read_bytes(self) -> bytes:
-        return self._name.encode()
-
-
-def _pair(capability: str) -> tuple[int, int]:
-    major, _, minor = capability.partition(".")
-    return int(major), int(minor)
-
-
-def _described(path: Path, built: list[str]) -> Bundle:
-    """A bundle that claims to have cubins; nothing is written."""
-    info = KernelsInfo(
-        compiler=_COMPILER,
-        sources_sha256=sources_sha256(),
-        cubins={each: f"{each}.cubin" for each in built},
-    )
-    read = Bundle.read(path)
-    return Bundle(path, read.manifest.model_copy(update={"kernels": info}))
-
-
-# --- why a GPU gets none
-
-
-def test_bundle_without_kernels_says_how_to_make_them(bundle: Bundle) -> None:
-    with pytest.raises(BundleError, match="has no CUDA kernels") as caught:
-        load_cubin(bundle, "8.7", _DRIVER)
-    assert _remedy(str(caught.value)) == _build(bundle, "8.7")
-
-
-def test_kernels_of_other_sources_are_refused(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    added = add_kernels(bundle, replace(_compiled("8.7"), sources_sha256="a" * 64))
-    with pytest.raises(BundleError, match="are of another version of fewstep") as caught:
-        load_cubin(added, "8.7", _DRIVER)
-    assert _remedy(str(caught.value)) == _build(bundle, "8.7")
-    monkeypatch.setattr(cubins, "sources_sha256", lambda: "a" * 64)
-    assert _loaded(added, "8.7") == "8.7"
-
-
-@pytest.mark.parametrize("capability", ["8.6", "10.3"])
-@pytest.mark.parametrize(
-    ("compiler", "driver", "works"),
-    [
-        ("NVRTC 13.5", (13, 0), True),  # minor version compatibility
-        ("NVRTC 13.0", (13, 5), True),
-        ("NVRTC 12.9", (13, 0), True),
-        ("NVRTC 12.9", (12, 2), True),
-        ("NVRTC 9.2", (10, 0), True),
-        ("NVRTC 13.0", (12, 9), False),
-        ("NVRTC 10.0", (9, 2), False),
-    ],
-)
-def test_compiler_may_be_newer_than_the_driver_by_minor_versions(
-    bundle: Bundle, capability: str, compiler: str, driver: tuple[int, int], works: bool
-) -> None:
-    _check_driver(bundle, capability, compiler, driver, works)
-
-
-@pytest.mark.parametrize("capability", ["7.2", "8.7", "10.1", "11.0"])
-@pytest.mark.parametrize(
-    ("compiler", "driver", "works"),
-    [
-        ("NVRTC 12.6", (12, 6), True),
-        ("NVRTC 12.6", (12, 9), True),  # as with NVIDIA's upgrade package
-        ("NVRTC 12.9", (13, 0), True),
-        ("NVRTC 12.9", (12, 6), False),
-        ("NVRTC 12.10", (12, 9), False),  # numbers, not text
-        ("NVRTC 13.5", (13, 0), False),
-        ("NVRTC 13.0", (12, 6), False),
-    ],
-)
-def test_compiler_must_not_be_newer_than_the_driver_of_a_jetson(
-    bundle: Bundle, capability: str, compiler: str, driver: tuple[int, int], works: bool
-) -> None:
-    """Minor version compatibility is stated for the drivers of desktops and data centers."""
-    _check_driver(bundle, capability, compiler, driver, works)
-
-
-def _check_driver(
-    bundle: Bundle, capability: str, compiler: str, driver: tuple[int, int], works: bool
-) -> None:
-    added = add_kernels(bundle, replace(_compiled(capability), compiler=compiler))
-    assert loads(compiler, capability, driver) is works
-    if works:
-        assert load_cubin(added, capability, driver) == f"cubin for {capability}".encode()
-        return
-    with pytest.raises(BundleError, match=f"compiled by {compiler}") as caught:
-        load_cubin(added, capability, driver)
-    assert f"CUDA {driver[0]}.{driver[1]}" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("capability", "compiler", "driver", "remedy"),
-    [
-        ("8.6", "NVRTC 13.0", (12, 6), "'fewstep[kernels12]' in an environment of its own"),
-        (
-            *("8.7", "NVRTC 12.9", (12, 6)),
-            "'nvidia-cuda-nvrtc-cu12==12.6.*' 'nvidia-cuda-runtime-cu12==12.6.*'",
-        ),
-        (
-            *("8.7", "NVRTC 13.0", (12, 6)),
-            "'fewstep[kernels12]' 'nvidia-cuda-nvrtc-cu12==12.6.*' "
-            "'nvidia-cuda-runtime-cu12==12.6.*' in an environment of its own",
-        ),
-        (
-            *("11.0", "NVRTC 13.5", (13, 0)),
-            "'nvidia-cuda-nvrtc==13.0.*' 'nvidia-cuda-runtime==13.0.*'",
-        ),
-    ],
-)
-def test_driver_is_told_how_to_compile_for_it(
-    bundle: Bundle, capability: str, compiler: str, driver: tuple[int, int], remedy: str
-) -> None:
-    added = add_kernels(bundle, replace(_compiled(capability), compiler=compiler))
-    with pytest.raises(BundleError) as caught:
-        load_cubin(added, capability, driver)
-    assert str(caught.value).endswith(
-        f"; compile them with its toolchain: pip install {remedy}, then "
-        f"{_build(bundle, capability)}"
-    )
-
-
-def test_driver_without_a_toolchain_is_to_be_updated(bundle: Bundle) -> None:
-    added = add_kernels(bundle, _compiled("8.7"))
-    with pytest.raises(BundleError, match=r"for CUDA 11\.4; update the driver$"):
-        load_cubin(added, "8.7", (11, 4))
-
-
-@pytest.mark.parametrize(
-    ("compiler", "driver"),
-    [
-        ("NVRTC 12.9", (12, 6)),
-        ("NVRTC 13.0", (12, 6)),
-        ("NVRTC 13.0", (11, 4)),
-        ("NVRTC 14.0", (13, 0)),
-    ],
-)
-def test_extras_and_packages_that_are_recommended_exist(
-    bundle: Bundle, compiler: str, driver: tuple[int, int]
-) -> None:
-    project = (_ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    extras = project.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
-    added = add_kernels(bundle, replace(_compiled("8.7"), compiler=compiler))
-    with pytest.raises(BundleError) as caught:
-        load_cubin(added, "8.7", driver)
-    named = re.findall(r"fewstep\[(\w+)\]", str(caught.value))
-    assert set(named) <= set(re.findall(r"^(\w+) = \[", extras, re.MULTILINE))
-    packages = re.findall(r"'(nvidia-[\w-]+)==", str(caught.value))
-    assert set(packages) <= set(re.findall(r'"(nvidia-[\w-]+)>=', extras))
-
-
-@pytest.mark.parametrize(
-    ("damage", "problem"),
-    [
-        (lambda path: path.write_bytes(b"cubin for 8.8"), "SHA-256"),
-        (lambda path: path.write_bytes(b"cubin"), "has 5 bytes"),
-        (Path.unlink, "is missing"),
-        (lambda path: (path.unlink(), path.mkdir()), "is missing"),
-    ],
-)
-def test_damaged_cubin_is_never_loaded(
-    bundle: Bundle, damage: Callable[[Path], object], problem: str
-) -> None:
-    added = add_kernels(bundle, _compiled("8.6", "8.7"))
-    path = bundle.path / _kernels(added).cubins["8.7"]
-    damage(path)
-    with pytest.raises(BundleError, match=problem) as caught:
-        load_cubin(added, "8.7", _DRIVER)
-    assert path.name in str(caught.value)
-    assert _loaded(added, "8.6") == "8.6"
-
-
-def _remedy(message: str) -> str:
-    return message.rpartition(": ")[2]
-
-
-def _build(bundle: Bundle, capability: str) -> str:
-    return f"fewstep build {bundle.path} --kernels --compute-capability {capability}"
+    added = add_kernels(bundle, compiled_for("7.5", "8.7"))
+    (bundle.path / kernels_of(added).cubins["7.5"]).write_bytes(b"cubin for 7.6")
+    assert are_current(added, ["8.7"], COMPILER)
+    assert not are_current(added, ["7.5"], COMPILER)
+    assert not are_current(added, ["7.5", "8.7"], COMPILER)

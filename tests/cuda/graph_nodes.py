@@ -1,0 +1,11 @@
+"""What the graph of a replay consists of, as the driver lists it."""
+
+from __future__ import annotations
+
+from fewstep.runtime.device.cuda import CudaReplay
+
+
+def nodes_of(replay: object) -> list[str]:
+    """Every node of a captured graph: the name of its kernel, or else its kind."""
+    assert isinstance(replay, CudaReplay)
+    return replay.graph.nodes()
