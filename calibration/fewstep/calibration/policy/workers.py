@@ -28,6 +28,7 @@ def joined() -> Iterator[None]:
     distributed.init_process_group()  # gloo for tensors on the host, nccl for those on GPUs
     try:
         yield
+        distributed.barrier()  # or one would leave while another still hears from it
     finally:
         distributed.destroy_process_group()
 
