@@ -32,6 +32,9 @@ test-gpu: $(GPU_INSTALLED)
 	$(GPU_VENV)/bin/python tests/gpu/run.py --out gpu-report --seconds 1800
 
 $(GPU_INSTALLED): pyproject.toml constraints.txt
+	@nvcc=$$(command -v nvcc) && test -f "$$(dirname "$$nvcc")/../include/cuda.h" || { echo \
+	  "make test-gpu compiles pycuda, which needs CUDA's toolkit: nvcc in PATH and its cuda.h."; echo \
+	  "Install it, or make a kit that needs no compiler on the GPU's machine: make gpu-kit"; exit 1; }
 	@test -x $(GPU_VENV)/bin/python || $(PYTHON) -m venv $(GPU_VENV) || \
 	  { rm -rf $(GPU_VENV); echo "python3-venv is missing: apt-get install python3-venv"; exit 1; }
 	$(GPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \

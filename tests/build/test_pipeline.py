@@ -321,6 +321,15 @@ def test_engines_are_fp16_unless_the_caller_says_otherwise(path: Path) -> None:
 # --- what is refused early
 
 
+def test_a_preflight_removes_no_engines(path: Path) -> None:
+    """Other graphs would take the engines of the present ones along; their files too."""
+    before = _contents(path)
+    wanted = _again(path, precision="fp16", fp32_heads=False)
+    with pytest.raises(RequestError, match=r"remove 3 engines .*give it a copy of the bundle"):
+        preflight_only(wanted)
+    assert _contents(path) == before
+
+
 def test_preflight_needs_no_builder(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     preflight_only(_request(bundle_copy))

@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -126,6 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
+        _require_versions(options.python, options.cuda)
         python = find_python(options.python)
         sizes = make(options.out, python, options.cuda, with_sample=options.sample)
     except (CannotBuild, FewstepError) as error:
@@ -135,6 +137,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{size / 2**20:6.2f} MB  {name}")
     print(f"{sum(sizes.values()) / 2**20:6.2f} MB  {options.out}, for Python {options.python}")
     return 0
+
+
+def _require_versions(python: str, cuda: str) -> None:
+    """Whether both are versions that a kit can be for.
+
+    Raises:
+        CannotBuild: one is not.
+    """
+    numbers = re.fullmatch(r"3\.(\d+)", python)
+    if numbers is None or int(numbers[1]) < 10:
+        raise CannotBuild(f"PYTHON_VERSION has to be 3.10 or newer, such as 3.12; got {python}")
+    if re.fullmatch(r"1[23]\.\d", cuda) is None:
+        raise CannotBuild(
+            "CUDA_VERSION has to be a version of CUDA 12 or 13 with its minor number, as "
+            f"nvidia-smi shows it for the device's driver, such as 12.6 or 13.0; got {cuda}"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:

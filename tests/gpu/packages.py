@@ -43,6 +43,23 @@ def check(kit: Path) -> None:
         )
 
 
+def require_packages() -> None:
+    """What a device has to bring.
+
+    Raises:
+        UnfitKit: something is absent.
+    """
+    modules = {"cuda": "cuda-bindings"} | {
+        name: name for name in ("numpy", "pytest", "numba", "onnxruntime")
+    }
+    absent = [package for name, package in modules.items() if not _is_installed(name)]
+    if absent:
+        raise UnfitKit(
+            f"{sys.executable} lacks {', '.join(absent)}; install them with: pip install "
+            f"{' '.join(absent)}, or name another Python with: PYTHON=… bash .gpu/run.sh"
+        )
+
+
 def unpack_missing(wheels: Path, target: Path) -> list[str]:
     """Unpack the wheels whose packages are not installed here, or not as the others need them.
 

@@ -201,6 +201,7 @@ def _kit(kit: Path | None, work: Path) -> tuple[dict[str, Any], list[Path]]:
     if kit is None:
         return {}, []
     packages.check(kit)
+    packages.require_packages()
     names = packages.unpack_missing(kit / "wheels", work / "packages")
     made = json.loads((kit / "kit.json").read_text("utf-8"))
     about = {"commit": made["commit"], "cuda": made["cuda"], "unpacked": names}

@@ -254,3 +254,20 @@ def test_pythons_are_looked_for_on_the_path_and_in_pyenv(
 def test_a_python_that_is_not_there_is_named_with_what_installs_it() -> None:
     with pytest.raises(CannotBuild, match="no Python 3.42 here; install .*python3.42-dev"):
         maker.find_python("3.42")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--python", "3.9"), "PYTHON_VERSION has to be 3.10 or newer, such as 3.12; got 3.9"),
+        (("--python", "rubbish"), "PYTHON_VERSION has to be 3.10 or newer"),
+        (("--cuda", "12"), "with its minor number"),
+        (("--cuda", "11.8"), "CUDA_VERSION has to be a version of CUDA 12 or 13"),
+    ],
+)
+def test_versions_that_are_none_are_one_line(
+    options: tuple[str, str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert maker.main(options) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line

@@ -89,3 +89,11 @@ def test_a_kit_for_another_python_or_machine_is_refused(
 ) -> None:
     with pytest.raises(UnfitKit, match=told):
         check(_kit(tmp_path, **change))
+
+
+def test_everything_that_a_device_lacks_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    packages.require_packages()
+    lacking = ("numba", "cuda")
+    monkeypatch.setattr(packages, "_is_installed", lambda name: name not in lacking)
+    with pytest.raises(UnfitKit, match=r"lacks cuda-bindings, numba; .*pip install cuda-bindings"):
+        packages.require_packages()

@@ -220,11 +220,28 @@ def preflight_only(request: BuildRequest) -> Preflight:
         raise RequestError("preflight is of engines: pass --backend tensorrt or tensorrt-rtx")
     wanted = _target(request, building=False)
     assert wanted is not None
+    _require_no_loss(request)
     graphs = _make_graphs(request, wanted)
     bundle = Bundle.read(request.bundle)
     check(bundle, wanted)
     notes = kernel_notes(wanted.capabilities) if request.with_kernels else ()
     return Preflight(wanted, graphs, checklist(bundle, request, wanted), notes)
+
+
+def _require_no_loss(request: BuildRequest) -> None:
+    """A preflight may make graphs, but not in the place of others that engines are built of.
+
+    Raises:
+        RequestError: it would.
+    """
+    bundle, precision = Bundle.read(request.bundle), request.graph_precision
+    built = [info.file for info in bundle.manifest.engines if info.precision == precision]
+    if built and not _graphs_current(bundle, request):
+        raise RequestError(
+            f"{bundle.path}: this preflight would make the {precision} graphs again, and remove "
+            f"{len(built)} engines that were built of the present ones; give it a copy of the "
+            "bundle, or leave out --fp32-heads and --no-fp32-heads"
+        )
 
 
 def stale(request: BuildRequest | None, path: Path) -> dict[str, str]:
