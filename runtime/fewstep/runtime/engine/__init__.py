@@ -7,7 +7,7 @@ keeps addresses, so what is bound never moves.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,7 +65,8 @@ class Engine(Protocol):
         """Bind buffers by tensor name; whoever binds closes what is returned.
 
         Raises:
-            EngineError: a buffer is missing or has another dtype or shape. (Later, a run failed.)
+            EngineError: a buffer is missing or has another dtype or shape; ``run`` raises it if the
+                graph fails.
             OutOfMemoryError: there is not enough memory to run with these shapes.
         """
         ...
@@ -111,16 +112,7 @@ def run_once(device: Device, engine: Engine, inputs: Mapping[str, Array]) -> dic
     with device.workspace(specs) as buffers:
         for name, value in inputs.items():
             device.upload(buffers[name], value.astype(specs[name].dtype, casting="same_kind"))
-        with bound_to(engine, {name: buffers[name] for name in specs}) as bound:
+        bindings = {name: buffers[name] for name in specs}
+        with contextlib.closing(engine.bind(bindings)) as bound:
             device.run(bound)
             return {name: device.download(buffers[name]) for name in engine.outputs}
-
-
-@contextlib.contextmanager
-def bound_to(engine: Engine, bindings: Mapping[str, Buffer]) -> Iterator[BoundEngine]:
-    """An engine bound to buffers, and released at the end."""
-    bound = engine.bind(bindings)
-    try:
-        yield bound
-    finally:
-        bound.close()
