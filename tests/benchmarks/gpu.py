@@ -31,7 +31,7 @@ from tests.benchmarks import gpu_device, gpu_loop, gpu_torch  # noqa: E402
 from tests.benchmarks.gpu_run import Bench, LeftOut, Row, Tables  # noqa: E402
 from tests.cuda.kernels import kernels_for  # noqa: E402
 
-from fewstep.runtime.device.cuda_driver import compute_capability, device_name  # noqa: E402
+from fewstep.runtime.devices.cuda_driver import compute_capability, device_name  # noqa: E402
 from fewstep.runtime.errors import FewstepError  # noqa: E402
 
 _EMULATED = "Emulated"  # how the name of the emulated driver's card begins

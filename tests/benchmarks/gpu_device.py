@@ -17,9 +17,9 @@ import numpy as np
 from tests.benchmarks.gpu_run import Bench, LeftOut, Row, Tables, Times, repeated
 from tests.benchmarks.kernels import Shaped, arguments
 
-from fewstep.runtime.device import Array, BufferSpec
-from fewstep.runtime.device.cuda import CudaDevice
-from fewstep.runtime.device.cuda_driver import cuda_version, device_of, load_driver
+from fewstep.runtime.devices import Array, BufferSpec
+from fewstep.runtime.devices.cuda import CudaDevice
+from fewstep.runtime.devices.cuda_driver import cuda_version, device_of, load_driver
 from fewstep.runtime.kernels.launch import launch_of
 
 _PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "pycuda", "cuda-bindings", "numpy")

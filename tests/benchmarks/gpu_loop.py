@@ -17,12 +17,12 @@ from unittest import mock
 from tests.benchmarks.gpu_run import Bench, Row, Tables, Times, repeated
 from tests.cuda.unexported import unexported
 
-from fewstep.runtime.device import Buffer
-from fewstep.runtime.device.cuda import CudaDevice
-from fewstep.runtime.device.cuda_driver import checked, load_driver
-from fewstep.runtime.device.cuda_graph import CudaGraph
-from fewstep.runtime.device.cuda_memory import CudaBuffer
-from fewstep.runtime.engine import BoundEngine, Engine, require_all
+from fewstep.runtime.devices import Buffer
+from fewstep.runtime.devices.cuda import CudaDevice
+from fewstep.runtime.devices.cuda_driver import checked, load_driver
+from fewstep.runtime.devices.cuda_graph import CudaGraph
+from fewstep.runtime.devices.cuda_memory import CudaBuffer
+from fewstep.runtime.engines import BoundEngine, Engine, require_all
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import ClassCondition, GraphInfo, MaskedModel
 
@@ -193,5 +193,5 @@ def _timed_captures() -> Iterator[list[Row]]:
             self._captured_s = time.perf_counter() - started
             return graph
 
-    with mock.patch("fewstep.runtime.device.cuda.CudaGraph", Timed):
+    with mock.patch("fewstep.runtime.devices.cuda.CudaGraph", Timed):
         yield made

@@ -16,7 +16,7 @@ from tests.benchmarks.gpu_loop import first_image, generate
 from tests.benchmarks.gpu_run import Bench, LeftOut, Row, Tables, Times, in_turn
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device.cuda import CudaDevice
+from fewstep.runtime.devices.cuda import CudaDevice
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import ClassCondition
 from fewstep.runtime.request import RAMPS, schedule_of

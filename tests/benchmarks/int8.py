@@ -24,7 +24,7 @@ from fewstep.calibration.settings import Settings
 from fewstep.export import export_masked
 from fewstep.export.demo import sample_checkpoints
 from fewstep.runtime import Generator
-from fewstep.runtime.device import BufferSpec
+from fewstep.runtime.devices import BufferSpec
 from fewstep.runtime.doctor import processor_name
 
 _SAMPLE = Path(__file__).parents[2] / "samples" / "fashion"

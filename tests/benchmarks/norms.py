@@ -29,7 +29,7 @@ from fewstep.build.profiles import profiles
 from fewstep.build.tensorrt_builder import EngineRequest
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.doctor import processor_name
-from fewstep.runtime.engine.tensorrt_api import load
+from fewstep.runtime.engines.tensorrt_api import load
 from fewstep.runtime.manifest import BuildOptions
 
 _PROGRAM = re.compile(rb"^main \{\n(.*?)^\}", re.MULTILINE | re.DOTALL)

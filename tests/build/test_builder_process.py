@@ -15,8 +15,8 @@ from onnx import TensorProto, helper
 from fewstep.build import builder_process
 from fewstep.build.builder_process import build_engine
 from fewstep.build.tensorrt_builder import EngineRequest, build_here
-from fewstep.runtime.engine.compatibility import read_header
-from fewstep.runtime.engine.tensorrt_api import TensorRt
+from fewstep.runtime.engines.compatibility import read_header
+from fewstep.runtime.engines.tensorrt_api import TensorRt
 from fewstep.runtime.errors import EngineError
 from fewstep.runtime.manifest import BuildOptions, ShapeRange
 

@@ -25,7 +25,7 @@ from fewstep.build.capabilities import (
     unusable_quantization,
     version,
 )
-from fewstep.runtime.engine.compatibility import RTX_CAPABILITIES
+from fewstep.runtime.engines.compatibility import RTX_CAPABILITIES
 
 _KINDS = {
     "fp32": TensorProto.FLOAT,

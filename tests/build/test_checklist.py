@@ -23,7 +23,7 @@ from fewstep.build.checklist import Step
 from fewstep.build.pipeline import BuildRequest, Preflight, build, preflight_only
 from fewstep.cli import app, spaced_capabilities
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.engine.compatibility import RTX_CAPABILITIES
+from fewstep.runtime.engines.compatibility import RTX_CAPABILITIES
 from fewstep.runtime.errors import DeviceError, EngineError, RequestError
 from fewstep.runtime.kernels.compile import CAPABILITIES, KernelCompiler
 from fewstep.runtime.manifest import BuildOptions

@@ -27,8 +27,8 @@ from fewstep.build.engines import (
 from fewstep.build.tensorrt_builder import BuiltEngine, EngineRequest
 from fewstep.build.variants import add_variant
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.engine.choice import usable_engines
-from fewstep.runtime.engine.tensorrt_api import TensorRt
+from fewstep.runtime.engines.select import usable_engines
+from fewstep.runtime.engines.tensorrt_api import TensorRt
 from fewstep.runtime.errors import DeviceError, EngineError, OutputError, RequestError
 from fewstep.runtime.manifest import MANIFEST_NAME, BuildOptions, EngineInfo
 

@@ -29,7 +29,7 @@ from fewstep.build.estimate import (
 from fewstep.build.gpus import GPUS, gpu_of
 from fewstep.build.roofline import WIDTH_BYTES, StageBound, When, stage_bound
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device.cpu import CpuDevice
+from fewstep.runtime.devices.cpu import CpuDevice
 from fewstep.runtime.errors import BundleError, RequestError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.inspect import plan_memory

@@ -19,7 +19,7 @@ from fewstep.build.layers import BARS, first_divergence, tensor_error
 from fewstep.build.marked import MarkedGraph, Walk, run_onnxruntime
 from fewstep.build.variants import add_variant
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import Array
+from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import BundleError, EngineError
 from fewstep.runtime.verify import golden
 

@@ -21,7 +21,7 @@ from fewstep.build.precision import DELICATE, LARGEST_FP16, NORMS, lower
 from fewstep.build.ranges import measure_ranges
 from fewstep.build.variants import GraphReport, add_variant, remade
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import Array
+from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import BundleError, EngineError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.verify import verify

@@ -24,7 +24,7 @@ from fewstep.build import engines
 from fewstep.build.pipeline import BuildRequest, Outcome, build, preflight_only, stale
 from fewstep.build.variants import add_variant
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.engine.compatibility import read_header, require_header
+from fewstep.runtime.engines.compatibility import read_header, require_header
 from fewstep.runtime.errors import EngineError, MissingDependencyError, RequestError
 from fewstep.runtime.manifest import MANIFEST_NAME, BuildOptions, EngineInfo
 

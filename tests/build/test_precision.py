@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from fewstep.build.precision import DELICATE, lower
-from fewstep.runtime.device import Array
+from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import ExportError
 
 _GRAPHS = ["transformer", "policy", "decoder"]

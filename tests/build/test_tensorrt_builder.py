@@ -20,8 +20,8 @@ from tests.emulated_cuda.fake_tensorrt import make
 
 from fewstep.build.profiles import Profile
 from fewstep.build.tensorrt_builder import BuiltEngine, EngineRequest, build_here
-from fewstep.runtime.engine.compatibility import read_header
-from fewstep.runtime.engine.tensorrt_api import TensorRt, load
+from fewstep.runtime.engines.compatibility import read_header
+from fewstep.runtime.engines.tensorrt_api import TensorRt, load
 from fewstep.runtime.errors import EngineError, MissingDependencyError
 from fewstep.runtime.manifest import BuildOptions, EngineBackend, ShapeRange
 

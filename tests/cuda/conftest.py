@@ -29,10 +29,10 @@ import pytest
 from tests.cuda.kernels import kernels_for
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device.cuda import CudaDevice
-from fewstep.runtime.device.cuda_driver import compute_capability
-from fewstep.runtime.engine.compatibility import RTX_CAPABILITIES
-from fewstep.runtime.engine.tensorrt_api import MODULES
+from fewstep.runtime.devices.cuda import CudaDevice
+from fewstep.runtime.devices.cuda_driver import compute_capability
+from fewstep.runtime.engines.compatibility import RTX_CAPABILITIES
+from fewstep.runtime.engines.tensorrt_api import MODULES
 from fewstep.runtime.errors import BundleError, FewstepError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.kernels.compile import CompiledKernels
@@ -205,7 +205,7 @@ def _engines() -> Iterator[None]:
     """Engines that run on the host, wherever one is opened on the device."""
     from tests.cuda.host_engine import open_engine
 
-    with mock.patch("fewstep.runtime.engine.choice.open_engine", open_engine):
+    with mock.patch("fewstep.runtime.engines.select.open_engine", open_engine):
         yield
 
 

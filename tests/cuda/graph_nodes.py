@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fewstep.runtime.device.cuda import CudaReplay
+from fewstep.runtime.devices.cuda import CudaReplay
 
 
 def nodes_of(replay: object) -> list[str]:

@@ -27,11 +27,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import Buffer, Device
-from fewstep.runtime.device.cpu import CpuBuffer
-from fewstep.runtime.device.cuda_driver import failure, load_driver, translated
-from fewstep.runtime.engine import BoundEngine, Engine, require_all
-from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
+from fewstep.runtime.devices import Buffer, Device
+from fewstep.runtime.devices.cpu import CpuBuffer
+from fewstep.runtime.devices.cuda_driver import failure, load_driver, translated
+from fewstep.runtime.engines import BoundEngine, Engine, require_all
+from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import DeviceError
 
 _HostFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -133,7 +133,7 @@ def _free(staged: dict[str, _Staged], driver: Any) -> None:
 
 
 def open_engine(bundle: Bundle, graph: str, device: Device, threads: int, precision: str) -> Engine:
-    """Stands in for ``fewstep.runtime.engine.choice.open_engine``."""
+    """Stands in for ``fewstep.runtime.engines.select.open_engine``."""
     path, info = bundle.graph_path(graph, precision), bundle.graph(graph, precision)
     engine = OnnxRuntimeEngine(graph, path, info, threads=threads)
     stream = device.cuda_stream

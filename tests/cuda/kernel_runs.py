@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import HealthCheck, settings
 
-from fewstep.runtime.device import BufferSpec
-from fewstep.runtime.device.cuda import CudaDevice
-from fewstep.runtime.device.cuda_memory import CudaBuffer
+from fewstep.runtime.devices import BufferSpec
+from fewstep.runtime.devices.cuda import CudaDevice
+from fewstep.runtime.devices.cuda_memory import CudaBuffer
 from fewstep.runtime.kernels.cpu import KERNELS
 from fewstep.runtime.kernels.sample_tokens import LOWEST_TEMPERATURE
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fewstep.runtime.device import BufferSpec
-from fewstep.runtime.device.cuda import CudaDevice
+from fewstep.runtime.devices import BufferSpec
+from fewstep.runtime.devices.cuda import CudaDevice
 from fewstep.runtime.errors import DeviceError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.result import Result

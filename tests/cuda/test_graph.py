@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from tests.cuda.graph_nodes import nodes_of
 
-from fewstep.runtime.device import BufferSpec
-from fewstep.runtime.device.cuda import CudaDevice, CudaReplay
-from fewstep.runtime.device.cuda_driver import load_bindings
-from fewstep.runtime.device.cuda_graph import CudaGraph
-from fewstep.runtime.device.cuda_memory import CudaWorkspace
+from fewstep.runtime.devices import BufferSpec
+from fewstep.runtime.devices.cuda import CudaDevice, CudaReplay
+from fewstep.runtime.devices.cuda_driver import load_bindings
+from fewstep.runtime.devices.cuda_graph import CudaGraph
+from fewstep.runtime.devices.cuda_memory import CudaWorkspace
 from fewstep.runtime.errors import DeviceError, EngineError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.plan import PlanKey

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from fewstep.runtime.device.cuda import CudaDevice
+from fewstep.runtime.devices.cuda import CudaDevice
 from fewstep.runtime.errors import DeviceError
 
 sys.path.append(str(Path(__file__).parent))

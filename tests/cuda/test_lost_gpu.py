@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import BufferSpec
-from fewstep.runtime.device.cuda import CudaDevice
-from fewstep.runtime.device.cuda_driver import compute_capability, cuda_version
-from fewstep.runtime.device.cuda_memory import CudaBuffer
+from fewstep.runtime.devices import BufferSpec
+from fewstep.runtime.devices.cuda import CudaDevice
+from fewstep.runtime.devices.cuda_driver import compute_capability, cuda_version
+from fewstep.runtime.devices.cuda_memory import CudaBuffer
 from fewstep.runtime.errors import DeviceLostError, FewstepError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.kernels.cubins import load_cubin

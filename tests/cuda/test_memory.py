@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewstep.runtime.device import BufferSpec, Role
-from fewstep.runtime.device.cuda import CudaDevice, CudaReplay
-from fewstep.runtime.device.cuda_driver import load_driver
-from fewstep.runtime.device.cuda_memory import CudaWorkspace
+from fewstep.runtime.devices import BufferSpec, Role
+from fewstep.runtime.devices.cuda import CudaDevice, CudaReplay
+from fewstep.runtime.devices.cuda_driver import load_driver
+from fewstep.runtime.devices.cuda_memory import CudaWorkspace
 from fewstep.runtime.errors import DeviceError, OutOfMemoryError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.masked import MAX_PLANS

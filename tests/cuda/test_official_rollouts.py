@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fewstep.runtime.device.cuda import CudaDevice
+from fewstep.runtime.devices.cuda import CudaDevice
 from fewstep.runtime.schedule import policy_offsets
 
 sys.path.append(str(Path(__file__).parent))

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import Direct
-from fewstep.runtime.device.cuda import CudaDevice
-from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine, require_cuda_provider
+from fewstep.runtime.devices import Direct
+from fewstep.runtime.devices.cuda import CudaDevice
+from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine, require_cuda_provider
 from fewstep.runtime.errors import MissingDependencyError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.plan import PlanKey

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import BufferSpec
-from fewstep.runtime.device.cuda import CudaDevice
-from fewstep.runtime.device.cuda_driver import (
+from fewstep.runtime.devices import BufferSpec
+from fewstep.runtime.devices.cuda import CudaDevice
+from fewstep.runtime.devices.cuda_driver import (
     compute_capability,
     cuda_version,
     load_driver,

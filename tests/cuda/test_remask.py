@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fewstep.runtime.device.cuda import CudaDevice
+from fewstep.runtime.devices.cuda import CudaDevice
 
 sys.path.append(str(Path(__file__).parent))
 if TYPE_CHECKING:

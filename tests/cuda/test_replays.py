@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fewstep.runtime.device import Buffer, BufferSpec
-from fewstep.runtime.device.cuda import CudaDevice
-from fewstep.runtime.device.cuda_driver import load_driver
-from fewstep.runtime.device.cuda_memory import CudaWorkspace
-from fewstep.runtime.engine import BoundEngine
+from fewstep.runtime.devices import Buffer, BufferSpec
+from fewstep.runtime.devices.cuda import CudaDevice
+from fewstep.runtime.devices.cuda_driver import load_driver
+from fewstep.runtime.devices.cuda_memory import CudaWorkspace
+from fewstep.runtime.engines import BoundEngine
 from fewstep.runtime.errors import DeviceError, OutOfMemoryError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.plan import PlanKey, plan_buffers

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewstep.runtime.device.cuda import CudaDevice
+from fewstep.runtime.devices.cuda import CudaDevice
 
 sys.path.append(str(Path(__file__).parent))
 if TYPE_CHECKING:

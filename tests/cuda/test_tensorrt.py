@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from fewstep.runtime import bench
-from fewstep.runtime.device import ALIGNMENT
-from fewstep.runtime.device.cuda_memory import CudaBuffer
+from fewstep.runtime.devices import ALIGNMENT
+from fewstep.runtime.devices.cuda_memory import CudaBuffer
 from fewstep.runtime.errors import (
     EngineError,
     OutOfMemoryError,

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import ALIGNMENT
-from fewstep.runtime.device.cuda_memory import CudaBuffer
+from fewstep.runtime.devices import ALIGNMENT
+from fewstep.runtime.devices.cuda_memory import CudaBuffer
 from fewstep.runtime.errors import (
     BundleError,
     EngineError,

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from tests.cuda.graph_nodes import nodes_of
 
-from fewstep.runtime.device import Buffer
-from fewstep.runtime.engine import BoundEngine
+from fewstep.runtime.devices import Buffer
+from fewstep.runtime.engines import BoundEngine
 from fewstep.runtime.errors import EngineError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.plan import PlanKey

@@ -21,10 +21,10 @@ from tests.cuda.torch_engine import described, load, open_generator  # noqa: E40
 
 from fewstep.export.demo import sample_checkpoints  # noqa: E402
 from fewstep.runtime.bundle import Bundle  # noqa: E402
-from fewstep.runtime.device.cpu import CpuDevice  # noqa: E402
-from fewstep.runtime.device.cuda import CudaDevice, CudaReplay  # noqa: E402
-from fewstep.runtime.device.cuda_driver import checked, load_bindings, load_driver  # noqa: E402
-from fewstep.runtime.device.cuda_graph import CudaGraph  # noqa: E402
+from fewstep.runtime.devices.cpu import CpuDevice  # noqa: E402
+from fewstep.runtime.devices.cuda import CudaDevice, CudaReplay  # noqa: E402
+from fewstep.runtime.devices.cuda_driver import checked, load_bindings, load_driver  # noqa: E402
+from fewstep.runtime.devices.cuda_graph import CudaGraph  # noqa: E402
 from fewstep.runtime.generator import Generator  # noqa: E402
 from fewstep.runtime.plan import PlanKey  # noqa: E402
 from fewstep.runtime.result import Result  # noqa: E402

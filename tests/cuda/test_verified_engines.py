@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device.cuda_driver import compute_capability, cuda_version, device_name
+from fewstep.runtime.devices.cuda_driver import compute_capability, cuda_version, device_name
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.kernels.compile import CompiledKernels
 from fewstep.runtime.kernels.cubins import add_kernels

@@ -39,9 +39,9 @@ from torch import Tensor, nn
 from fewstep.export.config import read_config
 from fewstep.export.masked import Checkpoints, Models, _describe, _graphs, load_models
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import Buffer, CudaStream, Device
-from fewstep.runtime.device.cpu import host_array
-from fewstep.runtime.engine import BoundEngine, Engine, require_all
+from fewstep.runtime.devices import Buffer, CudaStream, Device
+from fewstep.runtime.devices.cpu import host_array
+from fewstep.runtime.engines import BoundEngine, Engine, require_all
 from fewstep.runtime.errors import EngineError, OutOfMemoryError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import GraphInfo

@@ -27,10 +27,10 @@ from tests.emulated_cuda.build import CannotBuild, Installation, build, host_ker
 from tests.emulated_cuda.run import KERNELS, ROOT, environment
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import Buffer, BufferSpec
-from fewstep.runtime.device.cpu import host_array
-from fewstep.runtime.device.cuda_driver import load_driver
-from fewstep.runtime.engine import BoundEngine, Engine, choice
+from fewstep.runtime.devices import Buffer, BufferSpec
+from fewstep.runtime.devices.cpu import host_array
+from fewstep.runtime.devices.cuda_driver import load_driver
+from fewstep.runtime.engines import BoundEngine, Engine, select
 from fewstep.runtime.errors import FewstepError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.kernels.compile import KernelCompiler
@@ -318,7 +318,7 @@ def _live() -> dict[str, int]:
 def _main(scenario: str, bundle: str) -> None:
     known = (lost, out_of_memory, not_a_number, unclosed, unclosed_in_a_thread)
     scenarios = {each.__name__: each for each in known}
-    with mock.patch.object(choice, "open_engine", host_engine.open_engine):
+    with mock.patch.object(select, "open_engine", host_engine.open_engine):
         print(json.dumps(scenarios[scenario](Path(bundle))))
 
 

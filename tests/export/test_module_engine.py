@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from fewstep.export.demo import sample_checkpoints
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import Buffer
-from fewstep.runtime.device.cpu import CpuBuffer, CpuDevice
-from fewstep.runtime.engine import Engine
+from fewstep.runtime.devices import Buffer
+from fewstep.runtime.devices.cpu import CpuBuffer, CpuDevice
+from fewstep.runtime.engines import Engine
 from fewstep.runtime.errors import EngineError, OutOfMemoryError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import GraphInfo, TensorInfo

@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from fewstep.export.models import PolicyNet, UViT
 from fewstep.export.onnx_graph import export_graph
 from fewstep.export.torch_engine import TorchEngine
-from fewstep.runtime.device.cpu import CpuDevice
-from fewstep.runtime.engine import Engine, run_once
-from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
+from fewstep.runtime.devices.cpu import CpuDevice
+from fewstep.runtime.engines import Engine, run_once
+from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.kernels.philox import uniforms
 from fewstep.runtime.kernels.policy_parameters import policy_parameters
 from fewstep.runtime.kernels.remask import remask

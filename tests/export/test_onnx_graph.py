@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from fewstep.export import onnx_graph
 from fewstep.export.onnx_graph import export_graph
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device.cpu import CpuDevice
-from fewstep.runtime.engine import run_once
-from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
+from fewstep.runtime.devices.cpu import CpuDevice
+from fewstep.runtime.engines import run_once
+from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import ExportError
 from fewstep.runtime.manifest import GraphInfo, TensorInfo
 

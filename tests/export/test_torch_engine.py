@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.export.torch_engine import TorchEngine
-from fewstep.runtime.device.cpu import CpuBuffer, CpuDevice
-from fewstep.runtime.engine import Engine, run_once
+from fewstep.runtime.devices.cpu import CpuBuffer, CpuDevice
+from fewstep.runtime.engines import Engine, run_once
 from fewstep.runtime.manifest import GraphInfo, TensorInfo
 
 

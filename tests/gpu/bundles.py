@@ -23,7 +23,7 @@ from tests.gpu import official_logits, sample  # noqa: E402
 
 from fewstep.build import pipeline  # noqa: E402
 from fewstep.runtime.bundle import Bundle  # noqa: E402
-from fewstep.runtime.engine.compatibility import RTX_CAPABILITIES  # noqa: E402
+from fewstep.runtime.engines.compatibility import RTX_CAPABILITIES  # noqa: E402
 from fewstep.runtime.errors import MissingDependencyError  # noqa: E402
 from fewstep.runtime.kernels.compile import CompiledKernels, KernelCompiler  # noqa: E402
 from fewstep.runtime.kernels.cubins import add_kernels  # noqa: E402

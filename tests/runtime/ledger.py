@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fewstep.runtime.device import BufferSpec, Direct
-from fewstep.runtime.device.cpu import CpuDevice, CpuWorkspace
+from fewstep.runtime.devices import BufferSpec, Direct
+from fewstep.runtime.devices.cpu import CpuDevice, CpuWorkspace
 from fewstep.runtime.errors import OutOfMemoryError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.masked import MaskedDecoder

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import Buffer
-from fewstep.runtime.device.cpu import CpuDevice
-from fewstep.runtime.engine import BoundEngine
-from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
+from fewstep.runtime.devices import Buffer
+from fewstep.runtime.devices.cpu import CpuDevice
+from fewstep.runtime.engines import BoundEngine
+from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import BundleError, DeviceError, RequestError
 from fewstep.runtime.generator import Generator
 

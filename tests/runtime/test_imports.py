@@ -53,7 +53,7 @@ def _run(code: str) -> str:
 def test_the_list_of_modules_is_not_empty() -> None:
     modules = _runtime_modules()
     assert {"fewstep.runtime", "fewstep.runtime.kernels.philox"} <= set(modules)
-    assert "fewstep.runtime.engine.onnxruntime" in modules
+    assert "fewstep.runtime.engines.onnxruntime" in modules
 
 
 def test_every_runtime_module_imports_without_torch_and_engines() -> None:
@@ -73,7 +73,7 @@ def test_absent_numba_names_the_extra() -> None:
         """
         from fewstep.runtime import MissingDependencyError
         try:
-            from fewstep.runtime.device.cpu import CpuDevice
+            from fewstep.runtime.devices.cpu import CpuDevice
         except MissingDependencyError as error:
             print(error)
         """
@@ -96,7 +96,7 @@ def test_only_the_kernels_for_the_cpu_and_their_device_need_numba() -> None:
         """
     )
     assert without < kernels
-    assert set(_run(code).split()) == {*(kernels - without), "fewstep.runtime.device.cpu"}
+    assert set(_run(code).split()) == {*(kernels - without), "fewstep.runtime.devices.cpu"}
 
 
 def test_gpu_without_its_packages_is_not_blamed_on_those_of_the_cpu(tiny_bundle: Path) -> None:

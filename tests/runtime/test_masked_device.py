@@ -19,10 +19,10 @@ import numpy.typing as npt
 import pytest
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import Array, Buffer, BufferSpec, Direct, Workspace
-from fewstep.runtime.device.cpu import CpuDevice, CpuWorkspace
-from fewstep.runtime.engine import BoundEngine
-from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
+from fewstep.runtime.devices import Array, Buffer, BufferSpec, Direct, Workspace
+from fewstep.runtime.devices.cpu import CpuDevice, CpuWorkspace
+from fewstep.runtime.engines import BoundEngine
+from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import EngineError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import TensorInfo

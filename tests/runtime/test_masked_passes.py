@@ -17,10 +17,10 @@ import numpy.typing as npt
 import pytest
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import Buffer, Direct, Workspace
-from fewstep.runtime.device.cpu import CpuDevice, host_array
-from fewstep.runtime.engine import BoundEngine, Engine
-from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
+from fewstep.runtime.devices import Buffer, Direct, Workspace
+from fewstep.runtime.devices.cpu import CpuDevice, host_array
+from fewstep.runtime.engines import BoundEngine, Engine
+from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import EngineError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import TensorInfo

@@ -26,9 +26,9 @@ from tests.runtime.ledger import (
 )
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import Buffer
-from fewstep.runtime.engine import BoundEngine
-from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
+from fewstep.runtime.devices import Buffer
+from fewstep.runtime.engines import BoundEngine
+from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import DeviceError, EngineError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.masked import MAX_PLANS

@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import BufferSpec
-from fewstep.runtime.device.cpu import CpuDevice, CpuWorkspace, host_array
+from fewstep.runtime.devices import BufferSpec
+from fewstep.runtime.devices.cpu import CpuDevice, CpuWorkspace, host_array
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import GraphInfo, MaskedModel
 from fewstep.runtime.masked import MaskedDecoder

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fewstep.runtime.device import Buffer
-from fewstep.runtime.device.cpu import host_array
-from fewstep.runtime.engine import BoundEngine, Engine, run_once
+from fewstep.runtime.devices import Buffer
+from fewstep.runtime.devices.cpu import host_array
+from fewstep.runtime.engines import BoundEngine, Engine, run_once
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import ClassCondition, TensorInfo
 from fewstep.runtime.raster import decode_in_raster_order

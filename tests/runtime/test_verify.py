@@ -15,7 +15,7 @@ import pytest
 from onnx import numpy_helper
 
 from fewstep.runtime.bundle import Bundle, write_manifest
-from fewstep.runtime.device import Array
+from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import BundleError, EngineError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.verify import (

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewstep.runtime.device import Array
+from fewstep.runtime.devices import Array
 from fewstep.runtime.verify import largest_errors, logit_figures
 
 _SHAPE = (3, 2, 4, 7)  # steps, images, positions, codes

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.engine.on_gpu import EnginesOnGpu, Gpu
+from fewstep.runtime.engines.on_gpu import EnginesOnGpu, Gpu
 from fewstep.runtime.errors import BundleError, OutputError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import SCHEMA

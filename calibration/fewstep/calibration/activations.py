@@ -41,7 +41,7 @@ from onnxruntime.quantization.calibrate import (
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fewstep.calibration.rollouts import Rollouts, Told
-from fewstep.runtime.device import Array
+from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import EngineError, OutputError, RequestError
 from fewstep.runtime.files import replacing
 from fewstep.runtime.manifest import RangeMethod, Sha256

@@ -31,7 +31,7 @@ from fewstep.calibration.sensitivity import Figures, Judge, fewest_kept, rank
 from fewstep.calibration.sensitivity_plot import plot_ranking, require_plot
 from fewstep.calibration.settings import Settings, chosen_by_hand, from_record, recorded
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import Array
+from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import BundleError, OutputError, RequestError, choose
 from fewstep.runtime.manifest import AutoChoice, GraphInfo, Keeper, QuantizationInfo
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import Array
+from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import ClassCondition, MaskedModel

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import onnx
 
 from fewstep.calibration.rollouts import Rollouts, Told
-from fewstep.runtime.device import Array
+from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import EngineError, RequestError
 from fewstep.runtime.manifest import AutoChoice, LayerCost
 from fewstep.runtime.verify import logit_figures

@@ -27,7 +27,7 @@ from typing import Any
 
 from fewstep.build.progress import Report
 from fewstep.build.tensorrt_builder import BuiltEngine, EngineRequest, build_here
-from fewstep.runtime.engine.tensorrt_api import TensorRt, load
+from fewstep.runtime.engines.tensorrt_api import TensorRt, load
 from fewstep.runtime.errors import EngineError, FewstepError
 from fewstep.runtime.manifest import BuildOptions, ShapeRange
 

@@ -20,9 +20,9 @@ from fewstep.build.preflight import preflight, require
 from fewstep.build.profiles import Profile, profiles
 from fewstep.build.tensorrt_builder import BuiltEngine, EngineRequest
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device.cuda_driver import compute_capability, device_name
-from fewstep.runtime.engine.compatibility import RTX_CAPABILITIES
-from fewstep.runtime.engine.tensorrt_api import TensorRt, load
+from fewstep.runtime.devices.cuda_driver import compute_capability, device_name
+from fewstep.runtime.engines.compatibility import RTX_CAPABILITIES
+from fewstep.runtime.engines.tensorrt_api import TensorRt, load
 from fewstep.runtime.errors import DeviceError, FewstepError, RequestError, choose
 from fewstep.runtime.manifest import BuildOptions, EngineBackend, EngineInfo, Precision
 from fewstep.runtime.probe import find_driver

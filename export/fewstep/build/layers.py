@@ -25,7 +25,7 @@ import numpy as np
 
 from fewstep.build.marked import MarkedGraph, Runner, Values, Walk, run_onnxruntime
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import Array
+from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import BundleError
 from fewstep.runtime.verify import Divergence, TensorError, golden
 

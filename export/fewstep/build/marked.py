@@ -16,7 +16,7 @@ from typing import Protocol
 import onnx
 from onnx import TensorProto, helper
 
-from fewstep.runtime.device import Array
+from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import EngineError, missing
 
 Runner = Callable[[onnx.ModelProto, Mapping[str, Array]], dict[str, Array]]

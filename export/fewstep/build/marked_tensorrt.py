@@ -18,12 +18,12 @@ from fewstep.build.layers import Walks
 from fewstep.build.marked import MarkedGraph, run_onnxruntime
 from fewstep.build.tensorrt_builder import EngineRequest, build_here
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import Array, CudaStream, Device
-from fewstep.runtime.device.cuda_driver import compute_capability
-from fewstep.runtime.engine import run_once
-from fewstep.runtime.engine.choice import open_device
-from fewstep.runtime.engine.tensorrt import EngineFile, TensorRtEngine, share_scratch
-from fewstep.runtime.engine.tensorrt_api import TensorRt, load
+from fewstep.runtime.devices import Array, CudaStream, Device
+from fewstep.runtime.devices.cuda_driver import compute_capability
+from fewstep.runtime.engines import run_once
+from fewstep.runtime.engines.select import open_device
+from fewstep.runtime.engines.tensorrt import EngineFile, TensorRtEngine, share_scratch
+from fewstep.runtime.engines.tensorrt_api import TensorRt, load
 from fewstep.runtime.manifest import BuildOptions, EngineBackend, GraphInfo, TensorInfo
 
 _NAME = "marked"

@@ -265,7 +265,7 @@ def stale(request: BuildRequest | None, path: Path) -> dict[str, str]:
     wanted = _target(request)
     if wanted is not None and not found:
         from fewstep.build.engines import why_stale
-        from fewstep.runtime.engine.tensorrt_api import load
+        from fewstep.runtime.engines.tensorrt_api import load
 
         api = load(wanted.backend)
         for name in bundle.manifest.graphs:
@@ -300,7 +300,7 @@ def _target(request: BuildRequest, *, building: bool = True) -> Target | None:
         return None
     _require_onnx()
     from fewstep.build.engines import target
-    from fewstep.runtime.engine.tensorrt_api import load
+    from fewstep.runtime.engines.tensorrt_api import load
 
     wanted = target(
         request.backend,

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from fewstep.build.capabilities import inferred
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import Array
+from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import BundleError, EngineError
 from fewstep.runtime.verify import rollouts
 

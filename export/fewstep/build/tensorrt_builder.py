@@ -17,7 +17,7 @@ from typing import Any
 
 from fewstep.build.profiles import Profile
 from fewstep.build.progress import Report, monitor
-from fewstep.runtime.engine.tensorrt_api import TensorRt
+from fewstep.runtime.engines.tensorrt_api import TensorRt
 from fewstep.runtime.errors import EngineError
 from fewstep.runtime.manifest import BuildOptions
 

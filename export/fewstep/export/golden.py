@@ -15,9 +15,9 @@ import numpy as np
 
 from fewstep.export.torch_engine import TorchEngine
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import Array
-from fewstep.runtime.device.cpu import CpuDevice
-from fewstep.runtime.engine import run_once
+from fewstep.runtime.devices import Array
+from fewstep.runtime.devices.cpu import CpuDevice
+from fewstep.runtime.engines import run_once
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import ClassCondition
 from fewstep.runtime.request import RAMPS, schedule_of

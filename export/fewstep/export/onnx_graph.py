@@ -19,8 +19,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from fewstep.runtime.device.cpu import CpuBuffer
-from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
+from fewstep.runtime.devices.cpu import CpuBuffer
+from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import ExportError, FewstepError
 from fewstep.runtime.manifest import GraphInfo, TensorInfo
 

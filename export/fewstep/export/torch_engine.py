@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from fewstep.runtime.device import Buffer
-from fewstep.runtime.device.cpu import host_array
-from fewstep.runtime.engine import BoundEngine
+from fewstep.runtime.devices import Buffer
+from fewstep.runtime.devices.cpu import host_array
+from fewstep.runtime.engines import BoundEngine
 from fewstep.runtime.manifest import GraphInfo, TensorInfo
 
 

@@ -215,7 +215,7 @@ def _line(graph: str, phase: str, done: float) -> None:
 
 
 def _backend(name: str | None) -> Any:
-    from fewstep.runtime.engine.tensorrt_api import MODULES
+    from fewstep.runtime.engines.tensorrt_api import MODULES
 
     if name is not None and name not in MODULES:
         raise RequestError(choose("backend", name, MODULES))

@@ -147,7 +147,7 @@ def _walk(bundle: Bundle, report: Report, device: str) -> Iterator[dict[str, Any
     if report.backend == "onnxruntime":
         yield {}
         return
-    from fewstep.runtime.engine.choice import Wanted
+    from fewstep.runtime.engines.select import Wanted
 
     ordinal = Wanted.parse(report.backend, device, report.precision).ordinal
     with build_module("marked_tensorrt").opened_walk(bundle, report.backend, ordinal) as walk:

@@ -147,7 +147,7 @@ def _builds_tensorrt(engine: TensorRt, driver: Driver | None) -> str:
 
 
 def _runs_onnxruntime(driver: Driver | None) -> str:
-    from fewstep.runtime.engine.onnxruntime import require_cuda_provider
+    from fewstep.runtime.engines.onnxruntime import require_cuda_provider
 
     gpus = _gpus(driver)
     require_cuda_provider()
@@ -165,7 +165,7 @@ def _runs(engine: TensorRt, driver: Driver | None) -> str:
 
 def _gpus(driver: Driver | None) -> str:
     """The GPUs, if everything that opening one needs is there; else the error says what is not."""
-    from fewstep.runtime.device.cuda_driver import load_bindings, load_driver
+    from fewstep.runtime.devices.cuda_driver import load_bindings, load_driver
 
     if driver is None:
         raise DeviceError("no CUDA driver on this machine; install NVIDIA's driver")

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import Array, ClosedOnExit, Device, Workspace
-from fewstep.runtime.engine import Engine
-from fewstep.runtime.engine.choice import Wanted, open_backend
-from fewstep.runtime.engine.on_gpu import EnginesOnGpu
+from fewstep.runtime.devices import Array, ClosedOnExit, Device, Workspace
+from fewstep.runtime.engines import Engine
+from fewstep.runtime.engines.on_gpu import EnginesOnGpu
+from fewstep.runtime.engines.select import Wanted, open_backend
 from fewstep.runtime.errors import BundleError, DeviceError, RequestError
 from fewstep.runtime.manifest import ClassCondition
 from fewstep.runtime.masked import MAX_PLAN_BYTES, MaskedDecoder
@@ -97,8 +97,8 @@ class Generator(ClosedOnExit):
 
         Args:
             bundle: a bundle folder.
-            backend: one of :data:`fewstep.runtime.engine.choice.BACKENDS`. ``auto`` takes the first
-                of TensorRT, TensorRT-RTX and ONNX Runtime that works here; ``passed_over`` then
+            backend: one of :data:`fewstep.runtime.engines.select.BACKENDS`. ``auto`` takes the
+                first of TensorRT, TensorRT-RTX and ONNX Runtime that works; ``passed_over`` then
                 says why those before it do not.
             device: ``auto``, ``cpu``, ``cuda``, or ``cuda:1`` for the second GPU. ``auto`` is the
                 GPU for TensorRT's engines and the CPU for ONNX Runtime.

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import BufferSpec
+from fewstep.runtime.devices import BufferSpec
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.plan import PlanKey, first_pass_buffers, plan_buffers
 from fewstep.runtime.request import RAMPS, require_unconditional, schedule_of, steps_of

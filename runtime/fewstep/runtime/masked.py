@@ -26,8 +26,8 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.runtime.device import Array, Buffer, Device, Workspace
-from fewstep.runtime.engine import BoundEngine, Engine
+from fewstep.runtime.devices import Array, Buffer, Device, Workspace
+from fewstep.runtime.engines import BoundEngine, Engine
 from fewstep.runtime.errors import OutOfMemoryError
 from fewstep.runtime.manifest import MaskedModel
 from fewstep.runtime.masked_plan import Decoded, MaskedPlan

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.runtime.device import Array, Buffer, BufferSpec, Direct, Replay
-from fewstep.runtime.engine import BoundEngine
+from fewstep.runtime.devices import Array, Buffer, BufferSpec, Direct, Replay
+from fewstep.runtime.engines import BoundEngine
 from fewstep.runtime.errors import EngineError, FewstepError, RequestError
 from fewstep.runtime.plan import PlanKey
 from fewstep.runtime.schedule import policy_offsets

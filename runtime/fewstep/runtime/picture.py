@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from fewstep.runtime.engine import run_once
+from fewstep.runtime.engines import run_once
 from fewstep.runtime.files import replacing
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.result import Result

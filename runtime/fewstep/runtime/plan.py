@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fewstep.runtime.device import BufferSpec
-from fewstep.runtime.engine import Engine
+from fewstep.runtime.devices import BufferSpec
+from fewstep.runtime.engines import Engine
 from fewstep.runtime.manifest import GraphInfo, MaskedModel
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewstep.runtime.engine.tensorrt_api import MODULES, OLDEST
+from fewstep.runtime.engines.tensorrt_api import MODULES, OLDEST
 from fewstep.runtime.errors import MissingDependencyError
 from fewstep.runtime.jetson import Jetson, tensorrt_remedy
 from fewstep.runtime.manifest import EngineBackend

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.runtime.device import Array
+from fewstep.runtime.devices import Array
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.masked_plan import MaskedPlan, check_error
 from fewstep.runtime.plan import PlanKey

@@ -9,7 +9,7 @@ from numbers import Integral, Real
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.runtime.device import Array
+from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import RequestError, choose
 from fewstep.runtime.manifest import ClassCondition, MaskedModel, TextCondition
 from fewstep.runtime.schedule import EXPORTED_POLICY, MASK_RATIOS, POLICY, Ramp, Schedule

@@ -17,7 +17,7 @@ from fewstep.calibration.policy.environment import Environment, Rollouts, log_pr
 from fewstep.calibration.policy.networks import actor_of, new_actor
 from fewstep.export.models import FixedPolicy, PolicyNet
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.engine import run_once
+from fewstep.runtime.engines import run_once
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.kernels.policy_parameters import policy_parameters
 from fewstep.runtime.request import Request

@@ -15,8 +15,8 @@ from fewstep.build.variants import add_variant, is_current
 from fewstep.calibration.policy.store import add_policy, half
 from fewstep.export.models import FixedPolicy, PolicyNet
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device.cpu import CpuDevice
-from fewstep.runtime.engine import run_once
+from fewstep.runtime.devices.cpu import CpuDevice
+from fewstep.runtime.engines import run_once
 from fewstep.runtime.errors import OutputError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.verify import verify

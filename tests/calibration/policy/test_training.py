@@ -30,7 +30,7 @@ from fewstep.calibration.policy.features import Features
 from fewstep.calibration.policy.options import PolicyOptions
 from fewstep.calibration.policy.rewards import REWARDS, Adversarial, Static
 from fewstep.calibration.policy.state import CHECKPOINT, Row
-from fewstep.runtime.device import Array
+from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import CalibrationError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import MaskedModel

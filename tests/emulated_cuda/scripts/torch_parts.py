@@ -23,8 +23,8 @@ from tests.cuda.torch_engine import DTYPES, ModuleEngine, described, load
 
 from fewstep.export.masked import Models, _graphs
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device.cuda import CudaDevice
-from fewstep.runtime.device.cuda_driver import compute_capability
+from fewstep.runtime.devices.cuda import CudaDevice
+from fewstep.runtime.devices.cuda_driver import compute_capability
 from fewstep.runtime.generator import Generator
 
 

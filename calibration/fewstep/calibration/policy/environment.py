@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from fewstep.runtime.device import Array, Buffer, Device
-from fewstep.runtime.engine import BoundEngine
+from fewstep.runtime.devices import Array, Buffer, Device
+from fewstep.runtime.engines import BoundEngine
 from fewstep.runtime.errors import CalibrationError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import TensorInfo

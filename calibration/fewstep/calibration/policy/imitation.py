@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fewstep.calibration.policy.environment import Environment
 from fewstep.export.models.policy import FixedPolicy
-from fewstep.runtime.device import Array
+from fewstep.runtime.devices import Array
 from fewstep.runtime.schedule import policy_offsets
 
 _STEPS = 400

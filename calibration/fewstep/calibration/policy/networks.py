@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from fewstep.build.ranges import load_graph
 from fewstep.export.models.policy import FixedPolicy, PolicyNet
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device.cpu import CpuDevice
-from fewstep.runtime.engine import run_once
-from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
+from fewstep.runtime.devices.cpu import CpuDevice
+from fewstep.runtime.engines import run_once
+from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import CalibrationError
 
 HIDDEN = 64

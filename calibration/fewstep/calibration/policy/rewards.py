@@ -19,7 +19,7 @@ from fewstep.calibration.policy.data import RealImages
 from fewstep.calibration.policy.discriminator import Discriminator, mean_logit
 from fewstep.calibration.policy.features import FeatureNetwork, Features, joined
 from fewstep.calibration.policy.ppo import stepped
-from fewstep.runtime.device import Array
+from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import CalibrationError, choose
 from fewstep.runtime.manifest import MaskedModel
 

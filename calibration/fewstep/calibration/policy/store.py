@@ -18,9 +18,9 @@ from fewstep.export.golden import record_rollout
 from fewstep.export.onnx_graph import export_graph
 from fewstep.export.torch_engine import TorchEngine
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device.cpu import CpuDevice
-from fewstep.runtime.engine import Engine
-from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
+from fewstep.runtime.devices.cpu import CpuDevice
+from fewstep.runtime.engines import Engine
+from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import FileInfo, GraphInfo, Manifest, PolicyInfo, Precision
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from fewstep.runtime.device import Buffer
+from fewstep.runtime.devices import Buffer
 from fewstep.runtime.errors import DeviceError
 
 Argument = Buffer | int | float | None

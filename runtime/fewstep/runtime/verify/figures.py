@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fewstep.runtime.device import Array
+from fewstep.runtime.devices import Array
 
 _MAX_PSNR = 120.0
 

@@ -6,7 +6,7 @@ import datetime
 import importlib.metadata
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.engine.on_gpu import Gpu
+from fewstep.runtime.engines.on_gpu import Gpu
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import EngineInfo, VerifiedOn
 from fewstep.runtime.verify.report import Report

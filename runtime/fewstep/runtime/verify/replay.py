@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import Array
-from fewstep.runtime.engine import run_once
+from fewstep.runtime.devices import Array
+from fewstep.runtime.engines import run_once
 from fewstep.runtime.errors import BundleError, EngineError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.request import Request

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from typing_extensions import Self
 
 if TYPE_CHECKING:
-    from fewstep.runtime.engine import BoundEngine
+    from fewstep.runtime.engines import BoundEngine
 
 Array = npt.NDArray[Any]
 

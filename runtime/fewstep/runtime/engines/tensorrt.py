@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fewstep.runtime.device import ALIGNMENT, Buffer, BufferSpec, CudaStream, Device, Workspace
-from fewstep.runtime.device.cuda_context import before_leaving
-from fewstep.runtime.engine import BoundEngine, require_all
-from fewstep.runtime.engine.runtime_cache import RuntimeCache
-from fewstep.runtime.engine.tensorrt_api import TensorRt
+from fewstep.runtime.devices import ALIGNMENT, Buffer, BufferSpec, CudaStream, Device, Workspace
+from fewstep.runtime.devices.cuda_context import before_leaving
+from fewstep.runtime.engines import BoundEngine, require_all
+from fewstep.runtime.engines.runtime_cache import RuntimeCache
+from fewstep.runtime.engines.tensorrt_api import TensorRt
 from fewstep.runtime.errors import EngineError, OutOfMemoryError
 from fewstep.runtime.manifest import GraphInfo, TensorInfo
 

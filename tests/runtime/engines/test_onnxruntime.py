@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, save
 
-from fewstep.runtime.device.cpu import CpuBuffer, CpuDevice
-from fewstep.runtime.engine import run_once
-from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
+from fewstep.runtime.devices.cpu import CpuBuffer, CpuDevice
+from fewstep.runtime.engines import run_once
+from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import EngineError, MissingDependencyError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import GraphInfo, TensorInfo

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from fewstep.runtime.device import Buffer, BufferSpec
-from fewstep.runtime.device.cpu import CpuDevice, CpuWorkspace, host_array
-from fewstep.runtime.engine import BoundEngine, Engine, run_once
+from fewstep.runtime.devices import Buffer, BufferSpec
+from fewstep.runtime.devices.cpu import CpuDevice, CpuWorkspace, host_array
+from fewstep.runtime.engines import BoundEngine, Engine, run_once
 from fewstep.runtime.errors import DeviceError, EngineError
 from fewstep.runtime.manifest import TensorInfo
 

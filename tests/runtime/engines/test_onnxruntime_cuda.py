@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, save
 
-from fewstep.runtime.device import CudaStream
-from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
+from fewstep.runtime.devices import CudaStream
+from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import EngineError, MissingDependencyError
 from fewstep.runtime.manifest import GraphInfo, TensorInfo
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fewstep.runtime.device.cuda_driver import load_bindings
+from fewstep.runtime.devices.cuda_driver import load_bindings
 from fewstep.runtime.errors import DeviceError, DeviceLostError
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.engine import choice
-from fewstep.runtime.engine.choice import Opened, Wanted, open_backend, usable_engines
+from fewstep.runtime.engines import select
+from fewstep.runtime.engines.select import Opened, Wanted, open_backend, usable_engines
 from fewstep.runtime.errors import BundleError, EngineError, FewstepError, RequestError
 from fewstep.runtime.manifest import BuildOptions, EngineInfo
 
@@ -32,7 +32,7 @@ def _tried(
         nothing: Any = None
         return Opened(backend, "fp32", nothing, {})
 
-    monkeypatch.setattr(choice, "_open", fake)
+    monkeypatch.setattr(select, "_open", fake)
     try:
         return tried, open_backend(Bundle.read(bundle), wanted)
     except FewstepError as error:

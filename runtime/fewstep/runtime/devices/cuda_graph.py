@@ -7,7 +7,7 @@ import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fewstep.runtime.device.cuda_driver import checked, failure, load_bindings
+from fewstep.runtime.devices.cuda_driver import checked, failure, load_bindings
 from fewstep.runtime.errors import DeviceError
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.runtime.device import Array, Buffer, BufferSpec, ClosedOnExit, Direct, Workspace
-from fewstep.runtime.engine import BoundEngine
+from fewstep.runtime.devices import Array, Buffer, BufferSpec, ClosedOnExit, Direct, Workspace
+from fewstep.runtime.engines import BoundEngine
 from fewstep.runtime.errors import DeviceError, OutOfMemoryError
 from fewstep.runtime.kernels.cpu import KERNELS
 

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device.cuda_driver import compute_capability, cuda_version, device_name
-from fewstep.runtime.engine.compatibility import tuned_elsewhere
+from fewstep.runtime.devices.cuda_driver import compute_capability, cuda_version, device_name
+from fewstep.runtime.engines.compatibility import tuned_elsewhere
 from fewstep.runtime.manifest import EngineInfo, VerifiedOn
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.runtime.device import Array, BufferSpec, ClosedOnExit
-from fewstep.runtime.device.cuda_driver import translated
+from fewstep.runtime.devices import Array, BufferSpec, ClosedOnExit
+from fewstep.runtime.devices.cuda_driver import translated
 from fewstep.runtime.errors import DeviceError
 
 _ORDER = ("input", "status", "output", "internal")

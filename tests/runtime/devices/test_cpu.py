@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fewstep.runtime.device import BufferSpec, Device, Role, Workspace
-from fewstep.runtime.device.cpu import CpuBuffer, CpuDevice, CpuWorkspace, host_array
+from fewstep.runtime.devices import BufferSpec, Device, Role, Workspace
+from fewstep.runtime.devices.cpu import CpuBuffer, CpuDevice, CpuWorkspace, host_array
 from fewstep.runtime.errors import DeviceError, OutOfMemoryError
 
 

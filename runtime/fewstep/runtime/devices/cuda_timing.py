@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from fewstep.runtime.device.cuda_driver import checked, load_bindings
+from fewstep.runtime.devices.cuda_driver import checked, load_bindings
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from fewstep.runtime.device import Array, Buffer, BufferSpec, Device
+from fewstep.runtime.devices import Array, Buffer, BufferSpec, Device
 from fewstep.runtime.errors import EngineError
 from fewstep.runtime.manifest import TensorInfo
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.runtime.device import cuda_driver
+from fewstep.runtime.devices import cuda_driver
 from fewstep.runtime.errors import (
     DeviceError,
     DeviceLostError,

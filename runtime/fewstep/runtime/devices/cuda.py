@@ -17,19 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from fewstep.runtime.device import Array, Buffer, BufferSpec, CudaStream, Workspace
-from fewstep.runtime.device.cuda_context import enter, mark_lost, require_usable
-from fewstep.runtime.device.cuda_driver import (
+from fewstep.runtime.devices import Array, Buffer, BufferSpec, CudaStream, Workspace
+from fewstep.runtime.devices.cuda_context import enter, mark_lost, require_usable
+from fewstep.runtime.devices.cuda_driver import (
     checked,
     device_of,
     load_bindings,
     load_driver,
     translated,
 )
-from fewstep.runtime.device.cuda_graph import CudaGraph, captured_nodes
-from fewstep.runtime.device.cuda_memory import CudaWorkspace
-from fewstep.runtime.device.cuda_timing import Span, Timeline
-from fewstep.runtime.engine import BoundEngine
+from fewstep.runtime.devices.cuda_graph import CudaGraph, captured_nodes
+from fewstep.runtime.devices.cuda_memory import CudaWorkspace
+from fewstep.runtime.devices.cuda_timing import Span, Timeline
+from fewstep.runtime.engines import BoundEngine
 from fewstep.runtime.errors import DeviceError, DeviceLostError
 from fewstep.runtime.kernels.launch import ENTRIES, launch_of
 

@@ -14,17 +14,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.device import Device, Workspace
-from fewstep.runtime.engine import Engine
-from fewstep.runtime.engine.compatibility import rebuild_command, require_header, why_not
-from fewstep.runtime.engine.on_gpu import EnginesOnGpu, Gpu
-from fewstep.runtime.engine.onnxruntime import OnnxRuntimeEngine
-from fewstep.runtime.engine.tensorrt_api import MODULES, TensorRt, load
+from fewstep.runtime.devices import Device, Workspace
+from fewstep.runtime.engines import Engine
+from fewstep.runtime.engines.compatibility import rebuild_command, require_header, why_not
+from fewstep.runtime.engines.on_gpu import EnginesOnGpu, Gpu
+from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from fewstep.runtime.engines.tensorrt_api import MODULES, TensorRt, load
 from fewstep.runtime.errors import EngineError, FewstepError, RequestError, choose
 from fewstep.runtime.manifest import EngineBackend, EngineInfo
 
 if TYPE_CHECKING:
-    from fewstep.runtime.engine.tensorrt import TensorRtEngine
+    from fewstep.runtime.engines.tensorrt import TensorRtEngine
 
 BACKENDS = ("auto", *MODULES, "onnxruntime")
 DEVICES = ("auto", "cpu", "cuda")
@@ -245,7 +245,7 @@ def _open_engines(
     stack: contextlib.ExitStack,
 ) -> tuple[dict[str, Engine], Workspace]:
     """Engines that share one block of memory for their activations."""
-    from fewstep.runtime.engine.tensorrt import share_scratch
+    from fewstep.runtime.engines.tensorrt import share_scratch
 
     opened = {}
     for name in _graphs(bundle):
@@ -257,7 +257,7 @@ def _open_engines(
 
 
 def _open_one(bundle: Bundle, api: TensorRt, info: EngineInfo, device: Device) -> TensorRtEngine:
-    from fewstep.runtime.engine.tensorrt import EngineFile, TensorRtEngine
+    from fewstep.runtime.engines.tensorrt import EngineFile, TensorRtEngine
 
     stream = device.cuda_stream
     assert stream is not None
@@ -278,12 +278,12 @@ def _graphs(bundle: Bundle) -> list[str]:
 def open_device(bundle: Bundle, kind: str, ordinal: int, profile: bool) -> Device:
     """The device; each kind needs packages that the other does without."""
     if kind == "cuda":
-        from fewstep.runtime.device.cuda import CudaDevice
-        from fewstep.runtime.device.cuda_driver import compute_capability, cuda_version
+        from fewstep.runtime.devices.cuda import CudaDevice
+        from fewstep.runtime.devices.cuda_driver import compute_capability, cuda_version
         from fewstep.runtime.kernels.cubins import load_cubin
 
         cubin = load_cubin(bundle, compute_capability(ordinal), cuda_version())
         return CudaDevice(cubin, ordinal=ordinal, profile=profile)
-    from fewstep.runtime.device.cpu import CpuDevice
+    from fewstep.runtime.devices.cpu import CpuDevice
 
     return CpuDevice()

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fewstep.runtime.device import Buffer, CudaStream
-from fewstep.runtime.engine import BoundEngine, require_all
+from fewstep.runtime.devices import Buffer, CudaStream
+from fewstep.runtime.engines import BoundEngine, require_all
 from fewstep.runtime.errors import EngineError, MissingDependencyError, missing
 from fewstep.runtime.manifest import GraphInfo
 
