@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from fewstep.runtime.condition import ClassCondition
+from fewstep.runtime.families.masked.model import MaskedModel
 from tests.benchmarks.gpu_run import Bench, Row, Tables, Times, repeated
 from tests.cuda.unexported import unexported
 
@@ -24,7 +26,7 @@ from fewstep.runtime.devices.cuda_graph import CudaGraph
 from fewstep.runtime.devices.cuda_memory import CudaBuffer
 from fewstep.runtime.engines import BoundEngine, Engine, require_all
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.manifest import ClassCondition, GraphInfo, MaskedModel
+from fewstep.runtime.records import GraphInfo
 
 _ROOT = Path(__file__).resolve().parents[2]
 _STEPS = (4, 8, 16)

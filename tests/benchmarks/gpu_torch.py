@@ -12,15 +12,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewstep.runtime.condition import ClassCondition
+from fewstep.runtime.families.masked.schedule import Schedule
 from tests.benchmarks.gpu_loop import first_image, generate
 from tests.benchmarks.gpu_run import Bench, LeftOut, Row, Tables, Times, in_turn
 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices.cuda import CudaDevice
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.manifest import ClassCondition
 from fewstep.runtime.request import RAMPS, schedule_of
-from fewstep.runtime.schedule import Schedule
 
 if TYPE_CHECKING:
     from fewstep.export.masked import Models
@@ -65,7 +65,7 @@ def _require_torch(bench: Bench) -> None:
     if not torch.cuda.is_available():
         raise LeftOut("torch sees no GPU")
     try:
-        import fewstep.export  # noqa: F401
+        import fewstep.export.demo  # noqa: F401
     except ImportError as error:
         raise LeftOut(f"fewstep.export does not import here: {error}") from error
 

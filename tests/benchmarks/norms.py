@@ -30,7 +30,7 @@ from fewstep.build.tensorrt_builder import EngineRequest
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.doctor import processor_name
 from fewstep.runtime.engines.tensorrt_api import load
-from fewstep.runtime.manifest import BuildOptions
+from fewstep.runtime.records import BuildOptions
 
 _PROGRAM = re.compile(rb"^main \{\n(.*?)^\}", re.MULTILINE | re.DOTALL)
 _LAUNCH = re.compile(rb"^  ([a-z_]+)=\{ name=\"?([^\" ]+)", re.MULTILINE)

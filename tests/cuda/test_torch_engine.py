@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not here")
-pytest.importorskip("fewstep.export", reason="what fewstep.export imports is not here")
+pytest.importorskip("fewstep.export.demo", reason="what fewstep.export imports is not here")
 
 from tests.cuda.torch_engine import described, load, open_generator  # noqa: E402
 

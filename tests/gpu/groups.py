@@ -121,7 +121,7 @@ def _absent(*modules: str) -> list[str]:
 def _no_export(bundles: Path) -> str:
     if (bundles / "sample").is_dir():
         return "the sample is among the bundles"
-    absent = _absent("torch", "onnx", "onnxscript", "safetensors", "rich")
+    absent = _absent("torch", "onnx", "onnxscript", "safetensors", "rich", "PIL")
     return f"exporting the sample needs {', '.join(absent)}" if absent else ""
 
 
