@@ -61,7 +61,7 @@ def _options(
 
 app.command("doctor")(doctor.doctor_command)
 app.command("demo")(demo.demo_command)
-app.command("export")(export.export_command)
+app.add_typer(export.app, name="export")
 app.command("build")(build.build_command)
 app.add_typer(calibrate.app, name="calibrate")
 app.command("inspect")(inspect.inspect_command)

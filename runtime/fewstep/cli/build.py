@@ -227,7 +227,7 @@ def _options(
 ) -> Any:
     from pydantic import ValidationError
 
-    from fewstep.runtime.manifest import BuildOptions
+    from fewstep.runtime.records import BuildOptions
 
     try:
         return BuildOptions(

@@ -14,15 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.doctor import diagnose
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.raster import decode_in_raster_order
-
-Run = Callable[[], Mapping[str, float]]
-"""One generation; returns milliseconds per stage, at least ``total``."""
-
-_ENGINES = ("transformer", "policy", "decoder")
+from fewstep.runtime.progress import Progress, no_progress
 
 
 @dataclass(frozen=True)
@@ -43,17 +39,16 @@ class Percentiles:
 class Measurement:
     """Times of one contender over ``runs`` runs.
 
-    ``tokens_ms``: median of everything but the decoder, the time to decide all tokens.
-    ``stages_ms``: per stage. ``overhead``: median of (total − engines) / engines, the share that
-    the loop adds; ``None`` where stages are not known. ``images_per_s`` is from the median.
+    ``settings``: those of its requests that were given. ``stages_ms``: per stage. ``overhead``:
+    median of (total − graphs) / graphs, the share that the loop adds; ``None`` where stages are not
+    known. ``images_per_s`` is from the median.
     """
 
     name: str
     batch: int
-    steps: int
+    settings: dict[str, Any]
     runs: int
     total_ms: Percentiles
-    tokens_ms: float
     images_per_s: float
     stages_ms: dict[str, Percentiles]
     overhead: float | None
@@ -77,35 +72,60 @@ class Report:
         return asdict(self)
 
 
-def contender(generator: Generator, *, batch: int, steps: int, schedule: str | None = None) -> Run:
-    """A run of the generator itself, on classes in turn (or random text states)."""
-    request = _conditions(generator, batch)
+@dataclass(frozen=True)
+class Contender:
+    """What is timed: ``run`` makes ``batch`` images and returns milliseconds per stage.
+
+    ``graphs``: the stages in which graphs run.
+    """
+
+    run: Callable[[], Mapping[str, float]]
+    batch: int
+    settings: dict[str, Any]
+    graphs: frozenset[str] = frozenset()
+
+
+def contender(generator: Generator, *, batch: int, settings: Mapping[str, Any]) -> Contender:
+    """Runs of the generator itself, on classes in turn (or text states of no text).
+
+    Raises:
+        RequestError: settings that the bundle cannot serve, or more images than are decoded
+            together.
+    """
+    if batch > generator.max_batch:
+        raise RequestError(
+            f"batch {batch} exceeds the {generator.max_batch} images that are decoded together; "
+            "engines take more if they are built with a larger --max-batch"
+        )
+    info = generator.model.info.condition
+    if isinstance(info, ClassCondition):
+        shown: dict[str, Any] = {"class_ids": [image % info.num_classes for image in range(batch)]}
+    else:
+        shown = {"text": info.examples(batch)}
+    request = generator.request(**shown, **settings)
+    key = generator.family.key(generator.model, request, batch)
+    graphs = generator.family.program(generator.model, key).engine_stages
 
     def run() -> Mapping[str, float]:
-        return generator.generate(steps=steps, schedule=schedule, **request).timings_ms
+        return generator.run(request).timings_ms
 
-    return run
-
-
-def raster_contender(generator: Generator, *, batch: int) -> Run:
-    """The same engines decoding one token at a time, in raster order."""
-    request = _conditions(generator, batch)
-
-    def run() -> Mapping[str, float]:
-        return decode_in_raster_order(generator, **request)[1]
-
-    return run
+    return Contender(run, batch, dict(settings), graphs)
 
 
 def measure(
-    contenders: Mapping[str, tuple[Run, int, int]], *, runs: int, warm_up: int = 1
+    contenders: Mapping[str, Contender],
+    *,
+    runs: int,
+    warm_up: int = 1,
+    progress: Progress = no_progress,
 ) -> list[Measurement]:
-    """Time contenders ``name → (run, batch, steps)`` turn by turn.
+    """Time contenders turn by turn.
 
     Args:
-        contenders: what to time.
+        contenders: what to time, by name.
         runs: rounds; every contender runs once per round.
         warm_up: unmeasured rounds before.
+        progress: called after every run.
 
     Raises:
         RequestError: fewer than one run.
@@ -114,15 +134,14 @@ def measure(
         raise RequestError(f"runs must be at least 1, got {runs}")
     times: dict[str, list[Mapping[str, float]]] = {name: [] for name in contenders}
     for turn in range(warm_up + runs):
-        for name, (run, _, _) in contenders.items():
+        for name, each in contenders.items():
             start = time.perf_counter()
-            stages = dict(run())
+            stages = dict(each.run())
             stages["total"] = (time.perf_counter() - start) * 1e3
             if turn >= warm_up:
                 times[name].append(stages)
-    return [
-        _summary(name, times[name], batch, steps) for name, (_, batch, steps) in contenders.items()
-    ]
+            progress(name, (turn + 1) / (warm_up + runs))
+    return [_summary(name, times[name], each) for name, each in contenders.items()]
 
 
 def report(generator: Generator, measurements: Sequence[Measurement]) -> Report:
@@ -141,39 +160,19 @@ def report(generator: Generator, measurements: Sequence[Measurement]) -> Report:
     )
 
 
-def _summary(
-    name: str, times: Sequence[Mapping[str, float]], batch: int, steps: int
-) -> Measurement:
+def _summary(name: str, times: Sequence[Mapping[str, float]], what: Contender) -> Measurement:
     stages = {key: Percentiles.of([entry.get(key, 0.0) for entry in times]) for key in times[0]}
-    total = stages.pop("total")
-    tokens = [entry["total"] - entry.get("decoder", 0.0) for entry in times]
-    loop = [_overhead(entry) for entry in times] if "transformer" in stages else None
+    total, graphs = stages.pop("total"), what.graphs & stages.keys()
+    shares = [
+        each["total"] / sum(each.get(key, 0.0) for key in graphs) - 1 for each in times if graphs
+    ]
     return Measurement(
         name=name,
-        batch=batch,
-        steps=steps,
+        batch=what.batch,
+        settings=what.settings,
         runs=len(times),
         total_ms=total,
-        tokens_ms=float(np.median(tokens)),
-        images_per_s=batch / total.p50 * 1e3,
+        images_per_s=what.batch / total.p50 * 1e3,
         stages_ms=stages,
-        overhead=None if loop is None else float(np.median(loop)),
+        overhead=float(np.median(shares)) if shares else None,
     )
-
-
-def _overhead(stages: Mapping[str, float]) -> float:
-    engines = sum(stages.get(key, 0.0) for key in _ENGINES)
-    return (stages["total"] - engines) / engines
-
-
-def _conditions(generator: Generator, batch: int) -> dict[str, Any]:
-    if batch > generator.max_batch:
-        raise RequestError(
-            f"batch {batch} exceeds the {generator.max_batch} images that are decoded together; "
-            "engines take more if they are built with a larger --max-batch"
-        )
-    condition = generator.bundle.manifest.model.condition
-    if condition.kind == "class":
-        return {"class_ids": [image % condition.num_classes for image in range(batch)]}
-    shape = (batch, condition.length, condition.width)
-    return {"text": np.random.default_rng(0).standard_normal(shape, np.float32)}

@@ -23,7 +23,8 @@ from pydantic import ValidationError
 
 from fewstep.runtime.errors import BundleError, choose
 from fewstep.runtime.files import replacing, sha256
-from fewstep.runtime.manifest import MANIFEST_NAME, SCHEMA, FileInfo, GraphInfo, Manifest
+from fewstep.runtime.manifest import MANIFEST_NAME, SCHEMA, Manifest
+from fewstep.runtime.records import FileInfo, GraphInfo
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fewstep import __version__
 from fewstep.runtime.errors import DeviceError, FewstepError
 from fewstep.runtime.jetson import Jetson, find_jetson, read
-from fewstep.runtime.manifest import EngineBackend
 from fewstep.runtime.probe import Driver, TensorRt, find_driver, find_tensorrt
+from fewstep.runtime.records import EngineBackend
 
 RUN_CPU = "generate, verify and bench on the CPU"
 RUN_GPU = "run with ONNX Runtime on an NVIDIA GPU"
@@ -226,7 +227,7 @@ def _machine(root: Path, jetson: Jetson | None, driver: Driver | None) -> dict[s
         "cores": str(len(os.sched_getaffinity(0))),
         "memory": f"{pages * size / 2**30:.0f} GiB",
         "python": platform.python_version(),
-        "fewstep": _version("fewstep") or "not installed",
+        "fewstep": __version__,
         **_driver_rows(root, driver),
         **({} if jetson is None else jetson.rows()),
     }

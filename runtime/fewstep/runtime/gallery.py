@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.errors import OutputError, RequestError, choose
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.manifest import ClassCondition
 from fewstep.runtime.picture import SUFFIXES, grid, save, save_animation, step_frames
 from fewstep.runtime.result import Result
 

@@ -1,39 +1,34 @@
-"""The public entrance: open a bundle, generate images.
+"""The front door: open a bundle, generate images.
 
-with Generator.open("bundle") as generator:
+with fewstep.open("bundle") as generator:
     result = generator.generate(class_ids=[3, 7], steps=8, seed=0)
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.condition import condition_of
 from fewstep.runtime.devices import Array, ClosedOnExit, Device, Workspace
 from fewstep.runtime.engines import Engine
 from fewstep.runtime.engines.on_gpu import EnginesOnGpu
 from fewstep.runtime.engines.select import Wanted, open_backend
-from fewstep.runtime.errors import BundleError, DeviceError, RequestError
-from fewstep.runtime.manifest import ClassCondition
-from fewstep.runtime.masked import MAX_PLAN_BYTES, MaskedDecoder
-from fewstep.runtime.masked_plan import Decoded
-from fewstep.runtime.plan import PlanKey
-from fewstep.runtime.request import (
-    Request,
-    condition_of,
-    require_unconditional,
-    schedule_of,
-    seeds_of,
-    steps_of,
-)
-from fewstep.runtime.result import Result, Trace
-from fewstep.runtime.schedule import Ramp, Schedule
+from fewstep.runtime.errors import DeviceError, RequestError
+from fewstep.runtime.families import family_of, model_of
+from fewstep.runtime.memory import MAX_PLAN_BYTES, Plans
+from fewstep.runtime.program import PIXELS
+from fewstep.runtime.request import seeds_of
+from fewstep.runtime.result import Result
+from fewstep.runtime.settings import settings_of
 
 
 class Generator(ClosedOnExit):
@@ -49,7 +44,7 @@ class Generator(ClosedOnExit):
         max_plan_bytes: int = MAX_PLAN_BYTES,
         backend: str = "onnxruntime",
         precision: str = "fp32",
-        reuse_first: bool = True,
+        constants: bool = True,
     ) -> None:
         """Assemble a generator from parts; most callers want :meth:`open`.
 
@@ -61,24 +56,21 @@ class Generator(ClosedOnExit):
             max_plan_bytes: memory for the buffers of all kept plans together.
             backend: what the engines are of, for reports.
             precision: of the graphs that the engines were made of.
-            reuse_first: reuse the all-masked unconditional logits (same tokens either way).
+            constants: compute once what is the same in all programs (same images either way).
         """
         if max_batch < 1:
             raise RequestError(f"max_batch must be at least 1, got {max_batch}")
         self.bundle, self.device, self.engines = bundle, device, dict(engines)
-        self.max_batch, self._reuse_first = max_batch, reuse_first
+        self.max_batch, self._constants = max_batch, constants
         self.backend, self.precision = backend, precision
         self.passed_over: dict[str, str] = {}
         self.on_gpu: EnginesOnGpu | None = None
         self._scratch: Workspace | None = None
         self._busy = threading.Lock()
-        self._decoder: MaskedDecoder | None = MaskedDecoder(
-            device,
-            self.engines,
-            bundle.manifest.model,
-            _unconditional(bundle),
-            max_plan_bytes=max_plan_bytes,
-        )
+        self.family = family_of(bundle.manifest.model.kind)
+        self.model = model_of(bundle, self.engines)
+        make = functools.partial(self.family.program, self.model)
+        self._plans: Plans | None = Plans(device, self.engines, make, max_plan_bytes=max_plan_bytes)
 
     @classmethod
     def open(
@@ -142,77 +134,73 @@ class Generator(ClosedOnExit):
         return () if self.on_gpu is None else self.on_gpu.notes(self.bundle)
 
     @property
-    def decoder(self) -> MaskedDecoder:
-        """The decode loop.
+    def plans(self) -> Plans:
+        """The plans of the decode loop that are kept.
 
         Raises:
             DeviceError: the generator is closed.
         """
-        if self._decoder is None:
-            raise DeviceError("this Generator is closed; open another with Generator.open")
-        return self._decoder
+        if self._plans is None:
+            raise DeviceError("this Generator is closed; open another with fewstep.open")
+        return self._plans
 
     def generate(
         self,
         *,
         class_ids: Sequence[int] | None = None,
         text: Array | None = None,
-        steps: int | None = None,
         seed: int | Sequence[int] = 0,
-        schedule: str | None = None,
-        guidance: float | Ramp | None = None,
-        sampling_temperature: float | Ramp | None = None,
-        masking_temperature: float | Ramp | None = None,
+        **settings: Any,
     ) -> Result:
         """Generate one image per class id or text.
 
         Args:
             class_ids: one class id per image, for class-conditional bundles.
             text: text states ``[B, L, D]`` float32, for text-conditional bundles.
-            steps: transformer passes, 1 … number of tokens.
             seed: image i gets ``seed + i``, or its own seed from a sequence; 0 … 2⁶⁴ − 1. The
                 same seed, condition and settings give the same image in any batch.
-            schedule: a mask-ratio curve (``cosine``, ``arccos``, ...), the name of one of the
-                bundle's policies, or ``policy``: the newest that was tuned for this number of
-                steps, else the newest for any number. ``policy-exported`` is the one that was
-                exported.
-            guidance: guidance scale; a pair is a ramp (start, end) over the steps.
-            sampling_temperature: divides the logits; 0 takes the most likely code.
-            masking_temperature: scales the Gumbel noise on confidences.
-                What is not given comes from the bundle's defaults. With ``policy`` the network
-                decides the last three, and giving one is an error.
+            settings: of the bundle's family, such as ``steps``, ``schedule`` and ``guidance`` of
+                :class:`fewstep.runtime.families.masked.settings.MaskedSettings`. What is not given
+                comes from the bundle's defaults. A pair is a ramp (start, end) over the steps.
 
         Raises:
             RequestError: an argument the bundle cannot serve.
             EngineError: a graph failed, or gave NaN.
             DeviceError: the generator is closed, or out of memory.
         """
-        model = self.bundle.manifest.model
-        condition = condition_of(model, class_ids, text)
-        steps = steps_of(model, steps)
-        ramps = {
-            "guidance": guidance,
-            "sampling_temperature": sampling_temperature,
-            "masking_temperature": masking_temperature,
-        }
-        chosen = schedule_of(model, schedule, ramps, steps)
-        fixed = chosen if isinstance(chosen, Schedule) else None
-        return self.run(
-            Request(
-                condition=condition,
-                seeds=seeds_of(seed, len(condition)),
-                steps=steps,
-                parameters=None if fixed is None else fixed.parameters(steps, model.num_tokens),
-                guided=fixed is None or fixed.guided,
-                policy=chosen if isinstance(chosen, str) else None,
-            )
-        )
+        return self.run(self.request(class_ids=class_ids, text=text, seed=seed, **settings))
 
-    def run(self, request: Request) -> Result:
+    def request(
+        self,
+        *,
+        class_ids: Sequence[int] | None = None,
+        text: Array | None = None,
+        seed: int | Sequence[int] = 0,
+        edit: Mapping[str, Array] | None = None,
+        **settings: Any,
+    ) -> Any:
+        """A checked request of the bundle's family; arguments as of :meth:`generate`.
+
+        Args:
+            class_ids: as there.
+            text: as there.
+            seed: as there.
+            edit: what of the images is kept, by names of the family's own.
+            settings: as there.
+
+        Raises:
+            RequestError: an argument the bundle cannot serve.
+        """
+        info = self.model.info
+        condition = condition_of(info.condition, class_ids, text)
+        seeds = seeds_of(seed, len(condition))
+        chosen = settings_of(info.defaults, settings)
+        return self.family.request(self.model, condition, seeds, chosen, edit)
+
+    def run(self, request: Any) -> Result:
         """Serve a checked request, in batches of at most ``max_batch``.
 
         Raises:
-            RequestError: guidance in a bundle without an unconditional condition.
             EngineError: a graph failed, or gave NaN.
             DeviceError: the generator is closed or in use by another thread, or out of memory.
         """
@@ -225,27 +213,23 @@ class Generator(ClosedOnExit):
         finally:
             self._busy.release()
 
-    def _run(self, request: Request) -> Result:
-        decoder = self.decoder
+    def _run(self, request: Any) -> Result:
+        plans, family, model = self.plans, self.family, self.model
         self.device.require()
-        require_unconditional(self.bundle.manifest.model, request.guided)
-        start, parts, count = time.perf_counter(), [], len(request.condition)
+        start, images, decided = time.perf_counter(), list[Array](), list[dict[str, Array]]()
         self.device.timings()
-        for first in range(0, count, self.max_batch):
-            rows = slice(first, min(first + self.max_batch, count))
-            key = PlanKey(
-                batch=rows.stop - first,
-                steps=request.steps,
-                guided=request.guided,
-                policy=request.policy,
-                reuse_first=self._reuse_first,
-            )
-            inputs = request.condition[rows], request.seeds[rows], request.parameters
-            parts.append(decoder.run(key, *inputs))
+        for rows in batches(len(request.seeds), self.max_batch):
+            batch = rows.stop - rows.start
+            key = family.key(model, request, batch, constants=self._constants)
+            outputs = plans.run(key, family.inputs(model, request, rows))
+            images.append(outputs[PIXELS])
+            decided.append(family.decisions(model, key, outputs))
         total = (time.perf_counter() - start) * 1e3
         stages = self.device.timings()
         timings = {**stages, "other": max(0.0, total - sum(stages.values())), "total": total}
-        return _result(parts, request, self.bundle.manifest.model.mask_token, timings)
+        joined = {name: _joined([each[name] for each in decided], 1) for name in decided[0]}
+        trace = family.trace(model, joined)
+        return Result(_joined(images, 0), request.seeds, trace, timings)
 
     def close(self) -> None:
         """Release plans, engines and device. Closing twice is fine.
@@ -253,46 +237,22 @@ class Generator(ClosedOnExit):
         Raises:
             DeviceError: this thread may not use the device; nothing was released.
         """
-        if self._decoder is None:
+        if self._plans is None:
             return
         self.device.require_thread()
-        decoder, self._decoder = self._decoder, None
+        plans, self._plans = self._plans, None
         with contextlib.ExitStack() as stack:
             stack.callback(self.device.close)
             if self._scratch is not None:
                 stack.callback(self._scratch.close)
             for engine in self.engines.values():
                 stack.callback(engine.close)
-            stack.callback(decoder.close)
+            stack.callback(plans.close)
 
 
-def _unconditional(bundle: Bundle) -> Array | None:
-    info = bundle.manifest.model.condition
-    if isinstance(info, ClassCondition):
-        return np.array(info.unconditional_id, np.int32)
-    if info.unconditional_file is None:
-        return None
-    text = bundle.arrays(info.unconditional_file).get("text")
-    if text is None or text.shape != (info.length, info.width):
-        raise BundleError(
-            f"{bundle.path}/{info.unconditional_file}: expected an array 'text' of shape "
-            f"[{info.length}, {info.width}]; export the bundle again"
-        )
-    return text.astype(np.float32)
-
-
-def _result(
-    parts: Sequence[Decoded], request: Request, mask_token: int, timings: dict[str, float]
-) -> Result:
-    sampled = _joined([part.sampled for part in parts], axis=1)
-    trace = Trace(
-        tokens=_joined([part.tokens for part in parts], axis=1),
-        sampled=sampled,
-        parameters=_joined([part.parameters for part in parts], axis=1),
-        mask_token=mask_token,
-    )
-    images = _joined([part.pixels for part in parts], axis=0)
-    return Result(images, sampled[-1], request.seeds, trace, timings)
+def batches(count: int, most: int) -> list[slice]:
+    """``count`` rows in slices of at most ``most``."""
+    return [slice(first, min(first + most, count)) for first in range(0, count, most)]
 
 
 def _joined(parts: Sequence[Array], axis: int) -> Array:

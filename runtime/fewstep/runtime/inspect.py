@@ -1,16 +1,18 @@
-"""What is in a bundle: graphs, sizes, provenance, whether the files are intact, and the memory
-that a plan of the decode loop takes."""
+"""What is in a bundle: graphs, sizes, provenance, whether the files are intact, and the program and
+memory of one decode."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.devices import BufferSpec
 from fewstep.runtime.errors import RequestError
-from fewstep.runtime.plan import PlanKey, first_pass_buffers, plan_buffers
-from fewstep.runtime.request import RAMPS, require_unconditional, schedule_of, steps_of
+from fewstep.runtime.families import Model, family_of, model_of
+from fewstep.runtime.program import Launch, Op, Program, Run, View
+from fewstep.runtime.settings import settings_of
 
 
 @dataclass(frozen=True)
@@ -39,66 +41,97 @@ def inspect(bundle: Bundle) -> Inspection:
 
 
 @dataclass(frozen=True)
-class PlanMemory:
-    """Bytes of every buffer that one plan allocates, and of what all plans share.
+class PlannedDecode:
+    """The program of a request, and the memory that a plan of it takes.
 
-    ``weights_bytes`` is the size of the graph files, which every backend loads in some form. The
-    activations inside the engines are the backend's own and not known here.
+    ``batch``: images decoded together. ``settings``: of the request, complete.
+    ``weights_bytes``: size of the files of the graphs that it runs, which every backend loads in
+    some form. The activations inside the engines are the backend's own and not known here.
     """
 
-    key: PlanKey
-    buffers: dict[str, BufferSpec]
-    shared: dict[str, BufferSpec]
+    model: Model
+    batch: int
+    settings: dict[str, Any]
+    key: Any
+    program: Program
     weights_bytes: int
 
     @property
     def total_bytes(self) -> int:
         """Sum over the plan's own buffers."""
-        return sum(spec.bytes for spec in self.buffers.values())
+        return self.program.bytes
 
     @property
     def shared_bytes(self) -> int:
-        """Sum over the buffers that all plans share."""
-        return sum(spec.bytes for spec in self.shared.values())
+        """Sum over the constants, which all plans share."""
+        constants = self.program.constants.items()
+        return sum(program.buffers[name].bytes for name, program in constants)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        every = {**self.buffers, **{f"shared/{name}": spec for name, spec in self.shared.items()}}
+        constants = self.program.constants
+        buffers = self.program.every_buffer.items()
         return {
-            **asdict(self.key),
+            "batch": self.batch,
+            "settings": self.settings,
+            "key": asdict(self.key),
             "buffers": {
-                name: {**asdict(spec), "bytes": spec.bytes} for name, spec in every.items()
+                name: {**asdict(spec), "bytes": spec.bytes, "shared": name in constants}
+                for name, spec in buffers
             },
+            "operations": [described(op) for op in self.program.ops],
             "total_bytes": self.total_bytes,
             "shared_bytes": self.shared_bytes,
             "weights_bytes": self.weights_bytes,
         }
 
 
-def plan_memory(
-    bundle: Bundle, *, batch: int = 1, steps: int | None = None, schedule: str | None = None
-) -> PlanMemory:
-    """What a plan of ``Generator.generate`` would allocate; nothing is allocated here.
+def planned_decode(bundle: Bundle, *, batch: int = 1, **settings: Any) -> PlannedDecode:
+    """What ``Generator.generate`` would run and allocate; nothing is allocated here.
 
     Args:
         bundle: the bundle.
         batch: images decoded together.
-        steps: transformer passes; the bundle's default if ``None``.
-        schedule: a curve, ``policy`` or a policy's name; the bundle's default if ``None``.
+        settings: as of ``generate``; the bundle's defaults where there are none.
 
     Raises:
         RequestError: as ``Generator.generate``.
+        BundleError: a file that programs are made of is damaged.
     """
     if not isinstance(batch, int) or batch < 1:
         raise RequestError(f"batch must be a whole number, at least 1, got {batch}")
-    model, graphs = bundle.manifest.model, bundle.manifest.graphs
-    steps = steps_of(model, steps)
-    chosen = schedule_of(model, schedule, dict.fromkeys(RAMPS), steps)
-    policy = chosen if isinstance(chosen, str) else None
-    guided = isinstance(chosen, str) or chosen.guided
-    require_unconditional(model, guided)
-    key = PlanKey(batch, steps, guided=guided, policy=policy)
-    shared = first_pass_buffers(model, graphs) if guided else {}
-    files = [file for graph in graphs.values() for file in (graph.file, *graph.external)]
-    weights = sum(bundle.manifest.files[file].bytes for file in dict.fromkeys(files))
-    return PlanMemory(key, plan_buffers(model, graphs, key), shared, weights)
+    model, family = model_of(bundle), family_of(bundle.manifest.model.kind)
+    chosen = settings_of(model.info.defaults, settings)
+    condition, seeds = model.info.condition.examples(batch), np.arange(batch, dtype=np.uint64)
+    request = family.request(model, condition, seeds, chosen)
+    key = family.key(model, request, batch)
+    program = family.program(model, key)
+    graphs = [bundle.graph(name) for name in program.graphs]
+    files = dict.fromkeys(file for graph in graphs for file in graph.files)
+    weights = sum(bundle.manifest.files[file].bytes for file in files)
+    return PlannedDecode(model, batch, chosen.model_dump(), key, program, weights)
+
+
+def described(op: Op) -> dict[str, str]:
+    """An operation in words: what it is, what it runs, on what."""
+    if isinstance(op, Run):
+        return {"op": "run", "what": op.graph, "on": _named(op.bindings), "step": str(op.step)}
+    if isinstance(op, Launch):
+        on = _named(op.arguments)
+        return {"op": "launch", "what": op.kernel, "on": on, "step": str(op.step)}
+    on = f"{_view(op.target)} ← {_view(op.source)}"
+    return {"op": "copy", "what": "", "on": on, "step": str(op.step)}
+
+
+def _named(arguments: Any) -> str:
+    shown = (
+        f"{name}={_view(each) if isinstance(each, View) else f'{each:g}'}"
+        for name, each in arguments.items()
+    )
+    return ", ".join(shown)
+
+
+def _view(view: View) -> str:
+    index = "" if view.index is None else f"[{view.index}]"
+    rows = "" if view.rows is None else f"[{view.rows[0]}:{view.rows[1]}]"
+    return f"{view.buffer}{index}{rows}"

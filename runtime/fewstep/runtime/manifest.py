@@ -2,207 +2,32 @@
 
 Unknown fields are refused at every level, so that a typing error or a field of a newer version
 never goes unnoticed. ``SCHEMA`` grows whenever a field changes its meaning or a new one is
-needed to run the bundle.
+needed to run the bundle. What stands in it of graphs, kernels and engines is in
+:mod:`fewstep.runtime.records`, of the model in its family.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import SerializeAsAny, field_validator, model_validator
 from typing_extensions import Self
 
+from fewstep.runtime.errors import BundleError
+from fewstep.runtime.families import ModelInfo, family_of
 from fewstep.runtime.records import (
-    AutoChoice,
-    BuildOptions,
-    EngineBackend,
     EngineInfo,
     FileInfo,
     GraphInfo,
-    Keeper,
     KernelsInfo,
-    LayerCost,
-    OtherLayers,
     Precision,
-    QuantizationInfo,
-    RangeMethod,
     Relative,
-    Sha256,
-    ShapeRange,
     Strict,
-    TensorInfo,
     VerifiedOn,
 )
 
-__all__ = [
-    "MANIFEST_NAME",
-    "SCHEMA",
-    "AutoChoice",
-    "BuildOptions",
-    "CheckpointInfo",
-    "ClassCondition",
-    "Defaults",
-    "EngineBackend",
-    "EngineInfo",
-    "FileInfo",
-    "GraphInfo",
-    "Keeper",
-    "KernelsInfo",
-    "LayerCost",
-    "Manifest",
-    "MaskedModel",
-    "OtherLayers",
-    "PolicyInfo",
-    "PolicyName",
-    "PolicyTuning",
-    "Precision",
-    "Provenance",
-    "QuantizationInfo",
-    "RangeMethod",
-    "Sha256",
-    "ShapeRange",
-    "TensorInfo",
-    "TextCondition",
-    "VerifiedOn",
-]
-
 SCHEMA = 1
 MANIFEST_NAME = "bundle.json"
-
-PolicyName = Annotated[str, Field(pattern=r"^policy[a-z0-9-]*$")]
-"""Of a policy graph; "policy" in front keeps it apart from other graphs and schedules."""
-
-
-class ClassCondition(Strict):
-    """Class ids 0 … ``num_classes − 1`` and the id that means "no class"."""
-
-    kind: Literal["class"] = "class"
-    num_classes: PositiveInt
-    unconditional_id: int = Field(ge=0)
-    class_names: tuple[str, ...] | None = None
-
-
-class TextCondition(Strict):
-    """Text states ``[length, width]``, float32, and the file with those of the empty text."""
-
-    kind: Literal["text"] = "text"
-    length: PositiveInt
-    width: PositiveInt
-    unconditional_file: Relative | None = None
-
-
-class PolicyTuning(Strict):
-    """How ``fewstep calibrate policy`` made a policy.
-
-    ``adaptive``: per image, or one action per step. ``backend``, ``precision``: of the engines it
-    was tuned on, ``transformer_sha256``: of their graph. ``images``, ``data_sha256``: of the real
-    images. ``updates`` went into the weights kept; ``frechet_distance`` is theirs, before they
-    were rounded to half precision, on tuning seeds.
-    """
-
-    created: str
-    command: str
-    tools: dict[str, str]
-    adaptive: bool
-    reward: str
-    features: str
-    backend: str
-    precision: Precision
-    transformer_sha256: Sha256
-    images: PositiveInt
-    data_sha256: Sha256
-    rollouts: PositiveInt
-    updates: int = Field(ge=0)
-    seed: int
-    frechet_distance: float
-
-
-class PolicyInfo(Strict):
-    """One policy network, under the name of its graph.
-
-    ``residual``: the heuristic schedule is added before the activations, so that a zero
-    action follows it (AdaNAT's ``heu`` option). ``steps``: the number it was tuned for, if known.
-    ``untrained_seed``: what the weights were drawn from, if nothing trained them.
-    """
-
-    residual: bool
-    steps: PositiveInt | None = None
-    tuning: PolicyTuning | None = None
-    untrained_seed: int | None = None
-
-
-class Defaults(Strict):
-    """What ``generate`` uses when the caller says nothing; ramps are (start, end)."""
-
-    steps: PositiveInt = 8
-    schedule: str = "cosine"
-    guidance: tuple[float, float] = (0.0, 3.0)
-    sampling_temperature: tuple[float, float] = (1.0, 1.0)
-    masking_temperature: tuple[float, float] = (4.5, 0.0)
-
-
-class MaskedModel(Strict):
-    """A masked token transformer with a VQ tokenizer (MaskGIT, AdaNAT).
-
-    ``mask_token`` is the id of a masked position; tokens are 0 … ``codebook_size − 1``.
-    ``policies`` are by graph name, oldest first.
-    """
-
-    kind: Literal["masked"] = "masked"
-    grid: tuple[PositiveInt, PositiveInt]
-    codebook_size: PositiveInt
-    mask_token: int = Field(ge=0)
-    feature_width: PositiveInt
-    image_size: tuple[PositiveInt, PositiveInt]
-    condition: ClassCondition | TextCondition = Field(discriminator="kind")
-    policies: dict[PolicyName, PolicyInfo] = {}
-    defaults: Defaults = Defaults()
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens per image, N."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def condition_input(self) -> str:
-        """Name of the transformer's condition input."""
-        return "condition" if isinstance(self.condition, ClassCondition) else "text"
-
-    def tensor_shapes(self) -> dict[tuple[str, str], tuple[int, ...]]:
-        """Shape without batch of every (graph, tensor) that the decode loop binds."""
-        n, width, text = self.num_tokens, self.feature_width, self.condition
-        condition = () if isinstance(text, ClassCondition) else (text.length, text.width)
-        shapes: dict[tuple[str, str], tuple[int, ...]] = {
-            ("transformer", "tokens"): (n,),
-            ("transformer", self.condition_input): condition,
-            ("transformer", "logits"): (n, self.codebook_size),
-            ("decoder", "tokens"): (n,),
-            ("decoder", "image"): (3, *self.image_size),
-        }
-        for graph in self.policies:
-            shapes |= {("transformer", "features"): (n, width), (graph, "features"): (n, width)}
-            shapes |= {(graph, "step"): (), (graph, "action"): (4,)}
-        return shapes
-
-    def policy_for(self, steps: int) -> str | None:
-        """The newest policy tuned for ``steps``, else for any number, else of all, if any."""
-        for wanted in (steps, None):
-            fitting = [name for name, info in self.policies.items() if info.steps == wanted]
-            if fitting:
-                return fitting[-1]
-        return next(reversed(self.policies), None)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.mask_token < self.codebook_size:
-            raise ValueError(f"mask_token {self.mask_token} is one of the codes")
-        if isinstance(self.condition, ClassCondition):
-            known, names = self.condition.num_classes, self.condition.class_names
-            if not known <= self.condition.unconditional_id < 2**31:
-                raise ValueError("unconditional_id is one of the classes, or no int32")
-            if names is not None and len(names) != known:
-                raise ValueError(f"class_names: expected {known} names, got {len(names)}")
-        return self
 
 
 class CheckpointInfo(Strict):
@@ -230,9 +55,9 @@ class Manifest(Strict):
     """
 
     schema_version: Literal[1] = 1
-    family: Literal["maskgit", "adanat"]
+    family: str
     name: str
-    model: MaskedModel
+    model: SerializeAsAny[ModelInfo]
     graphs: dict[str, GraphInfo]
     golden: Relative | None = None
     variants: dict[Precision, dict[str, GraphInfo]] = {}
@@ -250,8 +75,7 @@ class Manifest(Strict):
         named |= {engine.file for engine in self.engines}
         if self.kernels is not None:
             named |= set(self.kernels.cubins.values())
-        if isinstance(self.model.condition, TextCondition):
-            named.add(self.model.condition.unconditional_file or "")
+        named.add(getattr(self.model.condition, "unconditional_file", None) or "")
         return named - {""}
 
     def verified_on(self, engine: EngineInfo) -> tuple[VerifiedOn, ...]:
@@ -259,10 +83,23 @@ class Manifest(Strict):
         content = self.files[engine.file].sha256
         return tuple(mark for mark in engine.verified if mark.engine_sha256 == content)
 
+    @field_validator("model", mode="before")
+    @classmethod
+    def _of_its_family(cls, value: Any) -> Any:
+        """Let the family read its own fields."""
+        if isinstance(value, ModelInfo):
+            return value
+        kind = value.get("kind", "") if isinstance(value, dict) else ""
+        try:
+            family = family_of(str(kind))
+        except BundleError as error:
+            raise ValueError(str(error)) from error
+        return family.Info.model_validate(value)
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        needed = {"transformer", "decoder", *self.model.policies}
-        if absent := sorted(needed - self.graphs.keys()):
+        shapes = self.model.tensor_shapes()
+        if absent := sorted({graph for graph, _ in shapes} - self.graphs.keys()):
             raise ValueError(f"graphs lacks {', '.join(absent)}")
         if unlisted := sorted(self.named_files() - self.files.keys()):
             raise ValueError(f"files lacks {', '.join(unlisted)}")
@@ -274,12 +111,20 @@ class Manifest(Strict):
         for engine in self.engines:
             if engine.graph not in self.graphs:
                 raise ValueError(f"engine {engine.file} is of no graph: {engine.graph}")
-        for (graph, tensor), shape in self.model.tensor_shapes().items():
+        for (graph, tensor), shape in shapes.items():
             info = {**self.graphs[graph].inputs, **self.graphs[graph].outputs}.get(tensor)
-            if info is None or info.shape[1:] != shape:
-                found = "nothing" if info is None else list(info.shape[1:])
+            if info is None or not same_shape(info.shape, shape):
+                found = "nothing" if info is None else list(info.shape)
                 raise ValueError(
-                    f"graph {graph}, tensor {tensor}: the model needs {list(shape)} per image, "
-                    f"the graph has {found}"
+                    f"graph {graph}, tensor {tensor}: the model needs {list(shape)}, the graph "
+                    f"has {found}"
                 )
         return self
+
+
+def same_shape(one: tuple[int | str, ...], other: tuple[int | str, ...]) -> bool:
+    """Whether two shapes agree; a name stands for whatever may vary, under any name."""
+    return len(one) == len(other) and all(
+        a == b or (isinstance(a, str) and isinstance(b, str))
+        for a, b in zip(one, other, strict=True)
+    )

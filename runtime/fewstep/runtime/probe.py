@@ -21,7 +21,7 @@ from typing import Any
 from fewstep.runtime.engines.tensorrt_api import MODULES, OLDEST
 from fewstep.runtime.errors import MissingDependencyError
 from fewstep.runtime.jetson import Jetson, tensorrt_remedy
-from fewstep.runtime.manifest import EngineBackend
+from fewstep.runtime.records import EngineBackend
 
 _PATIENCE_S = 20
 _INTEGRATED, _MAJOR, _MINOR = 18, 75, 76  # of CUdevice_attribute

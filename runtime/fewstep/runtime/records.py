@@ -4,9 +4,10 @@ made. :mod:`fewstep.runtime.manifest` puts them together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 from typing_extensions import Self
 
 DType = Literal["float32", "float16", "bfloat16", "int32", "int64", "uint8"]
@@ -18,7 +19,7 @@ Keeper = Literal["rules", "user", "auto"]
 Relative = Annotated[str, Field(min_length=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Capability = Annotated[str, Field(pattern=r"^\d+\.\d$")]
-Shape = tuple[PositiveInt, ...]
+Shape = tuple[NonNegativeInt, ...]
 
 
 class Strict(BaseModel):
@@ -28,10 +29,18 @@ class Strict(BaseModel):
 
 
 class TensorInfo(Strict):
-    """One graph input or output; a dimension that may vary carries its name."""
+    """One graph input or output; a dimension that may vary carries its name.
+
+    ``batch`` is the name of the one along which there are images, or twice as many.
+    """
 
     dtype: DType
     shape: tuple[int | str, ...]
+
+    @property
+    def varies(self) -> bool:
+        """Whether any dimension does."""
+        return any(isinstance(size, str) for size in self.shape)
 
 
 class LayerCost(Strict):
@@ -138,6 +147,18 @@ class ShapeRange(Strict):
     min: Shape
     opt: Shape
     max: Shape
+
+    @classmethod
+    def of(cls, least: Sequence[int], best: Sequence[int], most: Sequence[int]) -> Self:
+        """Of shapes that a backend gives, in any kind of sequence."""
+        shapes = (tuple(int(size) for size in each) for each in (least, best, most))
+        low, middle, high = shapes
+        return cls(min=low, opt=middle, max=high)
+
+    def spans(self, shape: Sequence[int]) -> bool:
+        """Whether a shape lies within."""
+        ends = zip(self.min, shape, self.max, strict=True)
+        return all(least <= size <= most for least, size, most in ends)
 
 
 class BuildOptions(Strict):

@@ -9,9 +9,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from fewstep.runtime import bench, doctor, verify
+from fewstep.runtime.families.masked.model import PolicyInfo
 from fewstep.runtime.inspect import Inspection, PlanMemory
 from fewstep.runtime.kernels.compile import CompiledKernels
-from fewstep.runtime.manifest import PolicyInfo, TensorInfo
+from fewstep.runtime.records import TensorInfo
 
 STAGES = ("transformer", "policy", "sampling", "decoder", "device", "other")
 

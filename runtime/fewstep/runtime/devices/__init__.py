@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
+from fewstep.runtime.errors import DeviceError
+
 if TYPE_CHECKING:
     from fewstep.runtime.engines import BoundEngine
 
@@ -52,14 +54,19 @@ class BufferSpec:
             raise ValueError(f"the host cannot write a buffer of aligned rows, role {self.role}")
 
     @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return np.dtype(self.dtype).itemsize
+
+    @property
     def bytes(self) -> int:
         """Size of the contents."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape) * self.itemsize
 
     @property
     def row_stride(self) -> int:
         """Bytes from the start of a row to that of the next, on a GPU."""
-        size = math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
+        size = math.prod(self.shape[1:]) * self.itemsize
         return -(-size // ALIGNMENT) * ALIGNMENT if self.aligned_rows else size
 
     @property
@@ -86,6 +93,20 @@ class Buffer(Protocol):
     def __getitem__(self, rows: int | slice) -> Buffer:
         """A view of one row, or of a contiguous run of rows, sharing the memory."""
         ...
+
+    def view(self, shape: tuple[int, ...]) -> Buffer:
+        """The first elements in another shape, sharing the memory.
+
+        Raises:
+            DeviceError: there are not so many, or padding lies between them.
+        """
+        ...
+
+
+def require_room(shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    """Raise ``DeviceError`` unless a buffer of a shape has the elements of the other."""
+    if math.prod(wanted) > math.prod(shape):
+        raise DeviceError(f"a buffer of shape {shape} has no {wanted}")
 
 
 class ClosedOnExit(ABC):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.runtime.devices import Array, Buffer, BufferSpec, ClosedOnExit, Direct, Workspace
+from fewstep.runtime.devices import (
+    Array,
+    Buffer,
+    BufferSpec,
+    ClosedOnExit,
+    Direct,
+    Workspace,
+    require_room,
+)
 from fewstep.runtime.engines import BoundEngine
 from fewstep.runtime.errors import DeviceError, OutOfMemoryError
 from fewstep.runtime.kernels.cpu import KERNELS
@@ -38,6 +47,11 @@ class CpuBuffer:
 
     def __getitem__(self, rows: int | slice) -> CpuBuffer:
         return CpuBuffer(self.array[rows])
+
+    def view(self, shape: tuple[int, ...]) -> CpuBuffer:
+        """The first elements in another shape."""
+        require_room(self.shape, shape)
+        return CpuBuffer(self.array.reshape(-1)[: math.prod(shape)].reshape(shape))
 
 
 def host_array(buffer: Buffer) -> Array:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.runtime.devices import Array, BufferSpec, ClosedOnExit
+from fewstep.runtime.devices import Array, BufferSpec, ClosedOnExit, require_room
 from fewstep.runtime.devices.cuda_driver import translated
 from fewstep.runtime.errors import DeviceError
 
@@ -54,6 +54,13 @@ class CudaBuffer:
             return CudaBuffer(pointer, shape, self.dtype, self._row_stride)
         row = range(self.shape[0])[rows]
         return CudaBuffer(self.pointer + row * self._row_stride, self.shape[1:], self.dtype)
+
+    def view(self, shape: tuple[int, ...]) -> CudaBuffer:
+        """The first elements in another shape."""
+        require_room(self.shape, shape)
+        if self.shape and self.shape[0] > 1 and self._row_stride * self.shape[0] != self.bytes:
+            raise DeviceError(f"rows of a buffer of shape {self.shape} have padding between them")
+        return CudaBuffer(self.pointer, shape, self.dtype)
 
 
 class CudaWorkspace(ClosedOnExit):

@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from fewstep.runtime.devices import Array, Buffer, BufferSpec, Device
 from fewstep.runtime.errors import EngineError
-from fewstep.runtime.manifest import TensorInfo
+from fewstep.runtime.records import TensorInfo
 
 
 def _nothing() -> None:
@@ -76,38 +76,73 @@ class Engine(Protocol):
         ...
 
 
-def require_all(engine: Engine, bindings: Mapping[str, Buffer]) -> None:
-    """Raise ``EngineError`` unless every input and output is bound to a buffer that fits."""
+def require_all(engine: Engine, bindings: Mapping[str, Buffer]) -> dict[str, int]:
+    """Check that every input and output is bound to a buffer that fits.
+
+    Returns:
+        The size of every dimension that may vary, by its name.
+
+    Raises:
+        EngineError: a tensor has no buffer, or one of another dtype or shape; or a dimension has
+            one size in one tensor and another in the next.
+    """
     if absent := sorted({*engine.inputs, *engine.outputs} - bindings.keys()):
         raise EngineError(f"graph '{engine.name}': no buffer bound to {', '.join(absent)}")
+    sizes: dict[str, int] = {}
     for name, buffer in bindings.items():
-        check_binding(engine, name, buffer)
+        info = engine.inputs.get(name) or engine.outputs.get(name)
+        if info is None:
+            raise EngineError(f"graph '{engine.name}' has no input or output '{name}'")
+        if not _fits(info, buffer.dtype, buffer.shape, sizes):
+            known = ", ".join(f"{key} {size}" for key, size in sizes.items())
+            raise EngineError(
+                f"graph '{engine.name}', tensor '{name}': expected {info.dtype} "
+                f"{_shown(info.shape)}{f' with {known}' if known else ''}, "
+                f"got {buffer.dtype} {list(buffer.shape)}"
+            )
+    return sizes
 
 
-def check_binding(engine: Engine, name: str, buffer: Buffer) -> None:
-    """Raise ``EngineError`` unless ``buffer`` has dtype and shape of the engine's tensor."""
-    info = engine.inputs.get(name) or engine.outputs.get(name)
-    if info is None:
-        raise EngineError(f"graph '{engine.name}' has no input or output '{name}'")
-    fits = len(info.shape) == len(buffer.shape) and all(
-        isinstance(expected, str) or expected == actual
-        for expected, actual in zip(info.shape, buffer.shape, strict=True)
+def _fits(info: TensorInfo, dtype: Any, shape: tuple[int, ...], sizes: dict[str, int]) -> bool:
+    """Whether a tensor takes this; the names that it has for dimensions get their sizes."""
+    if dtype != info.dtype or len(shape) != len(info.shape):
+        return False
+    return all(
+        size == (expected if isinstance(expected, int) else sizes.setdefault(expected, size))
+        for expected, size in zip(info.shape, shape, strict=True)
     )
-    if not fits or buffer.dtype != info.dtype:
-        raise EngineError(
-            f"graph '{engine.name}', tensor '{name}': expected {info.dtype} {list(info.shape)}, "
-            f"got {buffer.dtype} {list(buffer.shape)}"
-        )
+
+
+def _shown(shape: tuple[int | str, ...]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
 
 
 def run_once(device: Device, engine: Engine, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Run an engine on host arrays and return its outputs: for checks, not for loops."""
-    batch = len(next(iter(inputs.values())))
-    specs = {
-        name: BufferSpec(value.shape, engine.inputs[name].dtype) for name, value in inputs.items()
-    }
+    """Run an engine on host arrays and return its outputs: for checks, not for loops.
+
+    Raises:
+        EngineError: inputs that do not fit, or an output with a dimension that no input has.
+    """
+    sizes: dict[str, int] = {}
+    specs = {}
+    for name, value in inputs.items():
+        if name not in engine.inputs or len(engine.inputs[name].shape) != value.ndim:
+            raise EngineError(
+                f"graph '{engine.name}' has no input '{name}' of shape {list(value.shape)}"
+            )
+        info = engine.inputs[name]
+        sizes |= {
+            key: size
+            for key, size in zip(info.shape, value.shape, strict=True)
+            if isinstance(key, str)
+        }
+        specs[name] = BufferSpec(value.shape, info.dtype)
     for name, info in engine.outputs.items():
-        shape = tuple(batch if isinstance(size, str) else size for size in info.shape)
+        if unknown := [each for each in info.shape if isinstance(each, str) and each not in sizes]:
+            raise EngineError(
+                f"graph '{engine.name}', output '{name}': no input has the dimension {unknown[0]}"
+            )
+        shape = tuple(sizes[size] if isinstance(size, str) else size for size in info.shape)
         specs[name] = BufferSpec(shape, info.dtype)
     with device.workspace(specs) as buffers:
         for name, value in inputs.items():

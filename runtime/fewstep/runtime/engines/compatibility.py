@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.runtime.errors import EngineError
-from fewstep.runtime.manifest import EngineInfo
+from fewstep.runtime.records import EngineInfo
 
 # Read off engines of TensorRT-RTX 1.4.0 and 1.7.1; undocumented, so anything else means "unknown".
 _HEADER = struct.Struct("<4sIQQ4B4sI")

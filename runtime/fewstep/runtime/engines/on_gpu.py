@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices.cuda_driver import compute_capability, cuda_version, device_name
 from fewstep.runtime.engines.compatibility import tuned_elsewhere
-from fewstep.runtime.manifest import EngineInfo, VerifiedOn
+from fewstep.runtime.records import EngineInfo, VerifiedOn
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from fewstep.runtime.devices import Buffer, CudaStream
 from fewstep.runtime.engines import BoundEngine, require_all
 from fewstep.runtime.errors import EngineError, MissingDependencyError, missing
-from fewstep.runtime.manifest import GraphInfo
+from fewstep.runtime.records import GraphInfo
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -21,7 +21,7 @@ from fewstep.runtime.engines.on_gpu import EnginesOnGpu, Gpu
 from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.engines.tensorrt_api import MODULES, TensorRt, load
 from fewstep.runtime.errors import EngineError, FewstepError, RequestError, choose
-from fewstep.runtime.manifest import EngineBackend, EngineInfo
+from fewstep.runtime.records import EngineBackend, EngineInfo
 
 if TYPE_CHECKING:
     from fewstep.runtime.engines.tensorrt import TensorRtEngine
@@ -233,7 +233,7 @@ def _open_tensorrt(
     stack.callback(device.close)
     engines, scratch = _open_engines(bundle, api, infos, device, stack)
     most = min(info.options.max_batch for info in infos.values())
-    precision, on_gpu = infos["transformer"].precision, EnginesOnGpu(infos, gpu)
+    precision, on_gpu = next(iter(infos.values())).precision, EnginesOnGpu(infos, gpu)
     return Opened(name, precision, device, engines, most, scratch, on_gpu=on_gpu)
 
 

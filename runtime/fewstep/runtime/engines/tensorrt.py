@@ -25,7 +25,7 @@ from fewstep.runtime.engines import BoundEngine, require_all
 from fewstep.runtime.engines.runtime_cache import RuntimeCache
 from fewstep.runtime.engines.tensorrt_api import TensorRt
 from fewstep.runtime.errors import EngineError, OutOfMemoryError
-from fewstep.runtime.manifest import GraphInfo, TensorInfo
+from fewstep.runtime.records import GraphInfo, ShapeRange, TensorInfo
 
 _DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int32": "INT32"}
 _DTYPES |= {"int64": "INT64", "uint8": "UINT8"}
@@ -125,17 +125,16 @@ class TensorRtEngine:
         """Bind buffers by name, in a context of their own; outputs are written in place.
 
         Raises:
-            EngineError: a buffer is missing, misaligned or of another dtype or shape, the batch
-                is beyond every optimization profile, or TensorRT refuses the shapes.
-            OutOfMemoryError: there is not enough memory to run with this batch.
+            EngineError: a buffer is missing, misaligned or of another dtype or shape, the
+                shapes are beyond every optimization profile, or TensorRT refuses the shapes.
+            OutOfMemoryError: there is not enough memory to run with these shapes.
         """
         self._require_open()
         require_all(self, bindings)
-        batch = bindings[next(iter(self.inputs))].shape[0]
         for name, buffer in bindings.items():
-            self._check(name, buffer, batch)
+            self._require_aligned(name, buffer)
         number = next(self._numbers)
-        self._make_context(number, batch, bindings)
+        self._make_context(number, bindings)
         return BoundEngine(
             self.name,
             run=functools.partial(self._run, number),
@@ -176,27 +175,22 @@ class TensorRtEngine:
         if held.engine is None:
             raise self._refused(f"the engine does not load{self._validity(file.content)}")
         self._check_against_manifest()
-        self._profiles = self._profile_batches()
+        self._profiles = self._engine_profiles()
         held.cache = RuntimeCache(file.cache)
         held.config = self._runtime_config(held.cache)
 
-    def _check(self, name: str, buffer: Buffer, batch: int) -> None:
-        info = self.inputs.get(name) or self.outputs[name]
-        if isinstance(info.shape[0], str) and buffer.shape[0] != batch:
-            raise EngineError(
-                f"graph '{self.name}', tensor '{name}': expected {batch} rows, as the first input "
-                f"has, got {buffer.shape[0]}"
-            )
+    def _require_aligned(self, name: str, buffer: Buffer) -> None:
         if buffer.pointer % ALIGNMENT:
             raise EngineError(
                 f"graph '{self.name}', tensor '{name}': TensorRT needs addresses that are "
                 f"multiples of {ALIGNMENT}, got {buffer.pointer:#x}"
             )
 
-    def _make_context(self, number: int, batch: int, bindings: Mapping[str, Buffer]) -> None:
+    def _make_context(self, number: int, bindings: Mapping[str, Buffer]) -> None:
         """A context with its profile, shapes, addresses and memory set for good."""
         self._api.messages.clear()
-        profile, contexts = self._profile_for(batch), self._held.contexts
+        shapes = {name: bindings[name].shape for name in self.inputs}
+        profile, contexts = self._profile_for(shapes), self._held.contexts
         contexts[number] = self._held.engine.create_execution_context(self._held.config)
         try:
             self._prepare(contexts[number], profile, bindings)
@@ -240,30 +234,34 @@ class TensorRtEngine:
             context = None
         return found
 
-    def _profile_for(self, batch: int) -> int:
-        """The profile that spans ``batch`` rows and is tuned for a number near it."""
+    def _profile_for(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """The profile that spans these shapes and is tuned for some near them."""
         fitting = [
-            (abs(best - batch), index)
-            for index, (least, best, most) in enumerate(self._profiles)
-            if least <= batch <= most
+            (_distance(profile, shapes), index)
+            for index, profile in enumerate(self._profiles)
+            if _beyond(profile, shapes) is None
         ]
-        if not fitting:
-            most = max(most for _, _, most in self._profiles)
-            raise EngineError(
-                f"graph '{self.name}': the engine takes up to {most} rows, got {batch}; build it "
-                "for more images with: fewstep build --max-batch"
-            )
-        return min(fitting)[1]
+        if fitting:
+            return min(fitting)[1]
+        name = next(each for profile in self._profiles if (each := _beyond(profile, shapes)))
+        ranges = " or ".join(
+            f"{list(profile[name].min)} … {list(profile[name].max)}" for profile in self._profiles
+        )
+        raise EngineError(
+            f"graph '{self.name}', input '{name}': the engine takes {ranges}, got "
+            f"{list(shapes[name])}; build it for more images with: fewstep build --max-batch"
+        )
 
-    def _profile_batches(self) -> list[tuple[int, int, int]]:
-        """Least, best and largest batch of every optimization profile."""
-        first, held = next(iter(self.inputs)), self._held
-        only = self.inputs[first].shape[0]
-        if not isinstance(only, str):
-            return [(only, only, only)]
-        count = held.engine.num_optimization_profiles
-        shapes = [held.engine.get_tensor_profile_shape(first, index) for index in range(count)]
-        return [(int(low[0]), int(best[0]), int(high[0])) for low, best, high in shapes]
+    def _engine_profiles(self) -> list[dict[str, ShapeRange]]:
+        """The range of every input that varies, of every optimization profile."""
+        held, varying = self._held, [n for n, info in self.inputs.items() if info.varies]
+        return [
+            {
+                name: ShapeRange.of(*held.engine.get_tensor_profile_shape(name, index))
+                for name in varying
+            }
+            for index in range(max(1, held.engine.num_optimization_profiles))
+        ]
 
     def _runtime_config(self, cache: RuntimeCache) -> Any:
         """What contexts are created with: memory from us, kernels compiled at once and kept."""
@@ -325,3 +323,17 @@ class TensorRtEngine:
         if _OUT_OF_MEMORY.search(said):
             return OutOfMemoryError(f"{message}; use a smaller batch, or close other programs")
         return EngineError(message)
+
+
+def _beyond(profile: Mapping[str, ShapeRange], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """The first input whose shape a profile does not span."""
+    return next((name for name, each in profile.items() if not each.spans(shapes[name])), None)
+
+
+def _distance(profile: Mapping[str, ShapeRange], shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How far all dimensions together are from those that a profile is tuned for."""
+    return sum(
+        abs(best - size)
+        for name, each in profile.items()
+        for best, size in zip(each.opt, shapes[name], strict=True)
+    )

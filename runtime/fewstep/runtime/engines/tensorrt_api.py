@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fewstep.runtime.errors import EngineError, MissingDependencyError
-from fewstep.runtime.manifest import EngineBackend
+from fewstep.runtime.records import EngineBackend
 
 MODULES: dict[EngineBackend, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 

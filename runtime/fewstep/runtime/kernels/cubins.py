@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import BundleError
 from fewstep.runtime.kernels.compile import CompiledKernels, sources_sha256
-from fewstep.runtime.manifest import KernelsInfo
+from fewstep.runtime.records import KernelsInfo
 
 _JETSONS = {"5.3", "6.2", "7.2", "8.7", "10.1", "11.0"}
 _TOOLCHAINS = {12: ("kernels12", "-cu12"), 13: ("kernels", "")}

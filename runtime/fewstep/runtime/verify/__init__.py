@@ -1,25 +1,15 @@
 """Replaying golden rollouts: does this engine compute what PyTorch computed?
 
-Teacher-forced: the recorded tokens of every step go through the transformer (and policy), so one
-wrong token cannot hide behind another. Free-running: the same seeds are generated from scratch.
+Forced: the decode runs with the recorded decisions of every step, so that one wrong token cannot
+hide behind another. Free-running: the same seeds are generated from scratch.
 
-Every figure belongs to a graph, so that a failure says where to look:
+Every metric belongs to a graph, so that a failure says where to look
+(:mod:`fewstep.runtime.verify.metrics`); ``token_agreement``, the fraction of equal final tokens,
+free-running, belongs to the loop: to every graph, and the decode around them.
 
-==================  ====================  ========================================================
-graph               figure                meaning
-==================  ====================  ========================================================
-``transformer``     ``logit_error``       max |l − l'| / max(1, max |l|), l PyTorch's logits
-..                  ``mean_logit_error``  mean |l − l'| over the same range
-..                  ``argmax_agreement``  fraction of positions with the same most likely code
-..                  ``kl_nats``           mean of KL(p ‖ p') = Σ p (ln p − ln p'), p = softmax(l)
-the policy          ``action_error``      max |a − a'| / max(1, max |a|) of the raw actions
-``decoder``         ``psnr_db``           10 log₁₀(1 / mean squared difference), images in 0…1
-``loop``            ``token_agreement``   fraction of equal final tokens, free-running
-==================  ====================  ========================================================
-
-The policy reads the features of the transformer under test, so a wrong transformer can fail its
-figure too. Polygraphy's comparers judge each output array against one tolerance, and have neither
-a divergence of distributions nor a fraction of equal codes; none fits.
+A graph reads what those before it gave, so a wrong transformer can fail a policy's metric too.
+Polygraphy's comparers judge each output array against one tolerance, and have neither a divergence
+of distributions nor a fraction of equal codes; none fits.
 """
 
 from __future__ import annotations
@@ -30,7 +20,7 @@ from fewstep.runtime.verify.document import (
     Unavailable,
     Verification,
 )
-from fewstep.runtime.verify.figures import largest_errors, logit_figures, psnr
+from fewstep.runtime.verify.golden import Recording, record, recordings, replay
 from fewstep.runtime.verify.markdown import (
     as_markdown,
     divergence_lines,
@@ -39,31 +29,31 @@ from fewstep.runtime.verify.markdown import (
     write_report,
 )
 from fewstep.runtime.verify.marks import mark
-from fewstep.runtime.verify.replay import golden, rollouts, teacher_forced, verify
+from fewstep.runtime.verify.metrics import METRICS
 from fewstep.runtime.verify.report import LOOP, TITLES, Check, Report
-from fewstep.runtime.verify.thresholds import THRESHOLDS, Thresholds
+from fewstep.runtime.verify.tolerances import TOLERANCES, Tolerances
+from fewstep.runtime.verify.verify import verify
 
 __all__ = [
     "LOOP",
-    "THRESHOLDS",
+    "METRICS",
     "TITLES",
+    "TOLERANCES",
     "Check",
     "Divergence",
+    "Recording",
     "Report",
     "TensorError",
-    "Thresholds",
+    "Tolerances",
     "Unavailable",
     "Verification",
     "as_markdown",
     "divergence_lines",
-    "golden",
-    "largest_errors",
-    "logit_figures",
     "mark",
-    "psnr",
+    "record",
+    "recordings",
+    "replay",
     "require_report_path",
-    "rollouts",
-    "teacher_forced",
     "unavailable_line",
     "verify",
     "write_report",

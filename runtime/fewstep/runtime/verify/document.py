@@ -61,13 +61,13 @@ class Divergence:
         precision: of the graph that was examined.
         backend: what ran the graph; the reference runs in ONNX Runtime on the CPU.
         reference: what it was compared with; empty if there was nothing to compare with.
-        schedule: of the golden rollout whose inputs were used.
+        rollout: the golden one whose inputs were used.
         step: of that rollout; 0 is the first.
         image: place in the batch.
-        bar: the error that a tensor may have.
+        tolerance: the error that a tensor may have.
         compared: tensors that were looked at.
         tensors: all tensors, of the reference if there is one.
-        first: the first tensor beyond the bar; without a reference, the first not finite.
+        first: the first tensor beyond the tolerance; without a reference, the first not finite.
         before: the tensors that its node reads, those made by other nodes of the graph.
         weights: the weights that its node reads.
         first_not_finite: the first tensor with NaN or infinite numbers the reference lacks.
@@ -78,10 +78,10 @@ class Divergence:
     precision: str
     backend: str
     reference: str
-    schedule: str
+    rollout: str
     step: int
     image: int
-    bar: float
+    tolerance: float
     compared: int
     tensors: int
     first: TensorError | None

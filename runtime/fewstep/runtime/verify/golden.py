@@ -1,166 +1,236 @@
-"""Running the recorded inputs through engines, and judging what they give."""
+"""Golden rollouts: what PyTorch decided and computed, recorded when the bundle was exported.
+
+A recording has what a replay needs, whatever the family: the request, the decisions of every step,
+and of every run of a graph the outputs that metrics exist for, logits at a few positions. In the
+file, ``golden.npz``, the arrays of rollout R are
+
+    R/settings               JSON text: what the request set
+    R/condition, R/seeds     of its images
+    R/decisions/BUFFER       [steps, images, …], as in the trace
+    R/positions/N            positions that are kept of logits at N positions
+    R/runs/I/GRAPH/TENSOR    an output of run I of the program, rows as the graph has them
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices import Array
-from fewstep.runtime.engines import run_once
-from fewstep.runtime.errors import BundleError, EngineError
-from fewstep.runtime.generator import Generator
-from fewstep.runtime.request import Request
-from fewstep.runtime.verify.figures import largest_errors, logit_figures, psnr
-from fewstep.runtime.verify.report import AT_LEAST, LOOP, Check, Report
-from fewstep.runtime.verify.thresholds import THRESHOLDS, Thresholds
+from fewstep.runtime.errors import BundleError, RequestError
+from fewstep.runtime.families import Family, Model, TensorKind, family_of, model_of
+from fewstep.runtime.generator import Generator, batches
+from fewstep.runtime.observe import Call, observe
+from fewstep.runtime.settings import settings_of
+from fewstep.runtime.verify.metrics import METRICS
 
-_LARGEST = frozenset(("logit_error", "action_error"))  # over the steps; other figures are means
-_RECORDED = frozenset(
-    ("condition", "seeds", "parameters", "tokens", "sampled", "positions", "logits", "image")
-)
+_POSITIONS = 8
+_SEED = 20_220
 
 
-def verify(generator: Generator) -> Report:
-    """Replay every golden rollout of the generator's bundle against its precision's bars.
+@dataclass(frozen=True)
+class RecordedRun:
+    """What one run of a graph gave, by tensor."""
+
+    graph: str
+    outputs: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One golden rollout.
+
+    ``condition`` and ``seeds`` are of its images, ``settings`` of its request. ``decisions``:
+    arrays ``[steps, images, …]`` by buffer name. ``runs``: by their place in the program, those
+    that metrics exist for. ``positions``: which are kept of logits, by how many there are.
+    """
+
+    name: str
+    condition: Array
+    seeds: npt.NDArray[np.uint64]
+    settings: Mapping[str, Any]
+    decisions: Mapping[str, Array]
+    runs: Mapping[int, RecordedRun]
+    positions: Mapping[int, Array] = field(default_factory=dict)
+
+    def kept(self, kind: TensorKind, value: Array) -> Array:
+        """The part of an output that a recording has."""
+        return value[:, self.positions[value.shape[1]]] if kind == "logits" else value
+
+    def request(self, family: Family, model: Model) -> Any:
+        """Its request.
+
+        Raises:
+            RequestError: the model cannot serve it.
+        """
+        chosen = settings_of(model.info.defaults, self.settings)
+        return family.request(model, self.condition, self.seeds, chosen)
+
+    def arrays(self) -> dict[str, Array]:
+        """Its arrays in the file."""
+        found = {
+            "settings": np.array(json.dumps(dict(self.settings))),
+            "condition": self.condition,
+            "seeds": self.seeds,
+        }
+        found |= {f"decisions/{name}": value for name, value in self.decisions.items()}
+        found |= {f"positions/{count}": value for count, value in self.positions.items()}
+        for index, run in self.runs.items():
+            found |= {f"runs/{index}/{run.graph}/{t}": value for t, value in run.outputs.items()}
+        return {f"{self.name}/{name}": value for name, value in found.items()}
+
+
+def record(generator: Generator, name: str, settings: Mapping[str, Any], images: int) -> Recording:
+    """Record one rollout with a generator's engines.
+
+    Args:
+        generator: whose engines are taken for right; it decodes all images together.
+        name: of the rollout.
+        settings: of the request.
+        images: how many.
+    """
+    family, model = generator.family, generator.model
+    condition = model.info.condition.examples(images)
+    seeds = _SEED + np.arange(images, dtype=np.uint64)
+    start = Recording(name, condition, seeds, settings, {}, {}, _Positions())
+    decisions = generator.run(start.request(family, model)).trace.decisions
+    made = replace(start, decisions=decisions)
+    runs = {}
+    for each in replay(generator, made):
+        outputs = {}
+        for tensor, value in each.call.outputs.items():
+            kind = family.kinds.get(tensor, "other")
+            if kind in METRICS:
+                outputs[tensor] = made.kept(kind, value)
+        if outputs:
+            runs[each.index] = RecordedRun(each.call.graph, outputs)
+    return replace(made, runs=runs, positions=dict(made.positions))
+
+
+class _Positions(dict[int, Array]):
+    """Positions by how many there are to choose from, drawn when they are first asked for."""
+
+    def __missing__(self, count: int) -> Array:
+        chosen = np.random.default_rng(_SEED).choice(count, min(_POSITIONS, count), replace=False)
+        self[count] = np.sort(chosen)
+        return self[count]
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A run of a graph in a replay: which of the program's, for which images, and what it gave."""
+
+    index: int
+    images: slice
+    call: Call
+
+
+def replay(generator: Generator, recording: Recording) -> Iterator[Replayed]:
+    """Every run of a graph with a recording's decisions, for as many images at a time as fit.
 
     Raises:
-        BundleError: the bundle has no golden rollouts, or incomplete ones.
         EngineError: a graph cannot be run.
     """
-    recorded = golden(generator.bundle)
-    limits = THRESHOLDS[generator.precision]
-    checks = [
-        check
-        for schedule, rollout in recorded.items()
-        for check in _replay(generator, schedule, rollout, limits)
-    ]
-    return Report(
-        bundle=str(generator.bundle.path),
-        precision=generator.precision,
-        checks=tuple(checks),
-        backend=generator.backend,
-        device=generator.device.name,
-    )
+    family, model = generator.family, generator.model
+    request = recording.request(family, model)
+    for rows in batches(len(recording.seeds), generator.max_batch):
+        key = family.key(model, request, rows.stop - rows.start, constants=False)
+        calls = observe(
+            family.program(model, key),
+            generator.device,
+            generator.engines,
+            family.inputs(model, request, rows),
+            {name: value[:, rows] for name, value in recording.decisions.items()},
+        )
+        for index, call in enumerate(calls):
+            yield Replayed(index, rows, call)
 
 
-def golden(bundle: Bundle) -> dict[str, dict[str, Array]]:
-    """The golden rollouts of a bundle, complete and of its model, by schedule and name.
+def recordings(bundle: Bundle) -> dict[str, Recording]:
+    """The golden rollouts of a bundle by name, complete and of its model.
 
     Raises:
-        BundleError: there are none, or they are incomplete or of another model.
+        BundleError: there are none, or they are incomplete, of another model, or older than this
+            layout.
     """
-    if bundle.manifest.golden is None:
+    manifest = bundle.manifest
+    if manifest.golden is None:
         raise BundleError(f"{bundle.path} has no golden rollouts; export it again to record them")
-    recorded = rollouts(bundle.arrays(bundle.manifest.golden))
-    _check_complete(bundle, recorded)
-    return recorded
+    place, again = f"{bundle.path}/{manifest.golden}", "export the bundle again"
+    found = _read(bundle.arrays(manifest.golden))
+    if not found:
+        raise BundleError(f"{place}: it holds no rollout; {again}")
+    model, read = model_of(bundle), {}
+    for name, arrays in found.items():
+        if "settings" not in arrays and "sampled" in arrays:
+            made = manifest.provenance.command
+            raise BundleError(
+                f"{place} was recorded by an older fewstep; export the bundle again, it was made "
+                f"with: {made or 'fewstep export'}"
+            )
+        try:
+            read[name] = _recording(name, arrays)
+            _check(read[name], family_of(manifest.model.kind), model)
+        except (KeyError, ValueError, TypeError, RequestError) as error:
+            raise BundleError(f"{place}: '{name}' {_told(error)}; {again}") from error
+    return read
 
 
-def rollouts(arrays: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
-    """The recordings of a golden file by schedule and name."""
+def _told(error: Exception) -> str:
+    return f"lacks {error.args[0]}" if isinstance(error, KeyError) else f"does not fit: {error}"
+
+
+def _read(arrays: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
+    """The arrays of a file by rollout and name."""
     found: dict[str, dict[str, Array]] = {}
     for key, value in arrays.items():
-        schedule, _, name = key.partition("/")
-        found.setdefault(schedule, {})[name] = value
+        rollout, _, name = key.partition("/")
+        found.setdefault(rollout, {})[name] = value
     return found
 
 
-def _check_complete(bundle: Bundle, rollouts: Mapping[str, Mapping[str, Array]]) -> None:
-    """Refuse recordings with nothing to check, or of another model."""
-    model, file = bundle.manifest.model, bundle.manifest.golden
-    problems = [] if rollouts else ["it holds no rollout"]
-    for schedule, rollout in rollouts.items():
-        if absent := sorted(_RECORDED - rollout.keys()):
-            problems.append(f"'{schedule}' lacks {', '.join(absent)}")
-        elif rollout["tokens"].ndim != 3 or rollout["tokens"].shape[2] != model.num_tokens:
-            problems.append(f"'{schedule}' is not of {model.num_tokens} tokens")
-        elif rollout["logits"].shape[-1] != model.codebook_size:
-            problems.append(f"'{schedule}' is not of {model.codebook_size} codes")
-    if problems:
-        raise BundleError(f"{bundle.path}/{file}: {'; '.join(problems)}; export the bundle again")
+def _recording(name: str, arrays: Mapping[str, Array]) -> Recording:
+    runs: dict[int, RecordedRun] = {}
+    for key in (each for each in arrays if each.startswith("runs/")):
+        _, index, graph, tensor = key.split("/", 3)
+        known = runs.get(int(index), RecordedRun(graph, {}))
+        runs[int(index)] = RecordedRun(graph, {**known.outputs, tensor: arrays[key]})
 
+    def named(room: str) -> dict[str, Array]:
+        prefix = f"{room}/"
+        return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
-def _replay(
-    generator: Generator, schedule: str, rollout: Mapping[str, Array], limits: Thresholds
-) -> Iterator[Check]:
-    tokens = rollout["sampled"][-1]
-    actions = rollout.get("actions")
-
-    def check(graph: str, figure: str, value: float, steps: Sequence[float] = ()) -> Check:
-        limit, at_most = getattr(limits, figure), figure not in AT_LEAST
-        return Check(graph, schedule, figure, value, limit, at_most, tuple(steps))
-
-    policy = None if actions is None else schedule
-    logits, acted = teacher_forced(generator, rollout, policy=policy)
-    for figure, steps in logit_figures(logits, rollout["logits"]).items():
-        yield check("transformer", figure, _over_steps(figure, steps), steps)
-    if actions is not None:
-        steps = largest_errors(acted, actions)
-        yield check(schedule, "action_error", _over_steps("action_error", steps), steps)
-    image = _run(generator, "decoder", {"tokens": tokens})["image"]
-    yield check("decoder", "psnr_db", psnr(image, rollout["image"], peak=1.0))
-    free = _free_running(generator, schedule, rollout)
-    yield check(LOOP, "token_agreement", float((free == tokens).mean()))
-
-
-def teacher_forced(
-    generator: Generator, rollout: Mapping[str, Array], *, policy: str | None
-) -> tuple[Array, Array]:
-    """Run the recorded tokens of every step through the transformer, and the policy if asked.
-
-    Args:
-        generator: whose engines are run.
-        rollout: ``tokens [T + 1, B, N]``, ``condition`` and ``positions [K]``.
-        policy: the policy network to run too.
-
-    Returns:
-        Conditional logits ``[T, B, K, V]`` and raw actions ``[T, B, 4]`` (empty without policy).
-    """
-    model = generator.bundle.manifest.model
-    logits, actions = [], []
-    for step, tokens in enumerate(rollout["tokens"][:-1]):
-        inputs = {"tokens": tokens, model.condition_input: rollout["condition"]}
-        out = _run(generator, "transformer", inputs)
-        logits.append(out["logits"][:, rollout["positions"]])
-        if policy is not None:
-            state = {"features": out["features"], "step": np.full(len(tokens), step, np.int32)}
-            actions.append(_run(generator, policy, state)["action"])
-    return np.stack(logits), np.array(actions)
-
-
-def _run(generator: Generator, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Run an engine on as many images at a time as it takes."""
-    count, most = len(next(iter(inputs.values()))), generator.max_batch
-    parts = [
-        run_once(
-            generator.device,
-            generator.engines[graph],
-            {name: value[first : first + most] for name, value in inputs.items()},
-        )
-        for first in range(0, count, most)
-    ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _free_running(generator: Generator, schedule: str, rollout: Mapping[str, Array]) -> Array:
-    """Final tokens from the recorded seeds and, for a fixed schedule, parameters."""
-    policy = schedule if schedule in generator.bundle.manifest.model.policies else None
-    parameters = None if policy else rollout["parameters"][:, 0]
-    request = Request(
-        condition=rollout["condition"],
-        seeds=rollout["seeds"],
-        steps=len(rollout["sampled"]),
-        parameters=parameters,
-        guided=parameters is None or bool(parameters[:, 3].any()),
-        policy=policy,
+    return Recording(
+        name,
+        arrays["condition"],
+        arrays["seeds"],
+        json.loads(str(arrays["settings"])),
+        named("decisions"),
+        {index: runs[index] for index in sorted(runs)},
+        {int(count): value for count, value in named("positions").items()},
     )
-    try:
-        return generator.run(request).tokens
-    except EngineError:  # a graph gave NaN: the other figures say which; nothing agrees
-        return np.full_like(rollout["sampled"][-1], -1)
 
 
-def _over_steps(figure: str, steps: Sequence[float]) -> float:
-    return float(np.max(steps) if figure in _LARGEST else np.mean(steps))
+def _check(recording: Recording, family: Family, model: Model) -> None:
+    """Raise unless a recording has all that the program of its request runs and decides."""
+    request, images = recording.request(family, model), len(recording.seeds)
+    program = family.program(model, family.key(model, request, images, constants=False))
+    if absent := sorted(set(program.decisions) - recording.decisions.keys()):
+        raise KeyError(f"decisions {', '.join(absent)}")
+    for index, (run, shapes) in enumerate(program.runs()):
+        for tensor in model.graphs[run.graph].outputs:
+            kind = family.kinds.get(tensor, "other")
+            if kind not in METRICS:
+                continue
+            value = recording.runs[index].outputs[tensor]
+            shape = shapes[tensor]
+            if kind == "logits":
+                shape = (shape[0], len(recording.positions[shape[1]]), *shape[2:])
+            if value.shape != shape:
+                raise ValueError(f"{run.graph}, {tensor}: {list(value.shape)} is not {list(shape)}")

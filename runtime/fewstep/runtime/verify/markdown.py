@@ -72,7 +72,7 @@ def unavailable_line(unavailable: Unavailable) -> str:
 
 def divergence_lines(divergence: Divergence) -> list[str]:
     """What ``--layers`` found in one graph: a headline, then details."""
-    place = f"{divergence.schedule}, step {divergence.step}, image {divergence.image}"
+    place = f"{divergence.rollout}, step {divergence.step}, image {divergence.image}"
     lines = [f"{divergence.graph} in {divergence.precision} ({place}): {_headline(divergence)}"]
     lines += [f"reads {_described(each)}" for each in divergence.before]
     lines += [f"reads weights {name}" for name in divergence.weights]
@@ -87,7 +87,9 @@ def divergence_lines(divergence: Divergence) -> list[str]:
 def _headline(divergence: Divergence) -> str:
     first = divergence.first
     if first is None and divergence.reference:
-        return f"no tensor differs from {divergence.reference} by more than {divergence.bar:g}"
+        return (
+            f"no tensor differs from {divergence.reference} by more than {divergence.tolerance:g}"
+        )
     if first is None:
         return "all tensors are finite"
     if first.error is None:
@@ -108,7 +110,7 @@ def _coverage(divergence: Divergence) -> str:
         f"with {divergence.backend}"
     )
     if divergence.reference:
-        return f"{seen}; a tensor may differ by {divergence.bar:g} of its largest magnitude"
+        return f"{seen}; a tensor may differ by {divergence.tolerance:g} of its largest magnitude"
     return f"{seen}; to compare them, name the same model's bundle from elsewhere with --reference"
 
 
@@ -116,17 +118,26 @@ def _report_parts(report: Report) -> Iterator[str]:
     where = f"{report.backend} on {report.device}"
     yield f"## {report.precision}: {_verdict(report.passed)} ({_cell(where)})"
     rows = [
-        (*_names(each), f"{each.value:.3g}", f"{each.sign} {each.limit:g}", _verdict(each.passed))
+        (
+            *_names(each),
+            f"{each.value:.3g}",
+            f"{each.sign} {each.tolerance:g}",
+            _verdict(each.passed),
+        )
         for each in report.checks
     ]
-    yield _table(("Graph", "Schedule", "Figure", "Value", "Bar", "Verdict"), rows)
+    yield _table(("Graph", "Rollout", "Metric", "Value", "Tolerance", "Verdict"), rows)
     stepped = [each for each in report.checks if each.steps]
     worst = [(*_names(each), *_worst(each)) for each in stepped]
-    yield _table(("Graph", "Schedule", "Figure", "Worst step", "Value there"), worst)
+    yield _table(("Graph", "Rollout", "Metric", "Worst step", "Value there"), worst)
 
 
 def _names(check: Check) -> tuple[str, str, str]:
-    return check.graph, check.schedule, check.title
+    return check.graph, check.rollout, check.title
+
+
+def _values(check: Check) -> tuple[str, str]:
+    return f"{check.value:.3g}", f"{check.sign} {check.tolerance:g}"
 
 
 def _worst(check: Check) -> tuple[str, str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 
+from fewstep import __version__
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.engines.on_gpu import Gpu
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.manifest import EngineInfo, VerifiedOn
+from fewstep.runtime.records import EngineInfo, VerifiedOn
 from fewstep.runtime.verify.report import Report
 
 
@@ -59,7 +59,7 @@ def _judged(bundle: Bundle, info: EngineInfo, gpu: Gpu, passed: bool) -> EngineI
         compute_capability=gpu.compute_capability,
         driver=gpu.driver,
         engine_sha256=bundle.manifest.files[info.file].sha256,
-        fewstep=importlib.metadata.version("fewstep"),
+        fewstep=__version__,
         date=datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
     )
     if any(each.model_copy(update={"date": fresh.date}) == fresh for each in marks):

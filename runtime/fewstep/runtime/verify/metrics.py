@@ -1,61 +1,95 @@
-"""Figures that compare an engine's arrays with PyTorch's. NaN in either stays NaN in the figure."""
+"""Metrics that compare what an engine gave with what PyTorch gave, by the kind of a tensor.
+
+Each takes two lists of arrays, one a run of the graph, and gives a number a run. NaN in either
+stays NaN in the metric, which meets no tolerance.
+
+=============  ====================  =======================================================
+kind           metric                meaning
+=============  ====================  =======================================================
+``logits``     ``logit_error``       max |l − l'| / max(1, max |l|), l PyTorch's logits
+..             ``mean_logit_error``  mean |l − l'| over the same range
+..             ``argmax_agreement``  fraction of positions with the same most likely code
+..             ``kl_nats``           mean of KL(p ‖ p') = Σ p (ln p − ln p'), p = softmax(l)
+``action``     ``action_error``      max |a − a'| / max(1, max |a|) of the raw actions
+``latents``    ``latent_error``      max |z − z'| / max(1, max |z|)
+``image``      ``psnr_db``           10 log₁₀(1 / mean squared difference), images in 0 … 1
+=============  ====================  =======================================================
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from fewstep.runtime.devices import Array
+from fewstep.runtime.families import TensorKind
 
 _MAX_PSNR = 120.0
 
-
-def logit_figures(actual: Array, expected: Array) -> dict[str, list[float]]:
-    """The transformer's figures by step.
-
-    Args:
-        actual: logits ``[T, B, K, V]`` of the engine.
-        expected: those of PyTorch.
-    """
-    flat = (len(expected), -1)  # [T, B·K·V]
-    with np.errstate(invalid="ignore"):  # ∞ − ∞ is NaN, which fails every bar
-        error = np.abs(actual - expected).reshape(flat) / _scale(expected)
-        divergence = _kl_nats(expected, actual).reshape(flat)
-    agreement = (actual.argmax(-1) == expected.argmax(-1)).reshape(flat)
-    found = {
-        "logit_error": error.max(1),
-        "mean_logit_error": error.mean(1, dtype=np.float64),
-        "argmax_agreement": agreement.mean(1),
-        "kl_nats": divergence.mean(1),
-    }
-    return {figure: values.tolist() for figure, values in found.items()}
+Arrays = Sequence[Array]
 
 
-def largest_errors(actual: Array, expected: Array) -> list[float]:
-    """Per step (the first axis) the largest difference, over max(1, largest magnitude of all)."""
+def largest_errors(actual: Arrays, expected: Arrays) -> list[float]:
+    """A run's largest difference, over max(1, largest magnitude of all runs)."""
+    return [float(each.max()) for each in _errors(actual, expected)]
+
+
+def mean_errors(actual: Arrays, expected: Arrays) -> list[float]:
+    """A run's mean difference, over the same range."""
+    return [float(each.mean(dtype=np.float64)) for each in _errors(actual, expected)]
+
+
+def argmax_agreement(actual: Arrays, expected: Arrays) -> list[float]:
+    """Fraction of positions with the same most likely code; codes are the last axis."""
+    pairs = zip(actual, expected, strict=True)
+    return [float((a.argmax(-1) == e.argmax(-1)).mean()) for a, e in pairs]
+
+
+def kl_nats(actual: Arrays, expected: Arrays) -> list[float]:
+    """Mean KL(softmax(expected) ‖ softmax(actual)) over the last axis, in nats."""
+    found = []
+    for a, e in zip(actual, expected, strict=True):
+        with np.errstate(invalid="ignore"):  # ∞ − ∞ is NaN
+            p, q = _log_softmax(e), _log_softmax(a)
+            # Rounding alone can take the sum below 0, by about 10⁻¹⁶.
+            found.append(float(np.maximum((np.exp(p) * (p - q)).sum(-1), 0.0).mean()))
+    return found
+
+
+def psnr_db(actual: Arrays, expected: Arrays) -> list[float]:
+    """Peak signal-to-noise ratio of images in 0 … 1, at most 120 dB."""
+    return [_psnr(a, e) for a, e in zip(actual, expected, strict=True)]
+
+
+Metric = Callable[[Arrays, Arrays], list[float]]
+
+METRICS: Mapping[TensorKind, Mapping[str, Metric]] = {
+    "logits": {
+        "logit_error": largest_errors,
+        "mean_logit_error": mean_errors,
+        "argmax_agreement": argmax_agreement,
+        "kl_nats": kl_nats,
+    },
+    "action": {"action_error": largest_errors},
+    "latents": {"latent_error": largest_errors},
+    "image": {"psnr_db": psnr_db},
+}
+"""By the kind of a graph's output; outputs of other kinds are not compared."""
+
+
+def _errors(actual: Arrays, expected: Arrays) -> list[Array]:
+    scale = max(1.0, *(float(np.abs(each).max()) for each in expected))
     with np.errstate(invalid="ignore"):
-        error = np.abs(actual - expected).reshape(len(expected), -1) / _scale(expected)
-    return [float(each) for each in error.max(1)]
+        return [np.abs(a - e) / scale for a, e in zip(actual, expected, strict=True)]
 
 
-def psnr(actual: Array, expected: Array, *, peak: float) -> float:
-    """Peak signal-to-noise ratio in dB, at most 120."""
+def _psnr(actual: Array, expected: Array) -> float:
     error = float(np.mean((np.asarray(actual, np.float64) - expected) ** 2))
     if error == 0:
         return _MAX_PSNR
-    value = 10 * float(np.log10(peak**2 / error))
-    return value if value != value else min(_MAX_PSNR, value)  # NaN fails every bar
-
-
-def _scale(expected: Array) -> float:
-    return max(1.0, float(np.abs(expected).max()))
-
-
-def _kl_nats(expected: Array, actual: Array) -> Array:
-    """KL(softmax(expected) ‖ softmax(actual)) over the last axis, in nats."""
-    p, q = _log_softmax(expected), _log_softmax(actual)
-    # Rounding alone can take the sum below 0, by about 10⁻¹⁶.
-    divergence: Array = np.maximum((np.exp(p) * (p - q)).sum(-1), 0.0)
-    return divergence
+    value = 10 * float(np.log10(1 / error))
+    return value if value != value else min(_MAX_PSNR, value)
 
 
 def _log_softmax(logits: Array) -> Array:

@@ -17,48 +17,49 @@ TITLES = {
     "argmax_agreement": "argmax agreement",
     "kl_nats": "KL divergence, nats",
     "action_error": "largest action error",
+    "latent_error": "largest latent error",
     "psnr_db": "PSNR, dB",
     "token_agreement": "token agreement",
 }
-"""Figures as people read them, in the order of a report."""
+"""Metrics as people read them, in the order of a report."""
 
 AT_LEAST = frozenset(("argmax_agreement", "psnr_db", "token_agreement"))
 
 
 @dataclass(frozen=True)
 class Check:
-    """One figure of one graph with its bar.
+    """One metric of one graph with its tolerance.
 
-    ``steps``: the figure at every step, where the replay was teacher-forced. The value is the
+    ``steps``: the metric of every run of the graph, where there are several. The value is the
     largest of them for largest errors, and otherwise their mean.
     """
 
     graph: str
-    schedule: str
-    figure: str
+    rollout: str
+    metric: str
     value: float
-    limit: float
+    tolerance: float
     at_most: bool
     steps: tuple[float, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether the value meets its bar (NaN never does)."""
-        return self.value <= self.limit if self.at_most else self.value >= self.limit
+        """Whether the value meets its tolerance (NaN never does)."""
+        return self.value <= self.tolerance if self.at_most else self.value >= self.tolerance
 
     @property
     def sign(self) -> str:
-        """How the value must stand to its bar."""
+        """How the value must stand to its tolerance."""
         return "≤" if self.at_most else "≥"
 
     @property
     def title(self) -> str:
-        """The figure's name as people read it."""
-        return TITLES[self.figure]
+        """The metric's name as people read it."""
+        return TITLES[self.metric]
 
     @property
     def worst_step(self) -> int | None:
-        """The step with the worst figure (NaN is the worst), if there are figures by step."""
+        """The run with the worst value (NaN is the worst), if there are several."""
         if not self.steps:
             return None
         return int(np.argmax(self.steps) if self.at_most else np.argmin(self.steps))
@@ -67,7 +68,7 @@ class Check:
         """Plain data for JSON, which has no NaN and no infinity: they become ``None``."""
         numbers = {
             "value": finite(self.value),
-            "limit": finite(self.limit),
+            "tolerance": finite(self.tolerance),
             "steps": [finite(each) for each in self.steps],
         }
         return asdict(self) | numbers | {"passed": self.passed, "worst_step": self.worst_step}

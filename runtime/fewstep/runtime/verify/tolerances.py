@@ -16,15 +16,16 @@ int8 **      3.1e-2       2.7e-3            5.8e-4   0.984             42.2     
 
 ``*`` emulated: in fp32, with inputs and outputs of what would be bf16 rounded to it. ``**``
 products and convolutions with QDQ nodes from ``quantize_static``, calibrated on the golden
-rollouts, attention and heads left out. Nothing has run in fp8, whose bars are those of int8. The
-policies of both bundles give exactly 0 in every precision, so bars on actions are those on logits.
+rollouts, attention and heads left out. Nothing has run in fp8, whose tolerances are those of int8.
+The policies of both bundles give exactly 0 in every precision, so tolerances on actions are those
+on logits.
 
-The bars of fp32 are about 20 times what was measured. Another order of summation passes; TF32
+The tolerances of fp32 are about 20 times what was measured. Another order of summation passes; TF32
 (10 bits, as fp16) does not, nor did one wrong weight among L's 194 million, 3.6e-5 of the largest
-logit. Those of lower precisions are acceptance bars, with room for other models: single wrong
+logit. Those of lower precisions are acceptance tolerances, with room for other models: single wrong
 weights can hide below them. The mean error may be a tenth of the largest, as was measured nearly
 everywhere. Logits whose errors have the standard deviation σ give a KL divergence near σ²/2; its
-bars are about that for the mean error's bar, σ being 1.25 of it, on logits that reach 10 to 20.
+tolerances are about that for the mean error's, σ being 1.25 of it, on logits that reach 10 to 20.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Thresholds:
-    """What a replay must reach: the figures of the module's table, by the same names.
+class Tolerances:
+    """What a replay must reach: the metrics of the module's table, by the same names.
 
-    An infinite bar means that the figure is reported and not judged.
+    An infinite tolerance means that the metric is reported and not judged.
     """
 
     logit_error: float
@@ -47,11 +48,12 @@ class Thresholds:
     mean_logit_error: float = math.inf
     kl_nats: float = math.inf
     action_error: float = math.inf
+    latent_error: float = math.inf
 
 
-THRESHOLDS: dict[str, Thresholds] = {
+TOLERANCES: dict[str, Tolerances] = {
     # Differences of rounding only; a free-running token may flip on a tie.
-    "fp32": Thresholds(
+    "fp32": Tolerances(
         logit_error=2e-5,
         mean_logit_error=2e-6,
         argmax_agreement=0.999,
@@ -60,9 +62,9 @@ THRESHOLDS: dict[str, Thresholds] = {
         psnr_db=80.0,
         token_agreement=0.99,
     ),
-    # Acceptance bars for reduced precision: a flipped token changes every later step, so free-
-    # running agreement says little and the teacher-forced figures decide.
-    "fp16": Thresholds(
+    # Acceptance tolerances for reduced precision: a flipped token changes every later step, so
+    # that free-running agreement says little, and the metrics with forced decisions decide.
+    "fp16": Tolerances(
         logit_error=2e-2,
         mean_logit_error=2e-3,
         argmax_agreement=0.98,
@@ -71,7 +73,7 @@ THRESHOLDS: dict[str, Thresholds] = {
         psnr_db=40.0,
         token_agreement=0.5,
     ),
-    "bf16": Thresholds(
+    "bf16": Tolerances(
         logit_error=1e-1,
         mean_logit_error=1e-2,
         argmax_agreement=0.93,
@@ -80,7 +82,7 @@ THRESHOLDS: dict[str, Thresholds] = {
         psnr_db=32.0,
         token_agreement=0.3,
     ),
-    "int8": Thresholds(
+    "int8": Tolerances(
         logit_error=3e-1,
         mean_logit_error=3e-2,
         argmax_agreement=0.80,
@@ -89,7 +91,7 @@ THRESHOLDS: dict[str, Thresholds] = {
         psnr_db=25.0,
         token_agreement=0.1,
     ),
-    "fp8": Thresholds(
+    "fp8": Tolerances(
         logit_error=3e-1,
         mean_logit_error=3e-2,
         argmax_agreement=0.80,

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter, ValidationError
 
 from fewstep.runtime.errors import RequestError, choose
-
-Ramp = tuple[float, float]
-"""(start, end) of a straight ramp over the steps; equal numbers for a constant."""
+from fewstep.runtime.families.masked.settings import RAMPS
+from fewstep.runtime.settings import Ramp, problems
 
 MASK_RATIOS: dict[str, Callable[[float, int], float]] = {
     "cosine": lambda r, n: math.cos(math.pi * r / 2),
@@ -44,6 +44,7 @@ def policy_schedule(graph: str) -> str:
     return EXPORTED_POLICY if graph == POLICY else graph
 
 
+_RAMP = TypeAdapter(Ramp)
 _MARGIN = 1e-3  # keeps AdaNAT's residuals finite at the first and last step
 
 
@@ -69,10 +70,11 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.mask_ratio not in MASK_RATIOS:
             raise RequestError(choose("schedule", self.mask_ratio, [*MASK_RATIOS, POLICY]))
-        for name in ("guidance", "sampling_temperature", "masking_temperature"):
-            ramp: Ramp = getattr(self, name)
-            if not all(math.isfinite(value) and value >= 0 for value in ramp):
-                raise RequestError(f"{name} must be finite and at least 0, got {ramp}")
+        for name in RAMPS:
+            try:
+                _RAMP.validate_python(getattr(self, name))
+            except ValidationError as error:
+                raise RequestError(f"{name} {problems(error)}") from error
 
     @property
     def guided(self) -> bool:

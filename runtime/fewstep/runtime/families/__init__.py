@@ -1,0 +1,251 @@
+"""Families: what turns a model and a request into a program, for one kind of generator.
+
+A family is a folder here, or registers itself with :func:`register`. Everything else works
+through :class:`Family`, :class:`~fewstep.runtime.program.Program` and the kinds of tensors,
+from ``generate`` to calibration, and knows no family.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import PositiveInt
+
+from fewstep.runtime.condition import ClassCondition, TextCondition
+from fewstep.runtime.devices import Array
+from fewstep.runtime.errors import BundleError, choose
+from fewstep.runtime.program import Program
+from fewstep.runtime.records import Strict, TensorInfo
+from fewstep.runtime.settings import Settings
+
+if TYPE_CHECKING:
+    from fewstep.runtime.bundle import Bundle
+
+TensorKind = Literal[
+    "tokens", "logits", "features", "action", "latents", "cache", "image", "condition", "other"
+]
+"""What a tensor holds, which decides the metrics that it is compared by."""
+
+
+class ModelInfo(Strict):
+    """What a manifest says of the model; every family adds its own fields.
+
+    ``kind`` names the family. ``image_size``: height and width in pixels.
+    """
+
+    kind: str
+    image_size: tuple[PositiveInt, PositiveInt]
+    condition: ClassCondition | TextCondition
+    defaults: Settings
+
+    def tensor_shapes(self) -> dict[tuple[str, str], tuple[int | str, ...]]:
+        """Shape of every (graph, tensor) that programs bind; a name stands for what may vary."""
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, str]:
+        """What ``fewstep inspect`` shows of the model: a heading and a text a line."""
+        raise NotImplementedError
+
+
+class Tensors(Protocol):
+    """Whatever knows the inputs and outputs of a graph: its manifest entry, or its engine."""
+
+    @property
+    def inputs(self) -> Mapping[str, TensorInfo]: ...
+
+    @property
+    def outputs(self) -> Mapping[str, TensorInfo]: ...
+
+
+@dataclass(frozen=True)
+class Model:
+    """A bundle's model, as its family needs it.
+
+    ``info``: the manifest's description. ``graphs``: inputs and outputs by graph name.
+    ``arrays``: what :meth:`Family.arrays` read from the bundle.
+    """
+
+    info: Any
+    graphs: Mapping[str, Tensors]
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+
+
+class Key(Hashable, Protocol):
+    """What a program is made for; everything else of a request is its inputs.
+
+    ``batch``: images decoded together.
+    """
+
+    @property
+    def batch(self) -> int: ...
+
+
+class Trace(Protocol):
+    """How images came about, step by step; families add what they decide.
+
+    ``tokens``-like decisions are arrays ``[T, B, …]`` by the names of the program's buffers.
+    """
+
+    @property
+    def decisions(self) -> Mapping[str, Array]:
+        """Arrays ``[steps, images, …]`` by buffer name."""
+        ...
+
+    @property
+    def final(self) -> Array:
+        """What the images were decoded from, ``[images, …]``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Preview:
+    """An image before the last step: what to run, and what is not decided yet.
+
+    ``graph`` with ``inputs`` (a row an image) gives ``output``, ``[B, 3, H, W]`` in 0 … 1.
+    ``undecided [B, rows, columns]``: true where the picture may still change. ``caption``: of
+    the step, for people.
+    """
+
+    graph: str
+    inputs: Mapping[str, Array]
+    output: str
+    undecided: npt.NDArray[np.bool_]
+    caption: str
+
+
+class Family(ABC):
+    """One kind of generator.
+
+    ``Info`` describes a model of the family in the manifest, ``Settings`` what a request may set;
+    its defaults are the defaults. ``kinds`` says what graph outputs hold, by tensor name.
+    ``quantized``: graphs that ``fewstep calibrate quantize`` quantizes.
+    """
+
+    kind: str
+    Info: type[ModelInfo]
+    Settings: type[Settings]
+    kinds: Mapping[str, TensorKind]
+    quantized: tuple[str, ...]
+
+    def arrays(self, bundle: Bundle) -> Mapping[str, Array]:
+        """What programs and inputs need of the bundle's own files.
+
+        Raises:
+            BundleError: a file is damaged.
+        """
+        return {}
+
+    @abstractmethod
+    def request(
+        self,
+        model: Model,
+        condition: Array,
+        seeds: npt.NDArray[np.uint64],
+        settings: Any,
+        edit: Mapping[str, Array] | None = None,
+    ) -> Any:
+        """A checked request for B images: anything that has ``condition`` and ``seeds``.
+
+        Args:
+            model: the bundle's model.
+            condition: class ids ``[B]`` int32 or text states ``[B, L, D]`` float32.
+            seeds: ``[B]``.
+            settings: an instance of ``Settings``; the fields that the caller gave are set.
+            edit: what of the images is kept, by names of the family's own.
+
+        Raises:
+            RequestError: what the model cannot serve.
+        """
+
+    @abstractmethod
+    def key(self, model: Model, request: Any, batch: int, *, constants: bool = True) -> Any:
+        """The :class:`Key` of the program for a request.
+
+        Args:
+            model: the bundle's model.
+            request: of :meth:`request`.
+            batch: images decoded together.
+            constants: whether the program may use what is computed once for all programs.
+        """
+
+    @abstractmethod
+    def corners(self, model: Model, batch: int) -> Iterable[Any]:
+        """Keys whose programs run every graph with the least and the most that ``batch`` images
+        need; the first is what most requests ask for."""
+
+    @abstractmethod
+    def program(self, model: Model, key: Any) -> Program:
+        """The program for a key. Pure: no device, no engine, no memory."""
+
+    @abstractmethod
+    def inputs(self, model: Model, request: Any, rows: slice) -> dict[str, npt.ArrayLike]:
+        """What the host writes before a run, for some images of a request, by buffer name."""
+
+    @abstractmethod
+    def decisions(self, model: Model, key: Any, outputs: Mapping[str, Array]) -> dict[str, Array]:
+        """What a run decided, ``[steps, images, …]`` by buffer name, from its output buffers."""
+
+    @abstractmethod
+    def trace(self, model: Model, decisions: Mapping[str, Array]) -> Any:
+        """The :class:`Trace` of whole requests."""
+
+    @abstractmethod
+    def preview(self, model: Model, trace: Any, step: int) -> Preview:
+        """The images after a step, 0 … T − 1."""
+
+    @abstractmethod
+    def rollouts(self, model: Model) -> dict[str, dict[str, Any]]:
+        """Settings of the rollouts that are recorded as golden ones, by name."""
+
+    def counted(self, model: Model, graph: str, inputs: Mapping[str, Array]) -> Array | None:
+        """Positions ``[rows, N]`` whose outputs of a run matter; ``None`` if all do."""
+        return None
+
+
+_registered: dict[str, Family] = {}
+
+
+def register(family: Family) -> None:
+    """Make a family that lives elsewhere known, in the place of any of its kind."""
+    _registered[family.kind] = family
+
+
+def kinds() -> tuple[str, ...]:
+    """Kinds of all families that are known."""
+    found = {module.name for module in pkgutil.iter_modules(__path__)}
+    return tuple(sorted(found | _registered.keys()))
+
+
+def family_of(kind: str) -> Family:
+    """The family of a kind.
+
+    Raises:
+        BundleError: there is none.
+    """
+    if kind not in _registered:
+        if kind not in kinds():
+            raise BundleError(choose("kind of model", kind, kinds()))
+        register(importlib.import_module(f"{__name__}.{kind}").FAMILY)
+    return _registered[kind]
+
+
+def model_of(bundle: Bundle, graphs: Mapping[str, Tensors] | None = None) -> Model:
+    """A bundle's model.
+
+    Args:
+        bundle: the bundle.
+        graphs: its engines; its graphs in the manifest if ``None``.
+
+    Raises:
+        BundleError: a file that the family needs is damaged.
+    """
+    manifest = bundle.manifest
+    arrays = family_of(manifest.model.kind).arrays(bundle)
+    return Model(manifest.model, manifest.graphs if graphs is None else graphs, arrays)

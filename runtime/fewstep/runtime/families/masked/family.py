@@ -1,0 +1,167 @@
+"""The masked family: requests, programs and what becomes of their outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fewstep.runtime.condition import ClassCondition
+from fewstep.runtime.devices import Array
+from fewstep.runtime.errors import BundleError
+from fewstep.runtime.families import Family, Model, Preview
+from fewstep.runtime.families.masked.model import MaskedModel
+from fewstep.runtime.families.masked.program import DECISIONS, MaskedKey, masked_program
+from fewstep.runtime.families.masked.request import MaskedRequest, masked_request, schedule_of
+from fewstep.runtime.families.masked.schedule import policy_schedule
+from fewstep.runtime.families.masked.settings import MaskedSettings
+from fewstep.runtime.program import Program
+from fewstep.runtime.settings import settings_of
+
+if TYPE_CHECKING:
+    from fewstep.runtime.bundle import Bundle
+
+_GOLDEN_STEPS = 4  # mask ratios from all to few, in half the time of the usual eight
+
+
+@dataclass(frozen=True)
+class MaskedTrace:
+    """How the tokens were decided.
+
+    ``tokens [T + 1, B, N]``: ids before each step and after the last; ``mask_token`` where still
+    masked. ``sampled [T, B, N]``: ids sampled at each step (known positions keep theirs).
+    ``parameters [T, B, 4]``: mask ratio, masking temperature, sampling temperature, guidance.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    sampled: npt.NDArray[np.int32]
+    parameters: npt.NDArray[np.float32]
+    mask_token: int
+
+    @property
+    def decisions(self) -> dict[str, Array]:
+        """The three arrays by name."""
+        return {name: getattr(self, name) for name in DECISIONS}
+
+    @property
+    def final(self) -> npt.NDArray[np.int32]:
+        """The tokens that the image was decoded from, ``[B, N]``."""
+        final: npt.NDArray[np.int32] = self.sampled[-1]
+        return final
+
+
+class MaskedFamily(Family):
+    """MaskGIT and AdaNAT."""
+
+    kind = "masked"
+    Info = MaskedModel
+    Settings = MaskedSettings
+    kinds = {
+        "tokens": "tokens",
+        "condition": "condition",
+        "text": "condition",
+        "logits": "logits",
+        "features": "features",
+        "action": "action",
+        "image": "image",
+    }
+    # The decoder runs once per image; policies are small, and feed decisions.
+    quantized = ("transformer",)
+
+    def arrays(self, bundle: Bundle) -> dict[str, Array]:
+        """``unconditional``: the condition of no condition, for one image."""
+        info = bundle.manifest.model.condition
+        if isinstance(info, ClassCondition):
+            return {"unconditional": np.array(info.unconditional_id, np.int32)}
+        if info.unconditional_file is None:
+            return {}
+        text = bundle.arrays(info.unconditional_file).get("text")
+        if text is None or text.shape != (info.length, info.width):
+            raise BundleError(
+                f"{bundle.path}/{info.unconditional_file}: expected an array 'text' of shape "
+                f"[{info.length}, {info.width}]; export the bundle again"
+            )
+        return {"unconditional": text.astype(np.float32)}
+
+    def request(
+        self,
+        model: Model,
+        condition: Array,
+        seeds: npt.NDArray[np.uint64],
+        settings: MaskedSettings,
+        edit: Mapping[str, Array] | None = None,
+    ) -> MaskedRequest:
+        return masked_request(model.info, condition, seeds, settings, edit)
+
+    def key(
+        self, model: Model, request: MaskedRequest, batch: int, *, constants: bool = True
+    ) -> MaskedKey:
+        reuse = constants and request.mask is None
+        return MaskedKey(batch, request.steps, request.guided, request.policy, reuse)
+
+    def corners(self, model: Model, batch: int) -> Iterator[MaskedKey]:
+        info: MaskedModel = model.info
+        guided = [True, False] if info.can_guide else [False]
+        for each in guided:
+            yield MaskedKey(batch, 2, each, None)
+        for policy in info.policies:
+            yield MaskedKey(batch, 2, True, policy)
+
+    def program(self, model: Model, key: MaskedKey) -> Program:
+        return masked_program(model, key)
+
+    def inputs(self, model: Model, request: MaskedRequest, rows: slice) -> dict[str, npt.ArrayLike]:
+        condition = request.condition[rows]
+        inputs: dict[str, npt.ArrayLike] = {"seeds": request.seeds[rows], "given": 0, "mask": 1}
+        if request.guided:
+            nothing = np.broadcast_to(model.arrays["unconditional"], condition.shape)
+            condition = np.concatenate([condition, nothing])
+        inputs["condition"] = condition
+        if request.given is not None and request.mask is not None:
+            inputs |= {"given": request.given[rows], "mask": request.mask[rows]}
+        if request.parameters is not None:
+            inputs["parameters"] = request.parameters[:, None]
+        return inputs
+
+    def decisions(
+        self, model: Model, key: MaskedKey, outputs: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        return {name: outputs[name][:, : key.batch] for name in DECISIONS}
+
+    def trace(self, model: Model, decisions: Mapping[str, Array]) -> MaskedTrace:
+        return MaskedTrace(**decisions, mask_token=model.info.mask_token)
+
+    def preview(self, model: Model, trace: MaskedTrace, step: int) -> Preview:
+        undecided = trace.tokens[step + 1] == trace.mask_token
+        last, count = len(trace.sampled) - 1, undecided.shape[1]
+        if step == last:  # its samples are the image, masked or not
+            undecided = np.zeros_like(undecided)
+        decided = count - int(undecided.sum(1).mean())
+        return Preview(
+            graph="decoder",
+            inputs={"tokens": trace.sampled[step]},
+            output="image",
+            undecided=undecided.reshape(-1, *model.info.grid),
+            caption=f"step {step + 1} of {last + 1}: {decided} of {count} tokens decided",
+        )
+
+    def rollouts(self, model: Model) -> dict[str, dict[str, Any]]:
+        """The default schedule, and every policy, under the name of its graph."""
+        info: MaskedModel = model.info
+        steps = min(_GOLDEN_STEPS, info.num_tokens)
+        default = settings_of(info.defaults, {"steps": steps})
+        chosen = schedule_of(info, default)
+        found = {each: {"schedule": policy_schedule(each)} for each in info.policies}
+        if not isinstance(chosen, str):
+            found = {default.schedule: default.model_dump(exclude={"steps"}), **found}
+        return {name: {"steps": steps, **settings} for name, settings in found.items()}
+
+    def counted(self, model: Model, graph: str, inputs: Mapping[str, Array]) -> Array | None:
+        """Masked positions, for the transformer."""
+        if graph != "transformer":
+            return None
+        masked: Array = inputs["tokens"] == model.info.mask_token
+        return masked

@@ -1,0 +1,223 @@
+"""Masked decoding as a program.
+
+    start:   initial_tokens(given, mask) → tokens[0]
+    step t:  tokens[t] → transformer_tokens
+             transformer(transformer_tokens) → logits, features
+             policy(features, t) → action → parameters[t]        only with a policy
+             sample_tokens(logits, parameters[t]) → sampled[t], confidence
+             remask(confidence, sampled[t]) → tokens[t + 1]
+    end:     decoder(sampled[T − 1]) → image → pixels
+
+Engines read and write the same views at every step, so that each is bound once for every batch
+that it runs with. With guidance the transformer runs at batch 2B, conditional half first. At step 0
+every token is masked, so the unconditional logits are the same for every image: they are a
+constant, and step 0 runs at batch B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fewstep.runtime.devices import BufferSpec, Role
+from fewstep.runtime.families import Model
+from fewstep.runtime.families.masked.model import MaskedModel
+from fewstep.runtime.families.masked.schedule import policy_offsets
+from fewstep.runtime.program import Copy, Launch, Op, Program, Run, View
+
+DECISIONS = ("tokens", "sampled", "parameters")
+_UNCONDITIONAL = "unconditional_logits"
+
+
+@dataclass(frozen=True)
+class MaskedKey:
+    """What a program is made for; seeds, conditions and parameters are its inputs.
+
+    ``policy`` is the graph of the policy network, or ``None`` for a fixed schedule. With ``reuse``
+    every token is generated, and the unconditional half of step 0 is a constant.
+    """
+
+    batch: int
+    steps: int
+    guided: bool
+    policy: str | None
+    reuse: bool = True
+
+    @property
+    def rows(self) -> int:
+        """Rows that the transformer runs with."""
+        return 2 * self.batch if self.guided else self.batch
+
+
+def masked_program(model: Model, key: MaskedKey) -> Program:
+    """The program for a key."""
+    buffers = _buffers(model, key)
+    reuse = key.guided and key.reuse
+    initial: dict[str, npt.ArrayLike] = {"mask": 1}
+    if key.policy:
+        initial["step_ids"] = np.arange(key.steps, dtype=np.int32)[:, None]
+    else:  # logits decide tokens at every step: mask ratio, no noise, likeliest codes, guidance
+        trial = np.zeros((key.steps, 1, 4), np.float32)
+        trial[:, 0, 0] = 1 - np.arange(1, key.steps + 1) / key.steps
+        trial[:, 0, 3] = key.guided
+        initial["parameters"] = trial
+    return Program(
+        buffers,
+        tuple(_operations(model.info, key, features="features" in buffers)),
+        decisions=DECISIONS,
+        initial=initial,
+        constants={_UNCONDITIONAL: _unconditional(model)} if reuse else {},
+    )
+
+
+def _operations(model: MaskedModel, key: MaskedKey, *, features: bool) -> Iterator[Op]:
+    tokens, sampled, error = View("tokens"), View("sampled"), View("error")
+    yield Launch(
+        "initial_tokens",
+        {
+            "given": View("given"),
+            "mask": View("mask"),
+            "codebook_size": model.codebook_size,
+            "mask_token": model.mask_token,
+            "tokens": tokens[0],
+            "error": error,
+        },
+        writes=("tokens", "error"),
+    )
+    for step in range(key.steps):
+        constant = step == 0 and key.guided and key.reuse
+        rows = key.batch if constant else key.rows
+        read = View("transformer_tokens")[:rows]
+        yield Copy(read, tokens[step][:rows], step, "transformer")
+        yield _transformer(model, rows, features=features, step=step)
+        if key.policy:
+            yield from _policy(model, key, key.policy, step)
+        shared: dict[str, View | int | float] = {
+            "sampled": sampled[step],
+            "confidence": View("confidence"),
+            "parameters": View("parameters")[step],
+            "mask_token": model.mask_token,
+        }
+        conditional = View("logits")[: key.batch]
+        second = View("logits")[key.batch : 2 * key.batch] if key.guided else conditional
+        yield Launch(
+            "sample_tokens",
+            {
+                **shared,
+                "conditional": conditional,
+                "unconditional": View(_UNCONDITIONAL) if constant else second,
+                "tokens": tokens[step][: key.batch],
+                "seeds": View("seeds"),
+                "step": step,
+                "error": error,
+            },
+            writes=("sampled", "confidence", "error"),
+            step=step,
+            stage="sampling",
+            # Of positions that are known the logits are not read; before step 0 none is.
+            skips=("conditional", "unconditional") if step else (),
+        )
+        yield Launch(
+            "remask",
+            {**shared, "next_tokens": tokens[step + 1]},
+            writes=("next_tokens",),
+            step=step,
+            stage="sampling",
+        )
+    last = key.steps - 1
+    yield Run("decoder", {"tokens": sampled[last], "image": View("image")}, last)
+    yield Launch(
+        "to_pixels",
+        {"image": View("image"), "pixels": View("pixels"), "error": error},
+        writes=("pixels", "error"),
+        step=last,
+    )
+
+
+def _transformer(model: MaskedModel, rows: int, *, features: bool, step: int = 0) -> Run:
+    bindings = {
+        "tokens": View("transformer_tokens")[:rows],
+        model.condition_input: View("condition")[:rows],
+        "logits": View("logits")[:rows],
+    }
+    if features:
+        bindings["features"] = View("features")[:rows]
+    return Run("transformer", bindings, step)
+
+
+def _policy(model: MaskedModel, key: MaskedKey, policy: str, step: int) -> Iterator[Op]:
+    yield Copy(View("policy_step"), View("step_ids")[step], step, "policy")
+    features, action = View("features")[: key.batch], View("action")
+    bindings = {"features": features, "step": View("policy_step"), "action": action}
+    yield Run(policy, bindings, step, "policy")
+    offsets = policy_offsets(step, key.steps, residual=model.policies[policy].residual)
+    parameters = View("parameters")[step]
+    yield Launch(
+        "policy_parameters",
+        {"action": action, **offsets, "parameters": parameters, "error": View("error")},
+        writes=("parameters", "error"),
+        step=step,
+        stage="policy",
+    )
+
+
+def _buffers(model: Model, key: MaskedKey) -> dict[str, BufferSpec]:
+    info, batch, steps = model.info, key.batch, key.steps
+    n, (height, width) = info.num_tokens, info.image_size
+    decided: Role = "output" if key.policy else "input"
+    image = model.graphs["decoder"].outputs["image"].dtype
+    return {
+        "seeds": BufferSpec((batch,), "uint64", "input"),
+        "given": BufferSpec((batch, n), "int32", "input"),
+        "mask": BufferSpec((batch, n), "uint8", "input"),
+        "parameters": BufferSpec((steps, batch, 4), "float32", decided),
+        "error": BufferSpec((1,), "int32", "status"),
+        "tokens": BufferSpec((steps + 1, key.rows, n), "int32", "output"),
+        "sampled": BufferSpec((steps, batch, n), "int32", "output", aligned_rows=True),
+        "pixels": BufferSpec((batch, height, width, 3), "uint8", "output"),
+        "confidence": BufferSpec((batch, n), "float32"),
+        "image": BufferSpec((batch, 3, height, width), image),
+        **_transformer_buffers(model, key.rows),
+        **(_policy_buffers(key) if key.policy else {}),
+    }
+
+
+def _transformer_buffers(model: Model, rows: int) -> dict[str, BufferSpec]:
+    """What the transformer is bound to."""
+    info, graph = model.info, model.graphs["transformer"]
+    n, condition = info.num_tokens, graph.inputs[info.condition_input]
+    fixed = info.tensor_shapes()["transformer", info.condition_input][1:]
+    buffers = {
+        "condition": BufferSpec((rows, *fixed), condition.dtype, "input"),
+        "transformer_tokens": BufferSpec((rows, n), "int32"),
+        "logits": BufferSpec((rows, n, info.codebook_size), graph.outputs["logits"].dtype),
+    }
+    if features := graph.outputs.get("features"):
+        buffers["features"] = BufferSpec((rows, n, info.feature_width), features.dtype)
+    return buffers
+
+
+def _policy_buffers(key: MaskedKey) -> dict[str, BufferSpec]:
+    return {
+        "step_ids": BufferSpec((key.steps, key.batch), "int32", "input"),
+        "policy_step": BufferSpec((key.batch,), "int32"),
+        "action": BufferSpec((key.batch, 4), "float32"),
+    }
+
+
+def _unconditional(model: Model) -> Program:
+    """Unconditional logits ``[1, N, V]`` of the image without any token."""
+    info, buffers = model.info, _transformer_buffers(model, 1)
+    buffers[_UNCONDITIONAL] = buffers.pop("logits")
+    n = info.num_tokens
+    buffers["transformer_tokens"] = BufferSpec((1, n), "int32", "input")
+    run = _transformer(info, 1, features="features" in buffers)
+    run = Run(run.graph, {**run.bindings, "logits": View(_UNCONDITIONAL)})
+    initial: dict[str, npt.ArrayLike] = {
+        "condition": model.arrays["unconditional"],
+        "transformer_tokens": info.mask_token,
+    }
+    return Program(buffers, (run,), initial=initial)

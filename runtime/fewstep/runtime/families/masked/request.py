@@ -1,0 +1,125 @@
+"""A request to a masked model: its schedule or policy, chosen and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fewstep.runtime.devices import Array
+from fewstep.runtime.errors import RequestError, choose
+from fewstep.runtime.families.masked.model import MaskedModel
+from fewstep.runtime.families.masked.schedule import (
+    EXPORTED_POLICY,
+    MASK_RATIOS,
+    POLICY,
+    Schedule,
+)
+from fewstep.runtime.families.masked.settings import RAMPS, MaskedSettings
+
+
+@dataclass(frozen=True)
+class MaskedRequest:
+    """A checked request for B images.
+
+    ``condition``: class ids ``[B]`` int32 or text states ``[B, L, D]`` float32. ``seeds [B]``
+    uint64. ``parameters [T, 4]`` float32 of a fixed schedule, or ``None`` with the name of the
+    ``policy`` to follow. ``guided``: whether any step needs the unconditional half. ``given
+    [B, N]`` are ids that stay where ``mask [B, N]`` is 0; without both, every token is generated.
+    """
+
+    condition: Array
+    seeds: npt.NDArray[np.uint64]
+    steps: int
+    parameters: npt.NDArray[np.float32] | None
+    guided: bool
+    policy: str | None = None
+    given: Array | None = None
+    mask: Array | None = None
+
+
+def masked_request(
+    model: MaskedModel,
+    condition: Array,
+    seeds: npt.NDArray[np.uint64],
+    settings: MaskedSettings,
+    edit: Mapping[str, Array] | None,
+) -> MaskedRequest:
+    """A request with these settings; ``edit`` has ``given`` and ``mask``.
+
+    Raises:
+        RequestError: more steps than tokens, an unknown schedule, a ramp beside a policy, guidance
+            without an unconditional condition, or tokens to keep that are no codes.
+    """
+    steps = settings.steps
+    if not 1 <= steps <= model.num_tokens:
+        raise RequestError(
+            f"steps must be 1 … {model.num_tokens} (the number of tokens), got {steps}"
+        )
+    chosen = schedule_of(model, settings)
+    fixed = chosen if isinstance(chosen, Schedule) else None
+    guided = fixed is None or fixed.guided
+    if guided and not model.can_guide:
+        raise RequestError("this bundle has no unconditional text: use guidance 0")
+    kept = dict(edit or {})
+    if kept:
+        _check_kept(model, len(condition), kept)
+    return MaskedRequest(
+        condition=condition,
+        seeds=seeds,
+        steps=steps,
+        parameters=None if fixed is None else fixed.parameters(steps, model.num_tokens),
+        guided=guided,
+        policy=chosen if isinstance(chosen, str) else None,
+        **kept,
+    )
+
+
+def schedule_of(model: MaskedModel, settings: MaskedSettings) -> Schedule | str:
+    """The fixed schedule, or the name of the policy network to follow.
+
+    ``policy`` is the newest that was tuned for this number of steps, else the newest for any
+    number; ``policy-exported`` is the one whose graph has the name ``policy``.
+
+    Raises:
+        RequestError: unknown name, no policy in the bundle, or a ramp given beside the policy.
+    """
+    name = settings.schedule
+    if name in (POLICY, EXPORTED_POLICY) or name in model.policies:
+        policy = _policy(model, name, settings.steps)
+        if policy is None:
+            known = ", ".join(MASK_RATIOS)
+            raise RequestError(f"this bundle has no policy network; use a schedule: {known}")
+        if extra := [ramp for ramp in RAMPS if ramp in settings.model_fields_set]:
+            raise RequestError(f"the policy decides {', '.join(extra)}: leave it out")
+        return policy
+    if name not in MASK_RATIOS:
+        known_names = dict.fromkeys([*MASK_RATIOS, POLICY, *model.policies])
+        raise RequestError(choose("schedule", name, known_names))
+    return Schedule(
+        name, settings.guidance, settings.sampling_temperature, settings.masking_temperature
+    )
+
+
+def _policy(model: MaskedModel, name: str, steps: int) -> str | None:
+    if name == POLICY:
+        return model.policy_for(steps)
+    graph = POLICY if name == EXPORTED_POLICY else name
+    return graph if graph in model.policies else None
+
+
+def _check_kept(model: MaskedModel, images: int, kept: Mapping[str, Array]) -> None:
+    if kept.keys() != {"given", "mask"}:
+        raise RequestError("tokens to keep need both `given` and `mask`")
+    shape = [images, model.num_tokens]
+    shapes = {name: list(np.shape(value)) for name, value in kept.items()}
+    if shapes["given"] != shape or shapes["mask"] != shape:
+        raise RequestError(
+            f"tokens to keep and their mask must be {shape}, got {shapes['given']} and "
+            f"{shapes['mask']}"
+        )
+    ids = np.asarray(kept["given"])[np.asarray(kept["mask"]) == 0]
+    if ids.size and not (ids.min() >= 0 and ids.max() < model.codebook_size):
+        raise RequestError(f"tokens to keep must be codes, 0 … {model.codebook_size - 1}")

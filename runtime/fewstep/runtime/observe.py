@@ -1,0 +1,87 @@
+"""Walking a program: every run of a graph with its inputs and outputs on the host.
+
+Decisions may be forced to recorded ones, so that a run is judged by itself and one wrong token
+cannot hide behind another. Verification, ranges, layers and calibration data come from here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fewstep.runtime.devices import Array, Device
+from fewstep.runtime.engines import Engine
+from fewstep.runtime.plan import Binder
+from fewstep.runtime.program import Copy, Launch, Op, Program, Run, View
+
+
+@dataclass(frozen=True)
+class Call:
+    """One run of a graph: arrays by the names of its inputs and outputs."""
+
+    graph: str
+    step: int
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+
+
+def observe(
+    program: Program,
+    device: Device,
+    engines: Mapping[str, Engine],
+    inputs: Mapping[str, npt.ArrayLike],
+    forced: Mapping[str, Array] | None = None,
+) -> Iterator[Call]:
+    """Run a program operation by operation.
+
+    Args:
+        program: without constants.
+        device: where to run it; nothing is captured.
+        engines: by graph name.
+        inputs: by buffer name, broadcast to the buffer's shape.
+        forced: of the program's ``decisions``, by buffer name, what takes the place of what the
+            program decides: ``[steps, images, …]``, a row a step. A row that is longer than the
+            buffer's view of it is cut, and images are repeated where the view has more rows.
+
+    Raises:
+        EngineError: a graph cannot be run.
+        OutOfMemoryError: there is not enough memory.
+    """
+    if program.constants:
+        raise ValueError("a program that is observed computes everything itself")
+    with contextlib.ExitStack() as stack:
+        workspace = stack.enter_context(device.workspace(program.buffers))
+        binder = stack.enter_context(contextlib.closing(Binder(device, engines, workspace, {})))
+        for name, values in {**program.initial, **inputs}.items():
+            workspace.write(name, values)
+        workspace.send()
+        for op in program.ops:
+            binder.call(op)()
+            for view in _written(op):
+                if forced and view.buffer in program.decisions and view.buffer in forced:
+                    row = forced[view.buffer][view.index or 0]
+                    target = binder.buffer(view)
+                    device.upload(target, _fitted(row, target.shape).astype(target.dtype))
+            if isinstance(op, Run):
+                graph, bound = engines[op.graph], op.bindings
+                read, written = (
+                    {name: device.download(binder.buffer(bound[name])) for name in names}
+                    for names in (graph.inputs, graph.outputs)
+                )
+                yield Call(op.graph, op.step, read, written)
+
+
+def _written(op: Op) -> tuple[View, ...]:
+    if isinstance(op, Launch):
+        return tuple(op.views[name] for name in op.writes)
+    return (op.target,) if isinstance(op, Copy) else ()
+
+
+def _fitted(row: Array, shape: tuple[int, ...]) -> Array:
+    """A recorded row ``[images, …]`` as a view of this shape wants it."""
+    cut = row[(slice(None), *(slice(size) for size in shape[1:]))]
+    return np.resize(cut, shape)

@@ -1,0 +1,185 @@
+"""A decode as data: named buffers, and a flat list of operations on views of them.
+
+A family makes the program (:mod:`fewstep.runtime.families`); a plan gives it memory and runs it
+(:mod:`fewstep.runtime.plan`), on a GPU as one captured graph; ``observe`` walks it operation by
+operation; profiles, estimates and tables read it. None of them knows what is decoded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy.typing as npt
+
+from fewstep.runtime.devices import Buffer, BufferSpec
+
+ERROR = "error"
+"""The status buffer that kernels flag unusable numbers in, ``[1]`` int32."""
+
+PIXELS = "pixels"
+"""The output buffer with the images, ``[B, H, W, 3]`` uint8."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Part of a named buffer: one of its rows, seen in a shape, and of that some rows.
+
+    ``index``: along the first dimension. ``shape``: of as many elements as it has, from the start
+    of the row (or buffer). ``rows``: first and last + 1 along the first dimension of what is left.
+    """
+
+    buffer: str
+    index: int | None = None
+    shape: tuple[int, ...] | None = None
+    rows: tuple[int, int] | None = None
+
+    def __getitem__(self, at: int | slice) -> View:
+        """A row of the buffer, or rows of what this view is of."""
+        if isinstance(at, int):
+            if (self.index, self.shape, self.rows) != (None, None, None):
+                raise ValueError(f"{self} is a part already: it has no row of its own")
+            return View(self.buffer, index=at)
+        if self.rows is not None or at.step is not None or at.stop is None:
+            raise ValueError(f"{self} cannot be cut to {at}")
+        return View(self.buffer, self.index, self.shape, (at.start or 0, at.stop))
+
+    def reshaped(self, *shape: int) -> View:
+        """The first elements of a row in another shape."""
+        return View(self.buffer, self.index, shape)
+
+    def of(self, buffer: Buffer) -> Buffer:
+        """The part of the buffer itself."""
+        if self.index is not None:
+            buffer = buffer[self.index]
+        if self.shape is not None:
+            buffer = buffer.view(self.shape)
+        return buffer if self.rows is None else buffer[slice(*self.rows)]
+
+    def shape_in(self, buffers: Mapping[str, BufferSpec]) -> tuple[int, ...]:
+        """Its shape, known without memory."""
+        shape = buffers[self.buffer].shape
+        shape = shape if self.index is None else shape[1:]
+        shape = shape if self.shape is None else self.shape
+        return shape if self.rows is None else (self.rows[1] - self.rows[0], *shape[1:])
+
+    def bytes_in(self, buffers: Mapping[str, BufferSpec]) -> int:
+        """Its size."""
+        spec = buffers[self.buffer]
+        return math.prod(self.shape_in(buffers)) * spec.itemsize
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run a graph on views, by the names of its inputs and outputs.
+
+    ``step``: of the decode. ``stage``: what its time counts for; the graph's name if empty.
+    """
+
+    graph: str
+    bindings: Mapping[str, View]
+    step: int = 0
+    stage: str = ""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Run a kernel of :mod:`fewstep.runtime.kernels` by name.
+
+    ``writes``: the arguments that it writes. ``skips``: those that it may leave unread in part,
+    so that nothing is certain about the bytes it moves. An empty ``stage`` counts for nothing.
+    """
+
+    kernel: str
+    arguments: Mapping[str, View | int | float]
+    writes: tuple[str, ...]
+    step: int = 0
+    stage: str = ""
+    skips: tuple[str, ...] = ()
+
+    @property
+    def views(self) -> dict[str, View]:
+        """The arguments in memory."""
+        return {name: arg for name, arg in self.arguments.items() if isinstance(arg, View)}
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Copy one contiguous view to another of the same shape and type."""
+
+    target: View
+    source: View
+    step: int = 0
+    stage: str = ""
+
+
+Op = Run | Launch | Copy
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """Buffers and operations that make a batch of images.
+
+    ``ops`` run in their order; each may read what those before it wrote. ``decisions``: buffers
+    with a row a step of what was decided, which a replay can force. ``initial``: what input
+    buffers start with, for those that never change, and so that a plan can be tried before
+    anything is asked of it; other inputs start as zeros. ``constants``: by the name of a buffer
+    that views may be of, the program that fills it; it is computed once for all programs that
+    have a constant of this name.
+    """
+
+    buffers: Mapping[str, BufferSpec]
+    ops: tuple[Op, ...]
+    decisions: tuple[str, ...] = ()
+    initial: Mapping[str, npt.ArrayLike] = field(default_factory=dict)
+    constants: Mapping[str, Program] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse views of buffers that there are not, or beyond their ends."""
+        known = self.every_buffer
+        for op in self.ops:
+            for view in views_of(op):
+                spec = known.get(view.buffer)
+                row = 0 if spec is None else math.prod(spec.shape[view.index is not None :])
+                inside = spec is not None and (view.index or 0) < max(1, *spec.shape[:1])
+                seen = 0 if spec is None else math.prod(view.shape_in(known))
+                if not inside or seen > row:
+                    raise ValueError(f"{op} is on {view}, which does not exist")
+
+    @property
+    def every_buffer(self) -> dict[str, BufferSpec]:
+        """All that views may be of, constants included."""
+        shared = {name: each.buffers[name] for name, each in self.constants.items()}
+        return {**self.buffers, **shared}
+
+    @property
+    def bytes(self) -> int:
+        """Memory of its own buffers; constants and activations inside engines come on top."""
+        return sum(spec.bytes for spec in self.buffers.values())
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Graphs that it runs, in the order of their first run."""
+        return tuple(dict.fromkeys(op.graph for op in self.ops if isinstance(op, Run)))
+
+    @property
+    def engine_stages(self) -> frozenset[str]:
+        """Stages that graphs run in."""
+        return frozenset(op.stage or op.graph for op in self.ops if isinstance(op, Run))
+
+    def runs(self) -> Iterator[tuple[Run, dict[str, tuple[int, ...]]]]:
+        """Every run of a graph, with the shapes of its inputs and outputs by name."""
+        known = self.every_buffer
+        for op in self.ops:
+            if isinstance(op, Run):
+                yield op, {name: view.shape_in(known) for name, view in op.bindings.items()}
+
+
+def views_of(op: Op) -> tuple[View, ...]:
+    """All views that an operation reads or writes."""
+    if isinstance(op, Run):
+        return tuple(op.bindings.values())
+    if isinstance(op, Launch):
+        return tuple(op.views.values())
+    return op.target, op.source

@@ -1,0 +1,95 @@
+"""Judging engines by the golden rollouts: every run of a graph, and the decode as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from fewstep.runtime.devices import Array
+from fewstep.runtime.errors import EngineError
+from fewstep.runtime.generator import Generator
+from fewstep.runtime.verify.golden import Recording, recordings, replay
+from fewstep.runtime.verify.metrics import METRICS
+from fewstep.runtime.verify.report import AT_LEAST, LOOP, Check, Report
+from fewstep.runtime.verify.tolerances import TOLERANCES, Tolerances
+
+_LARGEST = frozenset(("logit_error", "action_error", "latent_error"))  # over runs; others: means
+
+
+def verify(generator: Generator) -> Report:
+    """Replay every golden rollout of the generator's bundle against its precision's tolerances.
+
+    Raises:
+        BundleError: the bundle has no golden rollouts, or incomplete ones.
+        EngineError: a graph cannot be run.
+    """
+    tolerances = TOLERANCES[generator.precision]
+    checks = [
+        check
+        for recording in recordings(generator.bundle).values()
+        for check in _checks(generator, recording, tolerances)
+    ]
+    return Report(
+        bundle=str(generator.bundle.path),
+        precision=generator.precision,
+        checks=tuple(checks),
+        backend=generator.backend,
+        device=generator.device.name,
+    )
+
+
+def _checks(generator: Generator, recording: Recording, tolerances: Tolerances) -> Iterator[Check]:
+    for (graph, tensor), (actual, expected) in _outputs(generator, recording).items():
+        kind = generator.family.kinds.get(tensor, "other")
+        for name, metric in METRICS[kind].items():
+            yield _check(graph, recording.name, name, metric(actual, expected), tolerances)
+    wanted, found = _final(generator, recording)
+    name = "token_agreement"
+    if wanted.dtype.kind == "f":
+        name, agreement = "latent_error", METRICS["latents"]["latent_error"]([found], [wanted])
+    else:
+        agreement = [float((found == wanted).mean())]
+    yield _check(LOOP, recording.name, name, agreement, tolerances)
+
+
+def _check(
+    graph: str, rollout: str, metric: str, runs: Sequence[float], tolerances: Tolerances
+) -> Check:
+    value = float(np.max(runs) if metric in _LARGEST else np.mean(runs))
+    steps = tuple(runs) if len(runs) > 1 else ()
+    tolerance = getattr(tolerances, metric)
+    return Check(graph, rollout, metric, value, tolerance, metric not in AT_LEAST, steps)
+
+
+def _outputs(
+    generator: Generator, recording: Recording
+) -> dict[tuple[str, str], tuple[list[Array], list[Array]]]:
+    """What every graph gave and should have given, a list entry a run, by graph and tensor."""
+    parts: dict[tuple[int, str, str], list[tuple[Array, Array]]] = {}
+    count = len(recording.seeds)
+    for each in replay(generator, recording):
+        run = recording.runs.get(each.index)
+        for tensor, recorded in ({} if run is None else run.outputs).items():
+            kind = generator.family.kinds.get(tensor, "other")
+            actual = recording.kept(kind, each.call.outputs[tensor])
+            halves = recorded.reshape(-1, count, *recorded.shape[1:])[:, each.images]
+            pair = actual, halves.reshape(actual.shape)
+            parts.setdefault((each.index, each.call.graph, tensor), []).append(pair)
+    found: dict[tuple[str, str], tuple[list[Array], list[Array]]] = {}
+    for (_, graph, tensor), pairs in sorted(parts.items(), key=lambda item: item[0][0]):
+        actual, expected = (np.concatenate(side) for side in zip(*pairs, strict=True))
+        lists = found.setdefault((graph, tensor), ([], []))
+        lists[0].append(actual)
+        lists[1].append(expected)
+    return found
+
+
+def _final(generator: Generator, recording: Recording) -> tuple[Array, Array]:
+    """What the recorded request ended with, and what it ends with here."""
+    family, model = generator.family, generator.model
+    wanted: Array = family.trace(model, recording.decisions).final
+    try:
+        return wanted, generator.run(recording.request(family, model)).trace.final
+    except EngineError:  # a graph gave NaN: the other metrics say which; nothing agrees
+        return wanted, np.full_like(wanted, -1 if wanted.dtype.kind == "i" else np.nan)
