@@ -11,13 +11,10 @@ import shutil
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
-
-if TYPE_CHECKING:
-    from fewstep.export import Checkpoints
 
 
 def pytest_configure() -> None:
@@ -34,15 +31,15 @@ settings.load_profile("fewstep")
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
-    """Checkpoint files in the authors' formats, and their ``--config``: classes and a policy."""
+def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What to export, by option: checkpoints in the authors' formats, with classes and a policy."""
     from tests import tiny
 
     return tiny.checkpoints(tmp_path_factory.mktemp("tiny-checkpoints"))
 
 
 @pytest.fixture(scope="session")
-def tiny_text_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
+def tiny_text_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """As :func:`tiny_checkpoints`, but conditioned on text, without policy, with empty text."""
     from tests import tiny
 
@@ -50,7 +47,7 @@ def tiny_text_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoin
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_bundle(tiny_checkpoints: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An AdaNAT bundle: 4×4 tokens of 24 codes, 5 classes, policy with residuals, 8×8 images."""
     from tests import tiny
 
@@ -59,7 +56,7 @@ def tiny_bundle(tiny_checkpoints: Checkpoints, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="session")
 def tiny_text_bundle(
-    tiny_text_checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory
+    tiny_text_checkpoints: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A MaskGIT bundle with text states ``[3, 12]`` as condition, and those of the empty text."""
     from tests import tiny
@@ -103,3 +100,31 @@ class Terminal:
 def fewstep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Terminal:
     """A terminal to type commands in."""
     return Terminal(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="session")
+def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of the toy family; the family and its form are known from then on."""
+    from tests.toy.family import ToyFamily
+    from tests.toy.source import ToySource, write_checkpoint
+
+    from fewstep.export import source
+    from fewstep.runtime import families
+
+    families.register(ToyFamily())
+    source.register(ToySource())
+    return write_checkpoint(tmp_path_factory.mktemp("toy") / "toy.pt")
+
+
+@pytest.fixture(scope="session")
+def toy_bundle(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy family's bundle, fp32."""
+    from fewstep.export.flow import export
+
+    return export("toy", {"weights": toy_checkpoint}, tmp_path_factory.mktemp("toy") / "b").path
+
+
+@pytest.fixture
+def toy_copy(toy_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may change."""
+    return Path(shutil.copytree(toy_bundle, tmp_path / "toy"))

@@ -10,15 +10,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
 
 if TYPE_CHECKING:
     from tests.conftest import Terminal
-
-    from fewstep.export import Checkpoints
 
 
 def test_doctor(fewstep: Terminal) -> None:
@@ -85,44 +83,16 @@ def test_bench_writes_its_report(fewstep: Terminal, tiny_bundle: Path, tmp_path:
     assert [(m["batch"], m["steps"], m["runs"]) for m in measured] == [(1, 2, 2), (2, 2, 2)]
 
 
-def test_bench_against_the_baselines(
-    fewstep: Terminal, tiny_bundle: Path, tiny_checkpoints: Checkpoints, tmp_path: Path
-) -> None:
-    files = ["--transformer", tiny_checkpoints.transformer, "--config", tiny_checkpoints.config]
-    files += ["--tokenizer", tiny_checkpoints.tokenizer, "--json", tmp_path / "bench.json"]
-    outcome = fewstep("bench", tiny_bundle, "--baseline", "--steps", 2, "--runs", 1, *files)
-    assert outcome.code == 0
-    measured = json.loads((tmp_path / "bench.json").read_text())["measurements"]
-    names = [measurement["name"] for measurement in measured]
-    assert names == [
-        "fewstep, batch 1, 2 steps",
-        "PyTorch, batch 1, 2 steps",
-        "raster order, batch 1",
-    ]
-
-
-def test_bench_refuses_another_checkpoint(
-    fewstep: Terminal, tiny_bundle: Path, tiny_checkpoints: Checkpoints
-) -> None:
-    policy = tiny_checkpoints.policy
-    outcome = fewstep(
-        "bench", tiny_bundle, "--baseline", "--transformer", policy, "--tokenizer", policy
-    )
-    assert outcome.code == 1
-    assert "is not the transformer this bundle was exported from" in outcome.err
-
-
 def test_export_records_its_command(
-    fewstep: Terminal, tiny_checkpoints: Checkpoints, tmp_path: Path
+    fewstep: Terminal, tiny_checkpoints: dict[str, Any], tmp_path: Path
 ) -> None:
-    out = tmp_path / "bundle"
-    files = ["--transformer", tiny_checkpoints.transformer, "--config", tiny_checkpoints.config]
-    files += ["--tokenizer", tiny_checkpoints.tokenizer, "--out", out]
-    assert fewstep("export", "maskgit", *files).code == 0
+    out, files = tmp_path / "bundle", tiny_checkpoints | {"out": tmp_path / "bundle"}
+    given = [f"--{name}={path}" for name, path in files.items() if name != "policy"]
+    assert fewstep("export", "maskgit", *given).code == 0
     manifest = json.loads((out / "bundle.json").read_text())
     assert manifest["provenance"]["command"].startswith("fewstep export maskgit --transformer")
     assert manifest["graphs"]["transformer"]["outputs"].keys() == {"logits"}
-    again = fewstep("export", "maskgit", *files)
+    again = fewstep("export", "maskgit", *given)
     assert again.code == 1
     assert "exists already" in again.err
 

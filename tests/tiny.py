@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fewstep.export import Checkpoints, export_masked
+from fewstep.export.flow import export as export_form
 from fewstep.export.models import PolicyNet, UViT, VQModel
 
 _CODES = 24
@@ -47,8 +47,12 @@ _TOKENIZER: dict[str, Any] = {
 _POLICY: dict[str, Any] = {"in_channels": 32, "hidden_size": 16, "grid_size": 4}
 
 
-def checkpoints(folder: Path) -> Checkpoints:
-    """Write checkpoint files and their ``--config``: conditioned on classes, with a policy."""
+def checkpoints(folder: Path) -> dict[str, Any]:
+    """Write checkpoint files and their ``--config``: conditioned on classes, with a policy.
+
+    Returns:
+        What ``fewstep export adanat`` is given of them, by name of the option.
+    """
     config = {
         "transformer": _TRANSFORMER | _CLASSES,
         "tokenizer": _TOKENIZER,
@@ -57,49 +61,51 @@ def checkpoints(folder: Path) -> Checkpoints:
         "name": "tiny",
         "class_names": ["shirt", "shoe", "bag", "coat", "dress"],
     }
-    files = Checkpoints(
-        transformer=folder / "nnet_ema.pth",
-        tokenizer=folder / "vqgan.ckpt",
-        policy=folder / "ckpt_policy.pth",
-        config=folder / "config.json",
-    )
+    files = {
+        "transformer": folder / "nnet_ema.pth",
+        "tokenizer": folder / "vqgan.ckpt",
+        "policy": folder / "ckpt_policy.pth",
+        "config": folder / "config.json",
+    }
     policy = _randomised(PolicyNet(**_POLICY), seed=3)
     actor = {f"policy_old.actor.{key}": value for key, value in policy.state_dict().items()}
     transformer = _randomised(UViT(**_TRANSFORMER, **_CLASSES), seed=1)
-    torch.save(transformer.state_dict(), files.transformer)
+    torch.save(transformer.state_dict(), files["transformer"])
     tokenizer = _randomised(VQModel(**_TOKENIZER), seed=4)
-    torch.save({"state_dict": tokenizer.state_dict()}, files.tokenizer)
-    torch.save({"model": actor}, folder / "ckpt_policy.pth")
-    (folder / "config.json").write_text(json.dumps(config))
+    torch.save({"state_dict": tokenizer.state_dict()}, files["tokenizer"])
+    torch.save({"model": actor}, files["policy"])
+    files["config"].write_text(json.dumps(config))
     return files
 
 
-def text_checkpoints(folder: Path) -> Checkpoints:
+def text_checkpoints(folder: Path) -> dict[str, Any]:
     """The same conditioned on text, without policy, with the states of the empty text."""
     config = {"transformer": _TRANSFORMER | _TEXT, "tokenizer": _TOKENIZER, "name": "tiny-text"}
-    files = Checkpoints(
-        transformer=folder / "nnet_ema.pth",
-        tokenizer=folder / "vqgan.ckpt",
-        config=folder / "config.json",
-        unconditional_text=folder / "empty.npy",
-    )
+    files = {
+        "transformer": folder / "nnet_ema.pth",
+        "tokenizer": folder / "vqgan.ckpt",
+        "config": folder / "config.json",
+        "unconditional_text": folder / "empty.npy",
+    }
     transformer = _randomised(UViT(**_TRANSFORMER, **_TEXT), seed=2)
-    torch.save(transformer.state_dict(), files.transformer)
-    torch.save(_randomised(VQModel(**_TOKENIZER), seed=4).state_dict(), files.tokenizer)
+    torch.save(transformer.state_dict(), files["transformer"])
+    torch.save(_randomised(VQModel(**_TOKENIZER), seed=4).state_dict(), files["tokenizer"])
     shape = (_TEXT["num_clip_token"], _TEXT["clip_dim"])
-    np.save(folder / "empty.npy", np.random.default_rng(0).standard_normal(shape, np.float32))
-    (folder / "config.json").write_text(json.dumps(config))
+    np.save(
+        files["unconditional_text"], np.random.default_rng(0).standard_normal(shape, np.float32)
+    )
+    files["config"].write_text(json.dumps(config))
     return files
 
 
-def export(files: Checkpoints, out: Path) -> Path:
+def export(files: dict[str, Any], out: Path) -> Path:
     """The AdaNAT bundle of :func:`checkpoints`."""
-    return export_masked("adanat", files, out, command="pytest").path
+    return export_form("adanat", files, out, command="pytest").path
 
 
-def export_text(files: Checkpoints, out: Path) -> Path:
+def export_text(files: dict[str, Any], out: Path) -> Path:
     """The MaskGIT bundle of :func:`text_checkpoints`."""
-    return export_masked("maskgit", files, out, command="pytest").path
+    return export_form("maskgit", files, out, command="pytest").path
 
 
 def _randomised(module: nn.Module, seed: int) -> nn.Module:

@@ -8,22 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from data import DATA_FILE
-from training import FOLDER, WEIGHTS
+from training import FOLDER
 
-from fewstep.export.masked import Checkpoints, export_masked
+from fewstep.export.demo import sample_checkpoints
+from fewstep.export.flow import export
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import BundleError
 from fewstep.runtime.files import sha256
 
-CONFIG = FOLDER / "config.json"
 BUNDLE = DATA_FILE.with_name("bundle")
-CHECKPOINTS = Checkpoints(
-    transformer=WEIGHTS / "transformer.safetensors",
-    tokenizer=WEIGHTS / "tokenizer.safetensors",
-    config=CONFIG,
-    tuned=tuple(sorted(WEIGHTS.glob("policy-*.safetensors"))),
-    untrained_policy=True,
-)
 
 
 def sample_bundle(out: Path = BUNDLE) -> Bundle:
@@ -36,23 +29,15 @@ def sample_bundle(out: Path = BUNDLE) -> Bundle:
         else:
             if is_current(bundle):
                 return bundle
-    return export_masked(
-        "adanat",
-        CHECKPOINTS,
-        out,
-        overwrite=True,
-        command="python samples/fashion/sample_bundle.py",
-    )
+    command = "python samples/fashion/sample_bundle.py"
+    return export("adanat", sample_checkpoints(FOLDER), out, overwrite=True, command=command)
 
 
 def is_current(bundle: Bundle) -> bool:
     """Whether the bundle was made from the present weights and configuration."""
-    files = {
-        "transformer": CHECKPOINTS.transformer,
-        "tokenizer": CHECKPOINTS.tokenizer,
-        "config": CONFIG,
-        **{f"tuned/{path.name}": path for path in CHECKPOINTS.tuned},
-    }
+    given = sample_checkpoints(FOLDER)
+    files = {name: given[name] for name in ("transformer", "tokenizer", "config")}
+    files |= {f"tuned/{path.name}": path for path in given["tuned_policy"]}
     made_from = {name: info.sha256 for name, info in bundle.manifest.provenance.checkpoints.items()}
     return made_from == {name: sha256(path) for name, path in files.items()}
 

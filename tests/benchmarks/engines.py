@@ -19,26 +19,31 @@ from typing import Any
 
 import torch
 
-from fewstep.export import Checkpoints, export_masked
 from fewstep.export.demo import sample_checkpoints
+from fewstep.export.flow import export
 from fewstep.export.models import PolicyNet, UViT, VQModel
-from fewstep.export.published import POLICIES, TOKENIZERS, TRANSFORMERS
+from fewstep.export.presets import PRESETS
 from fewstep.runtime.doctor import processor_name
 
 _SAMPLE = Path(__file__).parents[2] / "samples" / "fashion"
 _ENGINES = ("--backend", "tensorrt-rtx", "--compute-capability", "8.6", "--precision", "fp16")
 
 
-def random_checkpoints(folder: Path) -> Checkpoints:
+def random_checkpoints(folder: Path) -> dict[str, Any]:
     """AdaNAT-L for ImageNet, its policy and its tokenizer, with PyTorch's initial weights."""
     torch.manual_seed(0)
-    files = Checkpoints(folder / "nnet.pth", folder / "vqgan.ckpt", folder / "policy.pth")
-    assert files.policy is not None
-    torch.save(UViT(**TRANSFORMERS[0].arguments).state_dict(), files.transformer)
-    torch.save({"state_dict": VQModel(**TOKENIZERS[0].arguments).state_dict()}, files.tokenizer)
-    policy = PolicyNet(**POLICIES[0].arguments).state_dict()
+    transformer, policy, tokenizer = (
+        kind(**PRESETS[kind][0].arguments).state_dict() for kind in (UViT, PolicyNet, VQModel)
+    )
+    files = {
+        "transformer": folder / "nnet.pth",
+        "tokenizer": folder / "vqgan.ckpt",
+        "policy": folder / "policy.pth",
+    }
+    torch.save(transformer, files["transformer"])
+    torch.save({"state_dict": tokenizer}, files["tokenizer"])
     actor = {f"policy_old.actor.{key}": value for key, value in policy.items()}
-    torch.save({"model": actor}, files.policy)
+    torch.save({"model": actor}, files["policy"])
     return files
 
 
@@ -46,10 +51,10 @@ def bundles(folder: Path) -> dict[str, Path]:
     """Both bundles; exported if they are not there."""
     found = {"sample": folder / "sample", "AdaNAT-L": folder / "adanat-l"}
     if not found["sample"].exists():
-        export_masked("adanat", sample_checkpoints(_SAMPLE), found["sample"], command="benchmark")
+        export("adanat", sample_checkpoints(_SAMPLE), found["sample"], command="benchmark")
     if not found["AdaNAT-L"].exists():
         checkpoints = random_checkpoints(folder)
-        export_masked("adanat", checkpoints, found["AdaNAT-L"], command="benchmark")
+        export("adanat", checkpoints, found["AdaNAT-L"], command="benchmark")
     return found
 
 

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from fewstep.runtime.condition import ClassCondition
-from fewstep.runtime.families.masked.model import MaskedModel
 from tests.benchmarks.gpu_run import Bench, Row, Tables, Times, repeated
 from tests.cuda.unexported import unexported
 
+from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.devices import Buffer
 from fewstep.runtime.devices.cuda import CudaDevice
 from fewstep.runtime.devices.cuda_driver import checked, load_driver
 from fewstep.runtime.devices.cuda_graph import CudaGraph
 from fewstep.runtime.devices.cuda_memory import CudaBuffer
 from fewstep.runtime.engines import BoundEngine, Engine, require_all
+from fewstep.runtime.families.masked.model import MaskedModel
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.records import GraphInfo
 

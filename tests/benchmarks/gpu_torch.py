@@ -12,15 +12,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewstep.runtime.condition import ClassCondition
-from fewstep.runtime.families.masked.schedule import Schedule
 from tests.benchmarks.gpu_loop import first_image, generate
 from tests.benchmarks.gpu_run import Bench, LeftOut, Row, Tables, Times, in_turn
 
 from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.devices.cuda import CudaDevice
+from fewstep.runtime.families.masked.model import MaskedModel
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.request import RAMPS, schedule_of
 
 if TYPE_CHECKING:
     from fewstep.export.masked import Models
@@ -79,8 +78,8 @@ def _sample() -> tuple[Models, Bundle]:
 
     files = sample_checkpoints(_SAMPLE)
     loaded = load(files)
-    models = Models(loaded.transformer, loaded.tokenizer, None)
-    return models, described(models, files)
+    models = Models(loaded.transformer, loaded.tokenizer)
+    return models, described(models, files["config"])
 
 
 def _adanat_l() -> tuple[Models, Bundle]:
@@ -90,13 +89,13 @@ def _adanat_l() -> tuple[Models, Bundle]:
 
     from fewstep.export.masked import Models
     from fewstep.export.models import UViT, VQModel
-    from fewstep.export.published import TOKENIZERS, TRANSFORMERS
+    from fewstep.export.presets import PRESETS
 
     torch.manual_seed(0)
     with torch.device(_GPU):
-        transformer = UViT(**TRANSFORMERS[0].arguments)
-        tokenizer = VQModel(**TOKENIZERS[0].arguments)
-    models = Models(transformer.eval(), tokenizer.eval(), None)
+        transformer = UViT(**PRESETS[UViT][0].arguments)
+        tokenizer = VQModel(**PRESETS[VQModel][0].arguments)
+    models = Models(transformer.eval(), tokenizer.eval())
     return models, described(models)
 
 
@@ -165,14 +164,12 @@ class _Eager:
 
     def __init__(self, models: Models, bundle: Bundle, classes: list[int]) -> None:
         import torch
-
-        from fewstep.export.eager import EagerSampler
+        from tests.benchmarks.eager import EagerSampler, parameters
 
         model = bundle.manifest.model
+        assert isinstance(model, MaskedModel)
         assert isinstance(model.condition, ClassCondition)
-        fixed = schedule_of(model, _SCHEDULE, dict.fromkeys(RAMPS), _STEPS)
-        assert isinstance(fixed, Schedule)
-        self._parameters = torch.from_numpy(fixed.parameters(_STEPS, model.num_tokens))
+        self._parameters = parameters(model, _SCHEDULE, _STEPS)
         self._classes = torch.tensor(classes, device=_GPU)
         self._sampler = EagerSampler(
             models.transformer, models.tokenizer, model.condition.unconditional_id

@@ -21,8 +21,8 @@ import numpy as np
 
 from fewstep.calibration.quantize import QuantizeRequest, quantize
 from fewstep.calibration.settings import Settings
-from fewstep.export import export_masked
 from fewstep.export.demo import sample_checkpoints
+from fewstep.export.flow import export
 from fewstep.runtime import Generator
 from fewstep.runtime.devices import BufferSpec
 from fewstep.runtime.doctor import processor_name
@@ -36,7 +36,7 @@ def bundles(folder: Path) -> dict[str, Path]:
     """Both bundles with int8 graphs; made if they are not there."""
     found = {"sample": folder / "sample", "8 M": folder / "8m" / "bundle"}
     if not found["sample"].exists():
-        export_masked("adanat", sample_checkpoints(_SAMPLE), found["sample"], command="benchmark")
+        export("adanat", sample_checkpoints(_SAMPLE), found["sample"], command="benchmark")
     if not found["8 M"].exists():
         script = Path(__file__).with_name("measure.py")
         command = [sys.executable, str(script), "export", "8m", f"--keep={folder / '8m'}"]

@@ -1,7 +1,7 @@
 """Measurements behind the figures in ``docs/performance.md``, on random weights of a named size.
 
-    python tests/benchmarks/measure.py export adanat-l     # time and peak memory of one export
-    python tests/benchmarks/measure.py bench 8m            # the loop against PyTorch and raster
+    python -m tests.benchmarks.measure export adanat-l   # time and peak memory of one export
+    python -m tests.benchmarks.measure bench 8m          # the loop against PyTorch eager
 
 Measures and prints; asserts nothing. Not collected by pytest.
 """
@@ -22,11 +22,15 @@ import torch
 from safetensors.torch import save_file
 
 from fewstep.export.models import PolicyNet, UViT, VQModel
-from fewstep.export.published import POLICIES, TOKENIZERS, TRANSFORMERS
+from fewstep.export.presets import PRESETS
+from fewstep.runtime import bench as timing
+from fewstep.runtime.generator import Generator
+
+_STEPS = 8
 
 SIZES: dict[str, dict[str, Any]] = {
     "8m": {"embed_dim": 256, "depth": 8, "num_heads": 8, "num_classes": 1001},
-    "adanat-l": dict(TRANSFORMERS[0].arguments),
+    "adanat-l": dict(PRESETS[UViT][0].arguments),
 }
 
 
@@ -35,8 +39,11 @@ def make_checkpoints(size: str, folder: Path) -> None:
     torch.manual_seed(0)
     arguments = {
         "transformer": SIZES[size],
-        "tokenizer": TOKENIZERS[0].arguments,
-        "policy": {**POLICIES[0].arguments, "in_channels": SIZES[size]["embed_dim"]},
+        "tokenizer": PRESETS[VQModel][0].arguments,
+        "policy": {
+            **PRESETS[PolicyNet][0].arguments,
+            "in_channels": SIZES[size]["embed_dim"],
+        },
     }
     for name, model in {
         "transformer": UViT(**arguments["transformer"]),
@@ -52,9 +59,10 @@ def make_checkpoints(size: str, folder: Path) -> None:
 def export(size: str, folder: Path) -> Path:
     """Export in a process of its own and print its time and peak memory."""
     make_checkpoints(size, folder)
-    bundle = folder / "bundle"
+    bundle, policy = folder / "bundle", {"policy": folder / "policy.safetensors"}
+    files = [f"--{name}={path}" for name, path in (_given(folder) | policy).items()]
     start = time.perf_counter()
-    _fewstep("export", "adanat", *_files(folder, "policy"), "--out", str(bundle), "--force")
+    _fewstep("export", "adanat", *files, "--out", str(bundle), "--force")
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     print(f"export {size}: {seconds:.0f} s, peak memory {peak / 1e9:.1f} GB")
@@ -62,20 +70,45 @@ def export(size: str, folder: Path) -> Path:
 
 
 def bench(size: str, folder: Path, runs: int) -> None:
-    """Export, then ``fewstep bench --baseline``."""
-    bundle, report = export(size, folder), f"--json={folder / 'bench.json'}"
-    _fewstep("bench", str(bundle), "--baseline", *_files(folder), f"--runs={runs}", report)
-    measured = json.loads((folder / "bench.json").read_text())["measurements"]
-    for other in measured[1:]:
-        whole = other["total_ms"]["p50"] / measured[0]["total_ms"]["p50"]
-        tokens = other["tokens_ms"] / measured[0]["tokens_ms"]
-        print(f"{other['name']}: {tokens:.2f} × the time for all tokens, {whole:.2f} × in all")
+    """Export, then the loop, the authors' procedure in PyTorch, and a pass for every token."""
+    with Generator.open(export(size, folder), device="cpu", profile=True) as generator:
+        tokens = generator.model.info.num_tokens
+        each = {"steps": tokens, "schedule": "linear"}
+        contenders = {
+            f"fewstep, {_STEPS} steps": timing.contender(
+                generator, batch=1, settings={"steps": _STEPS, "schedule": "cosine"}
+            ),
+            f"PyTorch eager, {_STEPS} steps": _eager(generator, folder),
+            f"a token per pass, {tokens} passes": timing.contender(
+                generator, batch=1, settings=each
+            ),
+        }
+        measured = timing.measure(contenders, runs=runs)
+    for found in measured:
+        whole, decoder = found.total_ms.p50, found.stages_ms["decoder"].p50
+        print(f"{found.name}: tokens {whole - decoder:.0f} ms, in all {whole:.0f} ms")
 
 
-def _files(folder: Path, *more: str) -> list[str]:
-    names = ("transformer", "tokenizer", *more)
-    options = [f"--{name}={folder / name}.safetensors" for name in names]
-    return [*options, f"--config={folder / 'config.json'}"]
+def _eager(generator: Generator, folder: Path) -> timing.Contender:
+    from tests.benchmarks.eager import EagerSampler, parameters
+    from tests.cuda.torch_engine import load
+
+    models = load(_given(folder))
+    info = generator.model.info
+    sampler = EagerSampler(models.transformer, models.tokenizer, info.condition.unconditional_id)
+    ids, schedule = torch.zeros(1, dtype=torch.long), parameters(info, "cosine", _STEPS)
+
+    def run() -> dict[str, float]:
+        tokens, start = sampler.decide(ids, schedule), time.perf_counter()
+        sampler.decode(tokens)
+        return {"decoder": (time.perf_counter() - start) * 1e3}
+
+    return timing.Contender(run, 1, {"steps": _STEPS})
+
+
+def _given(folder: Path) -> dict[str, Path]:
+    files = {name: folder / f"{name}.safetensors" for name in ("transformer", "tokenizer")}
+    return files | {"config": folder / "config.json"}
 
 
 def _fewstep(*arguments: str) -> None:

@@ -57,7 +57,7 @@ def build(bundle: Bundle, name: str, model: onnx.ModelProto, capability: str = "
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.onnx"
         onnx.save(model, path)
-        ranges = profiles(name, bundle.graph(name), BuildOptions())
+        ranges = profiles(bundle, BuildOptions())[name]
         request = EngineRequest(name, path, ranges, BuildOptions(), [capability])
         return bytes(build_engine(load("tensorrt-rtx"), request, lambda *_: None).content)
 

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fewstep.build.preflight import Problem, preflight
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.manifest import ShapeRange
+from fewstep.runtime.records import ShapeRange
 
 Ranges = dict[str, tuple[Mapping[str, ShapeRange], ...]]
 

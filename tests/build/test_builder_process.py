@@ -18,7 +18,7 @@ from fewstep.build.tensorrt_builder import EngineRequest, build_here
 from fewstep.runtime.engines.compatibility import read_header
 from fewstep.runtime.engines.tensorrt_api import TensorRt
 from fewstep.runtime.errors import EngineError
-from fewstep.runtime.manifest import BuildOptions, ShapeRange
+from fewstep.runtime.records import BuildOptions, ShapeRange
 
 _SAYS = 'import sys; print(\'{"phase": "tactics", "done": 0.5}\', flush=True)\n'
 

@@ -26,7 +26,7 @@ from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.engines.compatibility import RTX_CAPABILITIES
 from fewstep.runtime.errors import DeviceError, EngineError, RequestError
 from fewstep.runtime.kernels.compile import CAPABILITIES, KernelCompiler
-from fewstep.runtime.manifest import BuildOptions
+from fewstep.runtime.records import BuildOptions
 
 
 @pytest.fixture(autouse=True)

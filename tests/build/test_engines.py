@@ -30,7 +30,8 @@ from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.engines.select import usable_engines
 from fewstep.runtime.engines.tensorrt_api import TensorRt
 from fewstep.runtime.errors import DeviceError, EngineError, OutputError, RequestError
-from fewstep.runtime.manifest import MANIFEST_NAME, BuildOptions, EngineInfo
+from fewstep.runtime.manifest import MANIFEST_NAME
+from fewstep.runtime.records import BuildOptions, EngineInfo
 
 GRAPHS = ("transformer", "policy", "decoder")
 _ONE = Target("tensorrt-rtx", "fp16", BuildOptions(), ("8.6",))

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,9 +24,6 @@ from fewstep.build.graph_work import graph_launches, graph_work
 from fewstep.export.models import PolicyNet, UViT, VQModel
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import BundleError, MissingDependencyError
-
-if TYPE_CHECKING:
-    from fewstep.export import Checkpoints
 
 _TOKENS, _WIDTH, _CODES, _BLOCKS = 16, 32, 24, 3  # of the tiny bundle; depth 2 and one between
 _GRAPHS = ("transformer", "policy", "decoder")
@@ -48,9 +45,8 @@ def _torch_flops(module: torch.nn.Module, *inputs: torch.Tensor) -> int:
 
 
 @pytest.fixture(scope="module")
-def modules(tiny_checkpoints: Checkpoints) -> dict[str, torch.nn.Module]:
-    assert tiny_checkpoints.config is not None
-    config = json.loads(Path(tiny_checkpoints.config).read_text())
+def modules(tiny_checkpoints: dict[str, Any]) -> dict[str, torch.nn.Module]:
+    config = json.loads(tiny_checkpoints["config"].read_text())
     made = {
         "transformer": UViT(**config["transformer"]),
         "policy": PolicyNet(**config["policy"]),

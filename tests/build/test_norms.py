@@ -6,9 +6,8 @@ import io
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,9 +24,6 @@ from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import BundleError, EngineError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.verify import verify
-
-if TYPE_CHECKING:
-    from fewstep.export import Checkpoints
 
 
 @pytest.fixture
@@ -191,28 +187,23 @@ def rtx() -> Any:
 
 
 @pytest.fixture(scope="module")
-def wide(tiny_checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def wide(tiny_checkpoints: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A tiny bundle whose decoder has 64 channels: two in a group, as a GroupNorm needs."""
     import torch
 
-    from fewstep.export import export_masked
+    from fewstep.export.flow import export
     from fewstep.export.models import VQModel
 
     folder = tmp_path_factory.mktemp("wide")
-    assert tiny_checkpoints.config is not None
-    config = json.loads(tiny_checkpoints.config.read_text("utf-8"))
+    config = json.loads(tiny_checkpoints["config"].read_text("utf-8"))
     del config["policy"], config["policy_residual"]
     config["tokenizer"]["ddconfig"]["ch"] = 64
     torch.manual_seed(0)
     torch.save({"state_dict": VQModel(**config["tokenizer"]).state_dict()}, folder / "vqgan.ckpt")
     (folder / "config.json").write_text(json.dumps(config))
-    checkpoints = replace(
-        tiny_checkpoints,
-        tokenizer=folder / "vqgan.ckpt",
-        policy=None,
-        config=folder / "config.json",
-    )
-    return export_masked("maskgit", checkpoints, folder / "bundle", command="pytest")
+    changes = {"tokenizer": folder / "vqgan.ckpt", "config": folder / "config.json"}
+    files = tiny_checkpoints | changes | {"policy": None}
+    return export("maskgit", files, folder / "bundle", command="pytest")
 
 
 @pytest.mark.usefixtures("rtx")

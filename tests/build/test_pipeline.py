@@ -26,7 +26,8 @@ from fewstep.build.variants import add_variant
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.engines.compatibility import read_header, require_header
 from fewstep.runtime.errors import EngineError, MissingDependencyError, RequestError
-from fewstep.runtime.manifest import MANIFEST_NAME, BuildOptions, EngineInfo
+from fewstep.runtime.manifest import MANIFEST_NAME
+from fewstep.runtime.records import BuildOptions, EngineInfo
 
 GRAPHS = ("transformer", "policy", "decoder")
 

@@ -31,7 +31,7 @@ from fewstep.build.second_opinion import reasons, second_opinion
 from fewstep.build.variants import add_variant
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import EngineError, RequestError
-from fewstep.runtime.manifest import ShapeRange
+from fewstep.runtime.records import ShapeRange
 
 Ranges = dict[str, tuple[Mapping[str, ShapeRange], ...]]
 

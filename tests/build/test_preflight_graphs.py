@@ -23,7 +23,7 @@ from tests.build.preflight_graphs import (
 
 from fewstep.build.variants import add_variant
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.manifest import ShapeRange
+from fewstep.runtime.records import ShapeRange
 
 Ranges = dict[str, tuple[Mapping[str, ShapeRange], ...]]
 

@@ -1,4 +1,8 @@
-"""Optimization profiles: the batches that engines accept are those that the decode loop binds."""
+"""Optimization profiles: the shapes of the family's programs, and none beside them.
+
+Independent references: the rows that MaskGIT's loop needs, said by hand; and shapes that vary in
+several dimensions, of the toy family, by hand too.
+"""
 
 from __future__ import annotations
 
@@ -6,54 +10,59 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.build.profiles import Profile, profiles
+from fewstep.build.profiles import profiles
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.manifest import BuildOptions, ShapeRange, TensorInfo
+from fewstep.runtime.records import BuildOptions
+
+_TOKENS = 16  # of the tiny bundles
 
 
-def _profiles(path: Path, name: str, options: BuildOptions) -> tuple[Profile, ...]:
-    bundle = Bundle.read(path)
-    return profiles(name, bundle.graph(name), options)
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path) -> Bundle:
+    return Bundle.read(tiny_bundle)
 
 
-def _batches(shapes: ShapeRange) -> tuple[int, int, int]:
-    return shapes.min[0], shapes.opt[0], shapes.max[0]
+def test_the_transformer_runs_twice_as_many_rows_as_images(bundle: Bundle) -> None:
+    (profile,) = profiles(bundle, BuildOptions(max_batch=6, opt_batch=(2,)))["transformer"]
+    tokens, condition = profile["tokens"], profile["condition"]
+    assert (tokens.min, tokens.opt, tokens.max) == ((1, _TOKENS), (4, _TOKENS), (12, _TOKENS))
+    assert (condition.min, condition.opt, condition.max) == ((1,), (4,), (12,))
 
 
-@pytest.mark.parametrize("best", [1, 3, 5])
-def test_guidance_doubles_the_rows_of_the_transformer_only(tiny_bundle: Path, best: int) -> None:
-    options = BuildOptions(max_batch=5, opt_batch=(best,))
-    found = {
-        name: {input: _batches(shapes) for input, shapes in profile.items()}
-        for name in Bundle.read(tiny_bundle).manifest.graphs
-        for profile in _profiles(tiny_bundle, name, options)
-    }
-    assert found == {
-        # Images without guidance are single rows, so the range starts at 1 all the same.
-        "transformer": {"tokens": (1, 2 * best, 10), "condition": (1, 2 * best, 10)},
-        "policy": {"features": (1, best, 5), "step": (1, best, 5)},
-        "decoder": {"tokens": (1, best, 5)},
-    }
+@pytest.mark.parametrize("graph", ["policy", "decoder"])
+def test_other_graphs_run_a_row_an_image(bundle: Bundle, graph: str) -> None:
+    (profile,) = profiles(bundle, BuildOptions(max_batch=6, opt_batch=(2,)))[graph]
+    rows = {(each.min[0], each.opt[0], each.max[0]) for each in profile.values()}
+    assert rows == {(1, 2, 6)}
 
 
-def test_only_the_batch_varies(tiny_text_bundle: Path) -> None:
-    (found,) = _profiles(tiny_text_bundle, "transformer", BuildOptions(max_batch=2))
-    assert found == {
-        "tokens": ShapeRange(min=(1, 16), opt=(2, 16), max=(4, 16)),
-        "text": ShapeRange(min=(1, 3, 12), opt=(2, 3, 12), max=(4, 3, 12)),
-    }
+def test_there_is_one_profile_for_every_batch_to_tune_for(bundle: Bundle) -> None:
+    made = profiles(bundle, BuildOptions(max_batch=8, opt_batch=(1, 4, 8)))
+    assert made.keys() == bundle.manifest.graphs.keys()
+    assert [each["tokens"].opt[0] for each in made["decoder"]] == [1, 4, 8]
+    assert {each["tokens"].max[0] for each in made["decoder"]} == {8}
 
 
-def test_a_profile_for_every_batch_to_tune_for(tiny_bundle: Path) -> None:
-    options = BuildOptions(max_batch=8, opt_batch=(1, 4, 8))
-    found = [_batches(each["tokens"]) for each in _profiles(tiny_bundle, "decoder", options)]
-    assert found == [(1, 1, 8), (1, 4, 8), (1, 8, 8)]
+def test_a_bundle_without_guidance_needs_no_second_half(bundle: Bundle) -> None:
+    """Text states without those of the empty text cannot be guided."""
+    text = {"kind": "text", "length": 3, "width": 5}
+    fields = bundle.manifest.model_dump()
+    fields["model"] |= {"condition": text, "policies": {}}
+    graphs = {name: fields["graphs"][name] for name in ("transformer", "decoder")}
+    inputs = graphs["transformer"]["inputs"]
+    inputs["text"] = {"dtype": "float32", "shape": ("batch", 3, 5)}
+    del inputs["condition"]
+    changed = type(bundle.manifest).model_validate(fields | {"graphs": graphs})
+    (profile,) = profiles(Bundle(bundle.path, changed), BuildOptions(max_batch=6))["transformer"]
+    assert (profile["tokens"].min[0], profile["tokens"].max[0]) == (1, 6)
+    assert profile["text"].max == (6, 3, 5)
 
 
-def test_inputs_of_one_shape_have_no_range(tiny_bundle: Path) -> None:
-    bundle = Bundle.read(tiny_bundle)
-    graph = bundle.graph("decoder")
-    fixed = TensorInfo(dtype="int32", shape=(2, 16))
-    mixed = graph.model_copy(update={"inputs": graph.inputs | {"fixed": fixed}})
-    (profile,) = profiles("decoder", mixed, BuildOptions())
-    assert profile.keys() == {"tokens"}
+def test_every_dimension_that_varies_has_its_own_range(toy_bundle: Path) -> None:
+    """Two scales of 1 and 4 tokens, with a cache of 0 and 1 positions before them."""
+    made = profiles(Bundle.read(toy_bundle), BuildOptions(max_batch=3, opt_batch=(2,)))
+    (trunk,), (decoder,) = made["trunk"], made["decoder"]
+    codes, past = trunk["codes"], trunk["past"]
+    assert (codes.min, codes.opt, codes.max) == ((1, 1), (4, 4), (6, 4))
+    assert (past.min[:2], past.opt[:2], past.max[:2]) == ((0, 1), (1, 4), (1, 6))
+    assert decoder["tokens"].max == (3, 4)

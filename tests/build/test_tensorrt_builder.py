@@ -23,7 +23,7 @@ from fewstep.build.tensorrt_builder import BuiltEngine, EngineRequest, build_her
 from fewstep.runtime.engines.compatibility import read_header
 from fewstep.runtime.engines.tensorrt_api import TensorRt, load
 from fewstep.runtime.errors import EngineError, MissingDependencyError
-from fewstep.runtime.manifest import BuildOptions, EngineBackend, ShapeRange
+from fewstep.runtime.records import BuildOptions, EngineBackend, ShapeRange
 
 _PRODUCT = helper.make_node("MatMul", ["x", "w"], ["y"], "product")
 _PROFILE = {"x": ShapeRange(min=(1, 4), opt=(2, 4), max=(8, 4))}

@@ -14,7 +14,7 @@ from fewstep.calibration.qdq import quantized
 from fewstep.calibration.sensitivity import Figures, Judge, fewest_kept, rank
 from fewstep.calibration.settings import bars
 from fewstep.runtime.errors import EngineError, RequestError
-from fewstep.runtime.manifest import AutoChoice, LayerCost
+from fewstep.runtime.records import AutoChoice, LayerCost
 
 from .graphs import CODES, PRODUCTS, rollouts, run, transformer
 

@@ -10,7 +10,7 @@ import pytest
 from fewstep.calibration.settings import Settings, bars, from_record
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import RequestError
-from fewstep.runtime.manifest import GraphInfo, QuantizationInfo
+from fewstep.runtime.records import GraphInfo, QuantizationInfo
 
 
 @pytest.mark.parametrize(

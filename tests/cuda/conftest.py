@@ -40,7 +40,7 @@ from fewstep.runtime.kernels.cubins import add_kernels
 from fewstep.runtime.result import Result
 
 if TYPE_CHECKING:
-    from fewstep.runtime.manifest import EngineBackend, Precision
+    from fewstep.runtime.records import EngineBackend, Precision
 
 _TESTS = Path(__file__).parents[1]
 _EMULATED = "EMULATED_CUDA_KERNELS" in os.environ
@@ -190,11 +190,11 @@ def _exported(name: str, request: pytest.FixtureRequest) -> Path:
         found: Path = request.getfixturevalue(f"{name.replace('-', '_')}_bundle")
         return found
     from fewstep.export.demo import sample_checkpoints
-    from fewstep.export.masked import export_masked
+    from fewstep.export.flow import export
 
     folder = request.getfixturevalue("tmp_path_factory").mktemp("exported")
     checkpoints = sample_checkpoints(_TESTS.parent / "samples" / "fashion")
-    return export_masked("adanat", checkpoints, folder / name, command="pytest").path
+    return export("adanat", checkpoints, folder / name, command="pytest").path
 
 
 # --- generators
@@ -323,7 +323,7 @@ def journal(tensorrt_module: Any) -> Callable[[str], list[Any]]:
 def built(backend: EngineBackend, tensorrt_module: object) -> Callable[..., Path]:
     """Builds engines into a bundle: precision and what the profiles are tuned for."""
     from fewstep.build.engines import build_engines, target
-    from fewstep.runtime.manifest import BuildOptions
+    from fewstep.runtime.records import BuildOptions
 
     def build(path: Path, precision: Precision, *opt_batch: int) -> Path:
         options = BuildOptions(max_batch=ENGINES_MAX_BATCH, opt_batch=opt_batch or (1,))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from fewstep.runtime.families.masked.schedule import MASK_RATIOS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +26,6 @@ from fewstep.runtime.masked_plan import Decoded
 from fewstep.runtime.plan import PlanKey
 from fewstep.runtime.raster import decode_in_raster_order
 from fewstep.runtime.result import Result
-from fewstep.runtime.schedule import MASK_RATIOS
 from fewstep.runtime.verify import verify
 
 Alike = Callable[[Result, Result], None]

@@ -26,7 +26,7 @@ from fewstep.runtime.errors import (
     RequestError,
 )
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.manifest import BuildOptions, EngineBackend
+from fewstep.runtime.records import BuildOptions, EngineBackend
 from fewstep.runtime.result import Result
 from fewstep.runtime.verify import verify
 

@@ -26,7 +26,7 @@ from fewstep.runtime.errors import (
     MissingDependencyError,
 )
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.manifest import EngineBackend
+from fewstep.runtime.records import EngineBackend
 from fewstep.runtime.result import Result
 
 Alike = Callable[[Result, Result], None]

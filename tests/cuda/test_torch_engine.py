@@ -10,7 +10,7 @@ import gc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -30,9 +30,6 @@ from fewstep.runtime.plan import PlanKey  # noqa: E402
 from fewstep.runtime.result import Result  # noqa: E402
 from fewstep.runtime.verify import verify  # noqa: E402
 
-if TYPE_CHECKING:
-    from fewstep.export import Checkpoints
-
 Alike = Callable[[Result, Result], None]
 Open = Callable[..., Generator]
 
@@ -49,7 +46,7 @@ def _on_a_card(emulated: bool) -> None:
 
 @pytest.fixture(scope="module")
 def open_torch(
-    _on_a_card: None, cubin: bytes, tiny_cuda_bundle: Path, tiny_checkpoints: Checkpoints
+    _on_a_card: None, cubin: bytes, tiny_cuda_bundle: Path, tiny_checkpoints: dict[str, Any]
 ) -> Open:
     """Opens the tiny bundle on PyTorch's engines."""
 
@@ -97,7 +94,9 @@ def test_the_sample_gives_the_images_of_the_cpu(cubin: bytes, assert_close: Alik
     found = []
     for device in (CudaDevice(cubin), CpuDevice()):
         models = load(files)
-        with open_generator(models, described(models, files), device, max_batch=10) as generator:
+        with open_generator(
+            models, described(models, files["config"]), device, max_batch=10
+        ) as generator:
             for schedule, steps in (("cosine", 8), ("policy", 4)):
                 request: dict[str, Any] = {"steps": steps, "schedule": schedule}
                 found.append(generator.generate(class_ids=range(10), **request))

@@ -17,7 +17,7 @@ from fewstep.runtime.devices.cuda_driver import compute_capability, cuda_version
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.kernels.compile import CompiledKernels
 from fewstep.runtime.kernels.cubins import add_kernels
-from fewstep.runtime.manifest import EngineBackend, EngineInfo
+from fewstep.runtime.records import EngineBackend, EngineInfo
 
 if TYPE_CHECKING:
     from tests.conftest import Outcome, Terminal

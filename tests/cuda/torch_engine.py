@@ -37,14 +37,14 @@ from tests.cuda.unexported import unexported
 from torch import Tensor, nn
 
 from fewstep.export.config import read_config
-from fewstep.export.masked import Checkpoints, Models, _describe, _graphs, load_models
+from fewstep.export.masked import Checkpoints, Models, describe, graphs, load_models
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices import Buffer, CudaStream, Device
 from fewstep.runtime.devices.cpu import host_array
 from fewstep.runtime.engines import BoundEngine, Engine, require_all
 from fewstep.runtime.errors import EngineError, OutOfMemoryError
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.manifest import GraphInfo
+from fewstep.runtime.records import GraphInfo
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -170,28 +170,20 @@ def _on_host(buffer: Buffer) -> Tensor:
     return torch.from_numpy(host_array(buffer))
 
 
-def load(files: Checkpoints) -> Models:
-    """The models of checkpoints, on the CPU in fp32."""
-    config = read_config(files.config)
-    return load_models(
-        files.transformer,
-        files.tokenizer,
-        files.policy,
-        config,
-        files.tuned,
-        untrained_policy=files.untrained_policy,
-    )
+def load(files: Mapping[str, Any]) -> Models:
+    """The models of what ``fewstep export`` is given, on the CPU in fp32."""
+    given = {name: value for name, value in files.items() if value and name != "config"}
+    return load_models(Checkpoints(**given), read_config(files.get("config")))
 
 
-def described(models: Models, files: Checkpoints | None = None) -> Bundle:
+def described(models: Models, config: Path | None = None) -> Bundle:
     """A bundle of these class-conditional models that was not exported.
 
     Args:
         models: what is described.
-        files: what they were loaded from, for class names and defaults.
+        config: ``--config`` file, for class names and defaults.
     """
-    files = files or Checkpoints(Path(), Path())
-    return unexported(_describe(models, read_config(files.config), files, Path()))
+    return unexported(describe(models, read_config(config)))
 
 
 def open_generator(
@@ -215,10 +207,11 @@ def open_generator(
     engines: dict[str, Engine] = {}
     with contextlib.ExitStack() as stack:
         stack.callback(device.close)
-        for name, (module, _, _) in _graphs(models, bundle.manifest.model).items():
-            own = "fp32" if name in bundle.manifest.model.policies else precision
+        info: Any = bundle.manifest.model
+        for name, graph in graphs(models, info).items():
+            own = "fp32" if name in info.policies else precision
             engines[name] = ModuleEngine(
-                name, module, bundle.graph(name), stream=device.cuda_stream, dtype=DTYPES[own]
+                name, graph.module, bundle.graph(name), stream=device.cuda_stream, dtype=DTYPES[own]
             )
             stack.callback(engines[name].close)
         generator = Generator(

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fewstep.runtime.families.masked.model import MaskedModel
+
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.manifest import (
-    FileInfo,
-    GraphInfo,
-    Manifest,
-    MaskedModel,
-    Provenance,
-    TensorInfo,
-)
+from fewstep.runtime.manifest import Manifest, Provenance
+from fewstep.runtime.records import FileInfo, GraphInfo, TensorInfo
 
 _IDS = frozenset(("tokens", "condition", "step"))
 

@@ -20,8 +20,8 @@ import pytest
 from tests.emulated_cuda.build import CannotBuild, Installation, build, host_kernels
 from tests.emulated_cuda.run import KERNELS, ROOT, environment
 
-from fewstep.export import export_masked
 from fewstep.export.demo import sample_checkpoints
+from fewstep.export.flow import export
 
 _TESTS = ROOT / "tests" / "cuda"
 _NEEDS_A_CARD = frozenset(("onnxruntime_provider", "torch_engine"))
@@ -92,7 +92,7 @@ def bundles(
     shutil.copytree(tiny_bundle, folder / "tiny")
     shutil.copytree(tiny_text_bundle, folder / "tiny-text")
     sample = sample_checkpoints(ROOT / "samples" / "fashion")
-    export_masked("adanat", sample, folder / "sample", command="pytest")
+    export("adanat", sample, folder / "sample", command="pytest")
     return folder
 
 

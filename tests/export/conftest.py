@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import gzip
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fewstep.export import published
+from fewstep.export import presets
 from fewstep.export.models import PolicyNet, UViT, VQModel
-from fewstep.runtime.manifest import GraphInfo, TensorInfo
+from fewstep.export.source import Graph
+from fewstep.runtime.records import GraphInfo, TensorInfo
 
 _DATA = Path(__file__).parents[1] / "data"
 
@@ -56,28 +57,28 @@ def recorded() -> Callable[[str], Recorded]:
 def class_uvit() -> UViT:
     """The class-conditional U-ViT: 16×16 tokens of 48 codes, 10 classes and the unconditional."""
     data = _recorded("adanat_uvit_class")
-    return published.transformer(_state(data), Path("class.pth"), _arguments(data))
+    return presets.load(UViT, _state(data), Path("class.pth"), _arguments(data))
 
 
 @pytest.fixture(scope="session")
 def text_uvit() -> UViT:
     """The text-conditional U-ViT: 8×8 tokens of 48 codes, text states ``[7, 20]``."""
     data = _recorded("adanat_text")
-    return published.transformer(_state(data), Path("text.pth"), _arguments(data)["uvit"])
+    return presets.load(UViT, _state(data), Path("text.pth"), _arguments(data)["uvit"])
 
 
 @pytest.fixture(scope="session")
 def policy_net() -> PolicyNet:
     """The policy network that reads the class-conditional U-ViT's features."""
     data = _recorded("adanat_policy")
-    return published.policy(_state(data), Path("policy.pth"), _arguments(data)["policy"])
+    return presets.load(PolicyNet, _state(data), Path("policy.pth"), _arguments(data)["policy"])
 
 
 @pytest.fixture(scope="session")
 def vqgan() -> VQModel:
     """The tokenizer: 48 codes, 16 pixels per token."""
     data = _recorded("adanat_vqgan")
-    return published.tokenizer(_state(data), Path("vqgan.ckpt"), _arguments(data))
+    return presets.load(VQModel, _state(data), Path("vqgan.ckpt"), _arguments(data))
 
 
 @pytest.fixture(scope="session")
@@ -91,32 +92,27 @@ def layouts() -> dict[str, dict[str, torch.Size]]:
     }
 
 
+def _describe_only(name: str, graph: Graph, folder: Path) -> GraphInfo:
+    """Stand in for ``export_graph``: the right description of a file that is no graph."""
+    (folder / f"{name}.onnx").write_text(f"not really a graph: {name}")
+    with torch.no_grad():
+        result: Any = graph.module(*graph.inputs.values())
+    results = result if isinstance(result, tuple) else (result,)
+    return GraphInfo(
+        file=f"{name}.onnx",
+        inputs={key: _tensor_info(value) for key, value in graph.inputs.items()},
+        outputs={
+            key: _tensor_info(value) for key, value in zip(graph.outputs, results, strict=True)
+        },
+    )
+
+
 def _tensor_info(tensor: Tensor) -> TensorInfo:
     dtype: Any = str(tensor.dtype).removeprefix("torch.")
     return TensorInfo(dtype=dtype, shape=("batch", *tensor.shape[1:]))
 
 
-def _describe_only(
-    module: nn.Module,
-    name: str,
-    inputs: Mapping[str, Tensor],
-    outputs: tuple[str, ...],
-    folder: Path,
-) -> tuple[GraphInfo, float]:
-    """Stand in for ``export_graph``: the right description of a file that is no graph."""
-    (folder / f"{name}.onnx").write_text(f"not really a graph: {name}")
-    with torch.no_grad():
-        result: Any = module(*inputs.values())
-    results = result if isinstance(result, tuple) else (result,)
-    info = GraphInfo(
-        file=f"{name}.onnx",
-        inputs={key: _tensor_info(value) for key, value in inputs.items()},
-        outputs={key: _tensor_info(value) for key, value in zip(outputs, results, strict=True)},
-    )
-    return info, 0.0
-
-
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the step to ONNX."""
-    monkeypatch.setattr("fewstep.export.masked.export_graph", _describe_only)
+    monkeypatch.setattr("fewstep.export.flow.export_graph", _describe_only)

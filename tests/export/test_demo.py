@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pytest
 import torch
@@ -16,24 +16,20 @@ from safetensors.torch import save_file
 from fewstep.export import checkpoint, demo
 from fewstep.runtime.errors import CheckpointError
 
-if TYPE_CHECKING:
-    from fewstep.export import Checkpoints
-
 
 @pytest.fixture
-def sample(tiny_checkpoints: Checkpoints, tmp_path: Path) -> Path:
+def sample(tiny_checkpoints: dict[str, Any], tmp_path: Path) -> Path:
     """The tiny checkpoints in the layout of ``samples/fashion``, half precision, no policy."""
     weights = tmp_path / "sample" / "weights"
     weights.mkdir(parents=True)
-    assert tiny_checkpoints.config
     parts = {
-        "transformer": checkpoint.read(tiny_checkpoints.transformer),
-        "tokenizer": checkpoint.read(tiny_checkpoints.tokenizer)["state_dict"],
+        "transformer": checkpoint.read(tiny_checkpoints["transformer"]),
+        "tokenizer": checkpoint.read(tiny_checkpoints["tokenizer"])["state_dict"],
     }
     for name, state in parts.items():
         half: dict[str, torch.Tensor] = {key: value.half() for key, value in state.items()}
         save_file(half, weights / f"{name}.safetensors")
-    shutil.copy(tiny_checkpoints.config, weights.parent / "config.json")
+    shutil.copy(tiny_checkpoints["config"], weights.parent / "config.json")
     return weights.parent
 
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-
 from fewstep.export.eager import EagerSampler
+
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import RequestError
-from fewstep.runtime.schedule import Schedule
+from fewstep.runtime.families.masked.schedule import Schedule
 
 if TYPE_CHECKING:
     from fewstep.export import Checkpoints

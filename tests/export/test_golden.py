@@ -19,8 +19,8 @@ from fewstep.export.golden import GOLDEN_FILE
 from fewstep.export.masked import Models, load_models
 from fewstep.runtime import Generator, Schedule
 from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.families.masked.schedule import policy_offsets
 from fewstep.runtime.kernels.policy_parameters import policy_parameters
-from fewstep.runtime.schedule import policy_offsets
 
 Rollout = dict[str, npt.NDArray[Any]]
 

@@ -7,7 +7,6 @@ data. What is refused: ``test_masked_inputs.py``.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
@@ -18,20 +17,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fewstep.export import Checkpoints, export_masked, onnx_graph
+from fewstep.export import onnx_graph
+from fewstep.export.flow import export
 from fewstep.runtime import Generator
 from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.condition import ClassCondition, TextCondition
 from fewstep.runtime.errors import BundleError
-from fewstep.runtime.manifest import ClassCondition, PolicyInfo, TextCondition
+from fewstep.runtime.families.masked.model import MaskedModel, PolicyInfo
 
 
 @pytest.fixture(scope="module")
-def split_bundle(tiny_checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def split_bundle(
+    tiny_checkpoints: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A whole MaskGIT bundle of the class-conditional models, with weights in their own files."""
-    files = dataclasses.replace(tiny_checkpoints, policy=None)
+    files = tiny_checkpoints | {"policy": None}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_graph, "EXTERNAL_DATA_BYTES", 0)
-        return export_masked("maskgit", files, tmp_path_factory.mktemp("split") / "bundle").path
+        return export("maskgit", files, tmp_path_factory.mktemp("split") / "bundle").path
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -90,6 +93,7 @@ def test_without_a_policy_the_transformer_gives_logits_only(tiny_text_bundle: Pa
 
 def test_the_model_is_described(tiny_bundle: Path) -> None:
     model = Bundle.read(tiny_bundle).manifest.model
+    assert isinstance(model, MaskedModel)
     assert (model.grid, model.image_size, model.feature_width) == ((4, 4), (8, 8), 32)
     assert (model.codebook_size, model.mask_token) == (24, 24)
     assert model.policies == {"policy": PolicyInfo(residual=True)}
@@ -123,7 +127,7 @@ def test_every_file_is_listed_with_its_hash(fixture: str, request: pytest.Fixtur
 
 
 def test_provenance_tells_the_checkpoints_tools_and_command(
-    tiny_bundle: Path, tiny_checkpoints: Checkpoints
+    tiny_bundle: Path, tiny_checkpoints: dict[str, Any]
 ) -> None:
     provenance = Bundle.read(tiny_bundle).manifest.provenance
     assert provenance.command == "pytest"
@@ -131,7 +135,7 @@ def test_provenance_tells_the_checkpoints_tools_and_command(
     for tool in ("fewstep", "torch", "onnx", "onnxscript", "onnxruntime", "numpy"):
         assert provenance.tools[tool] == importlib.metadata.version(tool)
     for part in ("transformer", "tokenizer", "policy", "config"):
-        path: Path = getattr(tiny_checkpoints, part)
+        path: Path = tiny_checkpoints[part]
         assert provenance.checkpoints[part].file == path.name
         assert provenance.checkpoints[part].sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert len(provenance.checkpoints) == 4

@@ -1,13 +1,12 @@
 """Checkpoints, configurations and texts that an export takes, and those that it refuses.
 
-Covered: families and files that do not go together, models that do not belong together, defaults
+Covered: forms and files that do not go together, models that do not belong together, defaults
 of the configuration, and text states. The step to ONNX, which takes seconds, is replaced by one
 that only describes the graph.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,85 +15,79 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.export.changed import configured
 from torch import nn
 
-from fewstep.export import Checkpoints, export_masked
+from fewstep.export.flow import export
 from fewstep.export.models import PolicyNet, UViT, VQModel
+from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.condition import ClassCondition, TextCondition
 from fewstep.runtime.errors import CheckpointError
-from fewstep.runtime.manifest import ClassCondition, Defaults, PolicyInfo, TextCondition
+from fewstep.runtime.families.masked.model import MaskedModel, PolicyInfo
+from fewstep.runtime.families.masked.settings import MaskedSettings
 
 KINDS: dict[str, type[nn.Module]] = {
     "transformer": UViT,
     "tokenizer": VQModel,
     "policy": PolicyNet,
 }
-ABSENT = Checkpoints(Path("absent/t.pth"), Path("absent/v.ckpt"))
+ABSENT: dict[str, Any] = {"transformer": Path("absent/t.pth"), "tokenizer": Path("absent/v.ckpt")}
 
 
-def configured(files: Checkpoints, folder: Path, **changes: Any) -> Checkpoints:
-    """The same checkpoints with other entries in the configuration; ``None`` drops one."""
-    assert files.config is not None
-    config = json.loads(files.config.read_text()) | changes
-    path = folder / "changed.json"
-    path.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
-    return dataclasses.replace(files, config=path)
-
-
-def resized(files: Checkpoints, folder: Path, part: str, **changes: Any) -> Checkpoints:
+def resized(files: dict[str, Any], folder: Path, part: str, **changes: Any) -> dict[str, Any]:
     """Another model in place of one, of the same constructor arguments but for the changes."""
-    assert files.config is not None
-    arguments = json.loads(files.config.read_text())[part] | changes
+    arguments = json.loads(files["config"].read_text())[part] | changes
     path = folder / f"{part}.pth"
     torch.save(KINDS[part](**arguments).state_dict(), path)
-    changed: dict[str, Any] = {part: path}
-    return dataclasses.replace(configured(files, folder, **{part: arguments}), **changed)
+    return configured(files, folder, **{part: arguments}) | {part: path}
 
 
-# Families and files that do not go together
+def described(bundle: Bundle) -> MaskedModel:
+    """What a bundle says of its model."""
+    model = bundle.manifest.model
+    assert isinstance(model, MaskedModel)
+    return model
+
+
+# Forms and files that do not go together
 
 
 @pytest.mark.parametrize(
-    ("family", "files", "message"),
+    ("form", "changes", "message"),
     [
-        ("adanat", ABSENT, r"needs a policy checkpoint .--policy., or --untrained-policy"),
+        ("adanat", {}, r"needs a policy checkpoint .--policy., or --untrained-policy"),
+        ("maskgit", {"policy": Path("p.pth")}, "unknown option of maskgit 'policy'; .*tokenizer"),
+        ("maskgit", {"transformers": Path("t")}, "Did you mean 'transformer'"),
+        ("maskgit", {"transformer": None, "tokenizer": None}, "needs --transformer, --tokenizer"),
         (
-            "maskgit",
-            dataclasses.replace(ABSENT, policy=Path("absent/p.pth")),
-            "family maskgit takes no policy checkpoint",
-        ),
-        *(
-            (
-                family,
-                dataclasses.replace(ABSENT, policy=Path("absent/p.pth"), untrained_policy=True),
-                "--policy and --untrained-policy exclude each other; pass one",
-            )
-            for family in ("adanat", "maskgit")
+            "adanat",
+            {"policy": Path("p.pth"), "untrained_policy": True},
+            "--policy and --untrained-policy exclude each other; pass one",
         ),
         (
             "maskgit",
-            dataclasses.replace(ABSENT, tuned=(Path("absent/policy-4.safetensors"),)),
+            {"tuned_policy": [Path("absent/policy-4.safetensors")]},
             "--tuned-policy needs another policy: pass --untrained-policy too",
         ),
-        ("maskgti", ABSENT, r"unknown family 'maskgti'; .* adanat, maskgit. Did you mean 'maskgit"),
-        ("var", ABSENT, "unknown family 'var'; expected one of: adanat, maskgit"),
+        ("maskgti", {}, r"unknown form 'maskgti'; .* adanat, maskgit. Did you mean 'maskgit"),
+        ("var", {}, "unknown form 'var'; expected one of: adanat, maskgit"),
     ],
 )
-def test_the_family_is_checked_before_any_file(
-    family: str, files: Checkpoints, message: str, tmp_path: Path
+def test_the_form_is_checked_before_any_file(
+    form: str, changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
-        export_masked(family, files, tmp_path / "out")
+        export(form, ABSENT | changes, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("part", ["transformer", "tokenizer", "policy"])
 def test_a_missing_checkpoint_is_named(
-    part: str, tiny_checkpoints: Checkpoints, tmp_path: Path
+    part: str, tiny_checkpoints: dict[str, Any], tmp_path: Path
 ) -> None:
-    absent: dict[str, Any] = {part: tmp_path / "absent.pth"}
-    files = dataclasses.replace(tiny_checkpoints, **absent)
+    files = tiny_checkpoints | {part: tmp_path / "absent.pth"}
     with pytest.raises(CheckpointError, match=r"absent.pth: no such file"):
-        export_masked("adanat", files, tmp_path / "out")
+        export("adanat", files, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -117,34 +110,33 @@ def test_models_that_do_not_belong_together_are_refused(
     part: str,
     changes: dict[str, Any],
     messages: list[str],
-    tiny_checkpoints: Checkpoints,
+    tiny_checkpoints: dict[str, Any],
     tmp_path: Path,
 ) -> None:
     files = resized(tiny_checkpoints, tmp_path, part, **changes)
     with pytest.raises(CheckpointError, match="checkpoints do not belong together") as caught:
-        export_masked("adanat", files, tmp_path / "out")
+        export("adanat", files, tmp_path / "out")
     for message in messages:
         assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("part", ["model", "state_dict"])
 def test_a_wrapping_around_no_dictionary_is_refused(
-    part: str, tiny_checkpoints: Checkpoints, tmp_path: Path
+    part: str, tiny_checkpoints: dict[str, Any], tmp_path: Path
 ) -> None:
     path = tmp_path / "wrapped.pth"
     torch.save({part: torch.ones(1)}, path)
-    changed: dict[str, Any] = {"policy" if part == "model" else "tokenizer": path}
-    files = dataclasses.replace(tiny_checkpoints, **changed)
+    files = tiny_checkpoints | {"policy" if part == "model" else "tokenizer": path}
     with pytest.raises(CheckpointError, match=r"wrapped.pth: expected a dictionary of tensors"):
-        export_masked("adanat", files, tmp_path / "out")
+        export("adanat", files, tmp_path / "out")
 
 
 def test_a_plain_actor_and_a_plain_tokenizer_are_read_too(
-    tiny_checkpoints: Checkpoints, tmp_path: Path, quick: None
+    tiny_checkpoints: dict[str, Any], tmp_path: Path, quick: None
 ) -> None:
     files = resized(tiny_checkpoints, tmp_path, "policy")
     files = resized(files, tmp_path, "tokenizer")
-    assert export_masked("adanat", files, tmp_path / "out").manifest.model.policies
+    assert described(export("adanat", files, tmp_path / "out")).policies
 
 
 # The configuration
@@ -155,84 +147,93 @@ def test_a_plain_actor_and_a_plain_tokenizer_are_read_too(
     [
         ({"class_names": ["shirt", "shoe"]}, "class_names: expected 5 names, got 2"),
         ({"clas_names": []}, "clas_names: Extra inputs are not permitted"),
+        ({"defaults": {"stesp": 4}}, "configuration's defaults: .* Did you mean 'steps'"),
+        ({"defaults": {"guidance": [1.0]}}, "configuration's defaults: guidance must be"),
         ({"transformer": {"embed_dims": 32}}, "does not build: .*embed_dims"),
         ({"transformer": None}, "none of the published sizes .*--config"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(
-    changes: dict[str, Any], message: str, tiny_checkpoints: Checkpoints, tmp_path: Path
+    changes: dict[str, Any], message: str, tiny_checkpoints: dict[str, Any], tmp_path: Path
 ) -> None:
     files = configured(tiny_checkpoints, tmp_path, **changes)
     with pytest.raises(CheckpointError, match=message):
-        export_masked("adanat", files, tmp_path / "out")
+        export("adanat", files, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["changed.json"]
 
 
-def test_a_bad_configuration_file_is_refused(tiny_checkpoints: Checkpoints, tmp_path: Path) -> None:
+def test_a_bad_configuration_file_is_refused(
+    tiny_checkpoints: dict[str, Any], tmp_path: Path
+) -> None:
     (tmp_path / "bad.json").write_text("{")
     for name, message in (("bad.json", "Invalid JSON"), ("absent.json", "No such file")):
-        files = dataclasses.replace(tiny_checkpoints, config=tmp_path / name)
+        files = tiny_checkpoints | {"config": tmp_path / name}
         with pytest.raises(CheckpointError, match=message):
-            export_masked("adanat", files, tmp_path / "out")
+            export("adanat", files, tmp_path / "out")
 
 
 def test_name_names_residual_and_defaults_have_defaults(
-    tiny_checkpoints: Checkpoints, tmp_path: Path, quick: None
+    tiny_checkpoints: dict[str, Any], tmp_path: Path, quick: None
 ) -> None:
     dropped: dict[str, Any] = dict.fromkeys(("name", "class_names", "policy_residual"))
     files = configured(tiny_checkpoints, tmp_path, **dropped)
-    manifest = export_masked("adanat", files, tmp_path / "out").manifest
-    assert manifest.name == "nnet_ema"  # the transformer's file
-    assert manifest.model.policies["policy"] == PolicyInfo(residual=False)  # ImageNet's default
-    assert isinstance(manifest.model.condition, ClassCondition)
-    assert manifest.model.condition.class_names is None
-    assert manifest.model.defaults == Defaults()
+    bundle = export("adanat", files, tmp_path / "out")
+    assert bundle.manifest.name == "nnet_ema"  # the transformer's file
+    model = described(bundle)
+    assert model.policies["policy"] == PolicyInfo(residual=False)  # ImageNet's default
+    assert isinstance(model.condition, ClassCondition)
+    assert model.condition.class_names is None
+    assert model.defaults == MaskedSettings()
 
 
 def test_the_defaults_of_the_configuration_arrive(
-    tiny_checkpoints: Checkpoints, tmp_path: Path, quick: None
+    tiny_checkpoints: dict[str, Any], tmp_path: Path, quick: None
 ) -> None:
     files = configured(tiny_checkpoints, tmp_path, defaults={"steps": 3, "schedule": "policy"})
-    bundle = export_masked("adanat", files, tmp_path / "out")
-    assert bundle.manifest.model.defaults == Defaults(steps=3, schedule="policy")
+    bundle = export("adanat", files, tmp_path / "out")
+    assert described(bundle).defaults == MaskedSettings(steps=3, schedule="policy")
     golden = bundle.arrays("golden.npz")
     assert {key.partition("/")[0] for key in golden} == {"policy"}
-    assert golden["policy/sampled"].shape == (4, 2, 16)  # of four steps, whatever the defaults
+    sampled = golden["policy/decisions/sampled"]
+    assert sampled.shape == (4, 2, 16)  # of four steps, whatever the defaults
 
 
 # Text
 
 
 def test_a_policy_on_text_has_residuals_by_default(
-    tiny_text_checkpoints: Checkpoints, tiny_checkpoints: Checkpoints, tmp_path: Path, quick: None
+    tiny_text_checkpoints: dict[str, Any],
+    tiny_checkpoints: dict[str, Any],
+    tmp_path: Path,
+    quick: None,
 ) -> None:
-    assert tiny_checkpoints.config is not None
-    policy = json.loads(tiny_checkpoints.config.read_text())["policy"]
+    policy = json.loads(tiny_checkpoints["config"].read_text())["policy"]
     files = configured(tiny_text_checkpoints, tmp_path, policy=policy)
-    files = dataclasses.replace(files, policy=tiny_checkpoints.policy)
-    manifest = export_masked("adanat", files, tmp_path / "out").manifest
-    assert manifest.model.policies["policy"] == PolicyInfo(residual=True)  # CC3M's default
+    files["policy"] = tiny_checkpoints["policy"]
+    model = described(export("adanat", files, tmp_path / "out"))
+    assert model.policies["policy"] == PolicyInfo(residual=True)  # CC3M's default
 
 
 def test_a_policy_on_text_needs_the_empty_text(
-    tiny_text_checkpoints: Checkpoints, tiny_checkpoints: Checkpoints, tmp_path: Path
+    tiny_text_checkpoints: dict[str, Any], tiny_checkpoints: dict[str, Any], tmp_path: Path
 ) -> None:
     """The policy sets the guidance, so such a bundle could never follow it."""
-    assert tiny_checkpoints.config is not None
-    policy = json.loads(tiny_checkpoints.config.read_text())["policy"]
+    policy = json.loads(tiny_checkpoints["config"].read_text())["policy"]
     files = configured(tiny_text_checkpoints, tmp_path, policy=policy)
-    files = dataclasses.replace(files, policy=tiny_checkpoints.policy, unconditional_text=None)
+    files |= {"policy": tiny_checkpoints["policy"], "unconditional_text": None}
     with pytest.raises(CheckpointError, match=r"empty text too, .*\[3, 12\]"):
-        export_masked("adanat", files, tmp_path / "out")
+        export("adanat", files, tmp_path / "out")
 
 
 def test_fixed_schedules_on_text_do_not_need_the_empty_text(
-    tiny_text_checkpoints: Checkpoints, tmp_path: Path, quick: None
+    tiny_text_checkpoints: dict[str, Any], tmp_path: Path, quick: None
 ) -> None:
-    files = dataclasses.replace(tiny_text_checkpoints, unconditional_text=None)
-    bundle = export_masked("maskgit", files, tmp_path / "out")
+    files = tiny_text_checkpoints | {"unconditional_text": None}
+    bundle = export("maskgit", files, tmp_path / "out")
     assert bundle.manifest.model.condition == TextCondition(length=3, width=12)
-    assert (bundle.arrays("golden.npz")["cosine/parameters"][..., 3] == 0).all()  # no guidance
+    assert (
+        bundle.arrays("golden.npz")["cosine/decisions/parameters"][..., 3] == 0
+    ).all()  # no guidance
 
 
 def _archive(path: Path) -> None:
@@ -255,10 +256,10 @@ BAD_TEXTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("case", BAD_TEXTS)
 def test_text_states_that_do_not_fit_are_refused(
-    case: str, tiny_text_checkpoints: Checkpoints, tmp_path: Path
+    case: str, tiny_text_checkpoints: dict[str, Any], tmp_path: Path
 ) -> None:
     write, message = BAD_TEXTS[case]
     write(tmp_path / "text.npy")
-    files = dataclasses.replace(tiny_text_checkpoints, unconditional_text=tmp_path / "text.npy")
+    files = tiny_text_checkpoints | {"unconditional_text": tmp_path / "text.npy"}
     with pytest.raises(CheckpointError, match=message):
-        export_masked("maskgit", files, tmp_path / "out")
+        export("maskgit", files, tmp_path / "out")

@@ -25,7 +25,7 @@ from fewstep.runtime.devices.cpu import CpuBuffer, CpuDevice
 from fewstep.runtime.engines import Engine
 from fewstep.runtime.errors import EngineError, OutOfMemoryError
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.manifest import GraphInfo, TensorInfo
+from fewstep.runtime.records import GraphInfo, TensorInfo
 from fewstep.runtime.verify import verify
 
 if TYPE_CHECKING:

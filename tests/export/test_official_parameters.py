@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import nn
 
+from fewstep.runtime.families.masked.schedule import policy_offsets
 from fewstep.runtime.kernels.policy_parameters import policy_parameters
-from fewstep.runtime.schedule import policy_offsets
 
 Array = npt.NDArray[Any]
 Recorded = Callable[[str], dict[str, Array]]

@@ -33,12 +33,12 @@ from fewstep.export.torch_engine import TorchEngine
 from fewstep.runtime.devices.cpu import CpuDevice
 from fewstep.runtime.engines import Engine, run_once
 from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from fewstep.runtime.families.masked.schedule import policy_offsets
 from fewstep.runtime.kernels.philox import uniforms
 from fewstep.runtime.kernels.policy_parameters import policy_parameters
 from fewstep.runtime.kernels.remask import remask
 from fewstep.runtime.kernels.sample_tokens import sample_row, sample_tokens
-from fewstep.runtime.manifest import GraphInfo, TensorInfo
-from fewstep.runtime.schedule import policy_offsets
+from fewstep.runtime.records import GraphInfo, TensorInfo
 
 Array = npt.NDArray[Any]
 Recorded = Callable[[str], dict[str, Array]]

@@ -19,7 +19,7 @@ from fewstep.runtime.devices.cpu import CpuDevice
 from fewstep.runtime.engines import run_once
 from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import ExportError
-from fewstep.runtime.manifest import GraphInfo, TensorInfo
+from fewstep.runtime.records import GraphInfo, TensorInfo
 
 FORBIDDEN = {"NonZero", "Multinomial", "RandomUniform", "RandomNormal", "If", "Loop", "Scan"}
 GRAPHS = [

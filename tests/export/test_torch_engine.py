@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fewstep.export.torch_engine import TorchEngine
 from fewstep.runtime.devices.cpu import CpuBuffer, CpuDevice
 from fewstep.runtime.engines import Engine, run_once
-from fewstep.runtime.manifest import GraphInfo, TensorInfo
+from fewstep.runtime.records import GraphInfo, TensorInfo
 
 
 class Split(nn.Module):

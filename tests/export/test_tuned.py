@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fewstep.export import Checkpoints, export_masked
+from fewstep.export.flow import export
 from fewstep.export.models import FixedPolicy, PolicyNet
 from fewstep.export.tuned import TunedPolicy, load_tuned, save_tuned
 from fewstep.runtime.errors import CheckpointError, OutputError
+from fewstep.runtime.families.masked.model import PolicyInfo
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.manifest import PolicyInfo
 from fewstep.runtime.verify import verify
 
 _NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -101,11 +101,12 @@ def test_other_safetensors_files_are_refused(make: object, tmp_path: Path) -> No
         load_tuned(tmp_path / "other.safetensors")
 
 
-def test_the_authors_checkpoint_is_refused(tiny_checkpoints: Checkpoints, tmp_path: Path) -> None:
+def test_the_authors_checkpoint_is_refused(
+    tiny_checkpoints: dict[str, Any], tmp_path: Path
+) -> None:
     """``--tuned-policy`` given what belongs to ``--policy``."""
     torch.save(PolicyNet(32, 4, 16, 4).state_dict(), tmp_path / "policy.pth")
-    assert tiny_checkpoints.policy is not None
-    for path in (tmp_path / "policy.pth", tiny_checkpoints.policy):
+    for path in (tmp_path / "policy.pth", tiny_checkpoints["policy"]):
         with pytest.raises(CheckpointError, match="is no tuned policy; .* go to --policy"):
             load_tuned(path)
 
@@ -127,12 +128,12 @@ def test_an_absent_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_export_takes_tuned_policies_as_the_newest(
-    tiny_checkpoints: Checkpoints, tmp_path: Path
+    tiny_checkpoints: dict[str, Any], tmp_path: Path
 ) -> None:
     adaptive = _saved(tmp_path / "a.safetensors", _tuned(PolicyNet(32, 4, 8, 4), "policy-a", 5))
     fixed = _saved(tmp_path / "b.safetensors", _tuned(FixedPolicy(3), "policy-b", 3))
-    files = dataclasses.replace(tiny_checkpoints, tuned=(adaptive, fixed))
-    bundle = export_masked("adanat", files, tmp_path / "out")
+    files = tiny_checkpoints | {"tuned_policy": [adaptive, fixed]}
+    bundle = export("adanat", files, tmp_path / "out")
     model = bundle.manifest.model
     assert list(model.policies) == ["policy", "policy-a", "policy-b"]
     assert [model.policy_for(steps) for steps in (5, 3, 8)] == ["policy-a", "policy-b", "policy"]
@@ -156,26 +157,26 @@ def test_export_takes_tuned_policies_as_the_newest(
     ],
 )
 def test_policies_of_other_transformers_are_refused(
-    networks: list[nn.Module], message: str, tiny_checkpoints: Checkpoints, tmp_path: Path
+    networks: list[nn.Module], message: str, tiny_checkpoints: dict[str, Any], tmp_path: Path
 ) -> None:
     paths = tuple(
         _saved(tmp_path / f"{row}.safetensors", _tuned(network, f"policy-{row}"))
         for row, network in enumerate(networks)
     )
-    files = dataclasses.replace(tiny_checkpoints, tuned=paths)
+    files = tiny_checkpoints | {"tuned_policy": paths}
     with pytest.raises(CheckpointError, match=message):
-        export_masked("adanat", files, tmp_path / "out")
+        export("adanat", files, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("names", [("policy",), ("policy-a", "policy-a")])
 def test_names_must_differ(
-    names: tuple[str, ...], tiny_checkpoints: Checkpoints, tmp_path: Path
+    names: tuple[str, ...], tiny_checkpoints: dict[str, Any], tmp_path: Path
 ) -> None:
     paths = tuple(
         _saved(tmp_path / f"{row}.safetensors", _tuned(FixedPolicy(5), name))
         for row, name in enumerate(names)
     )
-    files = dataclasses.replace(tiny_checkpoints, tuned=paths)
+    files = tiny_checkpoints | {"tuned_policy": paths}
     with pytest.raises(CheckpointError, match="different names, other than policy"):
-        export_masked("adanat", files, tmp_path / "out")
+        export("adanat", files, tmp_path / "out")

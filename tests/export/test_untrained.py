@@ -6,7 +6,6 @@ deviation 0.02 in the step embedding, PyTorch's own convolutions, nothing in mod
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import re
@@ -16,16 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from tests.export.changed import configured
 
-from fewstep.export import Checkpoints, export_masked, published
 from fewstep.export.checkpoint import mismatches
+from fewstep.export.flow import export
 from fewstep.export.golden import GOLDEN_FILE
+from fewstep.export.masked import untrained_policy
 from fewstep.export.models import FixedPolicy, PolicyNet, UViT
+from fewstep.export.presets import PRESETS, Preset
 from fewstep.export.tuned import TunedPolicy, save_tuned
 from fewstep.runtime import Generator
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import CheckpointError
-from fewstep.runtime.manifest import PolicyInfo
+from fewstep.runtime.families.masked.model import PolicyInfo
 from fewstep.runtime.verify import verify
 
 if TYPE_CHECKING:
@@ -35,15 +37,15 @@ SIZE: dict[str, Any] = {"in_channels": 32, "hidden_size": 16, "grid_size": 4}
 
 
 @pytest.fixture(scope="session")
-def files(tiny_checkpoints: Checkpoints) -> Checkpoints:
+def files(tiny_checkpoints: dict[str, Any]) -> dict[str, Any]:
     """The tiny class-conditional checkpoints with an untrained policy."""
-    return dataclasses.replace(tiny_checkpoints, policy=None, untrained_policy=True)
+    return tiny_checkpoints | {"policy": None, "untrained_policy": True}
 
 
 @pytest.fixture(scope="module")
-def bundle(files: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def bundle(files: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A whole MaskGIT bundle of them."""
-    return export_masked("maskgit", files, tmp_path_factory.mktemp("untrained") / "bundle")
+    return export("maskgit", files, tmp_path_factory.mktemp("untrained") / "bundle")
 
 
 def uvit(**arguments: Any) -> UViT:
@@ -55,17 +57,7 @@ def uvit(**arguments: Any) -> UViT:
 def tiny(**arguments: Any) -> PolicyNet:
     """An untrained policy of a transformer of 4×4 tokens and width 32."""
     network = uvit(img_size=4, codebook_size=24, embed_dim=32, depth=2, num_heads=2, num_classes=6)
-    return published.untrained_policy(network, {**SIZE, **arguments})
-
-
-def configured(files: Checkpoints, folder: Path, **changes: Any) -> Checkpoints:
-    """The same files with other entries in the configuration; ``None`` drops one."""
-    assert files.config is not None
-    config = json.loads(files.config.read_text()) | changes
-    (folder / "changed.json").write_text(
-        json.dumps({key: value for key, value in config.items() if value is not None})
-    )
-    return dataclasses.replace(files, config=folder / "changed.json")
+    return untrained_policy(network, {**SIZE, **arguments})
 
 
 # --- weights
@@ -112,17 +104,19 @@ def test_a_failure_leaves_the_random_state_too() -> None:
 @pytest.mark.parametrize(
     ("entry", "layout"),
     [
-        (published.TRANSFORMERS[0], "adanat_policy_in256"),
-        (published.TRANSFORMERS[1], "adanat_policy_cc3m"),
+        (PRESETS[UViT][0], "adanat_policy_in256"),
+        (PRESETS[UViT][1], "adanat_policy_cc3m"),
     ],
     ids=["ImageNet", "CC3M"],
 )
 def test_a_published_transformer_gets_the_size_of_its_policy(
-    entry: published.Published, layout: str, layouts: dict[str, dict[str, torch.Size]]
+    entry: Preset, layout: str, layouts: dict[str, dict[str, torch.Size]]
 ) -> None:
-    policy = published.untrained_policy(uvit(**entry.arguments), None)
+    policy = untrained_policy(uvit(**entry.arguments), None)
     shapes = {key: torch.zeros(()).expand(shape) for key, shape in layouts[layout].items()}
-    assert mismatches(policy, published.strip_prefix(shapes, "policy_old.actor.")) == ""
+    actor = "policy_old.actor."
+    official = {key.removeprefix(actor): shapes[key] for key in shapes if key.startswith(actor)}
+    assert mismatches(policy, official) == ""
     assert not policy.training
 
 
@@ -134,10 +128,10 @@ def test_a_published_transformer_gets_the_size_of_its_policy(
 def test_without_a_known_size_the_configuration_is_asked_for(arguments: dict[str, Any]) -> None:
     network = uvit(**{"num_heads": 8, "num_classes": 11, **arguments})
     with pytest.raises(CheckpointError, match="no published policy reads .* --config") as caught:
-        published.untrained_policy(network, None)
+        untrained_policy(network, None)
     shown = re.search(r"such as (\{.*\})$", str(caught.value))
     assert shown
-    policy = published.untrained_policy(network, json.loads(shown[1])["policy"])
+    policy = untrained_policy(network, json.loads(shown[1])["policy"])
     assert policy.in_channels == network.embed_dim
     assert policy.grid_size**2 == network.num_tokens
 
@@ -156,12 +150,12 @@ def test_without_a_known_size_the_configuration_is_asked_for(arguments: dict[str
     ids=str,
 )
 def test_sizes_that_do_not_fit_are_refused(
-    changes: dict[str, Any] | None, message: str, files: Checkpoints, tmp_path: Path
+    changes: dict[str, Any] | None, message: str, files: dict[str, Any], tmp_path: Path
 ) -> None:
     size = None if changes is None else SIZE | changes
     changed = configured(files, tmp_path, policy=size)
     with pytest.raises(CheckpointError, match=message):
-        export_masked("adanat", changed, tmp_path / "out")
+        export("adanat", changed, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["changed.json"]
 
 
@@ -192,8 +186,10 @@ def test_it_follows_the_heuristic_schedule(bundle: Bundle) -> None:
         np.testing.assert_allclose(found.parameters[:, image], np.stack(expected, 1), rtol=1e-5)
 
 
-def test_exported_again_it_is_the_same(bundle: Bundle, files: Checkpoints, tmp_path: Path) -> None:
-    again = export_masked("adanat", files, tmp_path / "again")
+def test_exported_again_it_is_the_same(
+    bundle: Bundle, files: dict[str, Any], tmp_path: Path
+) -> None:
+    again = export("adanat", files, tmp_path / "again")
     assert again.graph_sha256("policy") == bundle.graph_sha256("policy")
 
 
@@ -201,41 +197,41 @@ def test_exported_again_it_is_the_same(bundle: Bundle, files: Checkpoints, tmp_p
     ("stated", "expected"), [(None, True), (True, True), (False, False)], ids=str
 )
 def test_residuals_unless_the_configuration_says_no(
-    stated: bool | None, expected: bool, files: Checkpoints, tmp_path: Path, quick: None
+    stated: bool | None, expected: bool, files: dict[str, Any], tmp_path: Path, quick: None
 ) -> None:
     changed = configured(files, tmp_path, policy_residual=stated)
-    manifest = export_masked("adanat", changed, tmp_path / "out").manifest
+    manifest = export("adanat", changed, tmp_path / "out").manifest
     assert manifest.model.policies["policy"].residual is expected
 
 
 def test_on_text_it_has_residuals_and_needs_the_empty_text(
-    tiny_text_checkpoints: Checkpoints, tmp_path: Path, quick: None
+    tiny_text_checkpoints: dict[str, Any], tmp_path: Path, quick: None
 ) -> None:
     files = configured(tiny_text_checkpoints, tmp_path, policy=SIZE)
-    files = dataclasses.replace(files, untrained_policy=True)
-    manifest = export_masked("maskgit", files, tmp_path / "out").manifest
+    files["untrained_policy"] = True
+    manifest = export("maskgit", files, tmp_path / "out").manifest
     assert manifest.model.policies["policy"] == PolicyInfo(residual=True, untrained_seed=0)
-    without = dataclasses.replace(files, unconditional_text=None)
+    without = files | {"unconditional_text": None}
     with pytest.raises(CheckpointError, match=r"a policy always uses guidance, .*\[3, 12\]"):
-        export_masked("maskgit", without, tmp_path / "other")
+        export("maskgit", without, tmp_path / "other")
 
 
-def test_tuned_policies_stand_beside_it(files: Checkpoints, tmp_path: Path, quick: None) -> None:
+def test_tuned_policies_stand_beside_it(files: dict[str, Any], tmp_path: Path, quick: None) -> None:
     record = PolicyInfo(residual=True, steps=4)
     path = tmp_path / "policy-4-steps.safetensors"
     save_tuned(path, TunedPolicy("policy-4-steps", FixedPolicy(4), record))
-    changed = dataclasses.replace(files, tuned=(path,))
-    model = export_masked("maskgit", changed, tmp_path / "out").manifest.model
+    changed = files | {"tuned_policy": [path]}
+    model = export("maskgit", changed, tmp_path / "out").manifest.model
     assert list(model.policies) == ["policy", "policy-4-steps"]
     assert model.policies["policy-4-steps"] == record
 
 
 def test_the_command_line_makes_and_shows_it(
-    fewstep: Terminal, files: Checkpoints, tmp_path: Path, quick: None
+    fewstep: Terminal, files: dict[str, Any], tmp_path: Path, quick: None
 ) -> None:
     out = tmp_path / "bundle"
-    given = ["--transformer", files.transformer, "--tokenizer", files.tokenizer]
-    given += ["--config", files.config, "--untrained-policy", "--out", out]
+    given = [f"--{name}={files[name]}" for name in ("transformer", "tokenizer", "config")]
+    given += ["--untrained-policy", f"--out={out}"]
     assert fewstep("export", "maskgit", *given).code == 0
     assert "--untrained-policy" in Bundle.read(out).manifest.provenance.command
     assert "policy (untrained)" in fewstep("inspect", out).out

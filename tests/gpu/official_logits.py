@@ -53,14 +53,15 @@ def _passes(
     """Each step is one pass with both conditions."""
     import torch
 
-    from fewstep.export import published
+    from fewstep.export import presets
+    from fewstep.export.models import UViT
 
     state = {
         key.removeprefix("sd/"): torch.from_numpy(value)
         for key, value in weights.items()
         if key.startswith("sd/")
     }
-    model = published.transformer(state, Path("recorded.pth"), arguments).eval()
+    model = presets.load(UViT, state, Path("recorded.pth"), arguments)
     with torch.no_grad():
         passes = [
             model(torch.from_numpy(np.concatenate([ids, ids])), torch.from_numpy(condition))[0]

@@ -10,7 +10,6 @@ import importlib.metadata
 import importlib.util
 import json
 import platform
-import re
 import sys
 import zipfile
 from email import message_from_bytes

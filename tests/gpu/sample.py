@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from fewstep.build.variants import add_variant
+from fewstep.export import flow
 from fewstep.export.demo import sample_checkpoints
-from fewstep.export.masked import export_masked
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.kernels.compile import CompiledKernels
 from fewstep.runtime.kernels.cubins import add_kernels
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def export(folder: Path) -> Path:
     """Export it to ``FOLDER/sample``."""
     checkpoints = sample_checkpoints(ROOT / "samples" / "fashion")
-    bundle = export_masked("adanat", checkpoints, folder / "sample", command="pytest")
+    bundle = flow.export("adanat", checkpoints, folder / "sample", command="pytest")
     add_variant(add_kernels(bundle, _kernels(Bundle.read(folder / "tiny"))), "fp16")
     return bundle.path
 

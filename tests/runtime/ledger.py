@@ -1,30 +1,21 @@
-"""A device that keeps account of what is open, and a decoder on it."""
+"""A device that keeps account of what is open, has only so much room, and fails when told to."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from fewstep.runtime.devices import BufferSpec, Direct
 from fewstep.runtime.devices.cpu import CpuDevice, CpuWorkspace
 from fewstep.runtime.errors import OutOfMemoryError
-from fewstep.runtime.generator import Generator
-from fewstep.runtime.masked import MaskedDecoder
-from fewstep.runtime.masked_plan import MaskedPlan
-from fewstep.runtime.plan import PlanKey, first_pass_buffers, plan_buffers
-from fewstep.runtime.schedule import Schedule
-
-_NO_CLASS = np.array(5, np.int32)
 
 
-class _Entry(CpuWorkspace):
+class Entry(CpuWorkspace):
     """A workspace on the ledger while it is open."""
 
     def __init__(self, ledger: Ledger, specs: Mapping[str, BufferSpec]) -> None:
         super().__init__(specs)
-        self.bytes, self._ledger = _bytes(specs), ledger
+        self.names, self.bytes, self._ledger = set(specs), bytes_of(specs), ledger
         ledger.open.append(self)
         ledger.peak = max(ledger.peak, ledger.used)
 
@@ -58,7 +49,7 @@ class Ledger(CpuDevice):
 
     def __init__(self, room: int | None = None) -> None:
         super().__init__()
-        self.open: list[_Entry] = []
+        self.open: list[Entry] = []
         self.replays: list[_Replay] = []
         self.room, self.peak, self.asked = room, 0, 0
         self.failure: BaseException | None = None
@@ -74,9 +65,9 @@ class Ledger(CpuDevice):
 
     def workspace(self, specs: Mapping[str, BufferSpec]) -> CpuWorkspace:
         self.asked += 1
-        if self.room is not None and self.used + _bytes(specs) > self.room:
-            raise OutOfMemoryError(f"no room for {_bytes(specs)} bytes")
-        return _Entry(self, specs)
+        if self.room is not None and self.used + bytes_of(specs) > self.room:
+            raise OutOfMemoryError(f"no room for {bytes_of(specs)} bytes")
+        return Entry(self, specs)
 
     def capture(self, sequence: Callable[[], None], **_: Any) -> Direct:
         if self.failure is not None:
@@ -84,35 +75,6 @@ class Ledger(CpuDevice):
         return _Replay(self, sequence)
 
 
-def _bytes(specs: Mapping[str, BufferSpec]) -> int:
+def bytes_of(specs: Mapping[str, BufferSpec]) -> int:
+    """What buffers take together."""
     return sum(spec.bytes for spec in specs.values())
-
-
-def plan_key(steps: int, *, guided: bool = False, batch: int = 1) -> PlanKey:
-    """The key of a plan without policy."""
-    return PlanKey(batch, steps, guided=guided, policy=None)
-
-
-def open_decoder(generator: Generator, device: CpuDevice, **options: Any) -> MaskedDecoder:
-    """A decoder of the tiny bundle, with the generator's engines on another device."""
-    model = generator.bundle.manifest.model
-    return MaskedDecoder(device, generator.engines, model, _NO_CLASS, **options)
-
-
-def plan_bytes(generator: Generator, key: PlanKey) -> int:
-    """What the buffers of a plan take."""
-    return _bytes(plan_buffers(generator.bundle.manifest.model, generator.engines, key))
-
-
-def first_pass_bytes(generator: Generator) -> int:
-    """What the first unconditional logits take."""
-    return _bytes(first_pass_buffers(generator.bundle.manifest.model, generator.engines))
-
-
-def assert_usable(plan: MaskedPlan) -> None:
-    """Assert that a plan of the tiny bundle gives tokens of its codebook."""
-    batch, steps = plan.key.batch, plan.key.steps
-    parameters = Schedule().parameters(steps, 16)
-    found = plan.run(np.zeros(batch, np.int32), np.arange(batch, dtype=np.uint64), parameters)
-    assert found.sampled.shape == (steps, batch, 16)
-    assert ((found.sampled >= 0) & (found.sampled < 24)).all()

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import RequestError
+from fewstep.runtime.families.masked.settings import MaskedSettings
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.inspect import PlanMemory, inspect, plan_memory
-from fewstep.runtime.manifest import Defaults
 
 
 def test_intact_bundle(tiny_bundle: Path) -> None:
@@ -51,7 +51,7 @@ def test_inspection_is_json(tiny_bundle: Path) -> None:
 def _with_defaults(path: Path, **changes: Any) -> Bundle:
     """The bundle with other defaults, in memory."""
     read = Bundle.read(path)
-    model = read.manifest.model.model_copy(update={"defaults": Defaults(**changes)})
+    model = read.manifest.model.model_copy(update={"defaults": MaskedSettings(**changes)})
     return Bundle(path, read.manifest.model_copy(update={"model": model}))
 
 

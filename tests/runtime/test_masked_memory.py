@@ -18,8 +18,8 @@ from tests.runtime.ledger import (
 )
 
 from fewstep.runtime.errors import OutOfMemoryError
+from fewstep.runtime.families.masked.schedule import Schedule
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.schedule import Schedule
 
 
 def test_out_of_memory_drops_the_other_plans_and_tries_once_more(generator: Generator) -> None:

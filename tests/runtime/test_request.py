@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from fewstep.runtime.errors import RequestError
+from fewstep.runtime.families.masked.model import MaskedModel, PolicyInfo
+from fewstep.runtime.families.masked.schedule import Schedule
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.manifest import MaskedModel, PolicyInfo
 from fewstep.runtime.request import RAMPS, schedule_of, seeds_of
-from fewstep.runtime.schedule import Schedule
 
 
 @pytest.mark.parametrize(

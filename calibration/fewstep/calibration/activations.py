@@ -44,7 +44,7 @@ from fewstep.calibration.rollouts import Rollouts, Told
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import EngineError, OutputError, RequestError
 from fewstep.runtime.files import replacing
-from fewstep.runtime.manifest import RangeMethod, Sha256
+from fewstep.runtime.records import RangeMethod, Sha256
 
 BINS = 2048
 """Of a histogram. With ONNX Runtime's own 128, entropy has nothing to choose from."""

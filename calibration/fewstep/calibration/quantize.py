@@ -33,7 +33,7 @@ from fewstep.calibration.settings import Settings, chosen_by_hand, from_record, 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import BundleError, OutputError, RequestError, choose
-from fewstep.runtime.manifest import AutoChoice, GraphInfo, Keeper, QuantizationInfo
+from fewstep.runtime.records import AutoChoice, GraphInfo, Keeper, QuantizationInfo
 
 GRAPH = "transformer"
 """What is quantized. The decoder runs once per image; policies are small and feed decisions."""

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from fewstep.calibration.quantize import Outcome
 from fewstep.calibration.sensitivity_plot import is_kept
-from fewstep.runtime.manifest import QuantizationInfo
+from fewstep.runtime.records import QuantizationInfo
 
 _WHO = {"rules": "default rules", "user": "--keep", "auto": "--auto"}
 

@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from fewstep.runtime.condition import ClassCondition
+from fewstep.runtime.families.masked.model import MaskedModel
 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.manifest import ClassCondition, MaskedModel
 from fewstep.runtime.request import text_condition
 
 BATCH = 8

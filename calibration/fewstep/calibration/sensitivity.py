@@ -24,7 +24,7 @@ import onnx
 from fewstep.calibration.rollouts import Rollouts, Told
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import EngineError, RequestError
-from fewstep.runtime.manifest import AutoChoice, LayerCost
+from fewstep.runtime.records import AutoChoice, LayerCost
 from fewstep.runtime.verify import logit_figures
 
 _MOST_LOGITS = 1 << 27

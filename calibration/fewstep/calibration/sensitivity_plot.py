@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fewstep.runtime.errors import OutputError, RequestError, missing
 from fewstep.runtime.files import replacing
-from fewstep.runtime.manifest import LayerCost, QuantizationInfo
+from fewstep.runtime.records import LayerCost, QuantizationInfo
 
 SUFFIXES = (".png", ".svg", ".pdf")
 

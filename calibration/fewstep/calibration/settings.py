@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from fewstep.runtime.families.masked.schedule import policy_schedule
+
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import RequestError, choose
-from fewstep.runtime.manifest import (
+from fewstep.runtime.records import (
     AutoChoice,
     GraphInfo,
     Keeper,
@@ -18,7 +20,6 @@ from fewstep.runtime.manifest import (
     RangeMethod,
 )
 from fewstep.runtime.request import schedule_of, steps_of
-from fewstep.runtime.schedule import policy_schedule
 
 QuantizedPrecision = Literal["int8", "fp8"]
 

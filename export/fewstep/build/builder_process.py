@@ -29,7 +29,7 @@ from fewstep.build.progress import Report
 from fewstep.build.tensorrt_builder import BuiltEngine, EngineRequest, build_here
 from fewstep.runtime.engines.tensorrt_api import TensorRt, load
 from fewstep.runtime.errors import EngineError, FewstepError
-from fewstep.runtime.manifest import BuildOptions, ShapeRange
+from fewstep.runtime.records import BuildOptions, ShapeRange
 
 # 0x0040000 is ADDR_NO_RANDOMIZE; prctl 1 is PR_SET_PDEATHSIG: who started it may be killed.
 _START = """

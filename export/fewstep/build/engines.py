@@ -24,8 +24,8 @@ from fewstep.runtime.devices.cuda_driver import compute_capability, device_name
 from fewstep.runtime.engines.compatibility import RTX_CAPABILITIES
 from fewstep.runtime.engines.tensorrt_api import TensorRt, load
 from fewstep.runtime.errors import DeviceError, FewstepError, RequestError, choose
-from fewstep.runtime.manifest import BuildOptions, EngineBackend, EngineInfo, Precision
 from fewstep.runtime.probe import find_driver
+from fewstep.runtime.records import BuildOptions, EngineBackend, EngineInfo, Precision
 
 Progress = Callable[[str, str, float], None]
 """Takes graph, phase (empty once the engine is stored) and fraction done (−1: as before)."""
@@ -163,10 +163,7 @@ def check(bundle: Bundle, wanted: Target) -> dict[str, tuple[Profile, ...]]:
     Returns:
         The optimization profiles of every graph.
     """
-    made = {
-        name: profiles(name, bundle.graph(name, wanted.precision), wanted.options)
-        for name in bundle.manifest.graphs
-    }
+    made = profiles(bundle, wanted.options)
     require(
         preflight(
             bundle,
@@ -241,7 +238,7 @@ def _nearest(
     bundle: Bundle, name: str, wanted: Target, api: TensorRt
 ) -> tuple[EngineInfo | None, str]:
     """The engine that a device would take, and why it is not what is wanted."""
-    options = profiles(name, bundle.graph(name, wanted.precision), wanted.options)
+    options = profiles(bundle, wanted.options)[name]
     fresh = _record(bundle, name, wanted, options, api)
     for info in reversed(bundle.manifest.engines):
         if not _rivals(fresh, info):

@@ -12,7 +12,7 @@ for what it counts; the launches are an estimate that is meant to be low:
   inputs and outputs in their own types, without what the caches may keep from the pass before.
   Tensors inside the graph count as never leaving the chip. Counting every node's tensors instead
   would be an overestimate, because builders fuse nodes.
-- *launches* are the kernels of the graphs as if fused well (``graph_work.py``), the loop's own
+- *launches* are the kernels of the graphs as if fused well (``graph_work.py``), the program's own
   kernels and its copies on the device, each at what an empty kernel takes in a CUDA graph
   (``launches.py``). For small models they are most of the time, and the batch does not change them.
 
@@ -24,15 +24,12 @@ ended, and convolutions by Winograd's method, which multiplies up to 2.25 times 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from fewstep.build.gpus import GPUS, Gpu, gpu_of
-from fewstep.build.graph_work import GraphWork, graph_work, tensor_bytes
+from fewstep.build.graph_work import GraphWork, Sizes, graph_work, sizes_of, tensor_bytes
 from fewstep.build.roofline import (
     COMPUTE,
     LAUNCH,
@@ -41,15 +38,12 @@ from fewstep.build.roofline import (
     WIDTH_BYTES,
     Stage,
     StageBound,
-    When,
     stage_bound,
 )
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import RequestError, choose
-from fewstep.runtime.inspect import PlanMemory, plan_memory
-from fewstep.runtime.manifest import MaskedModel
-from fewstep.runtime.plan import PlanKey
-from fewstep.runtime.request import RAMPS, schedule_of
+from fewstep.runtime.inspect import PlannedDecode, planned_decode
+from fewstep.runtime.program import ERROR, Copy, Launch, Program, Run, View
 
 CONTEXT_BYTES = 1 << 30
 """Allowance for the CUDA context, the engines' runtime and their activations: assumed, not
@@ -106,11 +100,14 @@ class PrecisionBound:
         return self.batch_ms / self.batch
 
     @property
-    def step_ms(self) -> float:
-        """One step after the first; where there is no other, the first."""
-        known = {each.stage.when for each in self.stages}
-        own: When = "later" if "later" in known else "first"
-        return sum(each.ms for each in self.stages if each.stage.when in (own, "every"))
+    def steps_ms(self) -> tuple[float, ...]:
+        """Every step, of the whole batch."""
+        count = 1 + max((step for each in self.stages for step in each.stage.steps), default=-1)
+        found = [0.0] * count
+        for each in self.stages:
+            for step in each.stage.steps:
+                found[step] += each.ms
+        return tuple(found)
 
     @property
     def parts_ms(self) -> dict[str, float]:
@@ -133,9 +130,13 @@ class PrecisionBound:
         if self.reason is not None:
             return {"precision": self.precision, "available": False, "reason": self.reason}
         return {
-            **{"precision": self.precision, "available": True},
-            **{"step_ms": self.step_ms, "image_ms": self.image_ms, "batch_ms": self.batch_ms},
-            **{"batch_parts_ms": self.parts_ms, "limit": self.limit},
+            "precision": self.precision,
+            "available": True,
+            "image_ms": self.image_ms,
+            "batch_ms": self.batch_ms,
+            "steps_ms": self.steps_ms,
+            "batch_parts_ms": self.parts_ms,
+            "limit": self.limit,
             "memory": self.memory.as_dict(),
             "stages": [each.as_dict() for each in self.stages],
         }
@@ -155,27 +156,27 @@ class GpuBounds:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bounds of a bundle on several devices, for one plan of its loop.
+    """Bounds of a bundle on several devices, for one program.
 
     ``launches``: kernels and copies on the device in one batch, estimated.
     """
 
     bundle: Bundle
-    plan: PlanMemory
-    schedule: str
+    plan: PlannedDecode
     works: tuple[GraphWork, ...]
     launches: int
     devices: tuple[GpuBounds, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        key = self.plan.key
         return {
             "kind": "bound, not a measurement",
             "launches": {"per_batch": self.launches, "kind": "estimate; engines have more"},
-            **{"bundle": str(self.bundle.path), "name": self.bundle.manifest.name},
-            **{"batch": key.batch, "steps": key.steps, "schedule": self.schedule},
-            "guided": key.guided,
+            "bundle": str(self.bundle.path),
+            "name": self.bundle.manifest.name,
+            "batch": self.plan.batch,
+            "settings": self.plan.settings,
+            "key": asdict(self.plan.key),
             "graphs": [each.as_dict() for each in self.works],
             "devices": [each.as_dict() for each in self.devices],
         }
@@ -187,8 +188,7 @@ def estimate(
     devices: Sequence[str] = (),
     precisions: Sequence[str] = (),
     batch: int = 1,
-    steps: int | None = None,
-    schedule: str | None = None,
+    **settings: Any,
 ) -> Estimate:
     """Bounds of time and the need of memory, from the fp32 graphs and published figures.
 
@@ -198,8 +198,7 @@ def estimate(
         precisions: fp32, fp16, bf16, int8 or fp8; all of them if empty. The bundle need not have
             graphs in them.
         batch: images decoded together.
-        steps: transformer passes; the bundle's default if ``None``.
-        schedule: a curve, ``policy`` or a policy's name; the bundle's default if ``None``.
+        settings: as of ``Generator.generate``; the bundle's defaults where there are none.
 
     Raises:
         RequestError: unknown device or precision, or as ``Generator.generate``.
@@ -210,92 +209,77 @@ def estimate(
     wanted = tuple(dict.fromkeys(precisions or WIDTH_BYTES))
     if unknown := [each for each in wanted if each not in WIDTH_BYTES]:
         raise RequestError(choose("precision", unknown[0], WIDTH_BYTES))
-    plan = plan_memory(bundle, batch=batch, steps=steps, schedule=schedule)
-    policy = plan.key.policy
-    used = ["transformer", *([policy] if policy else []), "decoder"]
-    works = tuple(graph_work(bundle, name) for name in used)
-    model = bundle.manifest.model
-    masked = masked_share(model, plan.key, schedule)
-    stages = loop_stages(model, plan.key, works, masked)
+    plan = planned_decode(bundle, batch=batch, **settings)
+    sizes: dict[str, list[Sizes]] = {}
+    for run, shapes in plan.program.runs():
+        sizes.setdefault(run.graph, []).append(_sizes(plan, run, shapes))
+    works = {name: graph_work(bundle, name, runs) for name, runs in sizes.items()}
+    stages = program_stages(plan, works)
+    counted = tuple(works.values())
     bounds = {
-        gpu: tuple(_precision_bound(gpu, each, plan, works, stages) for each in wanted)
+        gpu: tuple(_precision_bound(gpu, each, plan, counted, stages) for each in wanted)
         for gpu in gpus
     }
     found = tuple(GpuBounds(gpu, each) for gpu, each in bounds.items())
     launches = sum(each.launches * each.runs for each in stages)
-    return Estimate(bundle, plan, schedule or model.defaults.schedule, works, launches, found)
+    return Estimate(bundle, plan, counted, launches, found)
 
 
-def loop_stages(
-    model: MaskedModel, key: PlanKey, works: Sequence[GraphWork], masked: float
-) -> tuple[Stage, ...]:
-    """What the decode loop runs for one batch, in its order.
+def program_stages(plan: PlannedDecode, works: Mapping[str, GraphWork]) -> tuple[Stage, ...]:
+    """The operations of a program, those of the same cost together, in the order of their first.
 
-    With guidance, step 0 runs at batch B, because the unconditional logits of the all-masked image
-    are kept, and the other steps at 2B. Small kernels and copies move a few kB and count as
-    launches only: ``initial_tokens``; in every step a copy to what the transformer reads,
-    ``sample_tokens`` and ``remask``; with a policy a copy of the step and ``policy_parameters``.
-
-    Args:
-        model: the bundle's model description.
-        key: batch, steps, guidance and schedule.
-        works: transformer, policy if there is one, decoder.
-        masked: share of the positions that are sure to be masked, and sampled, after step 0.
+    A kernel moves what its views hold, but for what it may skip, and a copy both its views.
     """
-    transformer, *policy, decoder = works
-    batch, steps = key.batch, key.steps
-    twice = 2 * batch if key.guided else batch
-    stages = [
-        Stage("initial tokens", "start", batch, 1, 0, 0, 0, 0, launches=1),
-        _pass(transformer, "first", batch, 1, more_launches=1),
-        _pass(transformer, "later", twice, steps - 1, more_launches=1),
-        *(_pass(each, "every", batch, steps, more_launches=2) for each in policy),
-        _sampling(model, "first", batch, batch + key.guided, 1, 1.0),
-        _sampling(model, "later", batch, twice, steps - 1, masked),
-        _pass(decoder, "end", batch, 1),
-        _to_pixels(model, batch),
-    ]
-    return tuple(each for each in stages if each.runs)
+    program, buffers = plan.program, plan.program.every_buffer
+    runs = program.runs()
+    found: dict[Stage, list[int]] = {}
+    for op in program.ops:
+        if isinstance(op, Run):
+            one = _run_stage(works[op.graph], _sizes(plan, *next(runs)))
+        elif isinstance(op, Copy):
+            size = op.target.bytes_in(buffers)
+            one = Stage("copy", (), (), 0, 0, size, size, launches=1)
+        else:
+            one = _launch_stage(op, program)
+        found.setdefault(one, []).append(op.step)
+    return tuple(replace(stage, steps=tuple(steps)) for stage, steps in found.items())
 
 
-def masked_share(model: MaskedModel, key: PlanKey, schedule: str | None) -> float:
-    """Share of positions that are masked when a step after the first begins, on average.
-
-    A policy may decide all of them at once: 0.
-    """
-    fixed = schedule_of(model, schedule, dict.fromkeys(RAMPS), key.steps)
-    if isinstance(fixed, str) or key.steps == 1:
-        return 0.0
-    ratios = fixed.parameters(key.steps, model.num_tokens)[:-1, 0]
-    return float(np.mean(np.floor(ratios * model.num_tokens))) / model.num_tokens
+def _sizes(plan: PlannedDecode, run: Run, shapes: Mapping[str, tuple[int, ...]]) -> Sizes:
+    graph = plan.model.graphs[run.graph]
+    return sizes_of({**graph.inputs, **graph.outputs}, shapes)
 
 
-def _pass(work: GraphWork, when: When, images: int, runs: int, more_launches: int = 0) -> Stage:
-    flops = work.flops + work.flops_more * (images - 1)
-    read, written = (tensor_bytes(tensors.values(), images) for tensors in work.info.tensors)
-    launches = work.launches + more_launches
-    sizes = (flops, work.product_weights, read, written, launches)
-    return Stage(work.graph, when, images, runs, *sizes)
+def _run_stage(work: GraphWork, sizes: Sizes) -> Stage:
+    read, written = (tensor_bytes(tensors.values(), sizes) for tensors in work.info.tensors)
+    return Stage(
+        work.graph,
+        tuple(sizes.items()),
+        (),
+        flops=work.flops_at(sizes),
+        weights=work.matmul_weights,
+        read_bytes=read,
+        written_bytes=written,
+        launches=max(1, work.launches),
+    )
 
 
-def _sampling(
-    model: MaskedModel, when: When, images: int, rows: int, runs: int, masked: float
-) -> Stage:
-    """``sample_tokens`` and ``remask``: logits of ``rows`` images, where masked, float32."""
-    read = int(4 * rows * model.num_tokens * model.codebook_size * masked)
-    return Stage("sampling", when, images, runs, 0, 0, read, 0, launches=2)
+def _launch_stage(op: Launch, program: Program) -> Stage:
+    buffers = program.every_buffer
+    views = {name: view for name, view in op.views.items() if view.buffer != ERROR}
+    written = {view for name, view in views.items() if name in op.writes}
+    read = {view for name, view in views.items() if name not in op.skips} - written
 
+    def size(of: Iterable[View]) -> int:
+        return sum(view.bytes_in(buffers) for view in of)
 
-def _to_pixels(model: MaskedModel, images: int) -> Stage:
-    """``to_pixels``: three float32 in, three bytes out, per pixel."""
-    values = 3 * images * math.prod(model.image_size)
-    return Stage("pixels", "end", images, 1, 0, 0, 4 * values, values, launches=1)
+    return Stage(op.kernel, (), (), 0, 0, size(read), size(written), launches=1)
 
 
 def _precision_bound(
     gpu: Gpu,
     precision: str,
-    plan: PlanMemory,
+    plan: PlannedDecode,
     works: Sequence[GraphWork],
     stages: Sequence[Stage],
 ) -> PrecisionBound:
@@ -308,6 +292,6 @@ def _precision_bound(
     )
     if precision not in gpu.peaks:
         reason = f"compute capability {gpu.compute_capability} has no {precision} tensor cores"
-        return PrecisionBound(precision, plan.key.batch, (), memory, reason)
+        return PrecisionBound(precision, plan.batch, (), memory, reason)
     bounds = tuple(stage_bound(each, gpu, precision) for each in stages)
-    return PrecisionBound(precision, plan.key.batch, bounds, memory)
+    return PrecisionBound(precision, plan.batch, bounds, memory)

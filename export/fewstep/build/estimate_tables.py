@@ -13,16 +13,16 @@ _GIB = 1 << 30
 
 
 def estimate_tables(found: Estimate, *, stages: bool) -> list[Table]:
-    """Step, image and memory by device and precision; before it, if asked for, every stage."""
+    """Image and memory by device and precision; before it, if asked for, every stage."""
     parts = [_stage_table(each) for each in found.devices] if stages else []
     return [*parts, _summary_table(found)]
 
 
 def _summary_table(found: Estimate) -> Table:
-    key, name = found.plan.key, found.bundle.manifest.name
-    guided = "guided" if key.guided else "not guided"
-    title = f"{TITLE}: {name}, batch {key.batch}, {key.steps} steps, {found.schedule}, {guided}"
-    times = ("Step, ms", "Image, ms", "Launches, ms")
+    plan = found.plan
+    settings = ", ".join(f"{name} {value}" for name, value in plan.settings.items())
+    title = f"{TITLE}: {found.bundle.manifest.name}, batch {plan.batch}; {settings}"
+    times = ("Image, ms", "Launches, ms")
     table = _table(title, "Device", "Precision", *times, "Limited by", "GiB", "Fits")
     table.caption = _caption(found)
     for device in found.devices:
@@ -42,12 +42,12 @@ def _caption(found: Estimate) -> str:
 
 def _summary(bound: PrecisionBound) -> tuple[str, ...]:
     if bound.reason is not None:
-        return ("-",) * 6
+        return ("-",) * 5
     need = bound.memory
     sizes = f"{need.total / _GIB:.1f} of {need.device / _GIB:.0f}"
     fits = "[green]yes[/]" if need.fits else "[red]no[/]"
     launches = bound.parts_ms[LAUNCH] / bound.batch
-    return *map(_ms, (bound.step_ms, bound.image_ms, launches)), bound.limit, sizes, fits
+    return _ms(bound.image_ms), _ms(launches), bound.limit, sizes, fits
 
 
 def _stage_table(device: GpuBounds) -> Table:
@@ -55,12 +55,12 @@ def _stage_table(device: GpuBounds) -> Table:
     mode = f", {gpu.power_mode}" if gpu.power_mode else ""
     title = f"{TITLE}: one run on {gpu.title} ({gpu.compute_capability}){mode}"
     sizes = ("GFLOP", "MB", "Launches")
-    table = _table(title, "", "Stage", "Batch", "Runs", *sizes, "ms", "Limit")
+    table = _table(title, "", "Stage", "Runs", *sizes, "ms", "Limit")
     table.caption = f"{gpu.launch.us:g} µs a launch, part of the times ({gpu.launch.said})"
     for precision in device.precisions:
         table.add_section()
         if precision.reason is not None:
-            table.add_row(precision.precision, *("-",) * 8)
+            table.add_row(precision.precision, *("-",) * 7)
         for each in precision.stages:
             table.add_row(precision.precision, *_stage(each, precision.precision))
     return table
@@ -68,11 +68,10 @@ def _stage_table(device: GpuBounds) -> Table:
 
 def _stage(bound: StageBound, precision: str) -> tuple[str, ...]:
     stage = bound.stage
-    name = stage.name if stage.when not in ("first", "later") else f"{stage.name}, {stage.when}"
     touched = stage.weights * WIDTH_BYTES[precision] + stage.read_bytes + stage.written_bytes
-    counts = (str(stage.batch), str(stage.runs), f"{stage.flops / 1e9:,.2f}")
+    counts = (str(stage.runs), f"{stage.flops / 1e9:,.2f}")
     times = (str(stage.launches), _ms(bound.ms), bound.limit)
-    return escape(name), *counts, f"{touched / 1e6:,.1f}", *times
+    return escape(stage.title), *counts, f"{touched / 1e6:,.1f}", *times
 
 
 def _ms(value: float) -> str:

@@ -15,8 +15,8 @@ normalization. All else is taken to be fused into these. TensorRT-RTX 1.7.1, bui
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ import onnx
 from fewstep.build.roofline import WIDTH_BYTES
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import BundleError, missing
-from fewstep.runtime.manifest import GraphInfo, TensorInfo
+from fewstep.runtime.records import GraphInfo, TensorInfo
 
 _PRODUCTS = frozenset(("MatMul", "Gemm", "Conv"))
 _NORMALIZATIONS = frozenset(
@@ -34,35 +34,53 @@ _NORMALIZATIONS = frozenset(
 _ATTENTION = frozenset(("Softmax", "LogSoftmax", "Attention"))
 
 
+Sizes = Mapping[str, int]
+"""Of the dimensions of a graph that vary, by name."""
+
+
 @dataclass(frozen=True)
 class GraphWork:
     """What one graph computes and touches.
 
-    ``flops`` of one image and ``flops_more`` of every further one; ``product_weights`` and
-    ``other_weights`` in elements: those of matrix products, and the rest (embeddings, of which a
-    pass reads a few rows, norms, biases); ``launches``: kernels of a pass, estimated.
+    ``flops``: by the sizes that were asked for; ``matmul_weights`` and ``other_weights`` in
+    elements: those of matrix products, and the rest (embeddings, of which a pass reads a few rows,
+    norms, biases); ``launches``: kernels of a pass, estimated.
     """
 
     graph: str
     info: GraphInfo
-    flops: int
-    flops_more: int
-    product_weights: int
+    flops: Mapping[tuple[tuple[str, int], ...], int]
+    matmul_weights: int
     other_weights: int
     launches: int
+
+    def flops_at(self, sizes: Sizes) -> int:
+        """Operations of one run with these sizes, which were asked for."""
+        return self.flops[_key(sizes)]
 
     def weight_bytes(self, precision: str) -> int:
         """Size of all weights in an engine; what is no product stays in 16 bits at least."""
         width = WIDTH_BYTES[precision]
-        return self.product_weights * width + self.other_weights * max(width, 2)
+        return self.matmul_weights * width + self.other_weights * max(width, 2)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {key: value for key, value in asdict(self).items() if key != "info"}
+        return {
+            "graph": self.graph,
+            "runs": [{"sizes": dict(key), "flops": flops} for key, flops in self.flops.items()],
+            "matmul_weights": self.matmul_weights,
+            "other_weights": self.other_weights,
+            "launches": self.launches,
+        }
 
 
-def graph_work(bundle: Bundle, name: str) -> GraphWork:
+def graph_work(bundle: Bundle, name: str, runs: Iterable[Sizes]) -> GraphWork:
     """Count one graph.
+
+    Args:
+        bundle: the bundle.
+        name: of the graph.
+        runs: sizes of the dimensions that vary, for which operations are counted.
 
     Raises:
         BundleError: the graph is damaged, or onnx-tool does not know what is in it.
@@ -75,16 +93,30 @@ def graph_work(bundle: Bundle, name: str) -> GraphWork:
     info, path = bundle.graph(name), bundle.graph_path(name)
     try:
         model = onnx.load(path)
-        products, others = _weights(model.graph)
+        matmuls, others = _weights(model.graph)
         counted = onnx_tool.Model(model).graph
-        one, two = (_flops(counted, info, images) for images in (1, 2))
+        flops = {key: _flops(counted, info, dict(key)) for key in dict.fromkeys(map(_key, runs))}
     except Exception as error:  # protobuf and onnx-tool raise whatever their parts raise
         problem = str(error) or type(error).__name__
         raise BundleError(
             f"{path}: the operations of graph '{name}' cannot be counted ({problem}); "
             "export the bundle again"
         ) from error
-    return GraphWork(name, info, one, two - one, products, others, graph_launches(model.graph))
+    return GraphWork(name, info, flops, matmuls, others, graph_launches(model.graph))
+
+
+def _key(sizes: Sizes) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(sizes.items()))
+
+
+def sizes_of(tensors: Mapping[str, TensorInfo], shapes: Mapping[str, tuple[int, ...]]) -> Sizes:
+    """Sizes of the dimensions that vary, where the tensors have these shapes."""
+    return {
+        name: size
+        for tensor, info in tensors.items()
+        for name, size in zip(info.shape, shapes[tensor], strict=True)
+        if isinstance(name, str)
+    }
 
 
 def graph_launches(graph: onnx.GraphProto) -> int:
@@ -99,9 +131,9 @@ def graph_launches(graph: onnx.GraphProto) -> int:
     return sum(starts(node) for node in graph.node)
 
 
-def tensor_bytes(tensors: Iterable[TensorInfo], images: int) -> int:
+def tensor_bytes(tensors: Iterable[TensorInfo], sizes: Sizes) -> int:
     """Size of a graph's inputs or outputs, in their own types."""
-    return sum(math.prod(_shape(t, images)) * np.dtype(t.dtype).itemsize for t in tensors)
+    return sum(math.prod(_shape(t, sizes)) * np.dtype(t.dtype).itemsize for t in tensors)
 
 
 def _weights(graph: onnx.GraphProto) -> tuple[int, int]:
@@ -113,11 +145,9 @@ def _weights(graph: onnx.GraphProto) -> tuple[int, int]:
     return within, sum(sizes.values()) - within
 
 
-def _flops(graph: Any, info: GraphInfo, images: int) -> int:
+def _flops(graph: Any, info: GraphInfo, sizes: Sizes) -> int:
     """Operations of the matrix products, biases not counted."""
-    inputs = {
-        name: np.zeros(_shape(each, images), each.dtype) for name, each in info.inputs.items()
-    }
+    inputs = {name: np.zeros(_shape(each, sizes), each.dtype) for name, each in info.inputs.items()}
     graph.shape_infer(inputs)
     graph.profile()
     total = 0
@@ -128,5 +158,5 @@ def _flops(graph: Any, info: GraphInfo, images: int) -> int:
     return total
 
 
-def _shape(tensor: TensorInfo, images: int) -> tuple[int, ...]:
-    return tuple(images if isinstance(size, str) else size for size in tensor.shape)
+def _shape(tensor: TensorInfo, sizes: Sizes) -> tuple[int, ...]:
+    return tuple(sizes[size] if isinstance(size, str) else size for size in tensor.shape)

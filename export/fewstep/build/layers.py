@@ -6,7 +6,7 @@ graph itself it is another bundle of the same model. Without one, tensors are on
 for NaN and infinite numbers.
 
     every recorded input ──both graphs, unmarked──► the image and step whose outputs differ most
-    that one, chunk by chunk ──reference, then graph, marked──► errors until one is beyond the bar
+    that one, chunk by chunk ──reference, then graph, marked──► errors until one is beyond tolerance
 
 Tensors are marked in chunks of bounded size, and each chunk runs as a part of the graph that starts
 where the one before ended: neither all tensors nor all weights are in a session together, and
@@ -19,20 +19,21 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from fewstep.build.marked import MarkedGraph, Runner, Values, Walk, run_onnxruntime
+from fewstep.build.recorded_inputs import Place, RecordedInputs, one_row, recorded_inputs, row_axis
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import BundleError
-from fewstep.runtime.verify import Divergence, TensorError, golden
+from fewstep.runtime.records import GraphInfo
+from fewstep.runtime.verify import Divergence, TensorError
 
 Walks = Callable[[MarkedGraph, Mapping[str, Array], Collection[str]], Values]
 """Starts handing out tensors of a graph on inputs; the last argument says which will be asked."""
 
-BARS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 3e-1, "fp8": 3e-1}
+TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 3e-1, "fp8": 3e-1}
 """Largest difference of a tensor over its reference's largest magnitude, by precision."""
 
 CHUNK_BYTES = 128 << 20
@@ -40,15 +41,6 @@ CHUNK_BYTES = 128 << 20
 
 _LOW = "/low"  # what fewstep.build.precision appends to a tensor in the low type
 _ALIKE = 0.9  # fraction of tensors in common that makes two graphs the same
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where one row of the recorded inputs comes from."""
-
-    schedule: str
-    step: int
-    image: int
 
 
 def first_divergence(
@@ -60,7 +52,7 @@ def first_divergence(
     run: Runner = run_onnxruntime,
     walk: Walks | None = None,
     backend: str = "onnxruntime on cpu",
-    bar: float | None = None,
+    tolerance: float | None = None,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Divergence:
     """Find the first tensor of a graph that differs from the reference's.
@@ -74,7 +66,7 @@ def first_divergence(
         run: what runs graphs, part by part.
         walk: what runs the graph that is examined, if not ``run``.
         backend: what the examined graph is run with, for the report.
-        bar: error that a tensor may have; :data:`BARS` has the usual ones.
+        tolerance: error that a tensor may have; :data:`TOLERANCES` has the usual ones.
         chunk_bytes: how much the marked outputs of one run may hold.
 
     Raises:
@@ -86,23 +78,23 @@ def first_divergence(
     model = MarkedGraph(right.graph_path(graph)) if right else None
     if reference is not None and model is not None:
         _require_same_model(bundle, reference, candidate, model)
-    inputs, places = _recorded_inputs(bundle, graph, right or bundle, run)
     walks = walk or functools.partial(_by_parts, run)
-    row, broken = _worst_row(candidate, model, inputs, run, walks)
-    one = {name: value[row : row + 1] for name, value in inputs.items()}
-    limit = BARS[precision] if bar is None else bar
+    info = bundle.graph(graph, precision)
+    one, place, broken = _worst_row(
+        candidate, model, recorded_inputs(bundle, graph, right or bundle), info, run, walks
+    )
+    limit = TOLERANCES[precision] if tolerance is None else tolerance
     scan = _Scan(candidate, model, one, run, walks, limit, chunk_bytes)
     scan.run(until_not_finite=broken)
-    place = places[row]
     return Divergence(
         graph=graph,
         precision=precision,
         backend=backend,
         reference="" if right is None else f"fp32 of {right.path}",
-        schedule=place.schedule,
+        rollout=place.rollout,
         step=place.step,
         image=place.image,
-        bar=limit,
+        tolerance=limit,
         compared=len(scan.found),
         tensors=len((model or candidate).makers),
         first=scan.first,
@@ -129,11 +121,11 @@ class _Scan:
         inputs: Mapping[str, Array],
         run: Runner,
         walks: Walks,
-        bar: float,
+        tolerance: float,
         chunk_bytes: int,
     ) -> None:
         self._candidate, self._reference = candidate, reference
-        self._bar, self._chunk_bytes = bar, chunk_bytes
+        self._tolerance, self._chunk_bytes = tolerance, chunk_bytes
         self._pairs = _pairs(candidate, reference)
         self._actual = walks(candidate, inputs, self._pairs)
         self._expected = reference and Walk(reference, inputs, self._pairs.values(), run)
@@ -201,7 +193,7 @@ class _Scan:
         suspect = found.error is None or found.error > 0
         if not found.finite and suspect and self.first_not_finite is None:
             self.first_not_finite = found
-        beyond = not found.finite if found.error is None else found.error > self._bar
+        beyond = not found.finite if found.error is None else found.error > self._tolerance
         if beyond and self.first is None:
             self.first = found
 
@@ -253,59 +245,46 @@ def _chunks(sizes: Iterator[tuple[str, int]], limit: int) -> Iterator[list[str]]
         yield chunk
 
 
-def _recorded_inputs(
-    bundle: Bundle, graph: str, reference: Bundle, run: Runner
-) -> tuple[dict[str, Array], list[_Place]]:
-    """Inputs of a graph at every step of every golden rollout, stacked as one batch.
-
-    The policy's features come from the reference's transformer, so that a fault of the
-    transformer is not taken for one of the policy.
-    """
-    model, parts, places = bundle.manifest.model, list[dict[str, Array]](), list[_Place]()
-    decoding = graph == "decoder"
-    for schedule, rollout in golden(bundle).items():
-        steps = len(rollout["sampled"])
-        for step in [steps - 1] if decoding else range(steps):
-            tokens = rollout["sampled" if decoding else "tokens"][step]
-            given = {"tokens": tokens}
-            if not decoding:
-                given[model.condition_input] = rollout["condition"]
-            parts.append(given | {"step": np.full(len(tokens), step, np.int32)})
-            places += [_Place(schedule, step, image) for image in range(len(tokens))]
-    stacked = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    if graph in model.policies:
-        transformer = MarkedGraph(reference.graph_path("transformer"))
-        known = {name: stacked[name] for name in bundle.graph("transformer").inputs}
-        stacked |= Walk(transformer, known, ["features"], run).values(["features"])
-    needed = bundle.graph(graph).inputs
-    return {name: value for name, value in stacked.items() if name in needed}, places
-
-
 def _worst_row(
     candidate: MarkedGraph,
     reference: MarkedGraph | None,
-    inputs: Mapping[str, Array],
+    recorded: Sequence[RecordedInputs],
+    info: GraphInfo,
     run: Runner,
     walks: Walks,
-) -> tuple[int, bool]:
-    """The row of the batch whose outputs differ most, and whether any output is not finite.
+) -> tuple[dict[str, Array], Place, bool]:
+    """The row whose outputs differ most, its place, and whether any output is not finite.
 
     Without a reference it is the first row with an output that is not finite, else the first.
     """
-    actual = walks(candidate, inputs, candidate.outputs).values(candidate.outputs)
-    expected: dict[str, Array] = {}
-    if reference is not None:
-        expected = Walk(reference, inputs, reference.outputs, run).values(reference.outputs)
-    worst = np.zeros(len(next(iter(inputs.values()))))
-    for name, value in actual.items():
-        for row, found in enumerate(value):
-            if name in expected:
-                error = tensor_error(found, expected[name][row])
-            else:
-                error = 0.0 if np.isfinite(found).all() else math.inf
-            worst[row] = max(worst[row], error)
-    broken = any(not np.isfinite(value).all() for value in actual.values())
-    return int(worst.argmax()), broken
+    worst, broken = (-1.0, 0, recorded[0]), False
+    for each in recorded:
+        actual = walks(candidate, each.inputs, candidate.outputs).values(candidate.outputs)
+        expected: dict[str, Array] = {}
+        if reference is not None:
+            outputs = reference.outputs
+            expected = Walk(reference, each.inputs, outputs, run).values(outputs)
+        errors = np.zeros(len(each.places))
+        for name, value in actual.items():
+            axis = row_axis(info.outputs[name])
+            for row in range(len(errors)):
+                errors[row] = max(errors[row], _error(value, expected.get(name), axis, row))
+        broken = broken or any(not np.isfinite(value).all() for value in actual.values())
+        if errors.max() > worst[0]:
+            worst = float(errors.max()), int(errors.argmax()), each
+    _, row, chosen = worst
+    one = {
+        name: one_row(value, row_axis(info.inputs[name]), row)
+        for name, value in chosen.inputs.items()
+    }
+    return one, chosen.places[row], broken
+
+
+def _error(actual: Array, expected: Array | None, axis: int | None, row: int) -> float:
+    found = one_row(actual, axis, row)
+    if expected is None:
+        return 0.0 if np.isfinite(found).all() else math.inf
+    return tensor_error(found, one_row(expected, axis, row))
 
 
 def _require_same_model(

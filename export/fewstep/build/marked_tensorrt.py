@@ -24,7 +24,7 @@ from fewstep.runtime.engines import run_once
 from fewstep.runtime.engines.select import open_device
 from fewstep.runtime.engines.tensorrt import EngineFile, TensorRtEngine, share_scratch
 from fewstep.runtime.engines.tensorrt_api import TensorRt, load
-from fewstep.runtime.manifest import BuildOptions, EngineBackend, GraphInfo, TensorInfo
+from fewstep.runtime.records import BuildOptions, EngineBackend, GraphInfo, TensorInfo
 
 _NAME = "marked"
 

@@ -10,13 +10,13 @@ an fp16 graph, the casts around it stand in the way of the builder's fused kerne
   |x|² ≤ :data:`LARGEST_FP16` / :data:`HEADROOM`, or |x| ≤ 180. Then every square, mean and
   variance fits, whatever type a builder keeps them in. Sums over all positions would not, in this
   or any norm: kernels sum in fp32, as the one of TensorRT-RTX 1.7.1 does.
-- **Verification.** The graph that was made has to meet the bar of ``fewstep verify`` on the golden
-  rollouts. ONNX Runtime's CPU computes fp16 norms in fp32, so that this sees what the rounding of
-  their inputs, weights and outputs costs; for the statistics there is the rule, and ``fewstep
+- **Verification.** The graph that was made has to meet the tolerance of ``fewstep verify`` on the
+  golden rollouts. ONNX Runtime's CPU computes fp16 norms in fp32, so that this sees what rounding
+  inputs, weights and outputs costs; for the statistics there is the rule, and ``fewstep
   verify`` on the GPU itself.
 
-Only the decoder has such norms in the models that can be exported, and its bar, PSNR, is the one
-that a graph can be held to alone. Norms elsewhere stay fp32, and so do LayerNormalization and
+PSNR of images is the one tolerance that a graph can be held to alone, so only norms of graphs that
+give nothing but images are fp16. Others stay fp32, and so do LayerNormalization and
 RMSNormalization everywhere: builders fuse the casts around these.
 """
 
@@ -26,12 +26,14 @@ from collections.abc import Collection, Mapping
 
 import onnx
 
+from fewstep.build.graph_engine import GraphEngine
 from fewstep.build.precision import HEADROOM, LARGEST_FP16, NORMS
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.errors import EngineError
-from fewstep.runtime.verify import THRESHOLDS, golden, psnr
-
-_VERIFIED = "decoder"
+from fewstep.runtime.devices.cpu import CpuDevice
+from fewstep.runtime.families import family_of
+from fewstep.runtime.generator import Generator
+from fewstep.runtime.verify import TOLERANCES, recordings, replay
+from fewstep.runtime.verify.metrics import psnr_db
 
 
 def reasons_for_fp32(
@@ -54,8 +56,8 @@ def reasons_for_fp32(
     for_all = ""
     if precision != "fp16":
         for_all = f"opset 20 has no InstanceNormalization in {precision}"
-    elif name != _VERIFIED:
-        for_all = f"only norms of the {_VERIFIED} are verified in fp16"
+    elif not _draws(bundle, name):
+        for_all = "only norms of graphs that give images are verified in fp16"
     elif bundle.manifest.golden is None:
         for_all = "there are no golden rollouts to verify them with"
     found = {}
@@ -71,38 +73,36 @@ def fp16_norms(graph: onnx.GraphProto, in_fp32: Collection[str]) -> tuple[str, .
     return tuple(name for name in names if name not in in_fp32)
 
 
-def shortfall(bundle: Bundle, model: onnx.ModelProto) -> str:
-    """How far a decoder in fp16 is below the bar of ``fewstep verify``; empty if it meets it.
+def shortfall(bundle: Bundle, name: str, model: onnx.ModelProto) -> str:
+    """How far a graph in fp16 is below the tolerance of ``fewstep verify``; empty if it meets it.
 
     Args:
         bundle: with golden rollouts.
-        model: the decoder.
+        name: of a graph that gives images.
+        model: the graph in fp16.
 
     Raises:
         BundleError: the golden rollouts are damaged or incomplete.
         EngineError: ONNX Runtime cannot run the graph.
     """
-    import onnxruntime
-
-    limit = THRESHOLDS["fp16"].psnr_db
-    recorded = golden(bundle).values()
-    try:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), providers=["CPUExecutionProvider"]
-        )
-        images = [
-            session.run(["image"], {"tokens": rollout["sampled"][-1]})[0] for rollout in recorded
-        ]
-    except Exception as error:  # onnxruntime raises types of its own
-        raise EngineError(f"ONNX Runtime cannot run the fp16 {_VERIFIED}: {error}") from error
-    found = [
-        psnr(image, rollout["image"], peak=1.0)
-        for image, rollout in zip(images, recorded, strict=True)
-    ]
+    needed, found = TOLERANCES["fp16"].psnr_db, list[float]()
+    engine = GraphEngine(name, model, bundle.graph(name))
+    with Generator(bundle, CpuDevice(), {name: engine}) as generator:
+        for recording in recordings(bundle).values():
+            for each in replay(generator, recording, name):
+                for tensor, image in each.call.outputs.items():
+                    expected = recording.runs[each.index].outputs[tensor][each.images]
+                    found += psnr_db([image], [expected])
     worst = next((each for each in found if each != each), min(found))  # NaN is the worst
-    if worst >= limit:
+    if worst >= needed:
         return ""
-    return f"with them in fp16 it reaches {worst:.1f} dB, expected at least {limit:g}"
+    return f"with them in fp16 it reaches {worst:.1f} dB, expected at least {needed:g}"
+
+
+def _draws(bundle: Bundle, name: str) -> bool:
+    """Whether a graph gives nothing but images."""
+    kinds = family_of(bundle.manifest.model.kind).kinds
+    return all(kinds.get(tensor) == "image" for tensor in bundle.graph(name).outputs)
 
 
 def _too_large(seen: float | None) -> str:

@@ -24,7 +24,7 @@ from fewstep.runtime.errors import (
 )
 from fewstep.runtime.kernels.compile import CompiledKernels, KernelCompiler, sources_sha256
 from fewstep.runtime.kernels.cubins import are_current
-from fewstep.runtime.manifest import BuildOptions, EngineBackend, Precision
+from fewstep.runtime.records import BuildOptions, EngineBackend, Precision
 
 if TYPE_CHECKING:
     from fewstep.build.checklist import Checklist

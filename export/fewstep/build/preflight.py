@@ -41,7 +41,7 @@ from fewstep.build.second_opinion import second_opinion
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.engines.compatibility import RTX_CAPABILITIES
 from fewstep.runtime.errors import BundleError, EngineError, RequestError, choose
-from fewstep.runtime.manifest import GraphInfo, ShapeRange, TensorInfo
+from fewstep.runtime.records import GraphInfo, ShapeRange, TensorInfo
 
 Profiles = Sequence[Mapping[str, ShapeRange]]
 

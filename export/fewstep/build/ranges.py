@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper
 
 from fewstep.build.capabilities import inferred
+from fewstep.build.graph_engine import GraphEngine
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices import Array
-from fewstep.runtime.errors import BundleError, EngineError
-from fewstep.runtime.verify import rollouts
+from fewstep.runtime.devices.cpu import CpuDevice
+from fewstep.runtime.errors import BundleError
+from fewstep.runtime.generator import Generator
+from fewstep.runtime.verify import recordings, replay
 
 _PREFIX = "largest/"
 _MOVES = frozenset(
@@ -38,23 +40,33 @@ def measure_ranges(bundle: Bundle) -> dict[str, dict[str, float]]:
             f"{bundle.path} has no golden rollouts; export it again to record them, or build with "
             "--precision fp32"
         )
-    recorded = rollouts(bundle.arrays(bundle.manifest.golden))
-    model, found = bundle.manifest.model, {}
-    transformer = _Measured(bundle, "transformer")
-    policies = [_Measured(bundle, name) for name in model.policies]
-    decoder = _Measured(bundle, "decoder")
-    for rollout in recorded.values():
-        for step, tokens in enumerate(rollout["tokens"][:-1]):
-            given = {"tokens": tokens, model.condition_input: rollout["condition"]}
-            features = transformer.run(given).get("features")
-            if features is not None:
-                state = {"features": features, "step": np.full(len(tokens), step, np.int32)}
-                for policy in policies:
-                    policy.run(state)
-        decoder.run({"tokens": rollout["sampled"][-1]})
-    for measured in (transformer, *policies, decoder):
-        found[measured.graph] = measured.all_tensors()
+    recorded = recordings(bundle).values()
+    found: dict[str, dict[str, float]] = {name: {} for name in bundle.manifest.graphs}
+    models = {name: load_graph(bundle, name) for name in found}
+    engines = {name: _measuring(bundle, name, models[name], found[name]) for name in found}
+    with Generator(bundle, CpuDevice(), engines) as generator:
+        for recording in recorded:
+            for _ in replay(generator, recording):
+                pass  # the engines note what they see
+    for name, model in models.items():
+        spread(model.graph, found[name])
     return found
+
+
+def _measuring(
+    bundle: Bundle, name: str, model: onnx.ModelProto, largest: dict[str, float]
+) -> GraphEngine:
+    """An engine of a graph that notes the largest magnitude of its tensors over all runs."""
+    instrumented = onnx.ModelProto()
+    instrumented.CopyFrom(model)
+    instrument(instrumented)
+
+    def note(values: Mapping[str, Array]) -> None:
+        for key, value in values.items():
+            tensor = key.removeprefix(_PREFIX)
+            largest[tensor] = max(largest.get(tensor, 0.0), float(value))
+
+    return GraphEngine(name, instrumented, bundle.graph(name), note)
 
 
 def load_graph(bundle: Bundle, name: str) -> onnx.ModelProto:
@@ -70,39 +82,6 @@ def load_graph(bundle: Bundle, name: str) -> onnx.ModelProto:
         raise BundleError(
             f"{path} is not an ONNX model ({error}); export the bundle again"
         ) from error
-
-
-class _Measured:
-    """A graph that reports the magnitudes of its tensors."""
-
-    def __init__(self, bundle: Bundle, graph: str) -> None:
-        import onnxruntime
-
-        self.graph, self.largest = graph, dict[str, float]()
-        model = load_graph(bundle, graph)
-        self._outputs = [output.name for output in model.graph.output]
-        self._nodes = onnx.GraphProto(node=model.graph.node)
-        instrument(model)
-        try:
-            self._session = onnxruntime.InferenceSession(
-                model.SerializeToString(), providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime raises types of its own
-            raise EngineError(f"ONNX Runtime refuses graph '{graph}': {error}") from error
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        names = [output.name for output in self._session.get_outputs()]
-        values = dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
-        for name, value in values.items():
-            if name.startswith(_PREFIX):
-                tensor = name.removeprefix(_PREFIX)
-                self.largest[tensor] = max(self.largest.get(tensor, 0.0), float(value))
-        return {name: values[name] for name in self._outputs}
-
-    def all_tensors(self) -> dict[str, float]:
-        """What was measured, and what follows from it."""
-        spread(self._nodes, self.largest)
-        return self.largest
 
 
 def instrument(model: onnx.ModelProto) -> None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from fewstep.build.gpus import Gpu
 
 WIDTH_BYTES: Mapping[str, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
 """Bytes per weight by precision, in the order in which results appear."""
-
-When = Literal["start", "first", "later", "every", "end"]
-"""In which steps a stage runs, or before or after them."""
 
 COMPUTE, MEMORY, LAUNCH, NONE = "compute", "memory", "launches", "none"
 """What limits a stage."""
@@ -20,22 +17,33 @@ COMPUTE, MEMORY, LAUNCH, NONE = "compute", "memory", "launches", "none"
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the loop that runs ``runs`` times while one batch is made.
+    """An operation of the program that runs ``runs`` times while one batch is made.
 
-    ``batch`` is that of the pass. ``flops``, ``weights`` (elements), ``read_bytes`` (without the
+    ``name``: of the graph, the kernel, or ``copy``; ``sizes``: of the graph's dimensions that vary.
+    ``steps``: those it runs in. ``flops``, ``weights`` (elements), ``read_bytes`` (without the
     weights), ``written_bytes`` and ``launches`` (kernels and copies on the device) are those of
     one run.
     """
 
     name: str
-    when: When
-    batch: int
-    runs: int
+    sizes: tuple[tuple[str, int], ...]
+    steps: tuple[int, ...]
     flops: int
     weights: int
     read_bytes: int
     written_bytes: int
-    launches: int = 0
+    launches: int
+
+    @property
+    def runs(self) -> int:
+        """How often it runs in a batch."""
+        return len(self.steps)
+
+    @property
+    def title(self) -> str:
+        """The name with its sizes, for people."""
+        sizes = ", ".join(f"{name} {size}" for name, size in self.sizes)
+        return f"{self.name} ({sizes})" if sizes else self.name
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,13 @@ class StageBound:
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         parts = ("compute_ms", "memory_ms", "launch_ms", "ms", "limit")
-        return {**asdict(self.stage), **{name: getattr(self, name) for name in parts}}
+        bounds = {name: getattr(self, name) for name in parts}
+        return {
+            **asdict(self.stage),
+            "sizes": dict(self.stage.sizes),
+            "runs": self.stage.runs,
+            **bounds,
+        }
 
 
 def stage_bound(stage: Stage, gpu: Gpu, precision: str) -> StageBound:

@@ -19,7 +19,7 @@ from fewstep.build.profiles import Profile
 from fewstep.build.progress import Report, monitor
 from fewstep.runtime.engines.tensorrt_api import TensorRt
 from fewstep.runtime.errors import EngineError
-from fewstep.runtime.manifest import BuildOptions
+from fewstep.runtime.records import BuildOptions
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from fewstep.build.precision import HEADROOM, LARGEST_FP16, LOW, lower
 from fewstep.build.ranges import load_graph, measure_ranges
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import RequestError, choose
-from fewstep.runtime.manifest import GraphInfo
+from fewstep.runtime.records import GraphInfo
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def remade(
     in_fp32 = reasons_for_fp32(bundle, name, model.graph, seen, precision)
     released = fp16_norms(model.graph, {*in_fp32, *too_large})
     lowered = lower(model, precision, too_large, heads=bool(heads), released=released)
-    if released and (why := shortfall(bundle, lowered.model)):
+    if released and (why := shortfall(bundle, name, lowered.model)):
         in_fp32 |= dict.fromkeys(released, why)
         lowered = lower(model, precision, too_large, heads=bool(heads))
     made = stored(bundle, name, precision, lowered.model, precision=precision, fp32_heads=heads)

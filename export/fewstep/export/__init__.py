@@ -1,5 +1,9 @@
-"""fewstep's export: from an author's checkpoint to a bundle of ONNX graphs."""
+"""fewstep's export: from an author's checkpoints to a bundle of ONNX graphs.
 
-from fewstep.export.masked import Checkpoints, export_masked
+:func:`fewstep.export.flow.export` does it. What is here needs no torch: it describes forms, in
+which checkpoints are published.
+"""
 
-__all__ = ["Checkpoints", "export_masked"]
+from fewstep.export.source import Exportable, Graph, Option, Source, register
+
+__all__ = ["Exportable", "Graph", "Option", "Source", "register"]

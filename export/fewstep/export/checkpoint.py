@@ -79,6 +79,11 @@ def load_into(model: nn.Module, state: State, path: Path) -> None:
     """
     if problems := mismatches(model, state):
         raise CheckpointError(f"{path} does not fit {type(model).__name__}: {problems}")
+    adopt(model, state)
+
+
+def adopt(model: nn.Module, state: State) -> None:
+    """Make the tensors of ``state``, which fit, those of ``model``, and freeze it."""
     model.load_state_dict(state, strict=True, assign=True)
     model.eval().requires_grad_(False)
 

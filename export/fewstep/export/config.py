@@ -15,8 +15,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fewstep.runtime.errors import CheckpointError
-from fewstep.runtime.manifest import Defaults
+from fewstep.runtime.errors import CheckpointError, RequestError
+from fewstep.runtime.settings import Chosen, settings_of
 
 
 class ExportConfig(BaseModel):
@@ -30,7 +30,18 @@ class ExportConfig(BaseModel):
     policy_residual: bool | None = None
     name: str | None = None
     class_names: tuple[str, ...] | None = None
-    defaults: Defaults = Defaults()
+    defaults: dict[str, Any] = {}
+
+    def settings(self, defaults: Chosen) -> Chosen:
+        """A family's settings, with ``defaults`` of the file in the place of its own.
+
+        Raises:
+            CheckpointError: a name that the family does not have, or a value that does not fit.
+        """
+        try:
+            return settings_of(defaults, self.defaults)
+        except RequestError as error:
+            raise CheckpointError(f"the configuration's defaults: {error}") from error
 
 
 def read_config(path: Path | None) -> ExportConfig:

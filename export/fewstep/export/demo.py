@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fewstep.export.masked import Checkpoints, export_masked
-from fewstep.runtime import bench, gallery
+from fewstep.export.flow import export
+from fewstep.runtime import bench
 from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.errors import CheckpointError, EngineError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.inspect import inspect
-from fewstep.runtime.manifest import ClassCondition
 from fewstep.runtime.picture import grid, save, save_animation, step_frames
+from fewstep.runtime.progress import Progress
 from fewstep.runtime.tables import STAGES, megabytes, verify_table
 from fewstep.runtime.verify import verify
 
@@ -45,7 +47,7 @@ def run(sample: Path, out: Path, console: Console) -> None:
     files = sample_checkpoints(sample)
     with _stage(console, "exporting checkpoints to ONNX") as show:
         command = f"fewstep demo --sample {sample} --out {out}"
-        bundle = export_masked(
+        bundle = export(
             "adanat", files, out / "bundle", overwrite=True, command=command, progress=show
         )
     with Generator.open(bundle, max_batch=IMAGES_PER_CLASS) as generator:
@@ -65,21 +67,21 @@ def run(sample: Path, out: Path, console: Console) -> None:
     console.print(_next_steps(out), highlight=False, soft_wrap=True)
 
 
-def sample_checkpoints(sample: Path) -> Checkpoints:
-    """The checkpoints of a trained sample's folder, with an untrained policy.
+def sample_checkpoints(sample: Path) -> dict[str, Any]:
+    """What to export of a trained sample's folder, with an untrained policy.
 
     Raises:
         CheckpointError: there is no trained sample.
     """
     weights = sample / "weights"
-    files = Checkpoints(
-        transformer=weights / "transformer.safetensors",
-        tokenizer=weights / "tokenizer.safetensors",
-        config=sample / "config.json",
-        tuned=tuple(sorted(weights.glob("policy-*.safetensors"))),
-        untrained_policy=True,
-    )
-    if not files.transformer.is_file():
+    files = {
+        "transformer": weights / "transformer.safetensors",
+        "tokenizer": weights / "tokenizer.safetensors",
+        "untrained_policy": True,
+        "tuned_policy": sorted(weights.glob("policy-*.safetensors")),
+        "config": sample / "config.json",
+    }
+    if not (weights / "transformer.safetensors").is_file():
         raise CheckpointError(
             f"no trained sample in {sample}: run the demo in a clone of the repository, "
             "or name the sample's folder with --sample"
@@ -88,10 +90,10 @@ def sample_checkpoints(sample: Path) -> Checkpoints:
 
 
 @contextlib.contextmanager
-def _stage(console: Console, title: str) -> Iterator[Callable[[str], None]]:
+def _stage(console: Console, title: str) -> Iterator[Progress]:
     start = time.perf_counter()
     with console.status(f"{title} …") as status:
-        yield lambda detail: status.update(f"{title}: {detail} …")
+        yield lambda detail, done: status.update(f"{title}: {detail} …")
     console.print(f"[green]✓[/] {title} ({time.perf_counter() - start:.1f} s)", highlight=False)
 
 
@@ -99,7 +101,7 @@ def _classes(generator: Generator) -> tuple[list[int], list[str]]:
     info = generator.bundle.manifest.model.condition
     assert isinstance(info, ClassCondition)
     ids = list(range(info.num_classes))
-    return ids, [gallery.class_label(info, class_id) for class_id in ids]
+    return ids, [info.label(class_id) for class_id in ids]
 
 
 def _write_grid(generator: Generator, steps: int, path: Path) -> None:
@@ -118,12 +120,10 @@ def _write_steps(generator: Generator, path: Path) -> None:
     save_animation(step_frames(generator, result, labels, scale=_SCALE), path)
 
 
-def _contenders(generator: Generator) -> dict[str, tuple[bench.Run, int, int]]:
+def _contenders(generator: Generator) -> dict[str, bench.Contender]:
     return {
-        f"{steps} steps × {batch}": (
-            bench.contender(generator, batch=batch, steps=steps),
-            batch,
-            steps,
+        f"{steps} steps × {batch}": bench.contender(
+            generator, batch=batch, settings={"steps": steps}
         )
         for steps in STEP_COUNTS
         for batch in (1, IMAGES_PER_CLASS)

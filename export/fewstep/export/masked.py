@@ -1,17 +1,14 @@
-"""Masked token models (MaskGIT, AdaNAT) from checkpoints to a bundle.
+"""Masked token models of the AdaNAT repository: from their files to what is exported.
 
-Flow: read the checkpoints → recognise or configure the models → export and check each graph →
-record golden rollouts with PyTorch → write the manifest → rename the finished folder into place.
-An export that fails or is interrupted leaves nothing behind.
+A transformer (U-ViT), a tokenizer (VQGAN) and, if the model has any, policy networks.
 """
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
-import platform
+import io
+import json
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,176 +16,143 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fewstep.export import checkpoint, published
-from fewstep.export.config import ExportConfig, read_config
-from fewstep.export.golden import GOLDEN_FILE, record
+from fewstep.export import checkpoint, presets
+from fewstep.export.config import ExportConfig
 from fewstep.export.models import PolicyNet, UViT, VQModel
-from fewstep.export.onnx_graph import export_graph
-from fewstep.export.torch_engine import TorchEngine
+from fewstep.export.source import Exportable, Graph
 from fewstep.export.tuned import TunedPolicy, load_tuned
-from fewstep.runtime.bundle import Bundle, write_manifest
-from fewstep.runtime.errors import CheckpointError, RequestError, choose
-from fewstep.runtime.files import replacing_folder, sha256
-from fewstep.runtime.manifest import (
-    MANIFEST_NAME,
-    CheckpointInfo,
-    ClassCondition,
-    GraphInfo,
-    MaskedModel,
-    PolicyInfo,
-    TextCondition,
-)
-from fewstep.runtime.request import RAMPS, schedule_of, steps_of
-from fewstep.runtime.schedule import EXPORTED_POLICY, POLICY
+from fewstep.runtime.condition import ClassCondition, TextCondition
+from fewstep.runtime.devices import Array
+from fewstep.runtime.errors import CheckpointError
+from fewstep.runtime.families.masked.model import MaskedModel, PolicyInfo
+from fewstep.runtime.families.masked.schedule import EXPORTED_POLICY, POLICY
+from fewstep.runtime.families.masked.settings import MaskedSettings
 
-FAMILIES = ("adanat", "maskgit")
+UNTRAINED_SEED = 0
+"""What the weights of an untrained policy are drawn from."""
+
 _UNCONDITIONAL_FILE = "unconditional.npz"
-_TOOLS = ("fewstep", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+_PUBLISHED_GRID = 16  # side, in tokens, of every published model
+_ACTOR = "policy_old.actor."
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The files to export.
+    """The files to read.
 
     Args:
         transformer: U-ViT state dict.
         tokenizer: VQGAN state dict.
-        policy: AdaNAT policy checkpoint; refused by ``maskgit``. ``adanat`` needs it, or an
-            untrained one.
-        config: ``--config`` file; not needed for published sizes.
+        policy: AdaNAT policy checkpoint.
+        untrained_policy: make a policy network as AdaNAT initialises it in its place; by default
+            with the residual, so that it follows the heuristic schedule until
+            ``fewstep calibrate policy`` tunes it.
+        tuned_policy: policies that ``fewstep calibrate policy`` wrote, oldest first.
         unconditional_text: ``.npy`` with the text states of the empty text ``[L, D]``, for
             guidance in text-conditional models.
-        tuned: policies that ``fewstep calibrate policy`` wrote, oldest first, beside either.
-        untrained_policy: add a policy network as AdaNAT initialises it, in the place of
-            ``policy``; by default with the residual, so that it follows the heuristic schedule
-            until ``fewstep calibrate policy`` tunes it.
     """
 
     transformer: Path
     tokenizer: Path
     policy: Path | None = None
-    config: Path | None = None
-    unconditional_text: Path | None = None
-    tuned: tuple[Path, ...] = ()
     untrained_policy: bool = False
+    tuned_policy: Sequence[Path] = ()
+    unconditional_text: Path | None = None
 
-    @property
-    def with_policy(self) -> bool:
-        """Whether there is a policy network, trained or not."""
-        return self.policy is not None or self.untrained_policy
+    def by_name(self) -> dict[str, Path]:
+        """Every file, by what it is."""
+        single = {name: path for name, path in vars(self).items() if isinstance(path, Path)}
+        return single | {f"tuned/{path.name}": path for path in self.tuned_policy}
 
 
 @dataclass(frozen=True)
 class Models:
-    """The loaded models, in evaluation mode.
+    """Loaded models that belong together, in evaluation mode.
 
-    Made by :func:`load_models`; ``policy`` is ``None`` for fixed schedules only.
+    ``policy`` is ``None`` for fixed schedules only; ``untrained``: nothing trained it.
+    ``unconditional_text``: states of the empty text ``[L, D]``, float32.
     """
 
     transformer: UViT
     tokenizer: VQModel
-    policy: PolicyNet | None
+    policy: PolicyNet | None = None
+    untrained: bool = False
     tuned: tuple[TunedPolicy, ...] = ()
+    unconditional_text: Array | None = None
 
 
-def export_masked(
-    family: str,
-    checkpoints: Checkpoints,
-    out: Path,
-    *,
-    overwrite: bool = False,
-    command: str = "",
-    progress: Callable[[str], None] = lambda stage: None,
-) -> Bundle:
-    """Export a masked token model to a bundle at ``out``.
-
-    Args:
-        family: ``adanat`` (with a policy network) or ``maskgit`` (fixed schedules, and a policy
-            network if it is to be tuned here).
-        checkpoints: the files.
-        out: the bundle folder to make.
-        overwrite: replace an existing folder once the new one is whole.
-        command: what was typed, for the provenance record.
-        progress: called with the name of each stage as it begins.
+def load(files: Checkpoints, config: ExportConfig) -> Exportable:
+    """Read the files.
 
     Raises:
-        CheckpointError: a checkpoint or the configuration does not fit.
-        ExportError: a graph cannot be exported or disagrees with PyTorch.
-        OutputError: ``out`` exists or cannot be written.
+        CheckpointError: a file or the configuration does not fit.
     """
-    if family not in FAMILIES:
-        raise CheckpointError(choose("family", family, FAMILIES))
-    _check_policies(family, checkpoints)
-    config = read_config(checkpoints.config)
-    with replacing_folder(out, overwrite=overwrite, marker=MANIFEST_NAME) as folder:
-        progress("reading checkpoints")
-        models = load_models(
-            checkpoints.transformer,
-            checkpoints.tokenizer,
-            checkpoints.policy,
-            config,
-            checkpoints.tuned,
-            untrained_policy=checkpoints.untrained_policy,
-        )
-        model = _describe(models, config, checkpoints, folder)
-        _check_defaults(model)
-        graphs, modules = {}, {}
-        for name, (module, inputs, outputs) in _graphs(models, model).items():
-            progress(f"exporting {name}")
-            graphs[name], _ = export_graph(module, name, inputs, outputs, folder)
-            modules[name] = module
-        _finish(family, folder, model, graphs, config, checkpoints, command, golden=False)
-        progress("recording golden rollouts")
-        engines = {name: TorchEngine(name, modules[name], graphs[name]) for name in graphs}
-        record(Bundle.read(folder), engines)
-        progress("writing manifest")
-        _finish(family, folder, model, graphs, config, checkpoints, command, golden=True)
-    return Bundle.read(out)
+    models = load_models(files, config)
+    model, extra = describe(models, config), {}
+    if models.unconditional_text is not None:
+        content = io.BytesIO()
+        np.savez(content, text=models.unconditional_text)
+        extra[_UNCONDITIONAL_FILE] = content.getvalue()
+    return Exportable(files.transformer.stem, model, graphs(models, model), files.by_name(), extra)
 
 
-def _check_policies(family: str, files: Checkpoints) -> None:
-    if files.policy is not None and files.untrained_policy:
-        raise CheckpointError("--policy and --untrained-policy exclude each other; pass one")
-    if family == "adanat" and not files.with_policy:
-        raise CheckpointError(
-            "family adanat needs a policy checkpoint (--policy), or --untrained-policy"
-        )
-    if family == "maskgit" and files.policy is not None:
-        raise CheckpointError("family maskgit takes no policy checkpoint (--policy)")
-    if files.tuned and not files.with_policy:
-        raise CheckpointError("--tuned-policy needs another policy: pass --untrained-policy too")
-
-
-def load_models(
-    transformer: Path,
-    tokenizer: Path,
-    policy: Path | None,
-    config: ExportConfig,
-    tuned: Sequence[Path] = (),
-    *,
-    untrained_policy: bool = False,
-) -> Models:
-    """Load checkpoints that belong together, with a policy from a file, untrained, or none.
+def load_models(files: Checkpoints, config: ExportConfig) -> Models:
+    """Load models, and check that they belong together.
 
     Raises:
         CheckpointError: a file does not load, or the models do not fit each other.
     """
-    network = published.transformer(
-        _transformer_state(transformer), transformer, config.transformer
+    transformer = presets.load(
+        UViT, _transformer_state(files.transformer), files.transformer, config.transformer
     )
-    actor = None
-    if untrained_policy:
-        actor = published.untrained_policy(network, config.policy)
-    elif policy is not None:
-        actor = published.policy(_policy_state(policy), policy, config.policy)
+    policy = None
+    if files.untrained_policy:
+        policy = untrained_policy(transformer, config.policy)
+    elif files.policy is not None:
+        policy = presets.load(PolicyNet, _policy_state(files.policy), files.policy, config.policy)
+    tokenizer = presets.load(
+        VQModel, _tokenizer_state(files.tokenizer), files.tokenizer, config.tokenizer
+    )
     models = Models(
-        network,
-        published.tokenizer(_tokenizer_state(tokenizer), tokenizer, config.tokenizer),
-        actor,
-        tuple(load_tuned(path) for path in tuned),
+        transformer,
+        tokenizer,
+        policy,
+        files.untrained_policy,
+        tuple(load_tuned(path) for path in files.tuned_policy),
+        _unconditional_text(files.unconditional_text, transformer),
     )
     _check_fit(models)
     return models
+
+
+def untrained_policy(network: UViT, arguments: Mapping[str, object] | None) -> PolicyNet:
+    """A policy network for a transformer as AdaNAT's training begins with it.
+
+    Its action is 0 in every state. Its other weights depend on the size alone: PyTorch's CPU
+    generator draws them from ``UNTRAINED_SEED``, and is then as it was.
+
+    Args:
+        network: the transformer.
+        arguments: the constructor's; ``None`` for a transformer of a published width and grid,
+            whose published policy they are taken from.
+
+    Raises:
+        CheckpointError: no size is known, or unknown arguments.
+    """
+    width, side = network.embed_dim, round(network.num_tokens**0.5)
+    if arguments is None and side == _PUBLISHED_GRID:
+        sizes = (preset.arguments for preset in presets.PRESETS[PolicyNet])
+        arguments = next((each for each in sizes if each["in_channels"] == width), None)
+    if arguments is None:
+        example = {"in_channels": width, "hidden_size": 512, "grid_size": side}
+        raise CheckpointError(
+            f"no published policy reads {width} features of {side}×{side} tokens; give the size of "
+            f"the untrained one in --config, such as {json.dumps({'policy': example})}"
+        )
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(UNTRAINED_SEED)
+        policy = presets.build(PolicyNet, arguments, "--untrained-policy", device="cpu")
+    return policy.eval().requires_grad_(False)
 
 
 def _transformer_state(path: Path) -> checkpoint.State:
@@ -207,7 +171,25 @@ def _policy_state(path: Path) -> checkpoint.State:
     """``ckpt_*.pth``: ``policy_old.actor.*`` under ``model``; or a plain actor."""
     content = checkpoint.read(path)
     state = checkpoint.tensors(path, content.get("model", content))
-    return published.strip_prefix(state, "policy_old.actor.") or state
+    actor = {key.removeprefix(_ACTOR): state[key] for key in state if key.startswith(_ACTOR)}
+    return actor or state
+
+
+def _unconditional_text(path: Path | None, transformer: UViT) -> Array | None:
+    if path is None:
+        return None
+    if transformer.class_conditional:
+        raise CheckpointError("a class-conditional transformer takes no --unconditional-text")
+    shape = (transformer.extras, transformer.context_width)
+    try:
+        text = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path} is not a .npy array: {error}") from error
+    if not isinstance(text, np.ndarray):
+        raise CheckpointError(f"{path}: expected one .npy array, got an .npz archive")
+    if text.shape != shape:
+        raise CheckpointError(f"{path}: expected shape {list(shape)}, got {list(text.shape)}")
+    return np.asarray(text, np.float32)
 
 
 def _check_fit(models: Models) -> None:
@@ -240,22 +222,15 @@ def _check_fit(models: Models) -> None:
         )
 
 
-def _describe(
-    models: Models, config: ExportConfig, files: Checkpoints, folder: Path
-) -> MaskedModel:
+def describe(models: Models, config: ExportConfig) -> MaskedModel:
+    """What the manifest says of loaded models.
+
+    Raises:
+        CheckpointError: class names or defaults of the configuration do not fit, or a policy
+            has no empty text.
+    """
     transformer, side = models.transformer, round(models.transformer.num_tokens**0.5)
-    policies: dict[str, PolicyInfo] = {}
-    if models.policy is not None:
-        # The official default: residuals for CC3M (text), none for ImageNet (classes). Without
-        # them an untrained policy would do the same at every step.
-        default = files.untrained_policy or not transformer.class_conditional
-        policies["policy"] = PolicyInfo(
-            residual=default if config.policy_residual is None else config.policy_residual,
-            untrained_seed=published.UNTRAINED_SEED if files.untrained_policy else None,
-        )
-    policies |= {each.name: each.info for each in models.tuned}
-    condition = _condition(transformer, config, files, folder)
-    defaults = config.defaults
+    condition, defaults = _condition(models, config), config.settings(MaskedSettings())
     if isinstance(condition, TextCondition) and condition.unconditional_file is None:
         defaults = defaults.model_copy(update={"guidance": (0.0, 0.0)})
     return MaskedModel(
@@ -265,63 +240,45 @@ def _describe(
         feature_width=transformer.embed_dim,
         image_size=(models.tokenizer.resolution, models.tokenizer.resolution),
         condition=condition,
-        policies=policies,
+        policies=_policies(models, config),
         defaults=defaults,
     )
 
 
-def _check_defaults(model: MaskedModel) -> None:
-    """Refuse defaults that no generation could use, before the long work."""
-    try:
-        schedule_of(model, None, dict.fromkeys(RAMPS), steps_of(model, None))
-    except RequestError as error:
-        raise CheckpointError(f"the configuration's defaults: {error}") from error
-
-
-def _condition(
-    transformer: UViT, config: ExportConfig, files: Checkpoints, folder: Path
-) -> ClassCondition | TextCondition:
+def _condition(models: Models, config: ExportConfig) -> ClassCondition | TextCondition:
+    transformer = models.transformer
     if transformer.class_conditional:
-        if files.unconditional_text is not None:
-            raise CheckpointError("a class-conditional transformer takes no --unconditional-text")
-        unconditional = transformer.num_classes - 1
-        names = config.class_names
-        if names is not None and len(names) != unconditional:
-            raise CheckpointError(f"class_names: expected {unconditional} names, got {len(names)}")
-        return ClassCondition(
-            num_classes=unconditional, unconditional_id=unconditional, class_names=names
-        )
+        count, names = transformer.num_classes - 1, config.class_names
+        if names is not None and len(names) != count:
+            raise CheckpointError(f"class_names: expected {count} names, got {len(names)}")
+        return ClassCondition(num_classes=count, unconditional_id=count, class_names=names)
     length, width = transformer.extras, transformer.context_width
-    if files.unconditional_text is None:
-        if files.with_policy:
-            raise CheckpointError(
-                "a policy always uses guidance, so a text-conditional model needs the states of "
-                f"the empty text too, a .npy array [{length}, {width}] (--unconditional-text)"
-            )
-        return TextCondition(length=length, width=width)
-    text = _read_text(files.unconditional_text, (length, width))
-    np.savez(folder / _UNCONDITIONAL_FILE, text=text)
-    return TextCondition(length=length, width=width, unconditional_file=_UNCONDITIONAL_FILE)
+    if models.unconditional_text is not None:
+        return TextCondition(length=length, width=width, unconditional_file=_UNCONDITIONAL_FILE)
+    if models.policy is not None:
+        raise CheckpointError(
+            "a policy always uses guidance, so a text-conditional model needs the states of the "
+            f"empty text too, a .npy array [{length}, {width}] (--unconditional-text)"
+        )
+    return TextCondition(length=length, width=width)
 
 
-def _read_text(
-    path: Path, shape: tuple[int, int]
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    try:
-        text = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} is not a .npy array: {error}") from error
-    if not isinstance(text, np.ndarray):
-        raise CheckpointError(f"{path}: expected one .npy array, got an .npz archive")
-    if text.shape != shape:
-        raise CheckpointError(f"{path}: expected shape {list(shape)}, got {list(text.shape)}")
-    return np.asarray(text, np.float32)
+def _policies(models: Models, config: ExportConfig) -> dict[str, PolicyInfo]:
+    tuned = {each.name: each.info for each in models.tuned}
+    if models.policy is None:
+        return tuned
+    # The official default: residuals for CC3M (text), none for ImageNet (classes). Without
+    # them an untrained policy would do the same at every step.
+    default = models.untrained or not models.transformer.class_conditional
+    info = PolicyInfo(
+        residual=default if config.policy_residual is None else config.policy_residual,
+        untrained_seed=UNTRAINED_SEED if models.untrained else None,
+    )
+    return {POLICY: info, **tuned}
 
 
-def _graphs(
-    models: Models, model: MaskedModel
-) -> dict[str, tuple[nn.Module, Mapping[str, Tensor], tuple[str, ...]]]:
-    """Module, example inputs (batch 2) and output names of every graph."""
+def graphs(models: Models, model: MaskedModel) -> dict[str, Graph]:
+    """Every graph of loaded models, with examples of batch 2."""
     generator = torch.Generator().manual_seed(0)
     n, v = model.num_tokens, model.codebook_size
     masked = torch.randint(v + 1, (2, n), generator=generator, dtype=torch.int32)
@@ -332,21 +289,17 @@ def _graphs(
     else:
         shape = (2, model.condition.length, model.condition.width)
         condition = {"text": torch.randn(shape, generator=generator)}
-    transformer_inputs = {"tokens": masked, **condition}
-    decoder = (models.tokenizer, {"tokens": tokens}, ("image",))
+    inputs = {"tokens": masked, **condition}
+    decoder = Graph(models.tokenizer, {"tokens": tokens}, ("image",))
     if models.policy is None:
-        logits = (_LogitsOnly(models.transformer), transformer_inputs, ("logits",))
+        logits = Graph(_LogitsOnly(models.transformer), inputs, ("logits",))
         return {"transformer": logits, "decoder": decoder}
     features = torch.randn((2, n, model.feature_width), generator=generator)
-    step = torch.tensor([0, 3], dtype=torch.int32)
-    policies: dict[str, nn.Module] = {"policy": models.policy}
-    policies |= {each.name: each.network for each in models.tuned}
+    state = {"features": features, "step": torch.tensor([0, 3], dtype=torch.int32)}
+    networks = {POLICY: models.policy, **{each.name: each.network for each in models.tuned}}
     return {
-        "transformer": (models.transformer, transformer_inputs, ("logits", "features")),
-        **{
-            name: (network, {"features": features, "step": step}, ("action",))
-            for name, network in policies.items()
-        },
+        "transformer": Graph(models.transformer, inputs, ("logits", "features")),
+        **{name: Graph(network, state, ("action",)) for name, network in networks.items()},
         "decoder": decoder,
     }
 
@@ -361,38 +314,3 @@ class _LogitsOnly(nn.Module):
     def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
         logits: Tensor = self.transformer(tokens, condition)[0]
         return logits
-
-
-def _finish(
-    family: str,
-    folder: Path,
-    model: MaskedModel,
-    graphs: Mapping[str, GraphInfo],
-    config: ExportConfig,
-    files: Checkpoints,
-    command: str,
-    *,
-    golden: bool,
-) -> None:
-    sources = {name: path for name, path in vars(files).items() if isinstance(path, Path)}
-    sources |= {f"tuned/{path.name}": path for path in files.tuned}
-    write_manifest(
-        folder,
-        {
-            "family": family,
-            "name": config.name or files.transformer.stem,
-            "model": model,
-            "graphs": graphs,
-            "golden": GOLDEN_FILE if golden else None,
-            "provenance": {
-                "created": datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
-                "command": command,
-                "tools": {"python": platform.python_version()}
-                | {tool: importlib.metadata.version(tool) for tool in _TOOLS},
-                "checkpoints": {
-                    name: CheckpointInfo(file=path.name, sha256=sha256(path))
-                    for name, path in sources.items()
-                },
-            },
-        },
-    )

@@ -12,7 +12,7 @@ from torch import nn
 from fewstep.runtime.devices import Buffer
 from fewstep.runtime.devices.cpu import host_array
 from fewstep.runtime.engines import BoundEngine
-from fewstep.runtime.manifest import GraphInfo, TensorInfo
+from fewstep.runtime.records import GraphInfo, TensorInfo
 
 
 class TorchEngine:

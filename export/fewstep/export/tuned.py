@@ -11,8 +11,8 @@ from torch import nn
 from fewstep.export import checkpoint
 from fewstep.export.models.policy import FixedPolicy, PolicyNet
 from fewstep.runtime.errors import CheckpointError
+from fewstep.runtime.families.masked.model import PolicyInfo, PolicyName
 from fewstep.runtime.files import replacing
-from fewstep.runtime.manifest import PolicyInfo, PolicyName
 
 _KEY = "fewstep_policy"
 _TABLE = "actions"

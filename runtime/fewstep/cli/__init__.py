@@ -7,13 +7,13 @@ once and ``export`` alone needs torch.
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 import sys
 from typing import Annotated
 
 import typer
 
+from fewstep import __version__
 from fewstep.cli import (
     bench,
     build,
@@ -27,6 +27,7 @@ from fewstep.cli import (
     verify,
 )
 from fewstep.cli.common import errors, one_line
+from fewstep.cli.settings import RepeatedSettingsCommand, SettingsCommand
 from fewstep.runtime.errors import FewstepError
 
 __all__ = ["app", "main"]
@@ -46,7 +47,7 @@ app = typer.Typer(
 
 def _show_version(asked: bool) -> None:
     if asked:
-        print(f"fewstep {importlib.metadata.version('fewstep')}")
+        print(f"fewstep {__version__}")
         raise typer.Exit
 
 
@@ -64,11 +65,11 @@ app.command("demo")(demo.demo_command)
 app.add_typer(export.app, name="export")
 app.command("build")(build.build_command)
 app.add_typer(calibrate.app, name="calibrate")
-app.command("inspect")(inspect.inspect_command)
-app.command("estimate")(estimate.estimate_command)
+app.command("inspect", cls=SettingsCommand)(inspect.inspect_command)
+app.command("estimate", cls=SettingsCommand)(estimate.estimate_command)
 app.command("verify")(verify.verify_command)
-app.command("generate")(generate.generate_command)
-app.command("bench")(bench.bench_command)
+app.command("generate", cls=SettingsCommand)(generate.generate_command)
+app.command("bench", cls=RepeatedSettingsCommand)(bench.bench_command)
 
 
 def main() -> None:

@@ -13,44 +13,39 @@ from fewstep.cli.common import (
     BundleArgument,
     DeviceOption,
     PrecisionOption,
-    errors,
-    export_module,
     out,
+    progress_bar,
     say_notes,
 )
-from fewstep.runtime.errors import RequestError
+from fewstep.cli.settings import combinations
 
 
 def bench_command(
+    context: typer.Context,
     bundle: BundleArgument,
     batch: Annotated[list[int] | None, typer.Option(help="Batch size; repeat for more.")] = None,
-    steps: Annotated[list[int] | None, typer.Option(help="Steps; repeat for more.")] = None,
-    runs: Annotated[int, typer.Option(help="Measured runs of each contender.")] = 10,
-    schedule: Annotated[str | None, typer.Option(help="Schedule, or policy.")] = None,
-    baseline: Annotated[
-        bool,
-        typer.Option(
-            help="Also time PyTorch eager with the authors' 2T + 1 passes and raster order; "
-            "needs --transformer and --tokenizer."
-        ),
-    ] = False,
-    transformer: Annotated[Path | None, typer.Option(help="The bundle's checkpoint.")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="The bundle's checkpoint.")] = None,
-    config: Annotated[Path | None, typer.Option(help="As given to export.")] = None,
+    runs: Annotated[int, typer.Option(help="Measured runs of each combination.")] = 10,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
 ) -> None:
-    """Latency percentiles per stage, images per second, peak memory."""
+    """Latency percentiles per stage, images per second, peak memory.
+
+    Every batch size is timed with every combination of settings.
+    """
+    from fewstep.cli.tables import bench_tables, megabytes, settings_text
     from fewstep.runtime import bench
+    from fewstep.runtime.bundle import Bundle
     from fewstep.runtime.files import replacing
     from fewstep.runtime.generator import Generator
-    from fewstep.runtime.tables import bench_tables, megabytes
+    from fewstep.runtime.settings import settings_of
 
-    sizes = batch or [1]
+    sizes, wanted, opened = batch or [1], combinations(context), Bundle.read(bundle)
+    for settings in wanted:
+        settings_of(opened.manifest.model.defaults, settings)  # wrong ones are known at once
     with Generator.open(
-        bundle,
+        opened,
         backend=backend,
         device=device,
         precision=precision,
@@ -58,34 +53,19 @@ def bench_command(
         profile=True,
     ) as generator:
         say_notes(generator)
-        counts = steps or [generator.bundle.manifest.model.defaults.steps]
         contenders = {
-            f"fewstep, batch {b}, {t} steps": (
-                bench.contender(generator, batch=b, steps=t, schedule=schedule),
-                b,
-                t,
+            settings_text({"batch": size, **settings}): bench.contender(
+                generator, batch=size, settings=settings
             )
-            for b in sizes
-            for t in counts
+            for size in sizes
+            for settings in wanted
         }
-        if baseline:
-            if transformer is None or tokenizer is None:
-                raise RequestError("--baseline needs --transformer and --tokenizer")
-            eager = export_module("eager")
-            sampler = eager.EagerSampler.load(generator.bundle, transformer, tokenizer, config)
-            tokens = generator.bundle.manifest.model.num_tokens
-            for b in sizes:
-                for t in counts:
-                    run = eager.contender(sampler, generator, batch=b, steps=t, schedule=schedule)
-                    contenders[f"PyTorch, batch {b}, {t} steps"] = (run, b, t)
-                raster = bench.raster_contender(generator, batch=b)
-                contenders[f"raster order, batch {b}"] = (raster, b, tokens)
-        with errors.status(f"timing {len(contenders)} contenders, {runs} runs each"):
-            report = bench.report(generator, bench.measure(contenders, runs=runs))
+        with progress_bar(f"timing {len(contenders)} combinations") as progress:
+            measured = bench.measure(contenders, runs=runs, progress=progress)
+        report = bench.report(generator, measured)
     for table in bench_tables(report):
         out.print(table)
-    beside = " (PyTorch included)" if baseline else ""
-    out.print(f"peak memory of this process{beside}: {megabytes(report.peak_memory_bytes)}")
+    out.print(f"peak memory of this process: {megabytes(report.peak_memory_bytes)}")
     if json_file is not None:
         with replacing(json_file) as temporary:
             temporary.write_text(json.dumps(report.as_dict(), indent=2) + "\n")

@@ -102,7 +102,7 @@ def build_command(
 
 def _build(request: BuildRequest, as_json: bool) -> None:
     from fewstep.build import pipeline
-    from fewstep.runtime.tables import engines_table, kernels_table, variant_tables
+    from fewstep.cli.tables import engines_table, kernels_table, variant_tables
 
     chosen = _precision(request)
     with _live("".join(chosen)) as told:
@@ -146,7 +146,7 @@ def _norms(reports: Iterable[GraphReport]) -> Iterator[str]:
 
 def _preflight(request: BuildRequest, as_json: bool) -> None:
     from fewstep.build.pipeline import preflight_only
-    from fewstep.runtime.tables import variant_tables
+    from fewstep.cli.tables import variant_tables
 
     found = preflight_only(request)
     shown: list[Any] = _precision(request)

@@ -24,7 +24,6 @@ from fewstep.cli.common import (
     PrecisionOption,
     errors,
     policy_module,
-    ramp,
     show,
 )
 
@@ -111,6 +110,11 @@ def policy_command(
     GPUs or machines: torchrun --nproc-per-node N -m fewstep calibrate policy …
     """
     module = policy_module()
+    ramps = _ramps(
+        guidance=guidance,
+        sampling_temperature=sampling_temperature,
+        masking_temperature=masking_temperature,
+    )
     options = module.PolicyOptions(
         bundle=bundle,
         data=data,
@@ -134,18 +138,25 @@ def policy_command(
         evaluation_images=evaluation_images,
         seed=seed,
         start=start,
-        guidance=ramp("guidance", guidance),
-        sampling_temperature=ramp("sampling temperature", sampling_temperature),
-        masking_temperature=ramp("masking temperature", masking_temperature),
         name=name,
         work=work,
         restart=restart,
+        **ramps,
     )
     with _live(updates) as (stage, report):
         command = shlex.join(["fewstep", *sys.argv[1:]])
         tuned = module.tune(options, command=command, stage=stage, report=report)
     if _first_process():
         show(tuned.as_dict(), _summary(tuned, bundle), as_json)
+
+
+def _ramps(**given: str | None) -> dict[str, tuple[float, float]]:
+    """Those that are given, as (start, end)."""
+    from fewstep.runtime.families.masked.settings import MaskedSettings
+    from fewstep.runtime.settings import settings_of
+
+    chosen = settings_of(MaskedSettings(), given)
+    return {name: getattr(chosen, name) for name in chosen.model_fields_set}
 
 
 @contextlib.contextmanager

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from fewstep.cli.common import BundleArgument, JsonOption, calibration_module, errors, show
+from fewstep.cli.common import (
+    BundleArgument,
+    JsonOption,
+    calibration_module,
+    errors,
+    progress_bar,
+    show,
+)
 from fewstep.runtime.errors import RequestError
 
 _AUTO_ONLY = ("by", "max_kl", "min_token_agreement")
@@ -112,8 +116,8 @@ def quantize_command(
 
 def _quantize(request: dict[str, Any], as_json: bool) -> None:
     quantize = calibration_module("quantize")
-    with _live() as told:
-        outcome = quantize.quantize(quantize.QuantizeRequest(**request), told)
+    with progress_bar("reading the bundle") as progress:
+        outcome = quantize.quantize(quantize.QuantizeRequest(**request), progress)
     for note in outcome.notes:
         errors.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
     shown: list[Any] = calibration_module("quantize_tables").quantize_tables(outcome)
@@ -135,22 +139,6 @@ def _check_together(given: dict[str, Any], auto: bool, repeat: bool) -> None:
 
 
 def _text(path: Path | None) -> Any:
-    from fewstep.runtime.gallery import read_text
+    from fewstep.runtime.condition import read_text
 
     return None if path is None else read_text(path)
-
-
-@contextlib.contextmanager
-def _live() -> Iterator[Callable[[str, float], None]]:
-    """A bar for the phase that is under way."""
-    if not errors.is_terminal:
-        yield lambda phase, done: None
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=errors, transient=True) as bars:
-        task = bars.add_task("reading the bundle", total=None)
-
-        def told(phase: str, done: float) -> None:
-            bars.update(task, description=escape(phase), completed=done, total=1.0)
-
-        yield told

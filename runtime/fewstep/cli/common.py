@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 
-from fewstep.runtime.errors import RequestError, missing
+from fewstep.runtime.errors import missing
+from fewstep.runtime.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from fewstep.runtime.generator import Generator
@@ -58,6 +63,22 @@ def say_note(text: str) -> None:
     errors.print(f"[yellow]note:[/] {one_line(text)}", highlight=False, soft_wrap=True)
 
 
+@contextlib.contextmanager
+def progress_bar(first: str) -> Iterator[Progress]:
+    """A bar for the phase that is under way, which is ``first`` to begin with; none in a log."""
+    if not errors.is_terminal:
+        yield no_progress
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=errors, transient=True) as bars:
+        task = bars.add_task(escape(first), total=None)
+
+        def progress(phase: str, done: float) -> None:
+            bars.update(task, description=escape(phase), completed=done, total=1.0)
+
+        yield progress
+
+
 def export_module(name: str = "") -> Any:
     """The export package, or a module of it, when its dependencies are installed."""
     return _module("export", name, ("torch", "onnx", "onnxscript", "safetensors"))
@@ -89,18 +110,3 @@ def _module(package: str, name: str, needs: tuple[str, ...], extra: str = "") ->
 def one_line(error: BaseException | str) -> str:
     """An error's message in one line, safe to print."""
     return escape(" ".join(str(error).split()))
-
-
-def ramp(name: str, text: str | None) -> tuple[float, float] | None:
-    """A number or START:END as (start, end).
-
-    Raises:
-        RequestError: anything else.
-    """
-    if text is None:
-        return None
-    start, _, end = text.partition(":")
-    try:
-        return float(start), float(end or start)
-    except ValueError:
-        raise RequestError(f"{name} must be a number or START:END, got '{text}'") from None

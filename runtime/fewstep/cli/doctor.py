@@ -9,8 +9,8 @@ from fewstep.cli.common import JsonOption, errors, show
 
 def doctor_command(as_json: JsonOption = False) -> None:
     """What this machine can run, and what to install for more."""
+    from fewstep.cli.tables import doctor_tables
     from fewstep.runtime.doctor import diagnose
-    from fewstep.runtime.tables import doctor_tables
 
     diagnosis = diagnose()
     show(diagnosis.as_dict(), doctor_tables(diagnosis), as_json)

@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 
 from fewstep.cli.common import BundleArgument, JsonOption, build_module, errors, show
+from fewstep.cli.settings import given
 
 
 def estimate_command(
+    context: typer.Context,
     bundle: BundleArgument,
     device: Annotated[
         list[str] | None,
@@ -18,8 +20,6 @@ def estimate_command(
         ),
     ] = None,
     batch: Annotated[int, typer.Option(help="Images decoded together.")] = 1,
-    steps: Annotated[int | None, typer.Option(help="Transformer passes.")] = None,
-    schedule: Annotated[str | None, typer.Option(help="A schedule, or policy.")] = None,
     precision: Annotated[
         list[str] | None,
         typer.Option(help="fp32, fp16, bf16, int8, fp8 (repeatable); without it all."),
@@ -37,7 +37,6 @@ def estimate_command(
             devices=device or (),
             precisions=precision or (),
             batch=batch,
-            steps=steps,
-            schedule=schedule,
+            **given(context),
         )
     show(found.as_dict(), tables.estimate_tables(found, stages=bool(device)), as_json)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -15,13 +16,18 @@ from fewstep.cli.common import (
     JsonOption,
     PrecisionOption,
     errors,
-    ramp,
     say_notes,
     show,
 )
+from fewstep.cli.settings import given
+from fewstep.runtime.errors import RequestError
+
+if TYPE_CHECKING:
+    from fewstep.runtime.condition import Condition
 
 
 def generate_command(
+    context: typer.Context,
     bundle: BundleArgument,
     classes: Annotated[
         list[str] | None, typer.Option("--class", help="Class id or name; repeat for more.")
@@ -30,16 +36,7 @@ def generate_command(
         Path | None, typer.Option(help=".npy of text states [B, L, D], for text bundles.")
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Images per class.")] = 1,
-    steps: Annotated[int | None, typer.Option(help="Transformer passes.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first image; others count up.")] = 0,
-    guidance: Annotated[
-        str | None, typer.Option(help="Guidance scale, or START:END for a ramp.")
-    ] = None,
-    sampling_temperature: Annotated[str | None, typer.Option(help="Number or START:END.")] = None,
-    masking_temperature: Annotated[str | None, typer.Option(help="Number or START:END.")] = None,
-    schedule: Annotated[
-        str | None, typer.Option(help="Mask-ratio schedule (cosine, ...) or policy.")
-    ] = None,
     out_path: Annotated[
         Path, typer.Option("--out", help="Picture file (several images make a grid) or folder.")
     ] = Path("fewstep.png"),
@@ -52,26 +49,28 @@ def generate_command(
     as_json: JsonOption = False,
 ) -> None:
     """Generate images from a bundle."""
-    from fewstep.runtime import gallery
+    from fewstep.cli import animation, pictures
+    from fewstep.runtime.bundle import Bundle
     from fewstep.runtime.generator import Generator
+    from fewstep.runtime.settings import settings_of
 
-    gallery.check_outputs(out_path, trace)
-    with Generator.open(bundle, backend=backend, device=device, precision=precision) as generator:
-        wanted = gallery.conditions(generator, classes, text, count)
+    pictures.check_suffix(out_path)
+    if trace is not None:
+        animation.check_suffix(trace)
+    opened, settings = Bundle.read(bundle), given(context)
+    settings_of(opened.manifest.model.defaults, settings)  # wrong ones are known at once
+    condition, labels = conditions(opened.manifest.model.condition, classes, text, count)
+    with Generator.open(opened, backend=backend, device=device, precision=precision) as generator:
         with errors.status("generating (the first run here compiles the kernels, once)"):
-            result = generator.generate(
-                **wanted.request,
-                steps=steps,
-                seed=seed,
-                schedule=schedule,
-                guidance=ramp("guidance", guidance),
-                sampling_temperature=ramp("sampling temperature", sampling_temperature),
-                masking_temperature=ramp("masking temperature", masking_temperature),
-            )
+            result = generator.generate(**condition, seed=seed, **settings)
         say_notes(generator)
-        written = gallery.write(result, wanted, out_path)
+        pictures.write(result, labels, out_path)
+        written = [out_path]
         if trace is not None:
-            written.append(gallery.write_trace(generator, result, wanted, trace))
+            scale = pictures.scale_for(result)
+            frames = animation.step_frames(generator, result, labels, scale=scale)
+            animation.save_animation(frames, trace)
+            written.append(trace)
     summary = {
         "files": [str(path) for path in written],
         "images": len(result.images),
@@ -87,3 +86,30 @@ def generate_command(
     where = ", ".join(map(str, written))
     line = f"{made} in {result.timings_ms['total']:.0f} ms with {how} → {where}"
     show(summary, [escape(line)], as_json)
+
+
+def conditions(
+    info: Condition, classes: Sequence[str] | None, text: Path | None, count: int
+) -> tuple[dict[str, Any], list[str]]:
+    """Class ids or names, or a file of text states, as arguments of ``Generator.generate``.
+
+    Returns:
+        The arguments, for ``count`` images of each class or text; and a label for each.
+
+    Raises:
+        RequestError: an unknown class, neither classes nor text, an unreadable file.
+    """
+    from fewstep.runtime.condition import ClassCondition, condition_of, read_text
+
+    if text is not None:
+        states = condition_of(info, None, read_text(text))
+        labels = [f"text {row}" for row in range(len(states))]
+        return {"text": states.repeat(count, 0)}, labels
+    if not classes:
+        kind = "--class" if isinstance(info, ClassCondition) else "--text"
+        raise RequestError(f"nothing to generate: give {kind}")
+    if not isinstance(info, ClassCondition):
+        raise RequestError("this bundle is text-conditional: give --text, not --class")
+    ids = [info.class_id(name) for name in classes]
+    info.array(ids)
+    return {"class_ids": [i for i in ids for _ in range(count)]}, [info.label(i) for i in ids]

@@ -7,30 +7,38 @@ from typing import Annotated
 import typer
 
 from fewstep.cli.common import BundleArgument, JsonOption, errors, show
+from fewstep.cli.settings import given
 from fewstep.runtime.errors import RequestError
 
 
 def inspect_command(
+    context: typer.Context,
     bundle: BundleArgument,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Memory of the decode loop instead, buffer by buffer.")
+        bool,
+        typer.Option("--plan", help="What a decode runs, and its memory, buffer by buffer."),
     ] = False,
-    batch: Annotated[int, typer.Option(help="With --plan: images decoded together.")] = 1,
-    steps: Annotated[int | None, typer.Option(help="With --plan: transformer passes.")] = None,
-    schedule: Annotated[str | None, typer.Option(help="With --plan: schedule, or policy.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="With --plan: images decoded together. [1]")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Graphs, shapes, sizes and provenance of a bundle; checks every hash."""
-    from fewstep.runtime.bundle import Bundle
-    from fewstep.runtime.inspect import inspect, plan_memory
-    from fewstep.runtime.tables import inspect_tables, plan_table
+    """Graphs, shapes, sizes and provenance of a bundle; checks every hash.
 
+    Settings go with --plan.
+    """
+    from fewstep.cli.tables import inspect_tables, plan_tables
+    from fewstep.runtime.bundle import Bundle
+    from fewstep.runtime.inspect import inspect, planned_decode
+
+    settings = given(context)
     if plan:
-        memory = plan_memory(Bundle.read(bundle), batch=batch, steps=steps, schedule=schedule)
-        show(memory.as_dict(), [plan_table(memory)], as_json)
+        size = 1 if batch is None else batch
+        planned = planned_decode(Bundle.read(bundle), batch=size, **settings)
+        show(planned.as_dict(), plan_tables(planned), as_json)
         return
-    if (batch, steps, schedule) != (1, None, None):
-        raise RequestError("--batch, --steps and --schedule go with --plan")
+    if batch is not None or settings:
+        raise RequestError("--batch and settings go with --plan; pass it, or leave them out")
     inspection = inspect(Bundle.read(bundle))
     show(inspection.as_dict(), inspect_tables(inspection), as_json)
     if inspection.damage:

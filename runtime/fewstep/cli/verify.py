@@ -176,7 +176,7 @@ def _verification(
 
 
 def _show(verification: Verification, as_json: bool) -> None:
-    from fewstep.runtime.tables import verify_table
+    from fewstep.cli.tables import verify_table
     from fewstep.runtime.verify import divergence_lines, unavailable_line
 
     tables = [verify_table(report) for report in verification.reports]

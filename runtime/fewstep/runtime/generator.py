@@ -51,7 +51,7 @@ class Generator(ClosedOnExit):
         Args:
             bundle: the bundle the engines belong to.
             device: the device that the engines run on.
-            engines: by graph name.
+            engines: by graph name; all that programs of the bundle run.
             max_batch: images decoded together; larger requests are cut into such batches.
             max_plan_bytes: memory for the buffers of all kept plans together.
             backend: what the engines are of, for reports.
@@ -68,7 +68,7 @@ class Generator(ClosedOnExit):
         self._scratch: Workspace | None = None
         self._busy = threading.Lock()
         self.family = family_of(bundle.manifest.model.kind)
-        self.model = model_of(bundle, self.engines)
+        self.model = model_of(bundle, {**bundle.manifest.graphs, **self.engines})
         make = functools.partial(self.family.program, self.model)
         self._plans: Plans | None = Plans(device, self.engines, make, max_plan_bytes=max_plan_bytes)
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from fewstep.runtime.devices import Array, Device
 from fewstep.runtime.engines import Engine
 from fewstep.runtime.plan import Binder
-from fewstep.runtime.program import Copy, Launch, Op, Program, Run, View
+from fewstep.runtime.program import Launch, Op, Program, Run, View
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ def observe(
         device: where to run it; nothing is captured.
         engines: by graph name.
         inputs: by buffer name, broadcast to the buffer's shape.
-        forced: of the program's ``decisions``, by buffer name, what takes the place of what the
-            program decides: ``[steps, images, …]``, a row a step. A row that is longer than the
-            buffer's view of it is cut, and images are repeated where the view has more rows.
+        forced: of the program's ``decisions``, by buffer name, what operations read in the place
+            of what the program decides: ``[steps, images, …]``, a row a step. A row that is longer
+            than their view of it is cut, and images are repeated where the view has more rows.
 
     Raises:
         EngineError: a graph cannot be run.
@@ -53,6 +53,7 @@ def observe(
     """
     if program.constants:
         raise ValueError("a program that is observed computes everything itself")
+    wanted = {name: rows for name, rows in (forced or {}).items() if name in program.decisions}
     with contextlib.ExitStack() as stack:
         workspace = stack.enter_context(device.workspace(program.buffers))
         binder = stack.enter_context(contextlib.closing(Binder(device, engines, workspace, {})))
@@ -60,12 +61,11 @@ def observe(
             workspace.write(name, values)
         workspace.send()
         for op in program.ops:
-            binder.call(op)()
-            for view in _written(op):
-                if forced and view.buffer in program.decisions and view.buffer in forced:
-                    row = forced[view.buffer][view.index or 0]
-                    target = binder.buffer(view)
+            for view in _read_by(op, engines):
+                if view.buffer in wanted:
+                    target, row = binder.buffer(view), wanted[view.buffer][view.index or 0]
                     device.upload(target, _fitted(row, target.shape).astype(target.dtype))
+            binder.call(op)()
             if isinstance(op, Run):
                 graph, bound = engines[op.graph], op.bindings
                 read, written = (
@@ -75,10 +75,12 @@ def observe(
                 yield Call(op.graph, op.step, read, written)
 
 
-def _written(op: Op) -> tuple[View, ...]:
+def _read_by(op: Op, engines: Mapping[str, Engine]) -> tuple[View, ...]:
+    if isinstance(op, Run):
+        return tuple(op.bindings[name] for name in engines[op.graph].inputs)
     if isinstance(op, Launch):
-        return tuple(op.views[name] for name in op.writes)
-    return (op.target,) if isinstance(op, Copy) else ()
+        return tuple(view for name, view in op.views.items() if name not in op.writes)
+    return (op.source,)
 
 
 def _fitted(row: Array, shape: tuple[int, ...]) -> Array:

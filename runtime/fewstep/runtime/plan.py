@@ -65,7 +65,9 @@ class Binder:
             bound.require_capturable()
 
     def close(self) -> None:
-        """Release the bindings; closing twice is fine."""
+        """Release the bindings, once what was enqueued on them is over; closing twice is fine."""
+        with contextlib.suppress(FewstepError):
+            self._device.synchronize()
         while self._bound:
             self._bound.popitem()[1].close()
 
@@ -108,7 +110,6 @@ class Plan:
             stack.callback(self.workspace.close)
             self._binder = Binder(device, engines, self.workspace, constants)
             stack.callback(self._binder.close)
-            stack.callback(self._settle)
             self._stages = _by_stage(program, self._binder)
             for name, values in program.initial.items():
                 self.workspace.write(name, values)
@@ -132,7 +133,7 @@ class Plan:
         self.workspace.write(ERROR, 0)
         try:
             self._replay()
-        except FewstepError:  # half of it may still be running, and reading the inputs
+        except BaseException:  # half of it may still be running, and reading the inputs
             self._settle()
             raise
         self._device.synchronize()

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy.typing as npt
 
-from fewstep.runtime.devices import Buffer, BufferSpec
+from fewstep.runtime.devices import ALIGNMENT, Buffer, BufferSpec
 
 ERROR = "error"
 """The status buffer that kernels flag unusable numbers in, ``[1]`` int32."""
@@ -68,6 +68,36 @@ class View:
         """Its size."""
         spec = buffers[self.buffer]
         return math.prod(self.shape_in(buffers)) * spec.itemsize
+
+    def offset_in(self, buffers: Mapping[str, BufferSpec]) -> int:
+        """Bytes from the start of the buffer to its own, on a GPU."""
+        spec = buffers[self.buffer]
+        start = 0 if self.index is None else self.index * spec.row_stride
+        if self.rows is None:
+            return start
+        if self.index is None and self.shape is None:
+            return self.rows[0] * spec.row_stride
+        return start + self.rows[0] * math.prod(self.shape_in(buffers)[1:]) * spec.itemsize
+
+    def wrong_in(self, buffers: Mapping[str, BufferSpec]) -> str:
+        """Why it is no contiguous part of these buffers; empty if it is."""
+        spec = buffers.get(self.buffer)
+        if spec is None:
+            return "there is no such buffer"
+        whole = spec.shape
+        if self.index is not None:
+            if not whole or not 0 <= self.index < whole[0]:
+                return f"the buffer has the shape {whole}"
+            whole = whole[1:]
+        seen = whole if self.shape is None else self.shape
+        if math.prod(seen) > math.prod(whole):
+            return f"there are only {math.prod(whole)} elements"
+        first, end = self.rows or (0, seen[0] if seen else 1)
+        if not 0 <= first <= end <= (seen[0] if seen else 1):
+            return f"there are only the rows of {seen}"
+        if self.index is None and spec.padded and (self.shape is not None or end - first > 1):
+            return "padding lies between the rows of the buffer"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -136,16 +166,15 @@ class Program:
     constants: Mapping[str, Program] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse views of buffers that there are not, or beyond their ends."""
+        """Refuse views that no device could give, and those where no engine may read or write."""
         known = self.every_buffer
         for op in self.ops:
             for view in views_of(op):
-                spec = known.get(view.buffer)
-                row = 0 if spec is None else math.prod(spec.shape[view.index is not None :])
-                inside = spec is not None and (view.index or 0) < max(1, *spec.shape[:1])
-                seen = 0 if spec is None else math.prod(view.shape_in(known))
-                if not inside or seen > row:
-                    raise ValueError(f"{op} is on {view}, which does not exist")
+                wrong = view.wrong_in(known)
+                if not wrong and isinstance(op, Run) and view.offset_in(known) % ALIGNMENT:
+                    wrong = f"it does not start at a multiple of {ALIGNMENT} bytes"
+                if wrong:
+                    raise ValueError(f"{op} is on {view}: {wrong}")
 
     @property
     def every_buffer(self) -> dict[str, BufferSpec]:
@@ -168,6 +197,17 @@ class Program:
         """Stages that graphs run in."""
         return frozenset(op.stage or op.graph for op in self.ops if isinstance(op, Run))
 
+    def upstream(self, graph: str) -> Program:
+        """The operations that runs of a graph depend on, where all decisions are given."""
+        needed: set[str] = set()
+        kept: list[Op] = []
+        for op in reversed(self.ops):
+            written = {view.buffer for view in written_by(op)} - set(self.decisions)
+            if (isinstance(op, Run) and op.graph == graph) or written & needed:
+                kept.append(op)
+                needed |= {view.buffer for view in views_of(op)}
+        return replace(self, ops=tuple(reversed(kept)))
+
     def runs(self) -> Iterator[tuple[Run, dict[str, tuple[int, ...]]]]:
         """Every run of a graph, with the shapes of its inputs and outputs by name."""
         known = self.every_buffer
@@ -183,3 +223,10 @@ def views_of(op: Op) -> tuple[View, ...]:
     if isinstance(op, Launch):
         return tuple(op.views.values())
     return op.target, op.source
+
+
+def written_by(op: Op) -> tuple[View, ...]:
+    """The views that an operation may write: of a run, all that it is bound to."""
+    if isinstance(op, Launch):
+        return tuple(op.views[name] for name in op.writes)
+    return tuple(op.bindings.values()) if isinstance(op, Run) else (op.target,)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fewstep.runtime.families.masked.model import PolicyInfo, PolicyTuning
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +21,6 @@ from fewstep.calibration.policy.options import PolicyOptions
 from fewstep.calibration.policy.training import Training
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.manifest import PolicyInfo, PolicyTuning
 
 CLASSES, SIZE = 5, 8
 

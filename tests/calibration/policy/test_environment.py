@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fewstep.runtime.families.masked.schedule import policy_offsets
 from tests.calibration.policy.stand_ins import randomised
 
 from fewstep.calibration.policy.environment import Environment, Rollouts, log_probability
@@ -22,7 +23,6 @@ from fewstep.runtime.generator import Generator
 from fewstep.runtime.kernels.policy_parameters import policy_parameters
 from fewstep.runtime.request import Request
 from fewstep.runtime.result import Result
-from fewstep.runtime.schedule import policy_offsets
 
 _STEPS = 4
 _CLASSES = np.array([0, 4, 2, 2, 1, 3, 0], np.int32)

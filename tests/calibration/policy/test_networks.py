@@ -5,18 +5,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 import torch
 from onnx import helper, numpy_helper
 from tests.calibration.policy.stand_ins import info, randomised
+from tests.cuda.torch_engine import load
 
 from fewstep.calibration.policy.networks import actor_of, new_actor, new_critic
 from fewstep.calibration.policy.store import add_policy
-from fewstep.export import Checkpoints
-from fewstep.export.config import read_config
-from fewstep.export.masked import load_models
 from fewstep.export.models import FixedPolicy, PolicyNet
 from fewstep.runtime.bundle import Bundle, write_manifest
 from fewstep.runtime.errors import CalibrationError
@@ -53,11 +52,9 @@ def test_a_fixed_policy_is_a_row_per_step_and_then_its_last() -> None:
 
 
 def test_the_bundles_actor_is_the_checkpoints(
-    tiny_bundle: Path, tiny_checkpoints: Checkpoints
+    tiny_bundle: Path, tiny_checkpoints: dict[str, Any]
 ) -> None:
-    files = tiny_checkpoints
-    config = read_config(files.config)
-    exported = load_models(files.transformer, files.tokenizer, files.policy, config).policy
+    exported = load(tiny_checkpoints).policy
     assert exported is not None
     found = actor_of(Bundle.read(tiny_bundle), "policy").state_dict()
     assert found.keys() == exported.state_dict().keys()

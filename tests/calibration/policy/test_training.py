@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fewstep.runtime.families.masked.model import MaskedModel
 from tests.calibration.policy.stand_ins import (
     SmallNetwork,
     assert_same_weights,
@@ -33,7 +34,6 @@ from fewstep.calibration.policy.state import CHECKPOINT, Row
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import CalibrationError
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.manifest import MaskedModel
 
 _UPDATES = 4
 _FIGURES = {"reward", "reward_deviation", "action_deviation", "loss", "value_error"}

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tests.calibration.policy.stand_ins import assert_same_weights, small_options
+from tests.cuda.torch_engine import load
 
 from fewstep.calibration.policy.networks import actor_of
 from fewstep.calibration.policy.tune import tune
-from fewstep.export import Checkpoints, export_masked
-from fewstep.export.config import read_config
-from fewstep.export.masked import load_models
+from fewstep.export.flow import export
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.verify import verify
 
 
 def test_an_untrained_policy_is_tuned(
-    small_network: None, tiny_checkpoints: Checkpoints, data: Path, tmp_path: Path
+    small_network: None, tiny_checkpoints: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
-    files = dataclasses.replace(tiny_checkpoints, policy=None, untrained_policy=True)
-    bundle = export_masked("maskgit", files, tmp_path / "bundle")
-    models = load_models(
-        files.transformer, files.tokenizer, None, read_config(files.config), untrained_policy=True
-    )
+    files = tiny_checkpoints | {"policy": None, "untrained_policy": True}
+    bundle = export("maskgit", files, tmp_path / "bundle")
+    models = load(files)
     assert models.policy is not None
     assert_same_weights(actor_of(bundle, "policy").state_dict(), models.policy.state_dict())
 
@@ -37,8 +34,8 @@ def test_an_untrained_policy_is_tuned(
     changed = actor_of(tuned, found.name).state_dict()
     assert not np.array_equal(changed["linear3.weight"], models.policy.linear3.weight)
 
-    files = dataclasses.replace(files, tuned=(found.work / f"{found.name}.safetensors",))
-    again = export_masked("maskgit", files, tmp_path / "again")
+    files["tuned_policy"] = [found.work / f"{found.name}.safetensors"]
+    again = export("maskgit", files, tmp_path / "again")
     traces = []
     for folder in (tuned, again):
         with Generator.open(folder, threads=1) as generator:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -21,7 +22,7 @@ from tests.cuda.host_engine import HostEngine
 from tests.cuda.kernels import kernels_for
 from tests.cuda.torch_engine import DTYPES, ModuleEngine, described, load
 
-from fewstep.export.masked import Models, _graphs
+from fewstep.export.masked import Models, graphs
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices.cuda import CudaDevice
 from fewstep.runtime.devices.cuda_driver import compute_capability
@@ -45,12 +46,13 @@ def open_on_host(
     bench: Bench, models: Models, bundle: Bundle, precision: str, profile: bool = False
 ) -> Generator:
     device = CudaDevice(bench.cubin, profile=profile)
+    info: Any = bundle.manifest.model
     engines = {
         name: HostEngine(
-            ModuleEngine(name, module, bundle.graph(name), dtype=DTYPES[precision]),
+            ModuleEngine(name, graph.module, bundle.graph(name), dtype=DTYPES[precision]),
             device.cuda_stream.handle,
         )
-        for name, (module, _, _) in _graphs(models, bundle.manifest.model).items()
+        for name, graph in graphs(models, info).items()
     }
     return Generator(bundle, device, engines, precision=precision)
 
@@ -59,8 +61,8 @@ def tiny_models() -> tuple[Models, Bundle]:
     with tempfile.TemporaryDirectory() as folder:
         files = tiny.checkpoints(Path(folder))
         loaded = load(files)
-        models = Models(loaded.transformer, loaded.tokenizer, None)
-        return models, described(models, files)
+        models = Models(loaded.transformer, loaded.tokenizer)
+        return models, described(models, files["config"])
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ pycuda and of cuda-bindings as fewstep's own. The driver itself: ``tests/cuda``.
 
 from __future__ import annotations
 
+import ctypes
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -117,8 +118,19 @@ def test_absent_package_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, module: str, load: Callable[[], object]
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: name)  # there is a driver
     with pytest.raises(MissingDependencyError, match=r"pip install 'fewstep\[cuda\]'"):
         load()
+
+
+def test_absent_driver_is_said_before_an_absent_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setitem(sys.modules, "pycuda", None)
+    monkeypatch.setattr(ctypes, "CDLL", absent)
+    with pytest.raises(DeviceError, match="no CUDA driver.*libcuda.*install NVIDIA's driver"):
+        cuda_driver.load_driver()
 
 
 def test_absent_driver_is_not_an_absent_package(pycuda: Install) -> None:

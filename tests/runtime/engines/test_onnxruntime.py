@@ -20,7 +20,7 @@ from fewstep.runtime.engines import run_once
 from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import EngineError, MissingDependencyError
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.manifest import GraphInfo, TensorInfo
+from fewstep.runtime.records import GraphInfo, TensorInfo
 
 
 def _info(**changes: Any) -> GraphInfo:

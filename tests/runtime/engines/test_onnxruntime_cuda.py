@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, save
 from fewstep.runtime.devices import CudaStream
 from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import EngineError, MissingDependencyError
-from fewstep.runtime.manifest import GraphInfo, TensorInfo
+from fewstep.runtime.records import GraphInfo, TensorInfo
 
 _IDS = {name: TensorInfo(dtype="int32", shape=("batch", 3)) for name in ("ids", "doubled")}
 _INFO = GraphInfo(

@@ -14,7 +14,7 @@ from fewstep.runtime.devices import Buffer, BufferSpec
 from fewstep.runtime.devices.cpu import CpuDevice, CpuWorkspace, host_array
 from fewstep.runtime.engines import BoundEngine, Engine, run_once
 from fewstep.runtime.errors import DeviceError, EngineError
-from fewstep.runtime.manifest import TensorInfo
+from fewstep.runtime.records import TensorInfo
 
 
 class _Adding:

@@ -14,7 +14,7 @@ from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.engines import select
 from fewstep.runtime.engines.select import Opened, Wanted, open_backend, usable_engines
 from fewstep.runtime.errors import BundleError, EngineError, FewstepError, RequestError
-from fewstep.runtime.manifest import BuildOptions, EngineInfo
+from fewstep.runtime.records import BuildOptions, EngineInfo
 
 _TRIED = [("tensorrt", "cuda"), ("tensorrt-rtx", "cuda")]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.kernels.compile import CompiledKernels, sources_sha256
-from fewstep.runtime.manifest import KernelsInfo
+from fewstep.runtime.records import KernelsInfo
 
 COMPILER = "NVRTC 13.0"
 

@@ -22,7 +22,7 @@ from fewstep.runtime.errors import BundleError
 from fewstep.runtime.kernels import cubins
 from fewstep.runtime.kernels.compile import sources_sha256
 from fewstep.runtime.kernels.cubins import add_kernels, load_cubin, loads
-from fewstep.runtime.manifest import KernelsInfo
+from fewstep.runtime.records import KernelsInfo
 
 _ROOT = Path(__file__).parents[3]
 _DRIVER = (13, 1)

@@ -20,7 +20,7 @@ from fewstep.runtime.devices import Array, Buffer, Device
 from fewstep.runtime.engines import BoundEngine
 from fewstep.runtime.errors import CalibrationError
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.manifest import TensorInfo
+from fewstep.runtime.records import TensorInfo
 from fewstep.runtime.request import Request
 from fewstep.runtime.result import Result
 

@@ -8,13 +8,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fewstep.runtime.families.masked.model import MaskedModel
+from fewstep.runtime.families.masked.schedule import (
+    EXPORTED_POLICY,
+    MASK_RATIOS,
+    POLICY,
+    Ramp,
+    Schedule,
+)
+
 from fewstep.calibration.policy.features import DEFAULT
 from fewstep.calibration.policy.rewards import check_reward
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import BundleError, CalibrationError, choose
-from fewstep.runtime.manifest import MaskedModel
 from fewstep.runtime.request import RAMPS, require_unconditional, schedule_of, steps_of
-from fewstep.runtime.schedule import EXPORTED_POLICY, MASK_RATIOS, POLICY, Ramp, Schedule
 
 SCRATCH = "scratch"
 _NAME = re.compile(r"policy[a-z0-9-]*")

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from fewstep.runtime.families.masked.model import MaskedModel
+from fewstep.runtime.families.masked.schedule import MASK_RATIOS, Schedule
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fewstep.calibration.policy.state import Row
 from fewstep.runtime.files import replacing
-from fewstep.runtime.manifest import MaskedModel
-from fewstep.runtime.schedule import MASK_RATIOS, Schedule
 
 PARAMETERS = ("mask ratio", "masking temperature", "sampling temperature", "guidance scale")
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d9730d", "#6b6b6b"

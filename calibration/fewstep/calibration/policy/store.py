@@ -14,17 +14,21 @@ from torch import Tensor, nn
 
 from fewstep.build.precision import lower
 from fewstep.build.variants import Remade, stored
-from fewstep.export.golden import record_rollout
 from fewstep.export.onnx_graph import export_graph
+from fewstep.export.source import Graph
 from fewstep.export.torch_engine import TorchEngine
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices.cpu import CpuDevice
 from fewstep.runtime.engines import Engine
 from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from fewstep.runtime.families.masked.model import PolicyInfo
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.manifest import FileInfo, GraphInfo, Manifest, PolicyInfo, Precision
+from fewstep.runtime.manifest import Manifest
+from fewstep.runtime.records import FileInfo, GraphInfo, Precision
+from fewstep.runtime.verify import record
 
 _FIRST = ("transformer", "decoder")
+_IMAGES = 2  # of a golden rollout
 
 
 def add_policy(bundle: Bundle, name: str, actor: nn.Module, info: PolicyInfo) -> Bundle:
@@ -42,7 +46,7 @@ def add_policy(bundle: Bundle, name: str, actor: nn.Module, info: PolicyInfo) ->
     """
     actor = actor.cpu().eval()
     with tempfile.TemporaryDirectory() as folder:
-        graph, _ = export_graph(actor, name, _example(bundle), ("action",), Path(folder))
+        graph = export_graph(name, Graph(actor, _example(bundle), ("action",)), Path(folder))
         content = (Path(folder) / graph.file).read_bytes()
     fields = bundle.manifest.model_dump()
     fields["graphs"][name] = graph.model_dump()
@@ -109,8 +113,8 @@ def _golden(bundle: Bundle, changed: Bundle, name: str, actor: nn.Module) -> byt
     assert bundle.manifest.golden is not None
     arrays = bundle.arrays(bundle.manifest.golden)
     with Generator(changed, CpuDevice(), engines) as generator:
-        rollout = record_rollout(generator, name)
-    arrays |= {f"{name}/{key}": value for key, value in rollout.items()}
+        settings = generator.family.rollouts(generator.model)[name]
+        arrays |= record(generator, name, settings, _IMAGES).arrays()
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fewstep import __version__
 from fewstep.calibration.policy import state, workers
 from fewstep.calibration.policy.data import RealImages, read_images
 from fewstep.calibration.policy.environment import Environment
@@ -37,12 +38,12 @@ from fewstep.export.models.policy import PolicyNet
 from fewstep.export.tuned import TunedPolicy, save_tuned
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import CalibrationError, OutputError
+from fewstep.runtime.families.masked.model import PolicyInfo, PolicyTuning
+from fewstep.runtime.families.masked.schedule import MASK_RATIOS, Schedule
 from fewstep.runtime.files import replacing
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.manifest import PolicyInfo, PolicyTuning
-from fewstep.runtime.schedule import MASK_RATIOS, Schedule
 
-_TOOLS = ("fewstep", "torch", "onnx", "numpy")
+_TOOLS = ("torch", "onnx", "numpy")
 HISTORY = "history.json"
 _IMITATED_PAIRS = 64
 
@@ -255,7 +256,7 @@ def _info(
     tuning = PolicyTuning(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
         command=command,
-        tools={"python": platform.python_version()}
+        tools={"python": platform.python_version(), "fewstep": __version__}
         | {each: importlib.metadata.version(each) for each in _TOOLS},
         adaptive=options.adaptive,
         reward=options.reward,

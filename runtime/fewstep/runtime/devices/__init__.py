@@ -70,6 +70,12 @@ class BufferSpec:
         return -(-size // ALIGNMENT) * ALIGNMENT if self.aligned_rows else size
 
     @property
+    def padded(self) -> bool:
+        """Whether there is anything between its rows on a GPU."""
+        rows = self.shape[0] if self.shape else 1
+        return rows > 1 and rows * self.row_stride != self.bytes
+
+    @property
     def padded_bytes(self) -> int:
         """What it takes on a GPU."""
         size = self.shape[0] * self.row_stride if self.shape else self.bytes

@@ -126,9 +126,14 @@ class CpuDevice:
         return host_array(buffer).copy()
 
     def copy(self, target: Buffer, source: Buffer) -> None:
-        """Copy one array into another of the same shape."""
+        """Copy one array into another of the same shape and dtype."""
         self.require()
-        np.copyto(host_array(target), host_array(source), casting="no")
+        to, of = host_array(target), host_array(source)
+        if (to.shape, to.dtype) != (of.shape, of.dtype):
+            raise DeviceError(
+                f"expected a {to.dtype} buffer of shape {to.shape}, got {of.dtype} {of.shape}"
+            )
+        np.copyto(to, of)
 
     def launch(self, kernel: str, **arguments: Buffer | int | float | None) -> None:
         """Run a kernel on the arrays behind the buffers."""

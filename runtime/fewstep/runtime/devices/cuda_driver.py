@@ -7,6 +7,7 @@ so these go through cuda-bindings on the same handles.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import importlib.util
 from collections.abc import Iterator
@@ -19,17 +20,21 @@ def load_driver() -> Any:
     """The module ``pycuda.driver``, initialised.
 
     Raises:
-        MissingDependencyError: pycuda is not installed.
+        MissingDependencyError: pycuda is not installed, and there is a CUDA driver.
         DeviceError: there is no CUDA driver, or no GPU that it can use.
     """
-    if importlib.util.find_spec("pycuda") is None:
-        raise missing("pycuda", "cuda")
+    installed = importlib.util.find_spec("pycuda") is not None
     try:
-        import pycuda.driver as driver
-    except ImportError as error:
+        if installed:
+            import pycuda.driver as driver
+        else:
+            ctypes.CDLL("libcuda.so.1")  # without a driver, an absent pycuda is no news
+    except (ImportError, OSError) as error:
         raise DeviceError(
             f"no CUDA driver on this machine ({error}); install NVIDIA's driver, or use device cpu"
         ) from error
+    if not installed:
+        raise missing("pycuda", "cuda")
     try:
         driver.init()
     except driver.Error as error:

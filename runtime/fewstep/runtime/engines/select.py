@@ -227,7 +227,8 @@ def _open_tensorrt(
     name: EngineBackend = "tensorrt" if backend == "tensorrt" else "tensorrt-rtx"
     if not any(info.backend == name for info in bundle.manifest.engines):
         raise no_engines(bundle, name, wanted.precision)
-    api, gpu = load(name), Gpu.at(wanted.ordinal)
+    gpu = Gpu.at(wanted.ordinal)  # first: without a driver, an absent module is no news
+    api = load(name)
     infos = usable_engines(bundle, name, wanted.precision, api.version, gpu.compute_capability)
     device = open_device(bundle, "cuda", wanted.ordinal, wanted.profile)
     stack.callback(device.close)

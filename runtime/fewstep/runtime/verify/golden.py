@@ -27,6 +27,7 @@ from fewstep.runtime.errors import BundleError, RequestError
 from fewstep.runtime.families import Family, Model, TensorKind, family_of, model_of
 from fewstep.runtime.generator import Generator, batches
 from fewstep.runtime.observe import Call, observe
+from fewstep.runtime.program import Program
 from fewstep.runtime.settings import settings_of
 from fewstep.runtime.verify.metrics import METRICS
 
@@ -70,7 +71,8 @@ class Recording:
             RequestError: the model cannot serve it.
         """
         chosen = settings_of(model.info.defaults, self.settings)
-        return family.request(model, self.condition, self.seeds, chosen)
+        condition = model.info.condition.array(self.condition)
+        return family.request(model, condition, self.seeds, chosen)
 
     def arrays(self) -> dict[str, Array]:
         """Its arrays in the file."""
@@ -131,8 +133,16 @@ class Replayed:
     call: Call
 
 
-def replay(generator: Generator, recording: Recording) -> Iterator[Replayed]:
+def replay(
+    generator: Generator, recording: Recording, graph: str | None = None
+) -> Iterator[Replayed]:
     """Every run of a graph with a recording's decisions, for as many images at a time as fit.
+
+    Args:
+        generator: whose engines are run.
+        recording: of a bundle of the same model.
+        graph: run only this one, and what its inputs depend on; the engines of others may be
+            absent.
 
     Raises:
         EngineError: a graph cannot be run.
@@ -141,14 +151,19 @@ def replay(generator: Generator, recording: Recording) -> Iterator[Replayed]:
     request = recording.request(family, model)
     for rows in batches(len(recording.seeds), generator.max_batch):
         key = family.key(model, request, rows.stop - rows.start, constants=False)
+        program = family.program(model, key)
+        places = [
+            index for index, (run, _) in enumerate(program.runs()) if graph in (None, run.graph)
+        ]
         calls = observe(
-            family.program(model, key),
+            program if graph is None else program.upstream(graph),
             generator.device,
             generator.engines,
             family.inputs(model, request, rows),
             {name: value[:, rows] for name, value in recording.decisions.items()},
         )
-        for index, call in enumerate(calls):
+        own = (call for call in calls if graph in (None, call.graph))
+        for index, call in zip(places, own, strict=True):
             yield Replayed(index, rows, call)
 
 
@@ -210,7 +225,7 @@ def _recording(name: str, arrays: Mapping[str, Array]) -> Recording:
         name,
         arrays["condition"],
         arrays["seeds"],
-        json.loads(str(arrays["settings"])),
+        dict(json.loads(str(arrays["settings"]))),
         named("decisions"),
         {index: runs[index] for index in sorted(runs)},
         {int(count): value for count, value in named("positions").items()},
@@ -220,17 +235,29 @@ def _recording(name: str, arrays: Mapping[str, Array]) -> Recording:
 def _check(recording: Recording, family: Family, model: Model) -> None:
     """Raise unless a recording has all that the program of its request runs and decides."""
     request, images = recording.request(family, model), len(recording.seeds)
-    program = family.program(model, family.key(model, request, images, constants=False))
-    if absent := sorted(set(program.decisions) - recording.decisions.keys()):
-        raise KeyError(f"decisions {', '.join(absent)}")
+    if len(recording.condition) != images:
+        raise ValueError(f"{len(recording.condition)} conditions, {images} seeds")
+    key = family.key(model, request, images, constants=False)
+    program = family.program(model, key)
+    found = {key.partition("/")[2]: value for key, value in recording.arrays().items()}
+    wanted = _decided(family, model, key, program)
     for index, (run, shapes) in enumerate(program.runs()):
         for tensor in model.graphs[run.graph].outputs:
             kind = family.kinds.get(tensor, "other")
-            if kind not in METRICS:
-                continue
-            value = recording.runs[index].outputs[tensor]
-            shape = shapes[tensor]
-            if kind == "logits":
-                shape = (shape[0], len(recording.positions[shape[1]]), *shape[2:])
-            if value.shape != shape:
-                raise ValueError(f"{run.graph}, {tensor}: {list(value.shape)} is not {list(shape)}")
+            if kind in METRICS:
+                shape = shapes[tensor]
+                if kind == "logits":
+                    shape = (shape[0], len(found[f"positions/{shape[1]}"]), *shape[2:])
+                wanted[f"runs/{index}/{run.graph}/{tensor}"] = shape
+    for name, shape in wanted.items():
+        if found[name].shape != shape:
+            raise ValueError(f"{name} is {list(found[name].shape)}, not {list(shape)}")
+
+
+def _decided(
+    family: Family, model: Model, key: Any, program: Program
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of what a request decides, by its names in the file."""
+    blank = {name: np.zeros(spec.shape, spec.dtype) for name, spec in program.buffers.items()}
+    decided = family.decisions(model, key, blank)
+    return {f"decisions/{name}": value.shape for name, value in decided.items()}

@@ -14,7 +14,7 @@ class MaskedSettings(Settings):
     """Settings of masked decoding; the values here are the defaults of every bundle that does not
     bring its own."""
 
-    steps: Whole = Field(default=8, ge=1, description="Transformer passes.")
+    steps: Whole = Field(default=8, description="Transformer passes.")
     schedule: str = Field(
         default="cosine", description="Mask-ratio schedule (cosine, …), policy, or a name."
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fewstep.runtime.families.masked.schedule import Schedule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.runtime.ledger import (
@@ -33,7 +34,6 @@ from fewstep.runtime.errors import DeviceError, EngineError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.masked import MAX_PLANS
 from fewstep.runtime.plan import PlanKey
-from fewstep.runtime.schedule import Schedule
 
 
 def _open_steps(device: Ledger) -> list[int]:

@@ -15,11 +15,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep.export import published
+from fewstep.export import presets
 from fewstep.export.checkpoint import mismatches
 from fewstep.export.config import ExportConfig
-from fewstep.export.masked import load_models
+from fewstep.export.masked import Checkpoints, Models, load_models
 from fewstep.export.models import PolicyNet, UViT, VQModel
+from fewstep.export.presets import PRESETS
 from fewstep.runtime.errors import CheckpointError
 
 Layouts = dict[str, dict[str, torch.Size]]
@@ -36,7 +37,17 @@ def hollow(shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
 
 
 def actor(shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
-    return published.strip_prefix(hollow(shapes), ACTOR)
+    found = hollow(shapes)
+    return {key.removeprefix(ACTOR): found[key] for key in found if key.startswith(ACTOR)}
+
+
+def loaded(folder: Path, transformer: object, tokenizer: object, policy: object) -> Models:
+    """The models of files with these contents."""
+    names = {"transformer": "nnet_ema.pth", "tokenizer": "vqgan.ckpt", "policy": "ckpt_9.pth"}
+    files = {name: folder / file for name, file in names.items()}
+    for path, content in zip(files.values(), (transformer, tokenizer, policy), strict=True):
+        torch.save(content, path)
+    return load_models(Checkpoints(**files), ExportConfig())
 
 
 @pytest.mark.parametrize(
@@ -46,7 +57,7 @@ def actor(shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
 def test_the_transformers_are_recognised(
     layout: str, width: int, heads: int, blocks: int, extras: int, classes: int, layouts: Layouts
 ) -> None:
-    model = published.transformer(hollow(layouts[layout]), Path("nnet_ema.pth"), None)
+    model = presets.load(UViT, hollow(layouts[layout]), Path("nnet_ema.pth"), None)
     assert (model.embed_dim, model.extras, model.num_classes) == (width, extras, classes)
     assert (model.num_tokens, model.codebook_size, model.skip) == (256, 1024, True)
     assert len(model.in_blocks) == len(model.out_blocks) == blocks
@@ -56,36 +67,29 @@ def test_the_transformers_are_recognised(
 
 @pytest.mark.parametrize(("layout", "width"), [(IN256_POLICY, 768), (CC3M_POLICY, 1152)])
 def test_the_policies_are_recognised(layout: str, width: int, layouts: Layouts) -> None:
-    model = published.policy(actor(layouts[layout]), Path("ckpt.pth"), None)
+    model = presets.load(PolicyNet, actor(layouts[layout]), Path("ckpt.pth"), None)
     assert (model.in_channels, model.grid_size) == (width, 16)
     assert model.linear3.out_features == 4
 
 
 def test_the_tokenizer_is_recognised(layouts: Layouts) -> None:
-    model = published.tokenizer(hollow(layouts[VQGAN]), Path("vqgan.ckpt"), None)
+    model = presets.load(VQModel, hollow(layouts[VQGAN]), Path("vqgan.ckpt"), None)
     assert (model.resolution, model.downsampling) == (256, 16)
     assert model.quantize.embedding.weight.shape == (1024, 256)
 
 
 @pytest.mark.parametrize(
-    ("kind", "entries", "names"),
-    [
-        (UViT, published.TRANSFORMERS, (IN256, CC3M)),
-        (PolicyNet, published.POLICIES, (IN256_POLICY, CC3M_POLICY)),
-        (VQModel, published.TOKENIZERS, (VQGAN,)),
-    ],
+    ("kind", "names"),
+    [(UViT, (IN256, CC3M)), (PolicyNet, (IN256_POLICY, CC3M_POLICY)), (VQModel, (VQGAN,))],
 )
-def test_each_entry_fits_its_own_layout_only(
-    kind: type[nn.Module],
-    entries: tuple[published.Published, ...],
-    names: tuple[str, ...],
-    layouts: Layouts,
+def test_each_preset_fits_its_own_layout_only(
+    kind: type[nn.Module], names: tuple[str, ...], layouts: Layouts
 ) -> None:
-    assert len(entries) == len(names)
+    assert len(PRESETS[kind]) == len(names)
     states = [actor(layouts[name]) or hollow(layouts[name]) for name in names]
-    for row, entry in enumerate(entries):
+    for row, preset in enumerate(PRESETS[kind]):
         with torch.device("meta"):
-            model = kind(**entry.arguments)
+            model = kind(**preset.arguments)
         assert [mismatches(model, state) == "" for state in states] == [
             row == column for column in range(len(states))
         ]
@@ -102,27 +106,24 @@ def test_the_published_files_are_read_as_they_are(
     transformer: str, policy: str, extra: dict[str, Tensor], layouts: Layouts, tmp_path: Path
 ) -> None:
     """With their wrapping: ``['model']`` and ``policy_old.actor.*``, ``['state_dict']``."""
-    files = tmp_path / "nnet_ema.pth", tmp_path / "vqgan.ckpt", tmp_path / "ckpt_9.pth"
-    torch.save(hollow(layouts[transformer]) | extra, files[0])
-    torch.save({"state_dict": hollow(layouts[VQGAN]), "epoch": 3}, files[1])
     training = {"args": argparse.Namespace(heu=1), "global_step": 9, "optimizer": {}}
-    torch.save({"model": hollow(layouts[policy]), **training}, files[2])
-    models = load_models(*files, ExportConfig())
+    models = loaded(
+        tmp_path,
+        hollow(layouts[transformer]) | extra,
+        {"state_dict": hollow(layouts[VQGAN]), "epoch": 3},
+        {"model": hollow(layouts[policy]), **training},
+    )
     assert models.policy is not None
     assert models.policy.in_channels == models.transformer.embed_dim
     assert models.tokenizer.quantize.embedding.num_embeddings == models.transformer.codebook_size
 
 
 def test_the_old_policy_is_taken_not_the_one_in_training(layouts: Layouts, tmp_path: Path) -> None:
-    files = tmp_path / "nnet_ema.pth", tmp_path / "vqgan.ckpt", tmp_path / "ckpt_9.pth"
-    torch.save(hollow(layouts[IN256]), files[0])
-    torch.save(hollow(layouts[VQGAN]), files[1])
     policy = hollow(layouts[IN256_POLICY])
     assert f"{ACTOR}linear3.bias" in policy
     assert "policy.actor.linear3.bias" in policy
     policy[f"{ACTOR}linear3.bias"] = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    torch.save({"model": policy}, files[2])
-    models = load_models(*files, ExportConfig())
+    models = loaded(tmp_path, hollow(layouts[IN256]), hollow(layouts[VQGAN]), {"model": policy})
     assert models.policy is not None
     assert models.policy.linear3.bias.tolist() == [1, 2, 3, 4]
 
@@ -133,7 +134,7 @@ def test_a_changed_table_is_refused_with_every_difference(layouts: Layouts) -> N
     state["surplus.weight"] = torch.zeros(1)
     del state["mlm_layer.fc.bias"]
     with pytest.raises(CheckpointError) as caught:
-        published.transformer(state, Path("nnet_ema.pth"), None)
+        presets.load(UViT, state, Path("nnet_ema.pth"), None)
     message = str(caught.value)
     assert "AdaNAT-L, ImageNet 256×256" in message
     assert "AdaNAT, CC3M 256×256" in message
@@ -146,20 +147,22 @@ def test_a_changed_table_is_refused_with_every_difference(layouts: Layouts) -> N
 
 
 @pytest.mark.parametrize(
-    ("load", "layout", "key"),
+    ("kind", "layout", "key"),
     [
-        (published.policy, IN256_POLICY, "linear3.weight"),
-        (published.policy, CC3M_POLICY, "x_embedder.bias"),
-        (published.tokenizer, VQGAN, "quantize.embedding.weight"),
+        (PolicyNet, IN256_POLICY, "linear3.weight"),
+        (PolicyNet, CC3M_POLICY, "x_embedder.bias"),
+        (VQModel, VQGAN, "quantize.embedding.weight"),
     ],
 )
-def test_a_changed_shape_is_named(load: Any, layout: str, key: str, layouts: Layouts) -> None:
+def test_a_changed_shape_is_named(
+    kind: type[nn.Module], layout: str, key: str, layouts: Layouts
+) -> None:
     state = actor(layouts[layout]) or hollow(layouts[layout])
     expected = list(state[key].shape)
     state[key] = torch.zeros([5, *expected[1:]])
     wrong = f"1 mis-shaped: {key} {[5, *expected[1:]]} instead of {expected}"
     with pytest.raises(CheckpointError, match=re.escape(wrong)):
-        load(state, Path("x.pth"), None)
+        presets.load(kind, state, Path("x.pth"), None)
 
 
 @pytest.mark.parametrize(
@@ -175,20 +178,13 @@ def test_a_changed_shape_is_named(load: Any, layout: str, key: str, layouts: Lay
 )
 def test_arguments_that_do_not_build_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match=r"x.pth: the configuration does not build: .*\S"):
-        published.transformer({}, Path("x.pth"), arguments)
+        presets.load(UViT, {}, Path("x.pth"), arguments)
 
 
 def test_arguments_take_the_place_of_recognition(layouts: Layouts) -> None:
     """Head count leaves no trace in the shapes, so the given one must win."""
     arguments = {"embed_dim": 768, "depth": 24, "num_heads": 12, "num_classes": 1001}
-    model = published.transformer(hollow(layouts[IN256]), Path("x.pth"), arguments)
+    model = presets.load(UViT, hollow(layouts[IN256]), Path("x.pth"), arguments)
     assert model.mid_block.attn.num_heads == 12
     with pytest.raises(CheckpointError, match="does not fit UViT"):
-        published.transformer(hollow(layouts[IN256]), Path("x.pth"), arguments | {"depth": 22})
-
-
-def test_strip_prefix_keeps_only_what_is_below_it() -> None:
-    state = {"a.b.x": torch.ones(1), "a.c": torch.ones(2), "ba.b.x": torch.ones(3)}
-    stripped = published.strip_prefix(state, "a.b.")
-    assert stripped.keys() == {"x"}
-    assert stripped["x"] is state["a.b.x"]
+        presets.load(UViT, hollow(layouts[IN256]), Path("x.pth"), arguments | {"depth": 22})

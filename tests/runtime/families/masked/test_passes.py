@@ -23,7 +23,7 @@ from fewstep.runtime.engines import BoundEngine, Engine
 from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import EngineError
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.manifest import TensorInfo
+from fewstep.runtime.records import TensorInfo
 
 _GRAPHS = ("transformer", "policy", "decoder")
 

@@ -1,4 +1,4 @@
-"""The baseline of ``fewstep bench --baseline``: PyTorch eager, with the authors' passes.
+"""PyTorch eager with the authors' passes, as a baseline for benchmarks.
 
 ``train.py`` of the official AdaNAT repository runs the transformer once on the all-masked image,
 then, at every step, once without the condition and once more on the new tokens: 2T + 1 passes at
@@ -8,23 +8,21 @@ PyTorch operators.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
-from fewstep.export.config import read_config
-from fewstep.export.masked import load_models
 from fewstep.export.models import UViT, VQModel
-from fewstep.runtime.bench import Run
-from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.errors import RequestError
-from fewstep.runtime.files import sha256
-from fewstep.runtime.generator import Generator
-from fewstep.runtime.manifest import ClassCondition
-from fewstep.runtime.request import RAMPS, schedule_of
+from fewstep.runtime.families.masked.model import MaskedModel
+from fewstep.runtime.families.masked.schedule import Schedule
+
+
+def parameters(model: MaskedModel, schedule: str, steps: int) -> Tensor:
+    """Parameters ``[T, 4]`` of a fixed schedule with the model's default ramps."""
+    ramps = model.defaults
+    fixed = Schedule(
+        schedule, ramps.guidance, ramps.sampling_temperature, ramps.masking_temperature
+    )
+    return torch.from_numpy(fixed.parameters(steps, model.num_tokens))
 
 
 class EagerSampler:
@@ -39,28 +37,6 @@ class EagerSampler:
     def __init__(self, transformer: UViT, tokenizer: VQModel, unconditional_id: int) -> None:
         self._transformer, self._tokenizer = transformer, tokenizer
         self._unconditional = unconditional_id
-
-    @classmethod
-    def load(
-        cls, bundle: Bundle, transformer: Path, tokenizer: Path, config: Path | None
-    ) -> EagerSampler:
-        """Load the checkpoints a bundle was exported from.
-
-        Raises:
-            RequestError: other files than the bundle's (by hash), or a text-conditional bundle.
-            CheckpointError: the checkpoints do not load.
-        """
-        info = bundle.manifest.model.condition
-        if not isinstance(info, ClassCondition):
-            raise RequestError("the PyTorch baseline needs a class-conditional bundle")
-        for name, path in {"transformer": transformer, "tokenizer": tokenizer}.items():
-            expected = bundle.manifest.provenance.checkpoints[name]
-            if not path.is_file() or sha256(path) != expected.sha256:
-                raise RequestError(
-                    f"{path} is not the {name} this bundle was exported from ({expected.file})"
-                )
-        models = load_models(transformer, tokenizer, None, read_config(config))
-        return cls(models.transformer, models.tokenizer, info.unconditional_id)
 
     @torch.no_grad()
     def decide(self, class_ids: Tensor, parameters: Tensor) -> Tensor:
@@ -94,27 +70,3 @@ class EagerSampler:
         """Images ``[B, 3, H, W]`` in 0…1 of ``tokens [B, N]``."""
         images: Tensor = self._tokenizer(tokens)
         return images
-
-
-def contender(
-    sampler: EagerSampler, generator: Generator, *, batch: int, steps: int, schedule: str | None
-) -> Run:
-    """A run of the baseline with a fixed schedule, by default the bundle's.
-
-    Raises:
-        RequestError: the schedule is unknown, or the policy network.
-    """
-    model = generator.bundle.manifest.model
-    assert isinstance(model.condition, ClassCondition)
-    ids = torch.arange(batch) % model.condition.num_classes
-    fixed = schedule_of(model, schedule, dict.fromkeys(RAMPS), steps)
-    if isinstance(fixed, str):
-        raise RequestError("the PyTorch baseline has fixed schedules only; name one: --schedule")
-    parameters = torch.from_numpy(fixed.parameters(steps, model.num_tokens))
-
-    def run() -> Mapping[str, float]:
-        tokens, start = sampler.decide(ids, parameters), time.perf_counter()
-        sampler.decode(tokens)
-        return {"decoder": (time.perf_counter() - start) * 1e3}
-
-    return run

@@ -25,9 +25,9 @@ from fewstep.runtime.engines import BoundEngine
 from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import EngineError
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.manifest import TensorInfo
 from fewstep.runtime.plan import PlanKey
 from fewstep.runtime.raster import decode_in_raster_order
+from fewstep.runtime.records import TensorInfo
 
 Work = Callable[[], None]
 

@@ -1,0 +1,138 @@
+"""From checkpoints to a bundle, whatever the form.
+
+Read the checkpoints → export and check each graph → record golden rollouts with PyTorch → write
+the manifest → rename the finished folder into place. An export that fails or is interrupted leaves
+nothing behind.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fewstep import __version__
+from fewstep.export.config import read_config
+from fewstep.export.golden import GOLDEN_FILE, record
+from fewstep.export.onnx_graph import export_graph
+from fewstep.export.source import Exportable, Source, sources
+from fewstep.export.torch_engine import TorchEngine
+from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.errors import CheckpointError, RequestError, choose
+from fewstep.runtime.families import Model, family_of
+from fewstep.runtime.files import replacing_folder, sha256
+from fewstep.runtime.manifest import MANIFEST_NAME, CheckpointInfo, Manifest, Provenance
+from fewstep.runtime.progress import Progress, no_progress
+from fewstep.runtime.records import FileInfo
+from fewstep.runtime.settings import settings_of
+
+CONFIG = "config"
+_TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+
+
+def export(
+    form: str,
+    given: Mapping[str, Any],
+    out: Path,
+    *,
+    overwrite: bool = False,
+    command: str = "",
+    progress: Progress = no_progress,
+) -> Bundle:
+    """Export checkpoints to a bundle at ``out``.
+
+    Args:
+        form: name of the published form: ``adanat``, ``maskgit`` or one that was registered.
+        given: options of the form by name, as :class:`~fewstep.export.source.Option` says, and
+            ``config`` for a ``--config`` file; what is ``None``, false or empty is not given.
+        out: the bundle folder to make.
+        overwrite: replace an existing folder once the new one is whole.
+        command: what was typed, for the provenance record.
+        progress: called as each stage begins.
+
+    Raises:
+        CheckpointError: a checkpoint, the configuration or an option does not fit.
+        ExportError: a graph cannot be exported or disagrees with PyTorch.
+        OutputError: ``out`` exists or cannot be written.
+    """
+    known = sources()
+    if form not in known:
+        raise CheckpointError(choose("form", form, known))
+    source, given = known[form], {name: value for name, value in given.items() if value}
+    _check_given(source, given)
+    config_file: Path | None = given.pop(CONFIG, None)
+    config = read_config(config_file)
+    with replacing_folder(out, overwrite=overwrite, marker=MANIFEST_NAME) as folder:
+        progress("reading checkpoints", 0.0)
+        exportable = source.load(given, config)
+        _check_defaults(source, exportable)
+        for name, content in exportable.files.items():
+            (folder / name).write_bytes(content)
+        engines, graphs = {}, {}
+        for name, graph in exportable.graphs.items():
+            progress(f"exporting {name}", 0.0)
+            graphs[name] = export_graph(name, graph, folder)
+            engines[name] = TorchEngine(name, graph.module, graphs[name])
+        checkpoints = dict(exportable.checkpoints)
+        if config_file is not None:
+            checkpoints[CONFIG] = config_file
+        manifest = Manifest(
+            family=form,
+            name=config.name or exportable.name,
+            model=exportable.model,
+            graphs=graphs,
+            files={path.name: _file_info(path) for path in sorted(folder.iterdir())},
+            provenance=_provenance(command, checkpoints),
+        )
+        progress("recording golden rollouts", 0.0)
+        record(Bundle(folder, manifest), engines)
+        progress("writing manifest", 0.0)
+        files = {**manifest.files, GOLDEN_FILE: _file_info(folder / GOLDEN_FILE)}
+        manifest = manifest.model_copy(update={"golden": GOLDEN_FILE, "files": files})
+        text = manifest.model_dump_json(indent=2) + "\n"
+        (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
+    return Bundle(out, manifest)
+
+
+def _check_given(source: Source, given: Mapping[str, Any]) -> None:
+    """Refuse options that the form does not have, and ask for those that it needs."""
+    known = {option.name: option for option in source.options}
+    for name in given:
+        if name not in (*known, CONFIG):
+            raise CheckpointError(choose(f"option of {source.name}", name, [*known, CONFIG]))
+    needed = [each.flag for each in source.options if each.required and each.name not in given]
+    if needed:
+        raise CheckpointError(f"{source.name} needs {', '.join(needed)}")
+
+
+def _check_defaults(source: Source, exportable: Exportable) -> None:
+    """Refuse defaults that no generation could use, before the long work."""
+    info = exportable.model
+    model, condition = Model(info, graphs={}), info.condition.examples(1)
+    defaults, seeds = settings_of(info.defaults, {}), np.zeros(1, np.uint64)
+    try:
+        family_of(source.kind).request(model, condition, seeds, defaults)
+    except RequestError as error:
+        raise CheckpointError(f"the configuration's defaults: {error}") from error
+
+
+def _file_info(path: Path) -> FileInfo:
+    return FileInfo(bytes=path.stat().st_size, sha256=sha256(path))
+
+
+def _provenance(command: str, checkpoints: Mapping[str, Path]) -> Provenance:
+    tools = {tool: importlib.metadata.version(tool) for tool in _TOOLS}
+    return Provenance(
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
+        command=command,
+        tools={"python": platform.python_version(), "fewstep": __version__, **tools},
+        checkpoints={
+            name: CheckpointInfo(file=path.name, sha256=sha256(path))
+            for name, path in checkpoints.items()
+        },
+    )

@@ -1,0 +1,68 @@
+"""AdaNAT: a U-ViT, the MaskGIT tokenizer, and the policy network that sets every step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fewstep.export.source import Exportable, Option
+from fewstep.runtime.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from fewstep.export.config import ExportConfig
+
+
+@dataclass(frozen=True)
+class UViTSource:
+    """Files of the AdaNAT repository; ``needs_policy``: whether they make no bundle without one."""
+
+    name: str
+    summary: str
+    options: tuple[Option, ...]
+    needs_policy: bool
+    kind: str = "masked"
+
+    def load(self, given: Mapping[str, Any], config: ExportConfig) -> Exportable:
+        """Read the models and check that they belong together."""
+        policy, untrained = "policy" in given, "untrained_policy" in given
+        if policy and untrained:
+            raise CheckpointError("--policy and --untrained-policy exclude each other; pass one")
+        if self.needs_policy and not (policy or untrained):
+            raise CheckpointError(
+                f"{self.name} needs a policy checkpoint (--policy), or --untrained-policy"
+            )
+        if "tuned_policy" in given and not (policy or untrained):
+            raise CheckpointError(
+                "--tuned-policy needs another policy: pass --untrained-policy too"
+            )
+        from fewstep.export.masked import Checkpoints, load
+
+        return load(Checkpoints(**given), config)
+
+
+FILES = (
+    Option("transformer", "Transformer checkpoint.", required=True),
+    Option("tokenizer", "VQGAN tokenizer checkpoint.", required=True),
+)
+POLICY = Option("policy", "Policy checkpoint.")
+MORE = (
+    Option(
+        "untrained_policy",
+        "A policy network as AdaNAT initialises it. It follows the heuristic schedule until "
+        "fewstep calibrate policy tunes it.",
+        "flag",
+    ),
+    Option(
+        "tuned_policy",
+        "What calibrate policy wrote; repeat for more, the newest last.",
+        "files",
+    ),
+    Option("unconditional_text", ".npy with the text states of the empty text."),
+)
+SOURCE = UViTSource(
+    "adanat",
+    "AdaNAT: a masked token transformer with a policy network, trained or to be tuned.",
+    (*FILES, POLICY, *MORE),
+    needs_policy=True,
+)

@@ -1,0 +1,97 @@
+"""Options for the settings of the bundle's family, the same for every command that takes them.
+
+The families themselves say which settings there are. Commands start before their bundle is read,
+so the options are those of all families, and their values stay text until the bundle's family
+reads them (:func:`fewstep.runtime.settings.settings_of`).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+from typing import Annotated, Any, ClassVar
+
+import typer
+from typer.core import TyperCommand
+from typer.main import get_command
+
+_GIVEN = "fewstep.settings"
+_ABSENT: tuple[Any, ...] = (None, (), [])
+_PANEL = "Settings of the bundle's family"
+_PANEL_REPEATED = f"{_PANEL}; repeat one for more"
+
+
+class SettingsCommand(TyperCommand):
+    """A command with an option for every setting of any family; see :func:`given`."""
+
+    repeated: ClassVar[bool] = False
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The command's own options, then the settings; families are imported only here."""
+        return [*super().get_params(ctx), *self._settings]
+
+    def invoke(self, ctx: Any) -> Any:
+        """Put the settings aside: the command's function has no arguments for them."""
+        values = {option.name: ctx.params.pop(option.name) for option in self._settings}
+        ctx.meta[_GIVEN] = {name: each for name, each in values.items() if each not in _ABSENT}
+        return super().invoke(ctx)
+
+    @functools.cached_property
+    def _settings(self) -> list[Any]:
+        return _options(self.repeated)
+
+
+class RepeatedSettingsCommand(SettingsCommand):
+    """The same with options that may be repeated; see :func:`combinations`."""
+
+    repeated = True
+
+
+def given(context: typer.Context) -> dict[str, Any]:
+    """Settings that the command line gives, as text by name."""
+    found: dict[str, Any] = context.meta[_GIVEN]
+    return found
+
+
+def combinations(context: typer.Context) -> list[dict[str, Any]]:
+    """Every combination of settings that are given once or more; one without any if none is."""
+    found: dict[str, list[str]] = context.meta[_GIVEN]
+    return [dict(zip(found, each, strict=True)) for each in itertools.product(*found.values())]
+
+
+def _options(repeated: bool) -> list[Any]:
+    """The settings of all families as typer makes options of a function's arguments."""
+    kind: Any = list[str] if repeated else str
+    panel = _PANEL_REPEATED if repeated else _PANEL
+    arguments = []
+    for name, text in _helps().items():
+        option = typer.Option(help=text, metavar="VALUE", rich_help_panel=panel)
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        annotation = Annotated[kind | None, option]
+        arguments.append(inspect.Parameter(name, keyword, default=None, annotation=annotation))
+
+    def function() -> None: ...
+
+    function.__signature__ = inspect.Signature(arguments)  # type: ignore[attr-defined]
+    app = typer.Typer(add_completion=False)
+    app.command()(function)
+    return list(get_command(app).params)
+
+
+def _helps() -> dict[str, str]:
+    """What every setting is, and in which families where that differs."""
+    from fewstep.runtime.families import family_of, kinds
+
+    said: dict[str, dict[str, list[str]]] = {}
+    for kind in kinds():
+        for name, field in family_of(kind).Settings.model_fields.items():
+            said.setdefault(name, {}).setdefault(field.description or "", []).append(kind)
+    return {name: _help(texts, len(kinds())) for name, texts in said.items()}
+
+
+def _help(texts: dict[str, list[str]], families: int) -> str:
+    """``texts``: families by what they say of one setting."""
+    if [len(kinds) for kinds in texts.values()] == [families]:
+        return next(iter(texts))
+    return " ".join(f"{', '.join(kinds)}: {text}" for text, kinds in texts.items())

@@ -1,0 +1,232 @@
+"""The buffers of a plan: what is said before anything is allocated is what is allocated.
+
+Covered: names, shapes, dtypes and roles against a table for the tiny bundles, with guidance,
+policy and text; sizes from the graphs of the manifest and from open engines; what guidance doubles
+and what a batch and a step add; other dtypes; and the arrays of plans that were really made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fewstep.runtime.families.masked.model import MaskedModel
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.devices import BufferSpec
+from fewstep.runtime.devices.cpu import CpuDevice, CpuWorkspace, host_array
+from fewstep.runtime.generator import Generator
+from fewstep.runtime.masked import MaskedDecoder
+from fewstep.runtime.plan import PlanKey, first_pass_buffers, plan_buffers
+from fewstep.runtime.records import GraphInfo
+
+Table = dict[str, tuple[tuple[int, ...], str, str]]
+
+_PLAIN = PlanKey(batch=3, steps=5, guided=False, policy=None)
+_TABLE: Table = {
+    "condition": ((3,), "int32", "input"),
+    "seeds": ((3,), "uint64", "input"),
+    "given": ((3, 16), "int32", "input"),
+    "mask": ((3, 16), "uint8", "input"),
+    "parameters": ((5, 3, 4), "float32", "input"),
+    "error": ((1,), "int32", "status"),
+    "tokens": ((6, 3, 16), "int32", "output"),
+    "sampled": ((5, 3, 16), "int32", "output"),
+    "pixels": ((3, 8, 8, 3), "uint8", "output"),
+    "transformer_tokens": ((3, 16), "int32", "internal"),
+    "confidence": ((3, 16), "float32", "internal"),
+    "logits": ((3, 16, 24), "float32", "internal"),
+    "features": ((3, 16, 32), "float32", "internal"),
+    "image": ((3, 3, 8, 8), "float32", "internal"),
+}
+_GUIDED: Table = _TABLE | {
+    "condition": ((6,), "int32", "input"),
+    "tokens": ((6, 6, 16), "int32", "output"),
+    "transformer_tokens": ((6, 16), "int32", "internal"),
+    "logits": ((6, 16, 24), "float32", "internal"),
+    "features": ((6, 16, 32), "float32", "internal"),
+}
+_POLICY: Table = {
+    "parameters": ((5, 3, 4), "float32", "output"),
+    "step_ids": ((5, 3), "int32", "input"),
+    "policy_step": ((3,), "int32", "internal"),
+    "action": ((3, 4), "float32", "internal"),
+}
+
+
+@pytest.fixture(scope="module")
+def manifest(tiny_bundle: Path) -> tuple[MaskedModel, Mapping[str, GraphInfo]]:
+    read = Bundle.read(tiny_bundle).manifest
+    return read.model, read.graphs
+
+
+def _as_table(specs: Mapping[str, BufferSpec]) -> Table:
+    return {name: (spec.shape, spec.dtype, spec.role) for name, spec in specs.items()}
+
+
+def _without_features(table: Table) -> Table:
+    return {name: row for name, row in table.items() if name != "features"}
+
+
+# --- what is said
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        (_PLAIN, _TABLE),
+        (replace(_PLAIN, guided=True), _GUIDED),
+        (replace(_PLAIN, guided=True, reuse_first=False), _GUIDED),
+        (replace(_PLAIN, policy="policy"), _TABLE | _POLICY),
+        (replace(_PLAIN, guided=True, policy="policy"), _GUIDED | _POLICY),
+    ],
+)
+def test_buffers_of_a_class_conditional_bundle(
+    manifest: tuple[MaskedModel, Mapping[str, GraphInfo]], key: PlanKey, expected: Table
+) -> None:
+    assert _as_table(plan_buffers(*manifest, key)) == expected
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_buffers_of_a_text_conditional_bundle(tiny_text_bundle: Path, guided: bool) -> None:
+    """Text states instead of class ids; without a policy the transformer gives no features."""
+    read = Bundle.read(tiny_text_bundle).manifest
+    found = _as_table(plan_buffers(read.model, read.graphs, replace(_PLAIN, guided=guided)))
+    condition = ((6 if guided else 3, 3, 12), "float32", "input")
+    expected = _without_features(_GUIDED if guided else _TABLE) | {"condition": condition}
+    assert found == expected
+
+
+def test_the_first_pass_keeps_the_logits_of_one_image(
+    manifest: tuple[MaskedModel, Mapping[str, GraphInfo]],
+) -> None:
+    found = first_pass_buffers(*manifest)
+    assert _as_table(found) == {"logits": ((1, 16, 24), "float32", "internal")}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_dtypes_are_those_of_the_graphs(
+    manifest: tuple[MaskedModel, Mapping[str, GraphInfo]], dtype: str
+) -> None:
+    model, graphs = manifest
+    changed = {
+        "transformer": _with_outputs(graphs["transformer"], dtype),
+        "decoder": _with_outputs(graphs["decoder"], dtype),
+    }
+    found = plan_buffers(model, changed, _PLAIN)
+    assert {name for name, spec in found.items() if spec.dtype == "float16"} == (
+        {"logits", "features", "image"} if dtype == "float16" else set()
+    )
+    assert found["logits"].bytes == 3 * 16 * 24 * np.dtype(dtype).itemsize
+    assert first_pass_buffers(model, changed)["logits"].dtype == dtype
+
+
+def _with_outputs(graph: GraphInfo, dtype: str) -> GraphInfo:
+    outputs = {
+        name: info.model_copy(update={"dtype": dtype}) for name, info in graph.outputs.items()
+    }
+    return graph.model_copy(update={"outputs": outputs})
+
+
+# --- how it grows
+
+
+@given(batch=st.integers(1, 9), steps=st.integers(1, 16), policy=st.sampled_from([None, "policy"]))
+def test_guidance_doubles_what_the_transformer_reads_and_writes_and_nothing_else(
+    manifest: tuple[MaskedModel, Mapping[str, GraphInfo]],
+    batch: int,
+    steps: int,
+    policy: str | None,
+) -> None:
+    plain, guided = (
+        plan_buffers(*manifest, PlanKey(batch, steps, guided=guided, policy=policy))
+        for guided in (False, True)
+    )
+    assert plain.keys() == guided.keys()
+    doubled = {name for name in plain if guided[name].bytes == 2 * plain[name].bytes}
+    assert doubled == {"condition", "tokens", "transformer_tokens", "logits", "features"}
+    assert all(guided[name] == plain[name] for name in plain.keys() - doubled)
+
+
+@given(batch=st.integers(1, 9), steps=st.integers(1, 16), guided=st.booleans())
+def test_bytes_per_image_and_step(
+    manifest: tuple[MaskedModel, Mapping[str, GraphInfo]], batch: int, steps: int, guided: bool
+) -> None:
+    """By hand: 16 tokens of 24 codes, features of 32, images of 3·8·8."""
+
+    def size(batch: int, steps: int) -> int:
+        specs = plan_buffers(*manifest, PlanKey(batch, steps, guided=guided, policy=None))
+        return sum(spec.bytes for spec in specs.values())
+
+    halves = 1 + guided
+    logits, features, tokens, image = 4 * 16 * 24, 4 * 16 * 32, 4 * 16, 3 * 8 * 8
+    fixed = 8 + tokens + 16 + tokens + image + 4 * image  # seed, given, mask, confidence, images
+    per_image = fixed + halves * (4 + logits + features + 2 * tokens)
+    per_step = halves * tokens + tokens + 4 * 4  # the trace, and parameters
+    assert size(batch, steps) == 4 + batch * (per_image + steps * per_step)
+
+
+# --- what is allocated
+
+
+class _Noting(CpuDevice):
+    """Notes what workspaces were asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[dict[str, BufferSpec]] = []
+
+    def workspace(self, specs: Mapping[str, BufferSpec]) -> CpuWorkspace:
+        self.asked.append(dict(specs))
+        return super().workspace(specs)
+
+
+@pytest.mark.parametrize("reuse_first", [False, True])
+@pytest.mark.parametrize("policy", [None, "policy"])
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_plan_allocates_what_was_said(
+    generator: Generator, guided: bool, policy: str | None, reuse_first: bool
+) -> None:
+    key = PlanKey(2, 3, guided=guided, policy=policy, reuse_first=reuse_first)
+    _assert_allocated(generator, key, np.array(5, np.int32))
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_plan_for_text_allocates_what_was_said(text_generator: Generator, guided: bool) -> None:
+    key = PlanKey(2, 3, guided=guided, policy=None)
+    _assert_allocated(text_generator, key, np.zeros((3, 12), np.float32))
+
+
+def _assert_allocated(
+    generator: Generator, key: PlanKey, unconditional: np.ndarray[Any, Any]
+) -> None:
+    manifest, engines, device = generator.bundle.manifest, generator.engines, _Noting()
+    decoder = MaskedDecoder(device, engines, manifest.model, unconditional)
+    plan = decoder.plan(key)
+    said = plan_buffers(manifest.model, manifest.graphs, key)
+    assert plan_buffers(manifest.model, engines, key) == said  # engines know as much as graphs
+    assert device.asked[-1] == said
+    arrays = {name: host_array(plan.workspace[name]) for name in said}
+    assert {name: (array.shape, array.dtype.name) for name, array in arrays.items()} == {
+        name: (spec.shape, spec.dtype) for name, spec in said.items()
+    }
+    assert plan.bytes == sum(array.nbytes for array in arrays.values())
+    assert plan.bytes == sum(spec.bytes for spec in said.values())
+    assert all(math.prod(spec.shape) > 0 for spec in said.values())
+    kept = first_pass_buffers(manifest.model, manifest.graphs)
+    assert (kept in device.asked) == (key.guided and key.reuse_first)
+    decoder.close()
+
+
+def test_keys_are_equal_by_their_values_and_reuse_the_first_pass_unless_told() -> None:
+    key = PlanKey(1, 2, guided=True, policy=None)
+    assert key == PlanKey(1, 2, guided=True, policy=None, reuse_first=True)
+    assert hash(key) == hash(replace(key))
+    assert key != replace(key, reuse_first=False)
