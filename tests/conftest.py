@@ -103,25 +103,18 @@ def fewstep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.fixture(scope="session")
-def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of the toy family; the family and its form are known from then on."""
-    from tests.toy.family import ToyFamily
-    from tests.toy.source import ToySource, write_checkpoint
+def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of a family that lives in tests; its checkpoint, toy.pt, lies beside it."""
+    from tests.toy.source import export_toy
 
-    from fewstep.export import source
-    from fewstep.runtime import families
-
-    families.register(ToyFamily())
-    source.register(ToySource())
-    return write_checkpoint(tmp_path_factory.mktemp("toy") / "toy.pt")
+    folder = tmp_path_factory.mktemp("toy")
+    return export_toy(folder / "toy.pt", folder / "bundle")
 
 
 @pytest.fixture(scope="session")
-def toy_bundle(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The toy family's bundle, fp32."""
-    from fewstep.export.flow import export
-
-    return export("toy", {"weights": toy_checkpoint}, tmp_path_factory.mktemp("toy") / "b").path
+def toy_checkpoint(toy_bundle: Path) -> Path:
+    """Weights of the toy family."""
+    return toy_bundle.parent / "toy.pt"
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from tests.cuda.kernels import kernels_for
+from tests.toy.family import ToyFamily
 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices.cuda import CudaDevice
@@ -34,6 +35,7 @@ from fewstep.runtime.devices.cuda_driver import compute_capability
 from fewstep.runtime.engines.compatibility import RTX_CAPABILITIES
 from fewstep.runtime.engines.tensorrt_api import MODULES
 from fewstep.runtime.errors import BundleError, FewstepError
+from fewstep.runtime.families import register
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.kernels.compile import CompiledKernels
 from fewstep.runtime.kernels.cubins import add_kernels
@@ -149,7 +151,7 @@ def device(cubin: bytes) -> Iterator[CudaDevice]:
 def cuda_bundle(
     kernels: CompiledKernels, request: pytest.FixtureRequest, tmp_path_factory: Any
 ) -> Callable[[str], Path]:
-    """A bundle with kernels for the GPU at hand: ``tiny``, ``tiny-text`` or ``sample``."""
+    """A bundle with kernels for the GPU at hand: ``tiny``, ``tiny-text``, ``toy`` or ``sample``."""
 
     @functools.cache
     def make(name: str) -> Path:
@@ -178,6 +180,7 @@ def sample_cuda_bundle(cuda_bundle: Callable[[str], Path]) -> Path:
 
 
 def _exported(name: str, request: pytest.FixtureRequest) -> Path:
+    register(ToyFamily())
     if _BUNDLES in os.environ:
         path = Path(os.environ[_BUNDLES]) / name
         try:

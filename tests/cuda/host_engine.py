@@ -39,10 +39,11 @@ _HostFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 @dataclass(frozen=True)
 class _Staged:
-    """A buffer of the device and the pinned memory that stands for it on the host."""
+    """A buffer of the device, what stands for it on the host, and the pinned memory of that."""
 
     device: Buffer
     host: npt.NDArray[Any]
+    pinned: Any
 
 
 class HostEngine:
@@ -67,8 +68,11 @@ class HostEngine:
         with contextlib.ExitStack() as stack, translated(self._driver, "allocating pinned memory"):
             stack.callback(_free, staged, self._driver)
             for name, buffer in bindings.items():
-                pinned = self._driver.pagelocked_empty(buffer.shape, buffer.dtype)
-                staged[name] = _Staged(buffer, pinned)
+                # A cache before its first entry has nothing, and nothing can be pinned.
+                shape = tuple(max(1, size) for size in buffer.shape)
+                pinned = self._driver.pagelocked_empty(shape, buffer.dtype)
+                host = pinned[tuple(slice(size) for size in buffer.shape)]
+                staged[name] = _Staged(buffer, host, pinned.base)
             stack.pop_all()
         bound = self.engine.bind({name: CpuBuffer(each.host) for name, each in staged.items()})
         function = _HostFunction(lambda _: self._compute(bound, staged))
@@ -96,7 +100,8 @@ class HostEngine:
     def _copy(self, target: int, source: int, size: int) -> None:
         """Between addresses of either kind; the driver tells them apart."""
         ends = (ctypes.c_void_p(target), ctypes.c_void_p(source), ctypes.c_size_t(size))
-        self._call("cuMemcpyAsync", *ends, self._stream)
+        if size:
+            self._call("cuMemcpyAsync", *ends, self._stream)
 
     def _is_capturing(self) -> bool:
         status = ctypes.c_int()
@@ -127,9 +132,9 @@ class HostEngine:
 
 def _free(staged: dict[str, _Staged], driver: Any) -> None:
     while staged:
-        pinned: Any = staged.popitem()[1].host.base
+        each = staged.popitem()[1]
         with contextlib.suppress(driver.Error):
-            pinned.free()
+            each.pinned.free()
 
 
 def open_engine(bundle: Bundle, graph: str, device: Device, threads: int, precision: str) -> Engine:

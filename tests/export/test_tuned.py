@@ -144,7 +144,7 @@ def test_export_takes_tuned_policies_as_the_newest(
         report = verify(generator)
         assert report.passed, [check for check in report.checks if not check.passed]
         found = generator.generate(class_ids=[0, 1], schedule="policy-b", steps=3)
-    assert {check.schedule for check in report.checks} == {"cosine", *model.policies}
+    assert {check.rollout for check in report.checks} == {"cosine", *model.policies}
     np.testing.assert_array_equal(found.trace.parameters[:, 0], found.trace.parameters[:, 1])
 
 

@@ -2,9 +2,9 @@
 
     python tests/gpu/bundles.py FOLDER [--sample]
 
-The folder is what ``FEWSTEP_TEST_BUNDLES`` names: ``tiny/`` and ``tiny-text/`` with kernels, the
-official models' logits (``official-logits.npz``), and with ``--sample`` the Fashion sample with
-kernels, fp16 graphs, and the engines that can be built without a GPU.
+The folder is what ``FEWSTEP_TEST_BUNDLES`` names: ``tiny/``, ``tiny-text/`` and ``toy/`` with
+kernels, the official models' logits (``official-logits.npz``), and with ``--sample`` the Fashion
+sample with kernels, fp16 graphs, and the engines that can be built without a GPU.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests import tiny  # noqa: E402
 from tests.gpu import official_logits, sample  # noqa: E402
+from tests.toy.source import export_toy  # noqa: E402
 
 from fewstep.build import pipeline  # noqa: E402
 from fewstep.runtime.bundle import Bundle  # noqa: E402
@@ -44,6 +45,7 @@ def make(folder: Path, kernels: CompiledKernels, *, with_sample: bool = False) -
         exported = (
             tiny.export(tiny.checkpoints(classes), folder / "tiny"),
             tiny.export_text(tiny.text_checkpoints(text), folder / "tiny-text"),
+            export_toy(Path(name) / "toy.pt", folder / "toy"),
         )
     for bundle in exported:
         add_kernels(Bundle.read(bundle), kernels)

@@ -5,6 +5,8 @@ Each check runs in its own interpreter, because this one has imported everything
 
 from __future__ import annotations
 
+import itertools
+import re
 import subprocess
 import sys
 import textwrap
@@ -14,6 +16,7 @@ import pytest
 
 _ROOT = Path(__file__).parents[2]
 _RUNTIME = _ROOT / "runtime"
+_FOLDERS = ("export", "runtime", "calibration")
 _BLOCK = """
     import importlib, importlib.abc, sys
 
@@ -39,9 +42,9 @@ def _runtime_modules() -> list[str]:
     return found
 
 
-def _run(code: str) -> str:
+def _run(code: str, folders: tuple[str, ...] = _FOLDERS) -> str:
     """Standard output of ``code`` in a fresh interpreter that sees the sources."""
-    paths = [str(_ROOT / folder) for folder in ("export", "runtime", "calibration")]
+    paths = [str(_ROOT / folder) for folder in folders]
     script = f"import sys\nsys.path[:0] = {paths!r}\n{textwrap.dedent(code)}"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
@@ -102,8 +105,10 @@ def test_only_the_kernels_for_the_cpu_and_their_device_need_numba() -> None:
 def test_gpu_without_its_packages_is_not_blamed_on_those_of_the_cpu(tiny_bundle: Path) -> None:
     code = textwrap.dedent(_BLOCK.format(blocked={*_EXPORT_ONLY, "numba"})) + textwrap.dedent(
         f"""
+        import ctypes
+        from fewstep import Generator, MissingDependencyError
         sys.modules["pycuda"] = None
-        from fewstep.runtime import Generator, MissingDependencyError
+        ctypes.CDLL = lambda name: name  # there is a driver
         try:
             Generator.open({str(tiny_bundle)!r}, device="cuda")
         except MissingDependencyError as error:
@@ -185,12 +190,15 @@ def test_generating_needs_no_export_package(tiny_bundle: Path) -> None:
     assert _run(code) == "(1, 8, 8, 3)\n"
 
 
+# --- the front door
+
+
 def test_front_door_imports_nothing_heavy() -> None:
     heavy = ("numpy", "pydantic", "onnxruntime", "PIL", "torch", "onnx", "typer", "rich", "cuda")
     code = f"""
         before = set(sys.modules)
         import fewstep.runtime
-        dir(fewstep.runtime)
+        dir(fewstep), dir(fewstep.runtime), fewstep.__version__, fewstep.RequestError
         print(sorted(set({heavy!r}) & (set(sys.modules) - before)))
     """
     assert _run(code) == "[]\n"
@@ -198,23 +206,45 @@ def test_front_door_imports_nothing_heavy() -> None:
 
 def test_front_door_leads_to_the_real_classes() -> None:
     code = """
-        import fewstep.runtime
-        from fewstep.runtime import Generator, RequestError
-        print(Generator.__module__, RequestError.__module__, "numpy" in sys.modules)
+        import fewstep
+        from fewstep import RequestError, open
+        from fewstep.runtime import Generator
+        print(Generator is fewstep.Generator, open == Generator.open, Generator.__module__)
+        print(RequestError.__module__, {"open", "Generator", "RequestError"} <= {*dir(fewstep)})
     """
-    assert _run(code) == "fewstep.runtime.generator fewstep.runtime.errors True\n"
+    assert _run(code) == "True True fewstep.runtime.generator\nfewstep.runtime.errors True\n"
 
 
-@pytest.mark.parametrize("folder", ["export", "runtime", "calibration"])
-def test_namespace_has_no_init_file(folder: str) -> None:
-    """One ``fewstep/__init__.py`` would hide the other two folders."""
-    assert (_ROOT / folder / "fewstep").is_dir()
-    assert not (_ROOT / folder / "fewstep" / "__init__.py").exists()
-
-
-def test_namespace_spans_the_three_folders() -> None:
+def test_a_name_that_is_not_there_is_the_usual_error() -> None:
     code = """
         import fewstep
-        print(*sorted({path.split("/")[-2] for path in fewstep.__path__}), fewstep.__file__)
+        try:
+            fewstep.Genertor
+        except AttributeError as error:
+            print(error)
     """
-    assert _run(code) == "calibration export runtime None\n"
+    assert _run(code) == "module 'fewstep' has no attribute 'Genertor'\n"
+
+
+def test_version_is_known_where_nothing_is_installed(tmp_path: Path) -> None:
+    """As on a device that has the sources alone; ``-S`` leaves installed packages out."""
+    code = f"import sys; sys.path.append({str(_RUNTIME)!r}); import fewstep; print(fewstep.__version__)"
+    command = [sys.executable, "-S", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", done.stdout)
+
+
+def test_one_of_the_three_folders_is_the_package() -> None:
+    """A second ``fewstep/__init__.py`` would hide the rest of its own folder."""
+    found = {folder for folder in _FOLDERS if (_ROOT / folder / "fewstep/__init__.py").exists()}
+    assert found == {"runtime"}
+    assert all((_ROOT / folder / "fewstep").is_dir() for folder in _FOLDERS)
+
+
+@pytest.mark.parametrize("folders", itertools.permutations(_FOLDERS), ids="-".join)
+def test_the_package_spans_the_folders_in_any_order(folders: tuple[str, ...]) -> None:
+    code = """
+        import fewstep, fewstep.build, fewstep.calibration, fewstep.cli, fewstep.export
+        print(*sorted(path.split("/")[-2] for path in fewstep.__path__))
+    """
+    assert _run(code, folders) == "calibration export runtime\n"

@@ -1,8 +1,8 @@
 """Which plans are kept, what they share, and what happens when memory runs out.
 
-On a device that keeps account of what is open and has only so much room (``ledger.py``): reuse, both
-bounds and their order, against a simulation; constants; running out of memory as a plan is made and
-as it runs; that nothing stays open after closing, nor after a plan that could not be made.
+On a device that keeps account of what is open and has only so much room (``ledger.py``): reuse;
+both bounds and their order, against a simulation; constants; running out of memory as a plan is
+made and as it runs; that nothing stays open after closing, nor after a plan that cannot be made.
 """
 
 from __future__ import annotations
@@ -258,8 +258,11 @@ def test_what_does_not_even_fit_alone_is_an_error_and_smaller_plans_go_on(
 
 def test_room_for_constants_is_made_too(engines: dict[str, NumpyEngine]) -> None:
     device = Ledger()
-    for_both = {(1, 9): False, (1, 2): True}
-    plans = Plans(device, engines, lambda key: halving(*key, constant=for_both[key]))  # type: ignore
+
+    def make(key: Any) -> Any:
+        return halving(*key, constant=key == (1, 2))
+
+    plans = Plans(device, engines, make)
     plans.get((1, 9))
     device.room = device.used  # not even the constant fits beside it
     plan = plans.get((1, 2))

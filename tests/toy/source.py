@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.toy.family import SCALES, ToyModel
+from tests.toy.family import SCALES, ToyFamily, ToyModel
 from torch import Tensor, nn
 
+from fewstep.export import flow, source
 from fewstep.export.checkpoint import load_into, read, tensors
 from fewstep.export.config import ExportConfig
 from fewstep.export.source import Exportable, Graph, Option
+from fewstep.runtime import families
 from fewstep.runtime.condition import ClassCondition
 
 CODES, WIDTH, CLASSES, SIDE = 24, 64, 3, 8
@@ -107,3 +109,10 @@ class ToySource:
             },
             checkpoints={"weights": path},
         )
+
+
+def export_toy(checkpoint: Path, out: Path) -> Path:
+    """Make the toy known, write its weights, and export them; returns the bundle's folder."""
+    families.register(ToyFamily())
+    source.register(ToySource())
+    return flow.export("toy", {"weights": write_checkpoint(checkpoint)}, out).path

@@ -61,6 +61,7 @@ def export_graph(name: str, graph: Graph, folder: Path) -> GraphInfo:
             )
         info = _described(path, _without_traces(path))
         onnx.checker.check_model(path)
+        _check_dimensions(name, graph, info)
         _compare(name, graph, path, info)
     except FewstepError:
         raise
@@ -106,6 +107,17 @@ def _described(path: Path, model: onnx.ModelProto) -> GraphInfo:
         inputs={value.name: info(value) for value in model.graph.input},
         outputs={value.name: info(value) for value in model.graph.output},
     )
+
+
+def _check_dimensions(name: str, graph: Graph, info: GraphInfo) -> None:
+    """The exporter fixes a size that the module turns into a number, and does not say so."""
+    for key in graph.inputs:
+        for axis, dimension in graph.dimensions(key).items():
+            if (found := info.inputs[key].shape[axis]) != dimension:
+                raise ExportError(
+                    f"graph '{name}', input '{key}': dimension {dimension} is always {found}; the "
+                    "module may not turn its size into a number, or branch on it"
+                )
 
 
 def _compare(name: str, graph: Graph, path: Path, info: GraphInfo) -> None:

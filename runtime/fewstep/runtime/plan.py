@@ -113,7 +113,7 @@ class Plan:
             self._stages = _by_stage(program, self._binder)
             for name, values in program.initial.items():
                 self.workspace.write(name, values)
-            self._replay = self._captured()
+            self.replay = self._captured()
             stack.pop_all()
 
     def run(self, inputs: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
@@ -132,7 +132,7 @@ class Plan:
             self.workspace.write(name, values)
         self.workspace.write(ERROR, 0)
         try:
-            self._replay()
+            self.replay()
         except BaseException:  # half of it may still be running, and reading the inputs
             self._settle()
             raise
@@ -146,7 +146,7 @@ class Plan:
     def close(self) -> None:
         """Release graph, bindings and buffers; closing twice is fine."""
         self._settle()
-        self._replay.close()
+        self.replay.close()
         self._binder.close()
         self.workspace.close()
 

@@ -13,11 +13,11 @@ import warnings
 import numpy as np
 import numpy.typing as npt
 import pytest
-from fewstep.runtime.families.masked.schedule import policy_offsets
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from fewstep.runtime.families.masked.schedule import policy_offsets
 from fewstep.runtime.kernels.policy_parameters import policy_parameters
 from fewstep.runtime.kernels.sample_tokens import PARAMETERS
 

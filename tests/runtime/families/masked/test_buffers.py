@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fewstep.runtime.families.masked.model import MaskedModel
+from fewstep.runtime.masked import MaskedDecoder
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices import BufferSpec
 from fewstep.runtime.devices.cpu import CpuDevice, CpuWorkspace, host_array
+from fewstep.runtime.families.masked.model import MaskedModel
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.masked import MaskedDecoder
 from fewstep.runtime.plan import PlanKey, first_pass_buffers, plan_buffers
 from fewstep.runtime.records import GraphInfo
 

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import pytest
+from fewstep.runtime.masked_plan import Decoded, MaskedPlan
 from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -28,7 +29,6 @@ from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.kernels.philox import uniforms
-from fewstep.runtime.masked_plan import Decoded, MaskedPlan
 from fewstep.runtime.plan import PlanKey
 
 _TOKENS, _CODES, _MASK, _NO_CLASS = 16, 24, 24, 5

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from fewstep.runtime.raster import decode_in_raster_order
 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices import Array, Buffer, BufferSpec, Direct, Workspace
@@ -26,7 +27,6 @@ from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import EngineError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.plan import PlanKey
-from fewstep.runtime.raster import decode_in_raster_order
 from fewstep.runtime.records import TensorInfo
 
 Work = Callable[[], None]

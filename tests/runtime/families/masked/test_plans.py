@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fewstep.runtime.families.masked.schedule import Schedule
+from fewstep.runtime.masked import MAX_PLANS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.runtime.ledger import (
@@ -31,8 +31,8 @@ from fewstep.runtime.devices import Buffer
 from fewstep.runtime.engines import BoundEngine
 from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import DeviceError, EngineError
+from fewstep.runtime.families.masked.schedule import Schedule
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.masked import MAX_PLANS
 from fewstep.runtime.plan import PlanKey
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fewstep.runtime.families.masked.schedule import MASK_RATIOS, POLICY, Schedule, policy_offsets
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fewstep.runtime.errors import RequestError
+from fewstep.runtime.families.masked.schedule import MASK_RATIOS, POLICY, Schedule, policy_offsets
 from fewstep.runtime.kernels.sample_tokens import PARAMETERS
 
 _TOKENS = 256

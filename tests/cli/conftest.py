@@ -1,0 +1,17 @@
+"""Fixtures of the command line's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fewstep.runtime.generator import Generator
+
+
+@pytest.fixture(scope="session")
+def generator(tiny_bundle: Path) -> Iterator[Generator]:
+    """The tiny class-conditional bundle, opened once."""
+    with Generator.open(tiny_bundle, threads=1) as opened:
+        yield opened

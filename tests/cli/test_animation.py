@@ -1,0 +1,95 @@
+"""Animations: a frame a step, what may still change under a veil, for any family's previews."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fewstep.cli.animation import check_suffix, save_animation, step_frames
+from fewstep.cli.pictures import grid
+from fewstep.runtime.errors import OutputError
+from fewstep.runtime.families import Preview
+from fewstep.runtime.generator import Generator
+
+_TITLE_HEIGHT = 15 + 3 * 6
+
+
+def _pictures(frame: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """A frame without its caption."""
+    return np.asarray(frame)[_TITLE_HEIGHT:]
+
+
+def test_last_frame_shows_the_image_and_earlier_ones_veil_it(generator: Generator) -> None:
+    result = generator.generate(class_ids=[2], steps=4, schedule="cosine")
+    frames = step_frames(generator, result, [""])
+    assert len(frames) == 4
+    last = _pictures(frames[-1])
+    np.testing.assert_array_equal(last, _pictures(grid(result.images[None], [""], "")))
+    assert (_pictures(frames[0]) != last).any()
+
+
+def test_the_veil_lies_on_what_the_family_calls_undecided(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A preview with half of 2 × 2 cells undecided, of a family that decides in its own way."""
+    result = generator.generate(class_ids=[2], steps=2)
+    undecided = np.array([[[True, False], [False, True]]])
+
+    def preview(model: object, trace: Any, step: int) -> Preview:
+        inputs = {"tokens": trace.sampled[step]}
+        return Preview("decoder", inputs, "image", undecided, f"round {step}")
+
+    monkeypatch.setattr(generator.family, "preview", preview)
+    last = _pictures(step_frames(generator, result, [""])[-1])
+    plain = _pictures(grid(result.images[None], [""], ""))
+    left, top = 2 * 6, 0
+    changed = (last != plain).any(-1)[top : top + 8, left : left + 8]
+    cells = changed.reshape(2, 4, 2, 4).swapaxes(1, 2)
+    np.testing.assert_array_equal(cells.any((2, 3)), undecided[0])
+
+
+def test_last_frame_is_not_veiled_where_a_policy_leaves_tokens_masked(
+    generator: Generator,
+) -> None:
+    result = generator.generate(class_ids=[2], steps=2, schedule="cosine")
+    tokens = result.trace.tokens.copy()
+    tokens[-1] = result.trace.mask_token
+    masked = dataclasses.replace(result, trace=dataclasses.replace(result.trace, tokens=tokens))
+    plain, same = step_frames(generator, result, [""]), step_frames(generator, masked, [""])
+    np.testing.assert_array_equal(np.asarray(plain[-1]), np.asarray(same[-1]))
+
+
+def test_frames_are_decoded_in_the_generators_batches(tiny_bundle: Path) -> None:
+    with Generator.open(tiny_bundle, threads=1, max_batch=2) as small:
+        result = small.generate(class_ids=[0, 1, 2, 3, 4], steps=3, schedule="cosine")
+        frames = step_frames(small, result, [""])
+    expected = _pictures(grid(result.images[None], [""], ""))
+    np.testing.assert_array_equal(_pictures(frames[-1]), expected)
+
+
+def test_a_gif_has_every_frame_and_pauses_on_the_last(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "green", "blue")]
+    save_animation(frames, tmp_path / "x.gif")
+    shown = []
+    with Image.open(tmp_path / "x.gif") as animation:
+        for number in range(3):
+            animation.seek(number)
+            shown.append(int(animation.info["duration"]))
+    assert shown[0] == shown[1] < shown[2]
+
+
+def test_unwritable_place_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write"):
+        save_animation([Image.new("RGB", (4, 4))], tmp_path / "file" / "image.gif")
+
+
+def test_other_kinds_of_files_are_refused() -> None:
+    check_suffix(Path("trace.GIF"))
+    with pytest.raises(OutputError, match="expected a file ending in .gif"):
+        check_suffix(Path("trace.mp4"))

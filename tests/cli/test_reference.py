@@ -1,0 +1,31 @@
+"""``docs/cli.md`` is what the commands say of themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fewstep.cli.reference import reference
+
+PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
+
+
+def test_the_page_is_current() -> None:
+    """Made by ``python -m fewstep.cli.reference > docs/cli.md``."""
+    assert PAGE.read_text("utf-8") == reference()
+
+
+def test_the_page_has_every_command_with_its_arguments_and_options() -> None:
+    page = reference()
+    for command in ("doctor", "generate BUNDLE", "export adanat", "calibrate quantize BUNDLE"):
+        assert f"    fewstep {command} [OPTIONS]\n" in page
+    section = page.partition("## fewstep generate\n")[2].partition("\n## ")[0]
+    for line in (
+        "| `BUNDLE` | Bundle folder. |",
+        "| `--class VALUE` | Class id or name; repeat for more. |",
+        "| `--seed VALUE` | Seed of the first image; others count up. Default: `0`. |",
+        "| Settings of the bundle's family | |",
+        "| `--steps VALUE` | Transformer passes. |",
+    ):
+        assert line in section
+    assert "| `--adaptive`, `--fixed` | " in page and "Default: `--adaptive`. |" in page
+    assert "--help" not in section
