@@ -144,6 +144,16 @@ class Generator(ClosedOnExit):
             raise DeviceError("this Generator is closed; open another with fewstep.open")
         return self._plans
 
+    def replace_engine(self, graph: str, engine: Engine) -> None:
+        """Run a graph by another engine from now on; the one before is closed, and plans with it.
+
+        Raises:
+            DeviceError: the generator is closed.
+        """
+        self.plans.close()
+        self.engines[graph].close()
+        self.engines[graph] = engine
+
     def generate(
         self,
         *,

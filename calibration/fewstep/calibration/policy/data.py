@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from fewstep.runtime.condition import ClassCondition
-from fewstep.runtime.families.masked.model import MaskedModel
 from PIL import Image
 
+from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import CalibrationError
+from fewstep.runtime.families.masked.model import MaskedModel
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _NAMED = 20  # files that an error lists

@@ -12,12 +12,12 @@ from __future__ import annotations
 import math
 
 import torch
-from fewstep.runtime.condition import ClassCondition
-from fewstep.runtime.families.masked.model import MaskedModel
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from fewstep.calibration.policy.features import Features
+from fewstep.runtime.condition import ClassCondition
+from fewstep.runtime.families.masked.model import MaskedModel
 
 _WIDTH = 64
 _GROUPS = 8

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from fewstep.runtime.devices import Array, Buffer, Device
 from fewstep.runtime.engines import BoundEngine
 from fewstep.runtime.errors import CalibrationError
+from fewstep.runtime.families.masked.request import MaskedRequest
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.records import TensorInfo
-from fewstep.runtime.request import Request
 from fewstep.runtime.result import Result
 
 
@@ -134,8 +134,7 @@ class Environment:
         self._generator, self._name, self._steps = generator, policy, steps
         engine = generator.engines[policy]
         self._policy = ExploringPolicy(policy, engine.inputs, engine.outputs, generator.device)
-        engine.close()
-        generator.engines[policy] = self._policy
+        generator.replace_engine(policy, self._policy)
 
     @property
     def device(self) -> torch.device:
@@ -188,7 +187,7 @@ class Environment:
             signs = (1 - 2 * (row % 2) for row in range(first, len(seeds)))
             noise = [_Noise(*each) for each in zip(seeds[rows], signs, strict=False)]
             self._policy.follow(actor, deviation, noise)
-            request = Request(
+            request = MaskedRequest(
                 condition=condition[rows],
                 seeds=np.array(seeds[rows], np.uint64),
                 steps=self._steps,

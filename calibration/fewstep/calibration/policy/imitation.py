@@ -7,13 +7,13 @@ import math
 import numpy as np
 import numpy.typing as npt
 import torch
-from fewstep.runtime.families.masked.schedule import policy_offsets
 from torch import nn
 from torch.nn import functional as F
 
 from fewstep.calibration.policy.environment import Environment
 from fewstep.export.models.policy import FixedPolicy
 from fewstep.runtime.devices import Array
+from fewstep.runtime.families.masked.schedule import policy_offsets
 
 _STEPS = 400
 _MINIBATCH = 256

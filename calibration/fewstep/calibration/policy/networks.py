@@ -22,6 +22,7 @@ from fewstep.runtime.devices.cpu import CpuDevice
 from fewstep.runtime.engines import run_once
 from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import CalibrationError
+from fewstep.runtime.families.masked.model import masked_model
 
 HIDDEN = 64
 """Width of a new policy network, unless the bundle has one to take after."""
@@ -35,7 +36,7 @@ Array = npt.NDArray[np.float32]
 
 def new_actor(bundle: Bundle, steps: int, *, adaptive: bool, hidden: int = HIDDEN) -> nn.Module:
     """An actor whose action is 0 in every state: with the residual, AdaNAT's heuristic schedule."""
-    model = bundle.manifest.model
+    model = masked_model(bundle)
     if not adaptive:
         return FixedPolicy(steps)
     return PolicyNet(model.feature_width, _ACTIONS, hidden, model.grid[0])
@@ -43,7 +44,7 @@ def new_actor(bundle: Bundle, steps: int, *, adaptive: bool, hidden: int = HIDDE
 
 def new_critic(bundle: Bundle, hidden: int = HIDDEN) -> PolicyNet:
     """A critic whose value is 0 in every state."""
-    model = bundle.manifest.model
+    model = masked_model(bundle)
     return PolicyNet(model.feature_width, 1, hidden, model.grid[0])
 
 
@@ -95,7 +96,7 @@ def _rebuilt(bundle: Bundle, layers: list[tuple[str, Array, Array]]) -> PolicyNe
     """A network with the weights put where their shapes fit, in order."""
     depthwise = next(weight for kind, weight, _ in layers if kind == "Conv")
     actor = PolicyNet(
-        bundle.manifest.model.feature_width, _ACTIONS, len(depthwise), bundle.manifest.model.grid[0]
+        masked_model(bundle).feature_width, _ACTIONS, len(depthwise), masked_model(bundle).grid[0]
     )
     remaining = list(layers)
     for module in actor.modules():
@@ -115,7 +116,7 @@ def _rebuilt(bundle: Bundle, layers: list[tuple[str, Array, Array]]) -> PolicyNe
 @torch.no_grad()
 def _difference(bundle: Bundle, name: str, actor: PolicyNet) -> float:
     """Largest difference between the actions of graph and network."""
-    model, random = bundle.manifest.model, torch.Generator().manual_seed(0)
+    model, random = masked_model(bundle), torch.Generator().manual_seed(0)
     shape = (4, model.num_tokens, model.feature_width)
     features: Tensor = torch.randn(shape, generator=random)
     step = torch.arange(4, dtype=torch.int32)

@@ -8,20 +8,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fewstep.runtime.families.masked.model import MaskedModel
-from fewstep.runtime.families.masked.schedule import (
-    EXPORTED_POLICY,
-    MASK_RATIOS,
-    POLICY,
-    Ramp,
-    Schedule,
-)
-
 from fewstep.calibration.policy.features import DEFAULT
 from fewstep.calibration.policy.rewards import check_reward
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import BundleError, CalibrationError, choose
-from fewstep.runtime.request import RAMPS, require_unconditional, schedule_of, steps_of
+from fewstep.runtime.families.masked.model import MaskedModel, masked_model
+from fewstep.runtime.families.masked.request import check_settings, schedule_of
+from fewstep.runtime.families.masked.schedule import (
+    EXPORTED_POLICY,
+    MASK_RATIOS,
+    POLICY,
+    Schedule,
+)
+from fewstep.runtime.families.masked.settings import RAMPS
+from fewstep.runtime.settings import Ramp, settings_of
 
 SCRATCH = "scratch"
 _NAME = re.compile(r"policy[a-z0-9-]*")
@@ -122,8 +122,9 @@ def schedule_to_start_from(options: PolicyOptions, model: MaskedModel) -> Schedu
     """
     if options.start not in MASK_RATIOS:
         return None
-    ramps = {name: getattr(options, name) for name in RAMPS}
-    found = schedule_of(model, options.start, ramps, options.steps)
+    given = {name: getattr(options, name) for name in RAMPS}
+    given |= {"schedule": options.start, "steps": options.steps}
+    found = schedule_of(model, settings_of(model.defaults, given))
     assert isinstance(found, Schedule)
     return found
 
@@ -136,14 +137,13 @@ def checked(options: PolicyOptions, bundle: Bundle) -> tuple[str, str]:
         CalibrationError: unknown start, or a name that is taken.
         RequestError: a number of steps that the bundle cannot do, or no unconditional text.
     """
-    model = bundle.manifest.model
+    model = masked_model(bundle)
     if not model.policies:
         raise BundleError(
             f"{bundle.path} has no policy graph, and its transformer gives no features; export it "
             "again with one: fewstep export adanat … --policy FILE, or with --untrained-policy"
         )
-    steps_of(model, options.steps)
-    require_unconditional(model, True)
+    check_settings(model, settings_of(model.defaults, {"steps": options.steps, "schedule": POLICY}))
     starts = (SCRATCH, *model.policies, *MASK_RATIOS)
     if options.start is not None and options.start not in starts:
         raise CalibrationError(choose("policy or schedule to start from", options.start, starts))

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from fewstep.runtime.families.masked.model import MaskedModel
-from fewstep.runtime.families.masked.schedule import MASK_RATIOS, Schedule
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fewstep.calibration.policy.state import Row
+from fewstep.runtime.families.masked.model import MaskedModel
+from fewstep.runtime.families.masked.schedule import MASK_RATIOS, Schedule
 from fewstep.runtime.files import replacing
 
 PARAMETERS = ("mask ratio", "masking temperature", "sampling temperature", "guidance scale")

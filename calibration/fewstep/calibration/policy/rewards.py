@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from fewstep.runtime.families.masked.model import MaskedModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,6 +21,7 @@ from fewstep.calibration.policy.features import FeatureNetwork, Features, joined
 from fewstep.calibration.policy.ppo import stepped
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import CalibrationError, choose
+from fewstep.runtime.families.masked.model import MaskedModel
 
 REWARDS = ("adversarial", "classifier", "feature-distance")
 _MINIBATCH = 64

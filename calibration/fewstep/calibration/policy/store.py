@@ -21,7 +21,7 @@ from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices.cpu import CpuDevice
 from fewstep.runtime.engines import Engine
 from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from fewstep.runtime.families.masked.model import PolicyInfo
+from fewstep.runtime.families.masked.model import PolicyInfo, masked_model
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import Manifest
 from fewstep.runtime.records import FileInfo, GraphInfo, Precision
@@ -87,7 +87,7 @@ def half(actor: nn.Module) -> nn.Module:
 
 
 def _example(bundle: Bundle) -> dict[str, Tensor]:
-    model, random = bundle.manifest.model, torch.Generator().manual_seed(0)
+    model, random = masked_model(bundle), torch.Generator().manual_seed(0)
     shape = (2, model.num_tokens, model.feature_width)
     return {
         "features": torch.randn(shape, generator=random),

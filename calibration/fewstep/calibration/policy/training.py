@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from fewstep.runtime.families.masked.model import MaskedModel
 from torch import nn
 
 from fewstep.calibration.metrics import frechet_of_gaussians, gaussian
@@ -30,6 +29,7 @@ from fewstep.calibration.policy.rewards import (
 from fewstep.calibration.policy.state import Progress, Row
 from fewstep.export.models.policy import FixedPolicy
 from fewstep.runtime.errors import CalibrationError, EngineError
+from fewstep.runtime.families.masked.model import MaskedModel
 
 _REFERENCE_IMAGES = 4_000
 _TABLE_RATE = 100  # an entry of a table is an action; one of a network moves hundreds of weights

@@ -38,7 +38,7 @@ from fewstep.export.models.policy import PolicyNet
 from fewstep.export.tuned import TunedPolicy, save_tuned
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import CalibrationError, OutputError
-from fewstep.runtime.families.masked.model import PolicyInfo, PolicyTuning
+from fewstep.runtime.families.masked.model import PolicyInfo, PolicyTuning, masked_model
 from fewstep.runtime.families.masked.schedule import MASK_RATIOS, Schedule
 from fewstep.runtime.files import replacing
 from fewstep.runtime.generator import Generator
@@ -103,7 +103,7 @@ def tune(
     work = options.work or folder.with_name(f"{folder.name}.{name}")
     with workers.joined():
         stage("reading images")
-        real = read_images(options.data, bundle.manifest.model, options.rollouts)
+        real = read_images(options.data, masked_model(bundle), options.rollouts)
         with _generator(bundle, options) as generator:
             if workers.rank() == 0:
                 _prepare(bundle.path, work)
@@ -192,7 +192,7 @@ def _training(
         actor = _actor(options, bundle, stand_in)
         width = len(actor.dw_conv.weight) if isinstance(actor, PolicyNet) else HIDDEN
         critic = new_critic(bundle, width)
-    model, environment = bundle.manifest.model, Environment(generator, stand_in, options.steps)
+    model, environment = masked_model(bundle), Environment(generator, stand_in, options.steps)
     schedule = schedule_to_start_from(options, model)
     if schedule is not None and resumed is None:
         _start_as(schedule, actor, environment, bundle, real, stand_in, options)
@@ -227,7 +227,7 @@ def _start_as(
     stand_in: str,
     options: PolicyOptions,
 ) -> None:
-    model = bundle.manifest.model
+    model = masked_model(bundle)
     actions = actions_of(
         schedule.parameters(options.steps, model.num_tokens),
         residual=model.policies[stand_in].residual,
@@ -271,7 +271,7 @@ def _info(
         seed=options.seed,
         frechet_distance=progress.best["frechet_distance"],
     )
-    residual = bundle.manifest.model.policies[stand_in].residual
+    residual = masked_model(bundle).policies[stand_in].residual
     return PolicyInfo(residual=residual, steps=options.steps, tuning=tuning)
 
 
@@ -299,6 +299,6 @@ def _logged(work: Path, bundle: Bundle) -> Iterator[Callable[[Row], None]]:
             with replacing(work / HISTORY) as temporary:
                 temporary.write_text(json.dumps(rows))
             if "frechet_distance" in row:
-                draw(rows, bundle.manifest.model, work)
+                draw(rows, masked_model(bundle), work)
 
         yield log

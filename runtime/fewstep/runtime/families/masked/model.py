@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 from typing_extensions import Self
 
 from fewstep.runtime.condition import ClassCondition, TextCondition
+from fewstep.runtime.errors import BundleError
 from fewstep.runtime.families import ModelInfo
 from fewstep.runtime.families.masked.settings import MaskedSettings
 from fewstep.runtime.records import Precision, Sha256, Strict
+
+if TYPE_CHECKING:
+    from fewstep.runtime.bundle import Bundle
 
 PolicyName = Annotated[str, Field(pattern=r"^policy[a-z0-9-]*$")]
 """Of a policy graph; "policy" in front keeps it apart from other graphs and schedules."""
@@ -133,3 +137,17 @@ def _policy(named: tuple[str, PolicyInfo]) -> str:
     if info.untrained_seed is not None:
         return f"{name} (untrained)"
     return name if info.steps is None else f"{name} (for {info.steps} steps)"
+
+
+def masked_model(bundle: Bundle) -> MaskedModel:
+    """A bundle's model, for what only masked models have.
+
+    Raises:
+        BundleError: the bundle is of another family.
+    """
+    model = bundle.manifest.model
+    if not isinstance(model, MaskedModel):
+        raise BundleError(
+            f"{bundle.path} is of the family {model.kind}; only masked models have policies"
+        )
+    return model

@@ -53,16 +53,8 @@ def masked_request(
         RequestError: more steps than tokens, an unknown schedule, a ramp beside a policy, guidance
             without an unconditional condition, or tokens to keep that are no codes.
     """
-    steps = settings.steps
-    if not 1 <= steps <= model.num_tokens:
-        raise RequestError(
-            f"steps must be 1 … {model.num_tokens} (the number of tokens), got {steps}"
-        )
-    chosen = schedule_of(model, settings)
+    chosen, steps = check_settings(model, settings), settings.steps
     fixed = chosen if isinstance(chosen, Schedule) else None
-    guided = fixed is None or fixed.guided
-    if guided and not model.can_guide:
-        raise RequestError("this bundle has no unconditional text: use guidance 0")
     kept = dict(edit or {})
     if kept:
         _check_kept(model, len(condition), kept)
@@ -71,10 +63,26 @@ def masked_request(
         seeds=seeds,
         steps=steps,
         parameters=None if fixed is None else fixed.parameters(steps, model.num_tokens),
-        guided=guided,
+        guided=fixed is None or fixed.guided,
         policy=chosen if isinstance(chosen, str) else None,
         **kept,
     )
+
+
+def check_settings(model: MaskedModel, settings: MaskedSettings) -> Schedule | str:
+    """The schedule or policy of settings that the model can serve.
+
+    Raises:
+        RequestError: as :func:`masked_request`, but for what is kept.
+    """
+    if not 1 <= settings.steps <= model.num_tokens:
+        raise RequestError(
+            f"steps must be 1 … {model.num_tokens} (the number of tokens), got {settings.steps}"
+        )
+    chosen = schedule_of(model, settings)
+    if (isinstance(chosen, str) or chosen.guided) and not model.can_guide:
+        raise RequestError("this bundle has no unconditional text: use guidance 0")
+    return chosen
 
 
 def schedule_of(model: MaskedModel, settings: MaskedSettings) -> Schedule | str:
