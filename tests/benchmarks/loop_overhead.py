@@ -23,8 +23,11 @@ _FOLDERS = ("export", "runtime", "calibration")
 _WARM_UP = 5
 _MEASURE = """
 import json, sys
+from pathlib import Path
+bundle, runs, warm_up, tree = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+# Of an editable installation, so that no other tree brings parts of the package.
+sys.path = [p for p in sys.path if p.startswith(tree) or not Path(p, "fewstep").is_dir()]
 from fewstep.runtime import Generator
-bundle, runs, warm_up = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 found = {}
 with Generator.open(bundle, device="cpu") as generator:
     for batch in (1, 4):
@@ -42,7 +45,7 @@ print(json.dumps(found))
 def measure(tree: Path, bundle: Path, runs: int) -> dict[str, list[tuple[float, float]]]:
     """Milliseconds of every run in a process of this tree's."""
     path = os.pathsep.join(str(tree / folder) for folder in _FOLDERS)
-    command = [sys.executable, "-c", _MEASURE, str(bundle), str(runs), str(_WARM_UP)]
+    command = [sys.executable, "-c", _MEASURE, str(bundle), str(runs), str(_WARM_UP), str(tree)]
     done = subprocess.run(
         command,
         env=os.environ | {"PYTHONPATH": path},

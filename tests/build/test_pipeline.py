@@ -1,7 +1,7 @@
 """``fewstep.build.pipeline`` with the real TensorRT-RTX: graphs, engines and their records.
 
 Each kind of build is done once and copied by the tests that change it. Kernels are in test_kernels
-and, beside engines, in test_cli_build_engines.
+and, beside engines, in tests/cli/test_build_engines.
 """
 
 from __future__ import annotations

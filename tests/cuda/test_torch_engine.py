@@ -25,8 +25,8 @@ from fewstep.runtime.devices.cpu import CpuDevice  # noqa: E402
 from fewstep.runtime.devices.cuda import CudaDevice, CudaReplay  # noqa: E402
 from fewstep.runtime.devices.cuda_driver import checked, load_bindings, load_driver  # noqa: E402
 from fewstep.runtime.devices.cuda_graph import CudaGraph  # noqa: E402
+from fewstep.runtime.families.masked.program import MaskedKey  # noqa: E402
 from fewstep.runtime.generator import Generator  # noqa: E402
-from fewstep.runtime.plan import PlanKey  # noqa: E402
 from fewstep.runtime.result import Result  # noqa: E402
 from fewstep.runtime.verify import verify  # noqa: E402
 
@@ -113,9 +113,9 @@ def test_a_plan_is_one_graph_of_kernels_copies_and_fills(
 ) -> None:
     """Nothing that waits, calls the host, or allocates."""
     steps = 3
-    plan = on_torch.decoder.plan(PlanKey(2, steps, guided=True, policy=policy))
-    assert isinstance(plan._replay, CudaReplay)
-    kinds = _kinds(plan._replay.graph)
+    plan = on_torch.plans.get(MaskedKey(2, steps, guided=True, policy=policy))
+    assert isinstance(plan.replay, CudaReplay)
+    kinds = _kinds(plan.replay.graph)
     assert set(kinds) <= {"KERNEL", "MEMCPY", "MEMSET"}, kinds
     own = 2 + steps * (3 if policy else 2)
     assert kinds["KERNEL"] > 10 * own  # a pass of the transformer alone is dozens
@@ -179,7 +179,7 @@ def test_replays_with_other_inputs_are_what_a_fresh_generator_gives(
             found = generator.generate(**request)
             assert_close(found, expected)
             assert_close(found, on_cpu.generate(**request))
-        assert len(generator.decoder._plans) == 2
+        assert len(generator.plans._plans) == 2
 
 
 # --- memory

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fewstep.runtime.families.masked.model import MaskedModel
-
 from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.families.masked.model import MaskedModel
 from fewstep.runtime.manifest import Manifest, Provenance
 from fewstep.runtime.records import FileInfo, GraphInfo, TensorInfo
 
@@ -34,7 +33,7 @@ def unexported(model: MaskedModel, name: str = "unexported") -> Bundle:
 
 def _graph(model: MaskedModel, graph: str) -> GraphInfo:
     tensors = {
-        name: TensorInfo(dtype="int32" if name in _IDS else "float32", shape=("batch", *shape))
+        name: TensorInfo(dtype="int32" if name in _IDS else "float32", shape=shape)
         for (owner, name), shape in model.tensor_shapes().items()
         if owner == graph
     }

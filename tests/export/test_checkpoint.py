@@ -38,8 +38,10 @@ def saved(content: object, path: Path, *, legacy: bool = False) -> Path:
     return path
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt", ".bin"])
-@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    ("suffix", "legacy"),
+    [(".pth", False), (".pth", True), (".pt", False), (".ckpt", False), (".bin", False)],
+)
 def test_torch_files_come_back(suffix: str, legacy: bool, tmp_path: Path) -> None:
     content = checkpoint.read(saved(STATE, tmp_path / f"model{suffix}", legacy=legacy))
     assert content.keys() == STATE.keys()
@@ -122,7 +124,7 @@ def test_a_file_truncated_anywhere_is_refused(suffix: str, legacy: bool, tmp_pat
             checkpoint.read(path)
 
 
-@pytest.mark.parametrize("suffix", checkpoint.SUFFIXES)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize(
     "content",
     [b"", b"version https://git-lfs.github.com/spec/v1\n", b"<!DOCTYPE html>", bytes(64)],

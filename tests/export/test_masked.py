@@ -23,7 +23,7 @@ from fewstep.runtime import Generator
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.condition import ClassCondition, TextCondition
 from fewstep.runtime.errors import BundleError
-from fewstep.runtime.families.masked.model import MaskedModel, PolicyInfo
+from fewstep.runtime.families.masked.model import PolicyInfo, masked_model
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +92,7 @@ def test_without_a_policy_the_transformer_gives_logits_only(tiny_text_bundle: Pa
 
 
 def test_the_model_is_described(tiny_bundle: Path) -> None:
-    model = Bundle.read(tiny_bundle).manifest.model
-    assert isinstance(model, MaskedModel)
+    model = masked_model(Bundle.read(tiny_bundle))
     assert (model.grid, model.image_size, model.feature_width) == ((4, 4), (8, 8), 32)
     assert (model.codebook_size, model.mask_token) == (24, 24)
     assert model.policies == {"policy": PolicyInfo(residual=True)}

@@ -20,10 +20,9 @@ from torch import nn
 
 from fewstep.export.flow import export
 from fewstep.export.models import PolicyNet, UViT, VQModel
-from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.condition import ClassCondition, TextCondition
 from fewstep.runtime.errors import CheckpointError
-from fewstep.runtime.families.masked.model import MaskedModel, PolicyInfo
+from fewstep.runtime.families.masked.model import PolicyInfo, masked_model
 from fewstep.runtime.families.masked.settings import MaskedSettings
 
 KINDS: dict[str, type[nn.Module]] = {
@@ -40,13 +39,6 @@ def resized(files: dict[str, Any], folder: Path, part: str, **changes: Any) -> d
     path = folder / f"{part}.pth"
     torch.save(KINDS[part](**arguments).state_dict(), path)
     return configured(files, folder, **{part: arguments}) | {part: path}
-
-
-def described(bundle: Bundle) -> MaskedModel:
-    """What a bundle says of its model."""
-    model = bundle.manifest.model
-    assert isinstance(model, MaskedModel)
-    return model
 
 
 # Forms and files that do not go together
@@ -136,7 +128,7 @@ def test_a_plain_actor_and_a_plain_tokenizer_are_read_too(
 ) -> None:
     files = resized(tiny_checkpoints, tmp_path, "policy")
     files = resized(files, tmp_path, "tokenizer")
-    assert described(export("adanat", files, tmp_path / "out")).policies
+    assert masked_model(export("adanat", files, tmp_path / "out")).policies
 
 
 # The configuration
@@ -179,7 +171,7 @@ def test_name_names_residual_and_defaults_have_defaults(
     files = configured(tiny_checkpoints, tmp_path, **dropped)
     bundle = export("adanat", files, tmp_path / "out")
     assert bundle.manifest.name == "nnet_ema"  # the transformer's file
-    model = described(bundle)
+    model = masked_model(bundle)
     assert model.policies["policy"] == PolicyInfo(residual=False)  # ImageNet's default
     assert isinstance(model.condition, ClassCondition)
     assert model.condition.class_names is None
@@ -191,7 +183,7 @@ def test_the_defaults_of_the_configuration_arrive(
 ) -> None:
     files = configured(tiny_checkpoints, tmp_path, defaults={"steps": 3, "schedule": "policy"})
     bundle = export("adanat", files, tmp_path / "out")
-    assert described(bundle).defaults == MaskedSettings(steps=3, schedule="policy")
+    assert masked_model(bundle).defaults == MaskedSettings(steps=3, schedule="policy")
     golden = bundle.arrays("golden.npz")
     assert {key.partition("/")[0] for key in golden} == {"policy"}
     sampled = golden["policy/decisions/sampled"]
@@ -210,7 +202,7 @@ def test_a_policy_on_text_has_residuals_by_default(
     policy = json.loads(tiny_checkpoints["config"].read_text())["policy"]
     files = configured(tiny_text_checkpoints, tmp_path, policy=policy)
     files["policy"] = tiny_checkpoints["policy"]
-    model = described(export("adanat", files, tmp_path / "out"))
+    model = masked_model(export("adanat", files, tmp_path / "out"))
     assert model.policies["policy"] == PolicyInfo(residual=True)  # CC3M's default
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,17 +19,16 @@ from tests.cuda.unexported import unexported
 from torch import Tensor, nn
 
 from fewstep.export.demo import sample_checkpoints
+from fewstep.export.masked import Models
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices import Buffer
 from fewstep.runtime.devices.cpu import CpuBuffer, CpuDevice
 from fewstep.runtime.engines import Engine
 from fewstep.runtime.errors import EngineError, OutOfMemoryError
+from fewstep.runtime.families.masked.model import masked_model
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.records import GraphInfo, TensorInfo
 from fewstep.runtime.verify import verify
-
-if TYPE_CHECKING:
-    from fewstep.export import Checkpoints
 
 _SAMPLE = Path(__file__).parents[2] / "samples" / "fashion"
 _IDS = TensorInfo(dtype="int32", shape=("batch", 3))
@@ -70,7 +69,7 @@ def _array(buffer: Buffer) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
 
 
 @pytest.fixture(scope="module")
-def make(tiny_bundle: Path, tiny_checkpoints: Checkpoints) -> Callable[[str], Generator]:
+def make(tiny_bundle: Path, tiny_checkpoints: dict[str, Any]) -> Callable[[str], Generator]:
     """Opens a generator of the tiny bundle's modules in a precision."""
     return lambda precision: open_generator(
         load(tiny_checkpoints), Bundle.read(tiny_bundle), CpuDevice(), precision=precision
@@ -106,18 +105,18 @@ def test_fp16_is_another_arithmetic(make: Callable[[str], Generator]) -> None:
             assert generator.backend == "pytorch"
             assert generator.precision == precision
             report = verify(generator)
-        found.append(
-            {(c.graph, c.figure): c.value for c in report.checks if c.schedule == "cosine"}
-        )
+        found.append({(c.graph, c.metric): c.value for c in report.checks if c.rollout == "cosine"})
     error = ("transformer", "logit_error")
     assert found[1][error] > 10 * found[0][error]
 
 
 @pytest.mark.parametrize("with_policy", [False, True])
-def test_models_need_no_exported_bundle(tiny_checkpoints: Checkpoints, with_policy: bool) -> None:
+def test_models_need_no_exported_bundle(
+    tiny_checkpoints: dict[str, Any], with_policy: bool
+) -> None:
     models = load(tiny_checkpoints)
     if not with_policy:
-        models = type(models)(models.transformer, models.tokenizer, None)
+        models = Models(models.transformer, models.tokenizer)
     with open_generator(models, described(models), CpuDevice()) as generator:
         schedule = "policy" if with_policy else "cosine"
         result = generator.generate(class_ids=[0, 3], steps=3, schedule=schedule)
@@ -126,9 +125,10 @@ def test_models_need_no_exported_bundle(tiny_checkpoints: Checkpoints, with_poli
 
 
 def test_a_description_has_the_graphs_of_the_exported_bundle(tiny_bundle: Path) -> None:
-    exported = Bundle.read(tiny_bundle).manifest
-    made = unexported(exported.model).manifest
-    assert made.model == exported.model
+    bundle = Bundle.read(tiny_bundle)
+    exported, model = bundle.manifest, masked_model(bundle)
+    made = unexported(model).manifest
+    assert made.model == model
     assert made.graphs.keys() == exported.graphs.keys()
     for name, info in exported.graphs.items():
         assert made.graphs[name].tensors == info.tensors
@@ -138,7 +138,7 @@ def test_a_description_has_the_graphs_of_the_exported_bundle(tiny_bundle: Path) 
 
 def test_the_sample_is_described_as_it_is_exported() -> None:
     files = sample_checkpoints(_SAMPLE)
-    model = described(load(files), files).manifest.model
+    model = masked_model(described(load(files), files["config"]))
     assert model.grid == (8, 8)
     assert {"policy", "policy-4-steps", "policy-8-steps"} <= model.policies.keys()
 

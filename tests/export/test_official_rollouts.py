@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from fewstep.export.models import PolicyNet, UViT
 from fewstep.export.onnx_graph import export_graph
+from fewstep.export.source import Graph
 from fewstep.export.torch_engine import TorchEngine
 from fewstep.runtime.devices.cpu import CpuDevice
 from fewstep.runtime.engines import Engine, run_once
@@ -178,7 +179,7 @@ def _engine(backend: str, name: str, module: nn.Module, info: GraphInfo, folder:
     if backend == "torch":
         return TorchEngine(name, module, info)
     inputs = {key: _example(value) for key, value in info.inputs.items()}
-    described, _ = export_graph(module, name, inputs, tuple(info.outputs), folder)
+    described = export_graph(name, Graph(module, inputs, tuple(info.outputs)), folder)
     assert described == info
     return OnnxRuntimeEngine(name, folder / described.file, described, threads=1)
 

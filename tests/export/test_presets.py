@@ -41,13 +41,12 @@ def actor(shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
     return {key.removeprefix(ACTOR): found[key] for key in found if key.startswith(ACTOR)}
 
 
-def loaded(folder: Path, transformer: object, tokenizer: object, policy: object) -> Models:
-    """The models of files with these contents."""
-    names = {"transformer": "nnet_ema.pth", "tokenizer": "vqgan.ckpt", "policy": "ckpt_9.pth"}
-    files = {name: folder / file for name, file in names.items()}
-    for path, content in zip(files.values(), (transformer, tokenizer, policy), strict=True):
+def loaded(folder: Path, *contents: object) -> Models:
+    """The models of a transformer's, a tokenizer's and a policy's file with these contents."""
+    files = Checkpoints(folder / "nnet_ema.pth", folder / "vqgan.ckpt", folder / "ckpt_9.pth")
+    for path, content in zip(files.by_name().values(), contents, strict=True):
         torch.save(content, path)
-    return load_models(Checkpoints(**files), ExportConfig())
+    return load_models(files, ExportConfig())
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from fewstep.export.flow import export
 from fewstep.export.models import FixedPolicy, PolicyNet
 from fewstep.export.tuned import TunedPolicy, load_tuned, save_tuned
 from fewstep.runtime.errors import CheckpointError, OutputError
-from fewstep.runtime.families.masked.model import PolicyInfo
+from fewstep.runtime.families.masked.model import PolicyInfo, masked_model
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.verify import verify
 
@@ -134,7 +134,7 @@ def test_export_takes_tuned_policies_as_the_newest(
     fixed = _saved(tmp_path / "b.safetensors", _tuned(FixedPolicy(3), "policy-b", 3))
     files = tiny_checkpoints | {"tuned_policy": [adaptive, fixed]}
     bundle = export("adanat", files, tmp_path / "out")
-    model = bundle.manifest.model
+    model = masked_model(bundle)
     assert list(model.policies) == ["policy", "policy-a", "policy-b"]
     assert [model.policy_for(steps) for steps in (5, 3, 8)] == ["policy-a", "policy-b", "policy"]
     assert {"tuned/a.safetensors", "tuned/b.safetensors"} < set(

@@ -27,7 +27,7 @@ from fewstep.export.tuned import TunedPolicy, save_tuned
 from fewstep.runtime import Generator
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import CheckpointError
-from fewstep.runtime.families.masked.model import PolicyInfo
+from fewstep.runtime.families.masked.model import PolicyInfo, masked_model
 from fewstep.runtime.verify import verify
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def test_sizes_that_do_not_fit_are_refused(
 def test_a_maskgit_bundle_has_it_with_the_record_of_its_seed(bundle: Bundle) -> None:
     manifest = bundle.manifest
     assert manifest.family == "maskgit"
-    assert manifest.model.policies == {"policy": PolicyInfo(residual=True, untrained_seed=0)}
+    assert masked_model(bundle).policies == {"policy": PolicyInfo(residual=True, untrained_seed=0)}
     assert manifest.provenance.checkpoints.keys() == {"transformer", "tokenizer", "config"}
     assert manifest.graphs["transformer"].outputs.keys() == {"logits", "features"}
     assert {key.partition("/")[0] for key in bundle.arrays(GOLDEN_FILE)} == {"cosine", "policy"}
@@ -200,8 +200,8 @@ def test_residuals_unless_the_configuration_says_no(
     stated: bool | None, expected: bool, files: dict[str, Any], tmp_path: Path, quick: None
 ) -> None:
     changed = configured(files, tmp_path, policy_residual=stated)
-    manifest = export("adanat", changed, tmp_path / "out").manifest
-    assert manifest.model.policies["policy"].residual is expected
+    model = masked_model(export("adanat", changed, tmp_path / "out"))
+    assert model.policies["policy"].residual is expected
 
 
 def test_on_text_it_has_residuals_and_needs_the_empty_text(
@@ -209,8 +209,8 @@ def test_on_text_it_has_residuals_and_needs_the_empty_text(
 ) -> None:
     files = configured(tiny_text_checkpoints, tmp_path, policy=SIZE)
     files["untrained_policy"] = True
-    manifest = export("maskgit", files, tmp_path / "out").manifest
-    assert manifest.model.policies["policy"] == PolicyInfo(residual=True, untrained_seed=0)
+    model = masked_model(export("maskgit", files, tmp_path / "out"))
+    assert model.policies["policy"] == PolicyInfo(residual=True, untrained_seed=0)
     without = files | {"unconditional_text": None}
     with pytest.raises(CheckpointError, match=r"a policy always uses guidance, .*\[3, 12\]"):
         export("maskgit", without, tmp_path / "other")
@@ -221,7 +221,7 @@ def test_tuned_policies_stand_beside_it(files: dict[str, Any], tmp_path: Path, q
     path = tmp_path / "policy-4-steps.safetensors"
     save_tuned(path, TunedPolicy("policy-4-steps", FixedPolicy(4), record))
     changed = files | {"tuned_policy": [path]}
-    model = export("maskgit", changed, tmp_path / "out").manifest.model
+    model = masked_model(export("maskgit", changed, tmp_path / "out"))
     assert list(model.policies) == ["policy", "policy-4-steps"]
     assert model.policies["policy-4-steps"] == record
 

@@ -4,66 +4,132 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
 from fewstep.runtime import bench
+from fewstep.runtime.bench import Contender, Measurement
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.generator import Generator
 
+_GRAPHS = frozenset(("transformer", "decoder"))
 
-def test_contenders_take_turns() -> None:
-    calls: list[str] = []
 
-    def run(name: str) -> bench.Run:
-        def call() -> Mapping[str, float]:
+def _contender(stages: Mapping[str, float], **options: Any) -> Contender:
+    """One whose every run says that it took so long."""
+    return Contender(lambda: stages, 4, {"steps": 2}, **options)
+
+
+def _measured(what: Contender, runs: int = 5) -> Measurement:
+    (measured,) = bench.measure({"x": what}, runs=runs)
+    return measured
+
+
+# --- measuring
+
+
+def test_contenders_take_turns_and_progress_is_told() -> None:
+    calls, told = list[str](), list[tuple[str, float]]()
+
+    def contender(name: str) -> Contender:
+        def run() -> Mapping[str, float]:
             calls.append(name)
             return {}
 
-        return call
+        return Contender(run, 1, {})
 
-    bench.measure({"a": (run("a"), 1, 1), "b": (run("b"), 1, 1)}, runs=3, warm_up=1)
+    bench.measure(
+        {"a": contender("a"), "b": contender("b")},
+        runs=3,
+        warm_up=1,
+        progress=lambda what, fraction: told.append((what, fraction)),
+    )
     assert calls == ["a", "b"] * 4
+    quarters = [0.25, 0.5, 0.75, 1.0]
+    assert told == [(name, quarter) for quarter in quarters for name in ("a", "b")]
 
 
-def test_overhead_is_what_the_engines_do_not_explain() -> None:
-    def run() -> Mapping[str, float]:
-        return {"transformer": 1.0, "decoder": 1.0, "sampling": 5.0}
-
-    (measured,) = bench.measure({"x": (run, 4, 2)}, runs=5)
-    assert measured.runs == 5
+def test_overhead_is_what_the_graphs_do_not_explain() -> None:
+    stages = {"transformer": 1.0, "decoder": 1.0, "sampling": 5.0}
+    measured = _measured(_contender(stages, graphs=_GRAPHS))
     total = measured.total_ms
-    assert measured.overhead == pytest.approx((total.p50 - 2.0) / 2.0)  # of equal engines
-    assert measured.tokens_ms == pytest.approx(total.p50 - 1.0)
+    assert (measured.runs, measured.batch, measured.settings) == (5, 4, {"steps": 2})
+    assert measured.overhead == pytest.approx((total.p50 - 2.0) / 2.0)  # graphs never vary here
     assert measured.images_per_s == pytest.approx(4 / total.p50 * 1e3)
     assert total.p50 <= total.p90 <= total.p99
-    assert measured.stages_ms["sampling"] == bench.Percentiles(5.0, 5.0, 5.0)
+    assert measured.stages_ms == {
+        name: bench.Percentiles(value, value, value) for name, value in stages.items()
+    }
+
+
+@pytest.mark.parametrize("stages", [{"device": 1.0, "other": 0.5}, {}])
+def test_without_the_times_of_graphs_nothing_is_known_of_overhead(
+    stages: dict[str, float],
+) -> None:
+    assert _measured(_contender(stages, graphs=_GRAPHS)).overhead is None
+
+
+def test_what_a_contender_says_of_its_total_does_not_count() -> None:
+    measured = _measured(_contender({"total": 1e9}), runs=1)
+    assert measured.total_ms.p50 < 1e6
+    assert measured.stages_ms == {}
 
 
 def test_percentiles_are_interpolated() -> None:
     assert bench.Percentiles.of([1.0, 2.0, 3.0]) == bench.Percentiles(2.0, 2.8, 2.98)
 
 
-def test_generator_stages_sum_to_the_total(generator: Generator) -> None:
-    timings = bench.contender(generator, batch=2, steps=4, schedule="policy")()
-    assert {"transformer", "policy", "sampling", "decoder", "other", "total"} == set(timings)
+def test_no_runs_is_refused() -> None:
+    with pytest.raises(RequestError, match="runs must be at least 1"):
+        bench.measure({}, runs=0)
+
+
+# --- a generator's runs
+
+
+def test_the_stages_of_a_generation_sum_to_its_total(generator: Generator) -> None:
+    settings = {"steps": 4, "schedule": "policy"}
+    what = bench.contender(generator, batch=2, settings=settings)
+    assert (what.batch, what.settings) == (2, settings)
+    assert what.graphs == {"transformer", "policy", "decoder"}
+    timings = what.run()
+    assert {*what.graphs, "sampling", "other", "total"} == set(timings)
     parts = sum(value for name, value in timings.items() if name != "total")
     assert parts == pytest.approx(timings["total"])
 
 
 def test_text_bundles_are_timed_too(text_generator: Generator) -> None:
-    assert bench.contender(text_generator, batch=2, steps=2)()["total"] > 0
+    what = bench.contender(text_generator, batch=2, settings={"steps": 2})
+    assert what.graphs == {"transformer", "decoder"}
+    assert what.run()["total"] > 0
 
 
-def test_report_is_json_and_names_the_machine(generator: Generator) -> None:
-    run = bench.contender(generator, batch=1, steps=1)
-    measured = bench.measure({"fewstep": (run, 1, 1)}, runs=1)
+def test_more_images_than_there_are_classes_begin_again(generator: Generator) -> None:
+    what = bench.contender(generator, batch=8, settings={"steps": 1})  # of 5 classes
+    assert what.run()["total"] > 0
+
+
+@pytest.mark.parametrize(
+    ("batch", "settings", "message"),
+    [
+        (9, {}, "batch 9 exceeds the 8 images that are decoded together.*larger --max-batch"),
+        (1, {"steps": 17}, "steps must be 1 … 16"),
+        (1, {"step": 4}, "unknown setting 'step'.*Did you mean 'steps'"),
+    ],
+)
+def test_what_cannot_be_timed_is_refused_before_anything_runs(
+    generator: Generator, batch: int, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        bench.contender(generator, batch=batch, settings=settings)
+
+
+def test_a_report_is_json_and_names_the_machine(generator: Generator) -> None:
+    what = bench.contender(generator, batch=1, settings={"steps": 1, "guidance": (0.0, 1.0)})
+    measured = bench.measure({"fewstep": what}, runs=1)
     report = json.loads(json.dumps(bench.report(generator, measured).as_dict()))
     assert report["machine"]["cores"]
     assert report["peak_memory_bytes"] > 0
-    assert report["measurements"][0]["name"] == "fewstep"
-
-
-def test_no_runs_is_refused() -> None:
-    with pytest.raises(RequestError, match="runs must be at least 1"):
-        bench.measure({}, runs=0)
+    (entry,) = report["measurements"]
+    assert (entry["name"], entry["settings"]) == ("fewstep", {"steps": 1, "guidance": [0.0, 1.0]})

@@ -13,9 +13,9 @@ import sys
 import pytest
 from rich.console import Console
 
+from fewstep.cli.tables import doctor_tables
 from fewstep.runtime import doctor, probe
 from fewstep.runtime.errors import DeviceError
-from fewstep.runtime.tables import doctor_tables
 
 _EXPORT, _LOWER = "export checkpoints to ONNX", "preflight, graphs in fp16 and bf16"
 _COMPILE, _BUILD_RTX = "compile CUDA kernels", "build TensorRT-RTX engines"

@@ -9,11 +9,13 @@ import ctypes
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from fewstep.runtime import doctor, probe
+from fewstep.runtime.devices import cuda_driver
 
 _BUILD, _BUILD_RTX = "build TensorRT engines", "build TensorRT-RTX engines"
 
@@ -159,6 +161,7 @@ def test_absent_pycuda_names_the_extra_for_this_driver(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "pycuda", None)
+    monkeypatch.setattr(cuda_driver, "ctypes", SimpleNamespace(CDLL=str))  # there is a driver
     ability = _found(name)
     assert (ability.works, ability.detail) == (False, "pycuda is not installed")
     assert ability.remedy.endswith("pip install 'fewstep[cuda12]'")

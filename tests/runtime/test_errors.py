@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-import fewstep.runtime
+import fewstep
 from fewstep.runtime import errors
 from fewstep.runtime.errors import FewstepError, choose, missing
 
@@ -25,7 +25,7 @@ _STANDARD = {
 
 @pytest.mark.parametrize(("name", "standard"), _STANDARD.items())
 def test_errors_are_fewstep_errors_and_standard_ones(name: str, standard: type) -> None:
-    kind = getattr(fewstep.runtime, name)
+    kind = getattr(fewstep, name)
     assert kind is getattr(errors, name)
     assert issubclass(kind, FewstepError)
     assert issubclass(kind, standard)
@@ -68,15 +68,3 @@ def test_choose_lists_choices_in_order_and_the_nearest(
     received: str, choices: list[str], expected: str
 ) -> None:
     assert choose("device", received, choices) == expected
-
-
-def test_front_door_refuses_unknown_names() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'Generatr'"):
-        fewstep.runtime.Generatr  # noqa: B018
-
-
-@pytest.mark.parametrize("name", fewstep.runtime.__all__)
-def test_front_door_opens_every_name_it_lists(name: str) -> None:
-    found = getattr(fewstep.runtime, name)
-    assert found.__name__ == name
-    assert found.__module__.startswith("fewstep.runtime.")

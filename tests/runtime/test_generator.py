@@ -22,6 +22,7 @@ from fewstep.runtime.devices.cpu import CpuDevice
 from fewstep.runtime.engines import BoundEngine
 from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import BundleError, DeviceError, RequestError
+from fewstep.runtime.families.masked.settings import MaskedSettings
 from fewstep.runtime.generator import Generator
 
 _SCHEDULES = ("cosine", "policy")
@@ -69,7 +70,7 @@ def test_reusing_the_first_logits_does_not_change_the_tokens(
         for name, info in bundle.manifest.graphs.items()
     }
     request: dict[str, Any] = {"class_ids": _CLASSES, "schedule": schedule, "steps": steps}
-    with Generator(bundle, CpuDevice(), engines, reuse_first=False) as plain:
+    with Generator(bundle, CpuDevice(), engines, constants=False) as plain:
         expected = plain.generate(**request).tokens
     assert (generator.generate(**request).tokens == expected).all()
 
@@ -151,17 +152,10 @@ def test_timings_cover_the_request(generator: Generator, schedule: str, stages: 
 
 
 def test_defaults_are_those_of_the_bundle(generator: Generator) -> None:
-    defaults = generator.bundle.manifest.model.defaults
+    defaults = generator.bundle.manifest.model.defaults.model_dump()
+    assert defaults.keys() == MaskedSettings.model_fields.keys()
     bare = generator.generate(class_ids=[0])
-    spelt = generator.generate(
-        class_ids=[0],
-        seed=0,
-        steps=defaults.steps,
-        schedule=defaults.schedule,
-        guidance=defaults.guidance,
-        sampling_temperature=defaults.sampling_temperature,
-        masking_temperature=defaults.masking_temperature,
-    )
+    spelt = generator.generate(class_ids=[0], seed=0, **defaults)
     assert (bare.trace.parameters == spelt.trace.parameters).all()
     assert (bare.tokens == spelt.tokens).all()
 
@@ -209,7 +203,7 @@ def test_no_temperatures_and_no_guidance_need_no_seed(generator: Generator) -> N
         ({"guidance": -1}, "guidance must be finite and at least 0"),
         ({"guidance": float("nan")}, "guidance must be finite and at least 0"),
         ({"guidance": (0, float("inf"))}, "guidance must be finite and at least 0"),
-        ({"guidance": (1, 2, 3)}, "guidance must be a number or a pair"),
+        ({"guidance": (1, 2, 3)}, "guidance must be a number, a pair"),
         ({"sampling_temperature": -0.1}, "sampling_temperature must be finite"),
         ({"masking_temperature": -0.1}, "masking_temperature must be finite"),
         ({"schedule": "policy", "guidance": 3}, "the policy decides guidance"),

@@ -228,9 +228,11 @@ def test_a_name_that_is_not_there_is_the_usual_error() -> None:
 
 def test_version_is_known_where_nothing_is_installed(tmp_path: Path) -> None:
     """As on a device that has the sources alone; ``-S`` leaves installed packages out."""
-    code = f"import sys; sys.path.append({str(_RUNTIME)!r}); import fewstep; print(fewstep.__version__)"
-    command = [sys.executable, "-S", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    code = "import fewstep; print(fewstep.__version__)"
+    command, variables = [sys.executable, "-S", "-c", code], {"PYTHONPATH": str(_RUNTIME)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=tmp_path, env=variables
+    )
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", done.stdout)
 
 
@@ -241,7 +243,7 @@ def test_one_of_the_three_folders_is_the_package() -> None:
     assert all((_ROOT / folder / "fewstep").is_dir() for folder in _FOLDERS)
 
 
-@pytest.mark.parametrize("folders", itertools.permutations(_FOLDERS), ids="-".join)
+@pytest.mark.parametrize("folders", list(itertools.permutations(_FOLDERS)), ids="-".join)
 def test_the_package_spans_the_folders_in_any_order(folders: tuple[str, ...]) -> None:
     code = """
         import fewstep, fewstep.build, fewstep.calibration, fewstep.cli, fewstep.export

@@ -1,4 +1,4 @@
-"""Settings: what is given joins the defaults, in which forms, and what is refused with which words."""
+"""Settings: what is given joins the defaults, in which forms, and what is refused."""
 
 from __future__ import annotations
 

@@ -12,6 +12,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from fewstep.cli.animation import save_animation, step_frames
+from fewstep.cli.pictures import grid, save
+from fewstep.cli.tables import megabytes, stages_of, verify_table
 from fewstep.export.flow import export
 from fewstep.runtime import bench
 from fewstep.runtime.bundle import Bundle
@@ -19,9 +22,7 @@ from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.errors import CheckpointError, EngineError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.inspect import inspect
-from fewstep.runtime.picture import grid, save, save_animation, step_frames
 from fewstep.runtime.progress import Progress
-from fewstep.runtime.tables import STAGES, megabytes, verify_table
 from fewstep.runtime.verify import verify
 
 IMAGES_PER_CLASS = 8
@@ -131,7 +132,7 @@ def _contenders(generator: Generator) -> dict[str, bench.Contender]:
 
 
 def _summary(bundle: Bundle, sample: Path, measurements: list[bench.Measurement]) -> Table:
-    manifest, stages = bundle.manifest, [stage for stage in STAGES if stage != "policy"]
+    manifest, stages = bundle.manifest, stages_of(measurements)
     table = Table(
         title=f"{manifest.name}: {', '.join(manifest.graphs)} from {sample}/weights\n"
         f"bundle {megabytes(inspect(bundle).total_bytes)}; median ms on this CPU, steps × batch",

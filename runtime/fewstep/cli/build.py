@@ -105,8 +105,8 @@ def _build(request: BuildRequest, as_json: bool) -> None:
     from fewstep.cli.tables import engines_table, kernels_table, variant_tables
 
     chosen = _precision(request)
-    with _live("".join(chosen)) as told:
-        outcome = pipeline.build(request, told)
+    with _live("".join(chosen)) as progress:
+        outcome = pipeline.build(request, progress)
     tables: list[Any] = list(variant_tables(outcome.graphs)) if outcome.graphs else []
     tables += _norms(outcome.graphs)
     if outcome.engines:
@@ -193,7 +193,7 @@ def _live(first: str) -> Iterator[Callable[[str, str, float], None]]:
             bars.add_task(first, total=None)
         tasks = {"": bars.add_task("checking graphs and kernels", total=None)}
 
-        def told(graph: str, phase: str, done: float) -> None:
+        def progress(graph: str, phase: str, done: float) -> None:
             bars.update(tasks[""], visible=False)
             if graph not in tasks:
                 tasks[graph] = bars.add_task(graph, total=1.0)
@@ -205,7 +205,7 @@ def _live(first: str) -> Iterator[Callable[[str, str, float], None]]:
             at = None if done < 0 else done
             bars.update(tasks[graph], description=escape(f"{graph}: {phase}"), completed=at)
 
-        yield told
+        yield progress
 
 
 def _line(graph: str, phase: str, done: float) -> None:

@@ -41,7 +41,7 @@ def generate_command(
         Path, typer.Option("--out", help="Picture file (several images make a grid) or folder.")
     ] = Path("fewstep.png"),
     trace: Annotated[
-        Path | None, typer.Option(help="GIF of tokens being decided step by step.")
+        Path | None, typer.Option(help="GIF of the images being decided, step by step.")
     ] = None,
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",

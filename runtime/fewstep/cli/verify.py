@@ -56,7 +56,7 @@ def verify_command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Replay the golden rollouts: errors of logits, actions and image, agreement of tokens.
+    """Replay the golden rollouts: errors of every graph, and agreement of what is decided.
 
     TensorRT's engines that pass are marked as verified on this GPU in the bundle.
     """

@@ -70,7 +70,9 @@ class ClassCondition(Strict):
         """
         ids = np.atleast_1d(np.asarray(class_ids))
         if ids.size == 0 or ids.ndim != 1 or ids.dtype.kind not in "iu":
-            raise RequestError(f"class_ids must be a list of integers, got {class_ids!r}")
+            is_array = isinstance(class_ids, np.ndarray)
+            found = f"{ids.dtype} {list(ids.shape)}" if is_array else repr(class_ids)
+            raise RequestError(f"class_ids must be a list of integers, got {found}")
         if wrong := sorted({int(i) for i in ids if not 0 <= i < self.num_classes}):
             offenders = ", ".join(map(str, wrong))
             raise RequestError(f"class ids must be 0 … {self.num_classes - 1}, got {offenders}")

@@ -32,7 +32,7 @@ _OTHERS = [
     replace(_CARD, driver="13.0"),
 ]
 _GRAPHS = ("decoder", "policy", "transformer")
-_SCHEDULES = {"transformer": "cosine", "decoder": "cosine", "loop": "cosine", "policy": "policy"}
+_ROLLOUTS = {"transformer": "cosine", "decoder": "cosine", "loop": "cosine", "policy": "policy"}
 
 
 @pytest.fixture
@@ -70,8 +70,8 @@ def _on(bundle: Bundle, gpu: Gpu = _CARD) -> EnginesOnGpu:
 def _mark(bundle: Bundle, gpu: Gpu = _CARD, *, passed: bool = True, policy: bool = True) -> Bundle:
     """The bundle after a verdict on a generator that opened it."""
     checks = tuple(
-        Check(graph, schedule, "psnr_db", 50.0, 40.0 if passed else 60.0, at_most=False)
-        for graph, schedule in _SCHEDULES.items()
+        Check(graph, rollout, "psnr_db", 50.0, 40.0 if passed else 60.0, at_most=False)
+        for graph, rollout in _ROLLOUTS.items()
         if policy or graph != "policy"
     )
     report = Report(str(bundle.path), "fp32", checks, "tensorrt", "cuda")
@@ -109,7 +109,7 @@ def test_engines_that_passed_are_marked_and_no_others(engines: Bundle) -> None:
     assert marked.damage() == {}
 
 
-def test_an_engine_without_figures_is_neither_marked_nor_unmarked(engines: Bundle) -> None:
+def test_an_engine_without_metrics_is_neither_marked_nor_unmarked(engines: Bundle) -> None:
     some = _mark(engines, policy=False)
     assert sorted(_where(some)) == ["decoder", "transformer"]
     assert sorted(_where(_mark(_mark(some), policy=False))) == list(_GRAPHS)
@@ -359,7 +359,7 @@ def test_a_failed_verify_unmarks(
 
     assert fewstep("verify", noted.path, "--device", "cpu").code == 0
     assert sorted(_where(Bundle.read(noted.path))) == list(_GRAPHS)
-    strict = verify.Thresholds(-1.0, 2.0, 2.0, 1e9)
-    monkeypatch.setitem(verify.THRESHOLDS, "fp32", strict)
+    strict = verify.Tolerances(-1.0, 2.0, 2.0, 1e9)
+    monkeypatch.setitem(verify.TOLERANCES, "fp32", strict)
     assert fewstep("verify", noted.path, "--device", "cpu").code == 1
     assert _where(Bundle.read(noted.path)) == {}

@@ -34,10 +34,10 @@ _FOUND = Divergence(
     precision="fp16",
     backend="onnxruntime on cpu",
     reference="fp32 of a/bundle",
-    schedule="cosine",
+    rollout="cosine",
     step=3,
     image=1,
-    bar=0.02,
+    tolerance=0.02,
     compared=5,
     tensors=9,
     first=_TENSOR,
@@ -98,7 +98,7 @@ def test_markdown_keeps_its_tables_whole() -> None:
     text = as_markdown(_verification(_GOOD, _BAD, unavailable=(_ASKED,)))
     rows = [line for line in text.splitlines() if line.startswith("|")]
     widths = {row.replace("\\|", "").count("|") for row in rows}
-    assert widths == {3, 6, 7}  # machine, worst steps, figures
+    assert widths == {3, 6, 7}  # machine, worst steps, metrics
     assert "| system | Linux \\| x |" in rows
     assert "| onnxruntime | 1.20 |" in rows
     assert not any("torch" in row for row in rows)

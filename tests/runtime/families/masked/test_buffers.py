@@ -1,4 +1,4 @@
-"""The buffers of a plan: what is said before anything is allocated is what is allocated.
+"""The buffers of a masked program: what is said before anything is allocated is what is allocated.
 
 Covered: names, shapes, dtypes and roles against a table for the tiny bundles, with guidance,
 policy and text; sizes from the graphs of the manifest and from open engines; what guidance doubles
@@ -11,25 +11,25 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from fewstep.runtime.masked import MaskedDecoder
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices import BufferSpec
 from fewstep.runtime.devices.cpu import CpuDevice, CpuWorkspace, host_array
-from fewstep.runtime.families.masked.model import MaskedModel
+from fewstep.runtime.families import Model, model_of
+from fewstep.runtime.families.masked.program import MaskedKey, masked_program
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.plan import PlanKey, first_pass_buffers, plan_buffers
+from fewstep.runtime.memory import Plans
+from fewstep.runtime.program import Program
 from fewstep.runtime.records import GraphInfo
 
 Table = dict[str, tuple[tuple[int, ...], str, str]]
 
-_PLAIN = PlanKey(batch=3, steps=5, guided=False, policy=None)
+_PLAIN = MaskedKey(batch=3, steps=5, guided=False, policy=None)
 _TABLE: Table = {
     "condition": ((3,), "int32", "input"),
     "seeds": ((3,), "uint64", "input"),
@@ -62,9 +62,8 @@ _POLICY: Table = {
 
 
 @pytest.fixture(scope="module")
-def manifest(tiny_bundle: Path) -> tuple[MaskedModel, Mapping[str, GraphInfo]]:
-    read = Bundle.read(tiny_bundle).manifest
-    return read.model, read.graphs
+def model(tiny_bundle: Path) -> Model:
+    return model_of(Bundle.read(tiny_bundle))
 
 
 def _as_table(specs: Mapping[str, BufferSpec]) -> Table:
@@ -83,49 +82,54 @@ def _without_features(table: Table) -> Table:
     [
         (_PLAIN, _TABLE),
         (replace(_PLAIN, guided=True), _GUIDED),
-        (replace(_PLAIN, guided=True, reuse_first=False), _GUIDED),
+        (replace(_PLAIN, guided=True, reuse=False), _GUIDED),
         (replace(_PLAIN, policy="policy"), _TABLE | _POLICY),
         (replace(_PLAIN, guided=True, policy="policy"), _GUIDED | _POLICY),
     ],
 )
 def test_buffers_of_a_class_conditional_bundle(
-    manifest: tuple[MaskedModel, Mapping[str, GraphInfo]], key: PlanKey, expected: Table
+    model: Model, key: MaskedKey, expected: Table
 ) -> None:
-    assert _as_table(plan_buffers(*manifest, key)) == expected
+    assert _as_table(masked_program(model, key).buffers) == expected
 
 
 @pytest.mark.parametrize("guided", [False, True])
 def test_buffers_of_a_text_conditional_bundle(tiny_text_bundle: Path, guided: bool) -> None:
     """Text states instead of class ids; without a policy the transformer gives no features."""
-    read = Bundle.read(tiny_text_bundle).manifest
-    found = _as_table(plan_buffers(read.model, read.graphs, replace(_PLAIN, guided=guided)))
+    model = model_of(Bundle.read(tiny_text_bundle))
+    found = _as_table(masked_program(model, replace(_PLAIN, guided=guided)).buffers)
     condition = ((6 if guided else 3, 3, 12), "float32", "input")
     expected = _without_features(_GUIDED if guided else _TABLE) | {"condition": condition}
     assert found == expected
 
 
-def test_the_first_pass_keeps_the_logits_of_one_image(
-    manifest: tuple[MaskedModel, Mapping[str, GraphInfo]],
-) -> None:
-    found = first_pass_buffers(*manifest)
-    assert _as_table(found) == {"logits": ((1, 16, 24), "float32", "internal")}
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("reuse", [False, True])
+def test_the_constant_is_the_logits_of_one_image(model: Model, guided: bool, reuse: bool) -> None:
+    program = masked_program(model, replace(_PLAIN, guided=guided, reuse=reuse))
+    constant = {"unconditional_logits": ((1, 16, 24), "float32", "internal")}
+    assert _as_table(_constants(program)) == (constant if guided and reuse else {})
+
+
+def _constants(program: Program) -> dict[str, BufferSpec]:
+    return {name: each.buffers[name] for name, each in program.constants.items()}
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_dtypes_are_those_of_the_graphs(
-    manifest: tuple[MaskedModel, Mapping[str, GraphInfo]], dtype: str
-) -> None:
-    model, graphs = manifest
-    changed = {
-        "transformer": _with_outputs(graphs["transformer"], dtype),
-        "decoder": _with_outputs(graphs["decoder"], dtype),
-    }
-    found = plan_buffers(model, changed, _PLAIN)
+def test_dtypes_are_those_of_the_graphs(model: Model, dtype: str) -> None:
+    graphs = dict(model.graphs)
+    for name in ("transformer", "decoder"):
+        graph = graphs[name]
+        assert isinstance(graph, GraphInfo)
+        graphs[name] = _with_outputs(graph, dtype)
+    changed = replace(model, graphs=graphs)
+    found = masked_program(changed, _PLAIN).buffers
     assert {name for name, spec in found.items() if spec.dtype == "float16"} == (
         {"logits", "features", "image"} if dtype == "float16" else set()
     )
     assert found["logits"].bytes == 3 * 16 * 24 * np.dtype(dtype).itemsize
-    assert first_pass_buffers(model, changed)["logits"].dtype == dtype
+    (constant,) = _constants(masked_program(changed, replace(_PLAIN, guided=True))).values()
+    assert constant.dtype == dtype
 
 
 def _with_outputs(graph: GraphInfo, dtype: str) -> GraphInfo:
@@ -140,13 +144,13 @@ def _with_outputs(graph: GraphInfo, dtype: str) -> GraphInfo:
 
 @given(batch=st.integers(1, 9), steps=st.integers(1, 16), policy=st.sampled_from([None, "policy"]))
 def test_guidance_doubles_what_the_transformer_reads_and_writes_and_nothing_else(
-    manifest: tuple[MaskedModel, Mapping[str, GraphInfo]],
+    model: Model,
     batch: int,
     steps: int,
     policy: str | None,
 ) -> None:
     plain, guided = (
-        plan_buffers(*manifest, PlanKey(batch, steps, guided=guided, policy=policy))
+        masked_program(model, MaskedKey(batch, steps, guided, policy)).buffers
         for guided in (False, True)
     )
     assert plain.keys() == guided.keys()
@@ -156,14 +160,11 @@ def test_guidance_doubles_what_the_transformer_reads_and_writes_and_nothing_else
 
 
 @given(batch=st.integers(1, 9), steps=st.integers(1, 16), guided=st.booleans())
-def test_bytes_per_image_and_step(
-    manifest: tuple[MaskedModel, Mapping[str, GraphInfo]], batch: int, steps: int, guided: bool
-) -> None:
+def test_bytes_per_image_and_step(model: Model, batch: int, steps: int, guided: bool) -> None:
     """By hand: 16 tokens of 24 codes, features of 32, images of 3·8·8."""
 
     def size(batch: int, steps: int) -> int:
-        specs = plan_buffers(*manifest, PlanKey(batch, steps, guided=guided, policy=None))
-        return sum(spec.bytes for spec in specs.values())
+        return masked_program(model, MaskedKey(batch, steps, guided, None)).bytes
 
     halves = 1 + guided
     logits, features, tokens, image = 4 * 16 * 24, 4 * 16 * 32, 4 * 16, 3 * 8 * 8
@@ -188,45 +189,43 @@ class _Noting(CpuDevice):
         return super().workspace(specs)
 
 
-@pytest.mark.parametrize("reuse_first", [False, True])
+@pytest.mark.parametrize("reuse", [False, True])
 @pytest.mark.parametrize("policy", [None, "policy"])
 @pytest.mark.parametrize("guided", [False, True])
 def test_a_plan_allocates_what_was_said(
-    generator: Generator, guided: bool, policy: str | None, reuse_first: bool
+    generator: Generator, guided: bool, policy: str | None, reuse: bool
 ) -> None:
-    key = PlanKey(2, 3, guided=guided, policy=policy, reuse_first=reuse_first)
-    _assert_allocated(generator, key, np.array(5, np.int32))
+    _assert_allocated(generator, MaskedKey(2, 3, guided, policy, reuse))
 
 
 @pytest.mark.parametrize("guided", [False, True])
 def test_a_plan_for_text_allocates_what_was_said(text_generator: Generator, guided: bool) -> None:
-    key = PlanKey(2, 3, guided=guided, policy=None)
-    _assert_allocated(text_generator, key, np.zeros((3, 12), np.float32))
+    _assert_allocated(text_generator, MaskedKey(2, 3, guided, None))
 
 
-def _assert_allocated(
-    generator: Generator, key: PlanKey, unconditional: np.ndarray[Any, Any]
-) -> None:
-    manifest, engines, device = generator.bundle.manifest, generator.engines, _Noting()
-    decoder = MaskedDecoder(device, engines, manifest.model, unconditional)
-    plan = decoder.plan(key)
-    said = plan_buffers(manifest.model, manifest.graphs, key)
-    assert plan_buffers(manifest.model, engines, key) == said  # engines know as much as graphs
-    assert device.asked[-1] == said
-    arrays = {name: host_array(plan.workspace[name]) for name in said}
+def _assert_allocated(generator: Generator, key: MaskedKey) -> None:
+    device = _Noting()
+    said = masked_program(model_of(generator.bundle), key)
+    known = masked_program(generator.model, key)  # engines know as much as graphs
+    assert (known.buffers, known.ops) == (said.buffers, said.ops)
+    plans = Plans(device, generator.engines, lambda _: known)
+    plan = plans.get(key)
+    assert device.asked[-1] == said.buffers
+    arrays = {name: host_array(plan.workspace[name]) for name in said.buffers}
     assert {name: (array.shape, array.dtype.name) for name, array in arrays.items()} == {
-        name: (spec.shape, spec.dtype) for name, spec in said.items()
+        name: (spec.shape, spec.dtype) for name, spec in said.buffers.items()
     }
-    assert plan.bytes == sum(array.nbytes for array in arrays.values())
-    assert plan.bytes == sum(spec.bytes for spec in said.values())
-    assert all(math.prod(spec.shape) > 0 for spec in said.values())
-    kept = first_pass_buffers(manifest.model, manifest.graphs)
-    assert (kept in device.asked) == (key.guided and key.reuse_first)
-    decoder.close()
+    assert said.bytes == sum(array.nbytes for array in arrays.values())
+    assert all(math.prod(spec.shape) > 0 for spec in said.buffers.values())
+    shared = _constants(said)
+    assert bool(shared) == (key.guided and key.reuse)
+    assert not shared or shared in device.asked
+    plans.close()
 
 
-def test_keys_are_equal_by_their_values_and_reuse_the_first_pass_unless_told() -> None:
-    key = PlanKey(1, 2, guided=True, policy=None)
-    assert key == PlanKey(1, 2, guided=True, policy=None, reuse_first=True)
+def test_keys_are_equal_by_their_values_and_reuse_unless_told() -> None:
+    key = MaskedKey(1, 2, guided=True, policy=None)
+    assert key == MaskedKey(1, 2, guided=True, policy=None, reuse=True)
     assert hash(key) == hash(replace(key))
-    assert key != replace(key, reuse_first=False)
+    assert key != replace(key, reuse=False)
+    assert [replace(key, guided=each).rows for each in (True, False)] == [2, 1]

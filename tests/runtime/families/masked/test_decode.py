@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,18 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import pytest
-from fewstep.runtime.masked_plan import Decoded, MaskedPlan
 from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.errors import RequestError
+from fewstep.runtime.devices import Array
+from fewstep.runtime.families.masked.program import MaskedKey
+from fewstep.runtime.families.masked.request import MaskedRequest
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.kernels.philox import uniforms
-from fewstep.runtime.plan import PlanKey
+from fewstep.runtime.result import Result
 
 _TOKENS, _CODES, _MASK, _NO_CLASS = 16, 24, 24, 5
 _STEPS = (1, 2, 4, 8, 16)
@@ -229,25 +230,30 @@ def _given(seed: int = 0) -> Given:
     return np.random.default_rng(seed).integers(0, _CODES, (len(_SEEDS), _TOKENS)).astype(np.int32)
 
 
-def _plan(
-    generator: Generator, steps: int, *, guided: bool, policy: str | None = None
-) -> MaskedPlan:
-    key = PlanKey(len(_SEEDS), steps, guided=guided, policy=policy, reuse_first=False)
-    return generator.decoder.plan(key)
-
-
 def _edit(
-    plan: MaskedPlan,
+    generator: Generator,
+    steps: int,
     parameters: _Parameters | None,
-    given: npt.NDArray[Any] | None,
-    mask: npt.NDArray[Any] | None,
-) -> Decoded:
-    """One run on ``_CLASSES`` and ``_SEEDS``."""
-    steps, fixed = plan.key.steps, None
+    given: Array | None = None,
+    mask: Array | None = None,
+    *,
+    guided: bool = True,
+) -> Result:
+    """One run on ``_CLASSES`` and ``_SEEDS``; without parameters the policy decides."""
+    fixed = None
     if parameters is not None:
         fixed = np.array([parameters(step, steps) for step in range(steps)], np.float32)
-    classes, seeds = np.array(_CLASSES, np.int32), np.array(_SEEDS, np.uint64)
-    return plan.run(classes, seeds, fixed, given=given, mask=mask)
+    request = MaskedRequest(
+        condition=np.array(_CLASSES, np.int32),
+        seeds=np.array(_SEEDS, np.uint64),
+        steps=steps,
+        parameters=fixed,
+        guided=guided,
+        policy="policy" if parameters is None else None,
+        given=given,
+        mask=mask,
+    )
+    return generator.run(request)
 
 
 @pytest.mark.parametrize("which", _MASKS)
@@ -256,17 +262,16 @@ def _edit(
 def test_an_edit_gives_the_tokens_of_the_plain_loop(
     generator: Generator, plain: Plain, schedule: str, steps: int, which: str
 ) -> None:
-    given, policy = _given(), "policy" if schedule == "policy" else None
+    given, guided = _given(), schedule != "unguided"
     mask = np.stack([_MASKS[which], np.roll(_MASKS[which], 3), ~_MASKS[which]])
-    parameters = None if policy else _cosine(3.0 if schedule == "guided" else 0.0)
-    plan = _plan(generator, steps, guided=schedule != "unguided", policy=policy)
-    found = _edit(plan, parameters, given, mask)
+    parameters = None if schedule == "policy" else _cosine(3.0 * guided)
+    found = _edit(generator, steps, parameters, given, mask, guided=guided)
     start = np.where(mask, _MASK, given)
-    assert (found.tokens[0] == start).all()
+    assert (found.trace.tokens[0] == start).all()
     for i, (class_id, seed) in enumerate(zip(_CLASSES, _SEEDS, strict=True)):
         condition, begin = np.array(class_id, np.int32), start[i].astype(np.int64)
         expected = plain.decode(condition, seed, steps, parameters, begin)
-        assert found.sampled[-1, i].tolist() == expected.tolist()
+        assert found.tokens[i].tolist() == expected.tolist()
 
 
 @settings(max_examples=25)
@@ -279,74 +284,60 @@ def test_kept_tokens_stay_through_every_step(
     generator: Generator, mask: npt.NDArray[np.uint8], guided: bool, seed: int
 ) -> None:
     given, kept = _given(seed), mask == 0
-    plan = _plan(generator, 4, guided=guided)
-    found = _edit(plan, _cosine(2.0 * guided, temperature=1.5), given, mask)
-    for tokens in (*found.tokens, *found.sampled):
+    parameters = _cosine(2.0 * guided, temperature=1.5)
+    trace = _edit(generator, 4, parameters, given, mask, guided=guided).trace
+    for tokens in (*trace.tokens, *trace.sampled):
         assert (tokens[kept] == given[kept]).all()
-    assert (found.tokens[0][~kept] == _MASK).all()
-    assert ((found.sampled >= 0) & (found.sampled < _CODES)).all()
-    assert (found.tokens[-1] != _MASK).all()  # the last ratio is 0
+    assert (trace.tokens[0][~kept] == _MASK).all()
+    assert ((trace.sampled >= 0) & (trace.sampled < _CODES)).all()
+    assert (trace.tokens[-1] != _MASK).all()  # the last ratio is 0
+    plan = generator.plans.get(MaskedKey(len(_SEEDS), 4, guided, None, reuse=False))
     halves = plan.workspace.read("tokens").reshape(5, -1, *given.shape)
     assert halves.shape[1] == 1 + guided
-    assert (halves == found.tokens[:, None]).all()
+    assert (halves == trace.tokens[:, None]).all()
 
 
 def test_the_image_of_an_edit_is_decoded_from_all_its_tokens(
     generator: Generator, tiny_bundle: Path
 ) -> None:
     mask = np.broadcast_to(_MASKS["corner"], (len(_SEEDS), _TOKENS))
-    found = _edit(_plan(generator, 2, guided=True), _cosine(2.0), _given(), mask)
+    found = _edit(generator, 2, _cosine(2.0), _given(), mask)
     decoder = _session(tiny_bundle / "decoder.onnx")
-    (image,) = decoder.run(["image"], {"tokens": found.sampled[-1]})
+    (image,) = decoder.run(["image"], {"tokens": found.tokens})
     expected = np.round(np.clip(image, 0, 1) * 255).transpose(0, 2, 3, 1)
-    assert np.abs(found.pixels - expected).max() <= 1
+    assert np.abs(found.images - expected).max() <= 1
 
 
 def test_an_edit_leaves_nothing_behind_in_its_plan(generator: Generator) -> None:
-    plan, mask = _plan(generator, 3, guided=True), np.tile(_MASKS["one"], (len(_SEEDS), 1))
-    before = _edit(plan, _cosine(3.0), None, None)
-    edited = _edit(plan, _cosine(3.0), _given(), mask)
-    after = _edit(plan, _cosine(3.0), None, None)
-    assert (edited.sampled != before.sampled).any()
+    mask = np.tile(_MASKS["one"], (len(_SEEDS), 1))
+    everything = np.ones_like(mask)
+    before = _edit(generator, 3, _cosine(3.0), _given(), everything)
+    edited = _edit(generator, 3, _cosine(3.0), _given(), mask)
+    after = _edit(generator, 3, _cosine(3.0), _given(1), everything)
+    assert (edited.tokens != before.tokens).any()
+    assert (after.trace.tokens == before.trace.tokens).all()
     assert (after.tokens == before.tokens).all()
-    assert (after.sampled == before.sampled).all()
 
 
 def test_nothing_given_and_all_given_masked_are_the_same(generator: Generator) -> None:
-    plan, everything = _plan(generator, 4, guided=True), np.ones((len(_SEEDS), _TOKENS), np.bool_)
-    fresh = _edit(plan, _cosine(3.0), None, None)
-    masked = _edit(plan, _cosine(3.0), np.full_like(_given(), -1), everything)
+    everything = np.ones((len(_SEEDS), _TOKENS), np.bool_)
+    fresh = _edit(generator, 4, _cosine(3.0))
+    masked = _edit(generator, 4, _cosine(3.0), np.full_like(_given(), -1), everything)
     new = generator.generate(class_ids=_CLASSES, seed=_SEEDS, steps=4, guidance=(0, 3))
-    assert (masked.tokens == fresh.tokens).all()
-    assert (masked.sampled[-1] == new.tokens).all()
+    assert (masked.trace.tokens == fresh.trace.tokens).all()
+    assert (masked.tokens == new.tokens).all()
 
 
-@pytest.mark.parametrize("invalid", [-1, _CODES, _CODES + 1])
-def test_a_kept_token_that_is_no_code_is_refused_and_not_remembered(
-    generator: Generator, invalid: int
+def test_an_edit_is_the_same_in_batches_of_any_size(
+    generator: Generator, tiny_bundle: Path
 ) -> None:
-    plan, given = _plan(generator, 2, guided=True), _given()
-    nothing = np.zeros(given.shape, np.uint8)
-    given[1, 3] = invalid
-    with pytest.raises(RequestError, match="must be codes, 0 … 23"):
-        _edit(plan, _cosine(3.0), given, nothing)
-    given[1, 3] = 0
-    assert (_edit(plan, _cosine(3.0), given, nothing).sampled == given).all()
-
-
-def test_kept_tokens_that_a_plan_cannot_keep_are_refused(generator: Generator) -> None:
-    plan, given = _plan(generator, 2, guided=True), _given()
-    nothing = np.zeros(given.shape, np.uint8)
-    reusing = generator.decoder.plan(replace(plan.key, reuse_first=True))
-    with pytest.raises(RequestError, match="reuse_first=False"):
-        _edit(reusing, _cosine(3.0), given, nothing)
-    with pytest.raises(RequestError, match="must be"):
-        _edit(plan, _cosine(3.0), given[:, :-1], nothing)
-    condition, seeds = np.zeros(len(given), np.int32), np.zeros(len(given), np.uint64)
-    with pytest.raises(RequestError, match="both"):
-        plan.prepare(condition, seeds, None, given=given)
-    with pytest.raises(RequestError, match="both"):
-        plan.prepare(condition, seeds, None, mask=nothing)
+    """Every image has tokens of its own to keep."""
+    edit = {"given": _given(), "mask": np.stack([_MASKS["corner"], _MASKS["one"], ~_MASKS["one"]])}
+    request = generator.request(class_ids=_CLASSES, seed=_SEEDS, steps=3, edit=edit)
+    expected = generator.run(request)
+    for max_batch in (1, 2):
+        with Generator.open(tiny_bundle, threads=1, max_batch=max_batch) as other:
+            assert (other.run(request).trace.tokens == expected.trace.tokens).all()
 
 
 # --- the trace

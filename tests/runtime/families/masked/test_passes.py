@@ -131,7 +131,7 @@ def test_unguided_passes_never_double_the_batch(
 
 
 def test_passes_without_reuse(tiny_bundle: Path, engines: dict[str, Counting]) -> None:
-    with _open(tiny_bundle, engines, reuse_first=False) as generator:
+    with _open(tiny_bundle, engines, constants=False) as generator:
         generator.generate(class_ids=[0, 1], steps=3)
     assert engines["transformer"].batches == [4, 4, 4]
 
@@ -159,12 +159,12 @@ def test_closing_releases_every_engine_once(
     ("graph", "schedule"),
     [("transformer", "cosine"), ("transformer", "policy"), ("policy", "policy")],
 )
-@pytest.mark.parametrize("reuse_first", [True, False])
+@pytest.mark.parametrize("constants", [True, False])
 def test_nan_from_an_engine_is_reported_and_not_remembered(
-    tiny_bundle: Path, engines: dict[str, Counting], graph: str, reuse_first: bool, schedule: str
+    tiny_bundle: Path, engines: dict[str, Counting], graph: str, constants: bool, schedule: str
 ) -> None:
     request: dict[str, Any] = {"class_ids": [0, 1], "steps": 3, "schedule": schedule}
-    with _open(tiny_bundle, engines, reuse_first=reuse_first) as generator:
+    with _open(tiny_bundle, engines, constants=constants) as generator:
         expected = generator.generate(**request)
         engines[graph].spoil = lambda output: output.fill(np.nan)
         with np.errstate(invalid="ignore"), pytest.raises(EngineError, match="NaN"):
@@ -260,9 +260,8 @@ def test_one_engine_that_cannot_be_captured_prevents_it(
     device = _Capturing()
     engines[graph].capturable = False
     with _open(tiny_bundle, engines, device) as generator:
-        assert not generator.decoder.capturable
         waited = device.waited
-        generator.generate(class_ids=[0, 1], steps=2)
+        generator.generate(class_ids=[0, 1], steps=2, schedule="policy")
         assert device.waited > waited  # results are read only after that
     assert (device.captured, device.replayed) == (0, 0)
     assert engines["decoder"].batches == [2]

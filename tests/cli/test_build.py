@@ -1,6 +1,6 @@
 """``fewstep build`` of kernels and graphs, ``inspect --plan``, and commands without a GPU.
 
-Engines are in test_cli_build_engines.
+Engines are in test_build_engines.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from fewstep.cli import spaced_capabilities
+from fewstep.runtime.devices import cuda_driver
 
 if TYPE_CHECKING:
     from tests.conftest import Terminal
@@ -138,14 +140,15 @@ def test_build_without_the_compiler_is_one_line(
 # --- the memory of a plan
 
 
-def test_inspect_plan_lists_every_buffer(fewstep: Terminal, tiny_bundle: Path) -> None:
+def test_inspect_plan_lists_every_operation_and_buffer(fewstep: Terminal, tiny_bundle: Path) -> None:
     wish = ["inspect", tiny_bundle, "--plan", "--batch", 3, "--steps", 2, "--schedule", "policy"]
     shown = fewstep(*wish)
     assert (shown.code, shown.err) == (0, "")
-    assert "batch 3, 2 steps, guided, policy" in shown.out
+    assert "Plan: batch 3, steps 2, schedule policy" in shown.out
     data = json.loads(fewstep(*wish, "--json").out)
-    assert (data["batch"], data["steps"], data["policy"]) == (3, 2, "policy")
-    assert all(name in shown.out for name in data["buffers"] if not name.startswith("shared/"))
+    assert (data["batch"], data["settings"]["steps"], data["key"]["policy"]) == (3, 2, "policy")
+    assert all(name in shown.out for name in data["buffers"])
+    assert all(each["what"] in shown.out for each in data["operations"])
     assert f"{data['total_bytes']:,}" in shown.out
 
 
@@ -171,12 +174,28 @@ def test_gpu_without_pycuda_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "pycuda", None)
+    monkeypatch.setattr(cuda_driver, "ctypes", SimpleNamespace(CDLL=str))  # there is a driver
     outcome = fewstep(command[0], tiny_bundle, *command[1:], "--device", device)
     assert (outcome.code, outcome.out) == (1, "")
     assert outcome.err == (
         "error: pycuda is not installed; install it with: pip install 'fewstep[cuda]'\n"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_driver_absent_packages_are_not_blamed(
+    fewstep: Terminal, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    for module in ("pycuda", "tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(cuda_driver, "ctypes", SimpleNamespace(CDLL=absent))
+    outcome = fewstep("verify", tiny_bundle, "--device", "cuda")
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert outcome.err.startswith("error: no CUDA driver on this machine (libcuda.so.1: cannot")
+    assert "not installed" not in outcome.err
 
 
 def test_gpu_without_a_driver_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:

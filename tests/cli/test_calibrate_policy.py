@@ -36,7 +36,8 @@ def test_tune_verify_and_generate(fewstep: Terminal, bundle_copy: Path, data: Pa
     assert done.code == 0, done.err
     assert "added policy-3-steps: Fréchet distance " in done.out
     assert "--schedule policy-3-steps --steps 3" in done.out
-    record = Bundle.read(bundle_copy).manifest.model.policies["policy-3-steps"]
+    model: Any = Bundle.read(bundle_copy).manifest.model
+    record = model.policies["policy-3-steps"]
     assert record.tuning is not None
     assert record.tuning.command.startswith("fewstep calibrate policy ")
     assert record.tuning.features == "efficientnet-lite0"
@@ -45,8 +46,8 @@ def test_tune_verify_and_generate(fewstep: Terminal, bundle_copy: Path, data: Pa
     assert fewstep("build", bundle_copy, "--precision", "fp16").code == 0
     verified = json.loads(fewstep("verify", bundle_copy, "--precision", "fp16", "--json").out)
     assert verified["passed"] is True
-    schedules = {each["schedule"] for each in verified["reports"][0]["checks"]}
-    assert schedules == {"cosine", "policy", "policy-3-steps"}
+    rollouts = {each["rollout"] for each in verified["reports"][0]["checks"]}
+    assert rollouts == {"cosine", "policy", "policy-3-steps"}
     wish = ["generate", bundle_copy, "--class", "0", "--steps", 3, "--schedule"]
     for name in ("policy", "policy-3-steps"):
         made = fewstep(*wish, name, "--out", data.with_name(name))
@@ -135,4 +136,5 @@ def test_a_killed_process_leaves_the_bundle_whole_and_goes_on(
     assert bundle.damage() == {}
     done = fewstep(*wish)
     assert done.code == 0, done.err
-    assert "policy-3-steps" in Bundle.read(bundle_copy).manifest.model.policies
+    model: Any = Bundle.read(bundle_copy).manifest.model
+    assert "policy-3-steps" in model.policies
