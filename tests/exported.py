@@ -22,8 +22,9 @@ from pathlib import Path
 from tests.cache import cache_folder, fill, key_of, locked, remove_oldest
 
 ROOT = Path(__file__).resolve().parents[1]
-BUNDLES = ("tiny", "tiny-text", "sample")
-"""Class-conditional with a policy, text-conditional without, and the trained Fashion sample."""
+BUNDLES = ("tiny", "tiny-text", "toy", "sample")
+"""Class-conditional with a policy, text-conditional without, the family that lives in the tests,
+and the trained Fashion sample."""
 
 _SAMPLE = ROOT / "samples" / "fashion"
 _FOLDERS = tuple(ROOT / name for name in ("export", "runtime", "calibration", "tests"))
@@ -62,18 +63,22 @@ def _start(name: str, folder: Path) -> None:
 
 def _export(name: str, folder: Path) -> None:
     from tests import tiny
+    from tests.toy.source import export_toy
 
+    from fewstep.export import flow
     from fewstep.export.demo import sample_checkpoints
-    from fewstep.export.flow import export
 
     bundle = folder / "bundle"
     with tempfile.TemporaryDirectory() as checkpoints:
+        work = Path(checkpoints)
         if name == "tiny":
-            tiny.export(tiny.checkpoints(Path(checkpoints)), bundle)
+            tiny.export(tiny.checkpoints(work), bundle)
         elif name == "tiny-text":
-            tiny.export_text(tiny.text_checkpoints(Path(checkpoints)), bundle)
+            tiny.export_text(tiny.text_checkpoints(work), bundle)
+        elif name == "toy":
+            export_toy(work / "toy.pt", bundle)
         else:
-            export("adanat", sample_checkpoints(_SAMPLE), bundle, command="pytest")
+            flow.export("adanat", sample_checkpoints(_SAMPLE), bundle, command="pytest")
     files = _loaded()
     if name == "sample":
         files += [_SAMPLE / "config.json", *(_SAMPLE / "weights").iterdir()]

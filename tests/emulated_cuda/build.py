@@ -1,6 +1,6 @@
 """Build what runs pycuda on a machine without a GPU: pycuda itself and the emulated CUDA driver.
 
-Everything lands in a cache folder, never in the running environment, and each part in a folder
+Everything lands in the tests' cache, never in the running environment, and each part in a folder
 named after what went into it, so that an edit of the driver does not rebuild pycuda:
 
 - `pycuda-<key>`: pycuda's wheel, compiled against NVIDIA's headers from their wheels and against an
@@ -9,15 +9,10 @@ named after what went into it, so that an edit of the driver does not rebuild py
 - `headers-<key>`: the headers that the driver is compiled against.
 - `driver-<key>`: `libcuda.so.1` compiled from `driver/`. Seconds.
 - `kernels-<key>`: the host build of a kernel file.
-
-A part is built under a temporary name and then renamed, with a lock around it, so any number of
-processes may ask at once and none ever sees half of one.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
 import re
@@ -27,11 +22,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.cache import cache_folder, key_of, once
 from tests.emulated_cuda.simt.build_kernels import build_kernels
 
 PYCUDA = "pycuda==2026.1"
@@ -128,9 +123,8 @@ def host_kernels(source: Path, cache: Path | None = None) -> Path:
 
 
 def default_cache() -> Path:
-    """`$XDG_CACHE_HOME/fewstep/emulated-cuda`, below `~/.cache` where that is not set."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "fewstep" / "emulated-cuda"
+    """The parts' folder in the tests' cache."""
+    return cache_folder() / "emulated-cuda"
 
 
 def say(message: str) -> None:
@@ -154,31 +148,6 @@ def _require_tools(python: Path) -> str:
     if not has_pip:
         raise CannotBuild(f"there is no pip; install it with: {python} -m ensurepip")
     return str(abi)
-
-
-def once(target: Path, make: Callable[[Path], None]) -> Path:
-    """Fill the folder `target` unless it exists; whoever else asks meanwhile waits for it."""
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not target.is_dir():
-            with tempfile.TemporaryDirectory(dir=target.parent, prefix="building-") as temporary:
-                fresh = Path(temporary) / "new"
-                fresh.mkdir()
-                make(fresh)
-                fresh.rename(target)
-    return target
-
-
-def key_of(parts: Iterable[str | bytes]) -> str:
-    """A name for what was made of these parts."""
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        digest.update(len(data).to_bytes(8, "little") + data)
-    return digest.hexdigest()[:16]
 
 
 def _pycuda_headers(cuda: str) -> tuple[str, str]:

@@ -13,14 +13,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tests.cache import key_of, once
 from tests.emulated_cuda.build import (
     CannotBuild,
     Installation,
     build,
     default_cache,
     host_kernels,
-    key_of,
-    once,
 )
 from tests.emulated_cuda.run import environment
 

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tests.cache import once
 from tests.emulated_cuda import build, run
 from tests.emulated_cuda.build import CannotBuild
 from tests.emulated_cuda.checks import SCRIPTS, Prepared, prepare
@@ -49,10 +50,10 @@ def test_a_part_is_built_once(tmp_path: Path) -> None:
         (target / "part").touch()
 
     with ThreadPoolExecutor(4) as workers:
-        asked = [workers.submit(build.once, tmp_path / "part-1", make) for _ in range(4)]
+        asked = [workers.submit(once, tmp_path / "part-1", make) for _ in range(4)]
     assert {future.result() for future in asked} == {tmp_path / "part-1"}
     assert len(made) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["part-1", "part-1.lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["part-1", "part.lock"]
 
 
 @pytest.mark.parametrize("streams", ["lazy", "eager"])

@@ -14,7 +14,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.emulated_cuda.build import default_cache, key_of, once, pip
+from tests.cache import key_of, once
+from tests.emulated_cuda.build import default_cache, pip
 
 from fewstep.runtime.errors import RequestError, choose
 from fewstep.runtime.kernels.compile import CompiledKernels

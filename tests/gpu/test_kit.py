@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cache import key_of, once
 from tests.emulated_cuda.build import (
     CannotBuild,
     build,
     default_cache,
     host_kernels,
-    key_of,
-    once,
     pip,
 )
 from tests.emulated_cuda.run import KERNELS, environment

@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from fewstep.runtime.kernels.compiled import kernel
 from fewstep.runtime.kernels.exponential import exponential
+from fewstep.runtime.kernels.guidance import guide
 from fewstep.runtime.kernels.logarithm import logarithm
 from fewstep.runtime.kernels.philox import uniforms
 
@@ -88,7 +89,7 @@ def sample_tokens(
                 row[:codes] = conditional[image, position]
             else:
                 shared = image % unconditional.shape[0]
-                _guide(conditional[image, position], unconditional[shared, position], guidance, row)
+                guide(conditional[image, position], unconditional[shared, position], guidance, row)
             u, v = uniforms(seeds[image], step, position)
             code, log_probability = _sample(
                 row, temperature, u, weights, lanes, maxima, sums, tempered
@@ -123,14 +124,6 @@ def _scratch(codes: int) -> tuple[Floats, Floats, Floats, Floats, Floats, Floats
     weights, lanes = np.empty(_CHUNK, np.float32), np.empty(_LANES, np.float32)
     maxima, sums = np.empty(chunks, np.float32), np.empty(chunks, np.float32)
     return row, weights, lanes, maxima, sums, np.empty(chunks, np.float32)
-
-
-@kernel
-def _guide(conditional: Floats, unconditional: Floats, guidance: np.float32, out: Floats) -> None:
-    for code in range(len(conditional)):
-        c = conditional[code]
-        guided = c + guidance * (c - unconditional[code])
-        out[code] = c if c == -np.inf else guided  # an excluded code stays excluded
 
 
 @kernel
