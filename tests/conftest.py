@@ -1,12 +1,13 @@
 """Session fixtures for every test folder: tiny random checkpoints and the bundles made of them.
 
-Each bundle is exported once per session and shared, so a test that changes one works on a copy.
-Nothing here imports torch, the exporter or the command line until a test asks for it: the CUDA
-tests run on devices that have none of them.
+Bundles come from the tests' cache (``exported.py``), as copies that a session shares, so a test
+that changes one works on a copy of its own. Nothing here imports torch, the exporter or the command
+line until a test asks for it: the CUDA tests run on devices that have none of them.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import sys
@@ -15,6 +16,26 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from tests.exported import copy_of
+
+_LONGEST = ("emulated_cuda/test_suite.py", "samples/test_ci.py", "gpu/test_kit.py")
+"""Files that take a minute or more."""
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core, so a thread a worker
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, for the others to fill what workers are left."""
+    items.sort(key=lambda item: not item.path.as_posix().endswith(_LONGEST))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What ran in sessions of its own, under the emulated driver."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "emulated":
+                terminalreporter.write_line(value)
 
 
 def pytest_configure() -> None:
@@ -47,21 +68,15 @@ def tiny_text_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoints: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An AdaNAT bundle: 4×4 tokens of 24 codes, 5 classes, policy with residuals, 8×8 images."""
-    from tests import tiny
-
-    return tiny.export(tiny_checkpoints, tmp_path_factory.mktemp("bundles") / "tiny")
+    return copy_of("tiny", tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture(scope="session")
-def tiny_text_bundle(
-    tiny_text_checkpoints: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def tiny_text_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A MaskGIT bundle with text states ``[3, 12]`` as condition, and those of the empty text."""
-    from tests import tiny
-
-    return tiny.export_text(tiny_text_checkpoints, tmp_path_factory.mktemp("bundles") / "tiny-text")
+    return copy_of("tiny-text", tmp_path_factory.mktemp("bundles") / "tiny-text")
 
 
 @pytest.fixture
@@ -104,17 +119,21 @@ def fewstep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 @pytest.fixture(scope="session")
 def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of a family that lives in tests; its checkpoint, toy.pt, lies beside it."""
-    from tests.toy.source import export_toy
+    """The bundle of a family that lives in tests."""
+    from tests.toy.family import ToyFamily
 
-    folder = tmp_path_factory.mktemp("toy")
-    return export_toy(folder / "toy.pt", folder / "bundle")
+    from fewstep.runtime.families import register
+
+    register(ToyFamily())
+    return copy_of("toy", tmp_path_factory.mktemp("bundles") / "toy")
 
 
 @pytest.fixture(scope="session")
-def toy_checkpoint(toy_bundle: Path) -> Path:
-    """Weights of the toy family."""
-    return toy_bundle.parent / "toy.pt"
+def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights that it was exported from."""
+    from tests.toy.source import write_checkpoint
+
+    return write_checkpoint(tmp_path_factory.mktemp("toy-checkpoint") / "toy.pt")
 
 
 @pytest.fixture

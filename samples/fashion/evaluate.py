@@ -1,8 +1,8 @@
 """Evaluate the Fashion-MNIST sample: distances to real images and class accuracy per step count.
 
 Flow: generate equally many images of each class through the public runtime → features
-(``features.py``) → Fréchet and kernel distance (``fewstep.calibration.metrics``) to all held-out
-images, and the requested class as recognised by a classifier trained on real images
+(``features.py``) → Fréchet and kernel distance (``fewstep.calibration.policy.distances``) to all
+held-out images, and the requested class as recognised by a classifier trained on real images
 (``classifier.py``). Two reference rows give the numbers a meaning: real training images (the
 floor: what a perfect model scores at this count) and those images through the tokenizer (the best
 this tokenizer allows).
@@ -34,7 +34,7 @@ from plot import plot_curve
 from sample_bundle import sample_bundle
 from train_transformer import tokenize, tokenizer
 
-from fewstep.calibration.metrics import frechet_of_gaussians, gaussian, kernel_distance
+from fewstep.calibration.policy.distances import frechet_of_gaussians, gaussian, kernel_distance
 from fewstep.runtime import Generator
 from fewstep.runtime.doctor import processor_name
 

@@ -1,4 +1,4 @@
-"""Features of images by EfficientNet-Lite0, for the distances of ``fewstep.calibration.metrics``.
+"""Features of images by EfficientNet-Lite0, for ``fewstep.calibration.policy.distances``.
 
 The network is that of ``fewstep.calibration.policy.features``. An image is enlarged to 64×64
 (bilinear), which doubles the pixels exactly and costs less than half of 96×96.

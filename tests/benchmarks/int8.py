@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fewstep.calibration.quantize import QuantizeRequest, quantize
-from fewstep.calibration.settings import Settings
+from fewstep.calibration.quantize.flow import QuantizeRequest, quantize
+from fewstep.calibration.quantize.settings import Settings
 from fewstep.export.demo import sample_checkpoints
 from fewstep.export.flow import export
 from fewstep.runtime import Generator

@@ -23,7 +23,7 @@ import onnx
 from tests.benchmarks.engines import bundles
 
 from fewstep.build.builder_process import build_engine
-from fewstep.build.capabilities import inferred
+from fewstep.build.graphs import inferred
 from fewstep.build.precision import NORMS, lower
 from fewstep.build.profiles import profiles
 from fewstep.build.tensorrt_builder import EngineRequest

@@ -10,27 +10,24 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from fewstep.build.preflight import Problem, preflight
+from fewstep.build.profiles import Profile
+from fewstep.build.target import Target
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.records import ShapeRange
+from fewstep.runtime.records import BuildOptions, EngineBackend, Precision, ShapeRange
 
-Ranges = dict[str, tuple[Mapping[str, ShapeRange], ...]]
+Ranges = dict[str, tuple[Profile, ...]]
 
 
 def check(
     bundle: Bundle,
     *,
-    backend: str = "tensorrt-rtx",
-    precision: str = "fp32",
+    backend: EngineBackend = "tensorrt-rtx",
+    precision: Precision = "fp32",
     capabilities: Sequence[str] = ("8.6", "8.9", "12.0"),
     ranges: Ranges | None = None,
 ) -> tuple[Problem, ...]:
-    return preflight(
-        bundle,
-        backend=backend,
-        precision=precision,
-        compute_capabilities=capabilities,
-        profiles=all_ranges(bundle) if ranges is None else ranges,
-    )
+    wanted = Target(backend, precision, BuildOptions(), tuple(capabilities))
+    return preflight(bundle, wanted, all_ranges(bundle) if ranges is None else ranges)
 
 
 def only_problem(bundle: Bundle, **options: Any) -> Problem:

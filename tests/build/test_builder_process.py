@@ -18,6 +18,7 @@ from fewstep.build.tensorrt_builder import EngineRequest, build_here
 from fewstep.runtime.engines.compatibility import read_header
 from fewstep.runtime.engines.tensorrt_api import TensorRt
 from fewstep.runtime.errors import EngineError
+from fewstep.runtime.progress import no_progress
 from fewstep.runtime.records import BuildOptions, ShapeRange
 
 _SAYS = 'import sys; print(\'{"phase": "tactics", "done": 0.5}\', flush=True)\n'
@@ -47,10 +48,6 @@ def request_of(tmp_path: Path) -> Callable[..., EngineRequest]:
     return make
 
 
-def _ignore(phase: str, done: float) -> None:
-    pass
-
-
 def _instead(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Run this in the place of the builder."""
     monkeypatch.setattr(builder_process, "_START", _SAYS + code)
@@ -59,18 +56,18 @@ def _instead(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
 def test_an_engine_comes_back_with_what_it_took(
     rtx: TensorRt, request_of: Callable[..., EngineRequest]
 ) -> None:
-    told: list[tuple[str, float]] = []
-    built = build_engine(rtx, request_of(), lambda *each: told.append(each))
+    reported: list[tuple[str, float]] = []
+    built = build_engine(rtx, request_of(), lambda *each: reported.append(each))
     header = read_header(bytes(built.content))
     assert header is not None
     assert (header.capabilities, header.size) == (("8.6",), len(built.content))
     assert rtx.version == header.version
     assert built.seconds > 0
     assert built.peak_memory_bytes > 10e6
-    fractions = [done for _, done in told if done >= 0]
+    fractions = [done for _, done in reported]
     assert fractions == sorted(fractions)
     assert 0.5 < fractions[-1] <= 1
-    assert built.warnings == build_here(rtx, request_of(), _ignore).warnings
+    assert built.warnings == build_here(rtx, request_of(), no_progress).warnings
 
 
 @pytest.mark.parametrize(
@@ -89,10 +86,10 @@ def test_refusals_come_back_as_they_were(
     if "options" in change:
         request = request_of(**change, operator="Add")
     try:
-        build_here(rtx, request, _ignore)
+        build_here(rtx, request, no_progress)
     except EngineError as error:
         with pytest.raises(EngineError) as raised:
-            build_engine(rtx, request, _ignore)
+            build_engine(rtx, request, no_progress)
         assert said in str(raised.value)
         assert str(raised.value).partition(": ")[0] == str(error).partition(": ")[0]
     else:
@@ -117,7 +114,7 @@ def test_a_builder_that_dies_is_an_error_with_its_last_words(
 ) -> None:
     _instead(monkeypatch, code)
     with pytest.raises(EngineError, match=f"graph 'double'.*the builder {said}"):
-        build_engine(rtx, request_of(), _ignore)
+        build_engine(rtx, request_of(), no_progress)
 
 
 def test_ctrl_c_ends_the_builder(
@@ -133,7 +130,7 @@ def test_ctrl_c_ends_the_builder(
 
     monkeypatch.setattr(builder_process, "_talk", noted)
     with pytest.raises(KeyboardInterrupt):
-        build_engine(rtx, request_of(), lambda *told: os.kill(os.getpid(), signal.SIGINT))
+        build_engine(rtx, request_of(), lambda *_: os.kill(os.getpid(), signal.SIGINT))
     assert processes[0].returncode == -signal.SIGKILL
 
 

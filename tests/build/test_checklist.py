@@ -1,5 +1,5 @@
-"""Preflight for a GPU that is not there: which ones TensorRT is known to build for, what is checked
-without its module, what is left to the device, and commands that can be pasted there."""
+"""Preflight for a GPU that is not there: what is checked without TensorRT's module, what is left to
+the builder and to the device, and commands that can be pasted there."""
 
 from __future__ import annotations
 
@@ -17,21 +17,19 @@ from tests.build.preflight_graphs import decoder, quantized, with_graph
 from typer import Context
 from typer.main import get_command
 
-from fewstep.build import engines
-from fewstep.build.capabilities import TENSORRT_BEFORE, TENSORRT_SINCE
+from fewstep.build import target
 from fewstep.build.checklist import Step
 from fewstep.build.pipeline import BuildRequest, Preflight, build, preflight_only
 from fewstep.cli import app, spaced_capabilities
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.engines.compatibility import RTX_CAPABILITIES
-from fewstep.runtime.errors import DeviceError, EngineError, RequestError
-from fewstep.runtime.kernels.compile import CAPABILITIES, KernelCompiler
-from fewstep.runtime.records import BuildOptions
+from fewstep.runtime.errors import DeviceError, EngineError
+from fewstep.runtime.kernels.compile import KernelCompiler
+from fewstep.runtime.records import BuildOptions, EngineBackend
 
 
 @pytest.fixture(autouse=True)
 def _no_gpu_and_no_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "find_driver", lambda: None)
+    monkeypatch.setattr(target, "find_driver", lambda: None)
     for module in ("tensorrt", "tensorrt_rtx", "pycuda"):
         monkeypatch.setitem(sys.modules, module, None)
 
@@ -58,55 +56,6 @@ def _commands(found: Preflight) -> dict[str, str]:
     return {step.name: step.command for step in found.checklist.steps}
 
 
-# --- for which GPUs
-
-
-@pytest.mark.parametrize("capability", TENSORRT_SINCE)
-def test_tensorrt_is_checked_for_gpus_that_are_not_there(capability: str) -> None:
-    wanted = engines.target("tensorrt", "fp16", BuildOptions(), [capability], building=False)
-    assert (wanted.capabilities, wanted.gpu) == ((capability,), None)
-    with pytest.raises(DeviceError, match="there is no CUDA driver on this machine"):
-        engines.target("tensorrt", "fp16", BuildOptions(), [capability])
-
-
-def test_the_tables_of_gpus_agree() -> None:
-    """What kernels and RTX engines are made for has TensorRT as well, but for what is too old."""
-    assert {*CAPABILITIES, *RTX_CAPABILITIES} <= TENSORRT_SINCE.keys()
-    assert not TENSORRT_BEFORE.keys() & TENSORRT_SINCE.keys()
-
-
-@pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        (
-            ["7.2"],
-            "7.2 is too old: Jetson Xavier has JetPack 5 with TensorRT 8.5, fewstep needs 10",
-        ),
-        (["8.7", "5.3"], "5.3 is too old: Jetson Nano"),
-        (["8.8"], r"unknown compute capability for TensorRT '8.8'; expected one of: .*8\.7"),
-        (["7.0"], "unknown compute capability for TensorRT '7.0'"),
-        (["sm_87"], "expected compute capabilities such as 8.6 8.9, .*received sm_87"),
-        (["87"], "received 87"),
-    ],
-)
-def test_gpus_that_tensorrt_does_not_build_for(asked: list[str], message: str) -> None:
-    with pytest.raises(RequestError, match=message):
-        engines.target("tensorrt", "fp16", BuildOptions(), asked, building=False)
-
-
-def test_without_a_name_the_gpu_at_hand_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DeviceError, match="--compute-capability 8.7 --preflight"):
-        engines.target("tensorrt", "fp16", BuildOptions(), building=False)
-    monkeypatch.setattr(engines, "find_driver", lambda: "a driver")
-    monkeypatch.setattr(engines, "compute_capability", lambda: "8.9")
-    monkeypatch.setattr(engines, "device_name", lambda: "a GPU")
-    assert engines.target("tensorrt", "fp16", BuildOptions(), building=False).gpu == "a GPU"
-    other = engines.target("tensorrt", "fp16", BuildOptions(), ["8.7"], building=False)
-    assert other.capabilities == ("8.7",)
-    with pytest.raises(RequestError, match="the GPU at hand, 8.9, not for 8.7; .*--preflight"):
-        engines.target("tensorrt", "fp16", BuildOptions(), ["8.7"])
-
-
 # --- what is checked
 
 
@@ -122,7 +71,13 @@ def test_a_good_bundle_is_checked_and_gets_its_fp16_graphs(bundle_copy: Path) ->
     data = found.as_dict()
     assert (data["problems"], data["compute_capabilities"]) == ([], ["8.7"])
     assert (data["backend"], data["precision"]) == ("tensorrt", "fp16")
-    assert [step["name"] for step in data["steps"]] == ["copy", "build", "verify", "bench"]
+    assert [step["name"] for step in data["steps"]] == [
+        "copy",
+        "install",
+        "build",
+        "verify",
+        "bench",
+    ]
 
 
 def test_building_for_it_stays_an_error(bundle_copy: Path) -> None:
@@ -157,19 +112,23 @@ def test_bf16_is_for_8_0_and_newer(bundle_copy: Path) -> None:
         preflight_only(_request(bundle_copy, "7.5", precision="bf16"))
 
 
-def test_what_was_checked_and_what_was_not_is_told(bundle_copy: Path, compiled: list[str]) -> None:
+def test_what_was_checked_and_what_was_not(bundle_copy: Path, compiled: list[str]) -> None:
     options = BuildOptions(max_batch=4, opt_batch=(1, 2))
     found = preflight_only(_request(bundle_copy, "8.7", "11.0", kernels=None, options=options))
-    checked, left = (" / ".join(each) for each in (found.checklist.checked, found.checklist.left))
+    points = (found.checklist.checked, found.checklist.left_on_device)
+    checked, left = (" / ".join(each) for each in points)
     assert "fp16 graphs for compute capability 8.7, 11.0" in checked
     assert "opset 9 to 20" in checked
     assert "batch 1 to 4, tuned for 1, 2" in checked
-    assert "ranges" in checked
+    assert "overflow" in checked
     assert "compiles them for 8.7, 11.0" in checked
     assert compiled == ["8.7", "11.0"]
     assert "from version 10.3 for 8.7, 10.13 for 11.0, takes the graphs" in left
-    assert "memory" in left
-    assert "results and times" in left
+    assert found.checklist.left_here == ()
+    assert "memory that building takes" in left
+    assert "results, times and memory on the GPU" in left
+    assert "load on 8.7: with JetPack 6 they have to be compiled by NVRTC 12.6 or older" in left
+    assert "load on 11.0: with JetPack 7 they have to be compiled by NVRTC 13.0 or older" in left
     assert not (bundle_copy / "kernels").exists()
 
 
@@ -179,12 +138,14 @@ def test_kernels_that_cannot_be_compiled_here_are_left_to_the_device(
     monkeypatch.setattr(KernelCompiler, "known", lambda _: ["8.7", "11.0"])
     found = preflight_only(_request(bundle_copy, "10.1", kernels=None)).checklist
     assert not any("CUDA kernels" in each for each in found.checked)
-    assert found.left[-1].startswith("whether the CUDA kernels compile for 10.1, unknown to NVRTC")
+    assert found.left_on_device[-1].startswith(
+        "whether the CUDA kernels compile for 10.1, unknown to NVRTC"
+    )
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     found = preflight_only(_request(bundle_copy, kernels=None)).checklist
-    assert "cuda-bindings is not installed" in found.left[-1]
+    assert "cuda-bindings is not installed" in found.left_on_device[-1]
     found = preflight_only(_request(bundle_copy, kernels=False)).checklist
-    assert not any("CUDA kernels" in each for each in (*found.checked, *found.left))
+    assert not any("CUDA kernels" in each for each in (*found.checked, *found.left_on_device))
     assert compiled == []
 
 
@@ -208,24 +169,24 @@ def test_commands_for_a_jetson_can_be_pasted(bundle_copy: Path) -> None:
     request = _request(path, options=options, fp32_heads=True)
     found = preflight_only(request)
     places = [(step.name, step.where) for step in found.checklist.steps]
-    device = [(name, "on the device") for name in ("build", "verify", "bench")]
+    device = [(name, "on the device") for name in ("install", "build", "verify", "bench")]
     assert places == [("copy", "here"), *device]
     commands = _commands(found)
     words = shlex.split(commands["copy"])
     assert words[0] == "rsync"
     assert words[-2:] == [str(path), "USER@DEVICE:"]
-    told = _parse(commands["build"])
-    assert str(told["bundle"]) == "my bundle"
-    assert (told["backend"], told["precision"]) == ("tensorrt", "fp16")
-    assert not told["compute_capability"]
-    assert (told["max_batch"], told["opt_batch"]) == (4, [1, 2])
-    assert (told["optimization_level"], told["workspace"]) == (5, 512)
-    assert (told["fp32_heads"], told["kernels"]) == (True, False)
+    parsed = _parse(commands["build"])
+    assert str(parsed["bundle"]) == "my bundle"
+    assert (parsed["backend"], parsed["precision"]) == ("tensorrt", "fp16")
+    assert not parsed["compute_capability"]
+    assert (parsed["max_batch"], parsed["opt_batch"]) == (4, [1, 2])
+    assert (parsed["optimization_level"], parsed["workspace"]) == (5, 512)
+    assert (parsed["fp32_heads"], parsed["kernels"]) == (True, False)
     for name in ("verify", "bench"):
-        told = _parse(commands[name])
-        assert str(told["bundle"]) == "my bundle"
-        assert (told["backend"], told["device"]) == ("tensorrt", "cuda")
-        assert "fp16" in str(told["precision"])
+        parsed = _parse(commands[name])
+        assert str(parsed["bundle"]) == "my bundle"
+        assert (parsed["backend"], parsed["device"]) == ("tensorrt", "cuda")
+        assert "fp16" in str(parsed["precision"])
 
 
 def test_engines_for_rtx_cards_are_built_here_first(bundle_copy: Path) -> None:
@@ -233,16 +194,70 @@ def test_engines_for_rtx_cards_are_built_here_first(bundle_copy: Path) -> None:
     first, second, *_ = found.checklist.steps
     assert (first.name, first.where) == ("build", "here")
     assert second == Step("copy", "here", _commands(found)["copy"])
-    told = _parse(first.command)
-    assert told["bundle"] == bundle_copy
-    assert told["compute_capability"] == ["8.6", "8.9"]
-    assert (told["fp32_heads"], told["optimization_level"]) == (None, None)
-    assert "TensorRT-RTX takes the graphs" in found.checklist.left[0]
+    parsed = _parse(first.command)
+    assert parsed["bundle"] == bundle_copy
+    assert parsed["compute_capability"] == ["8.6", "8.9"]
+    assert (parsed["fp32_heads"], parsed["optimization_level"]) == (None, None)
+    assert "TensorRT-RTX takes the graphs" in found.checklist.left_here[0]
+    assert not any("builder" in each for each in found.checklist.left_on_device)
 
 
 def test_a_bundle_named_by_a_dot_goes_by_its_name(
     bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(bundle_copy)
-    told = _parse(_commands(preflight_only(_request(Path())))["build"])
-    assert str(told["bundle"]) == bundle_copy.name
+    parsed = _parse(_commands(preflight_only(_request(Path())))["build"])
+    assert str(parsed["bundle"]) == bundle_copy.name
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "backend", "kernels", "commands"),
+    [
+        (
+            ["8.7"],
+            "tensorrt",
+            None,
+            {
+                "8.7 with JetPack 6": "pip install 'fewstep[cuda12,build,kernels12]' "
+                "'nvidia-cuda-nvrtc-cu12==12.6.*' 'nvidia-cuda-runtime-cu12==12.6.*'"
+            },
+        ),
+        (
+            ["11.0", "8.6"],
+            "tensorrt",
+            None,
+            {
+                "11.0 with JetPack 7": "pip install 'fewstep[cuda,build,kernels]' "
+                "'nvidia-cuda-nvrtc==13.0.*' 'nvidia-cuda-runtime==13.0.*'",
+                "a driver of CUDA 13": "pip install 'fewstep[cuda,build,kernels]' tensorrt",
+            },
+        ),
+        (
+            ["8.7"],
+            "tensorrt",
+            False,
+            {"8.7 with JetPack 6": "pip install 'fewstep[cuda12,build]'"},
+        ),
+        (
+            ["8.6", "8.9"],
+            "tensorrt-rtx",
+            None,
+            {"a driver of CUDA 13": "pip install 'fewstep[cuda,rtx]'"},
+        ),
+    ],
+)
+@pytest.mark.usefixtures("compiled")
+def test_what_the_device_needs(
+    bundle_copy: Path,
+    capabilities: list[str],
+    backend: EngineBackend,
+    kernels: bool | None,
+    commands: dict[str, str],
+) -> None:
+    """A Jetson's driver loads no kernels of a newer compiler, so that is held at its version."""
+    request = _request(bundle_copy, *capabilities, backend=backend, kernels=kernels)
+    steps = [each for each in preflight_only(request).checklist.steps if each.name == "install"]
+    assert [each.command for each in steps] == list(commands.values())
+    for step, note in zip(steps, commands, strict=True):
+        assert step.note.startswith(note)
+        assert step.where == "on the device"

@@ -17,20 +17,22 @@ from typing import Any
 import pytest
 
 from fewstep.build import engines
-from fewstep.build.engines import (
-    EngineReport,
-    Target,
-    build_engines,
+from fewstep.build.engines import EngineReport, build_engines
+from fewstep.build.stale import (
     current_engine,
-    why_stale,
+    expected_records,
+    stale_engines,
+    why_engine_stale,
 )
+from fewstep.build.target import Target
 from fewstep.build.tensorrt_builder import BuiltEngine, EngineRequest
 from fewstep.build.variants import add_variant
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.engines.select import usable_engines
 from fewstep.runtime.engines.tensorrt_api import TensorRt
-from fewstep.runtime.errors import DeviceError, EngineError, OutputError, RequestError
+from fewstep.runtime.errors import EngineError, OutputError
 from fewstep.runtime.manifest import MANIFEST_NAME
+from fewstep.runtime.progress import Progress
 from fewstep.runtime.records import BuildOptions, EngineInfo
 
 GRAPHS = ("transformer", "policy", "decoder")
@@ -54,12 +56,13 @@ class Builder:
     def load(self, backend: Any) -> TensorRt:
         return TensorRt(backend, SimpleNamespace(__version__=self.version))
 
-    def build(self, api: TensorRt, request: EngineRequest, report: Any) -> BuiltEngine:
+    def build(self, api: TensorRt, request: EngineRequest, progress: Progress) -> BuiltEngine:
         self._requests.append(request)
         self.before()
         if request.graph in self.fails:
             raise self.fails[request.graph]
-        report("building", 0.5)
+        progress("building", 0.5)
+        progress("building", 1.0)
         said = [str(api), request.graph, *request.capabilities, str(request.options)]
         content = "\n".join([*said, request.path.name]).encode()
         return BuiltEngine(memoryview(content), ("a warning",), 1.234, 5 << 20)
@@ -143,9 +146,10 @@ def test_damage_of_the_same_size_is_found_too(path: Path, builder: Builder) -> N
     file = path / _engines(path)[0].file
     file.write_bytes(b"?" + file.read_bytes()[1:])
     bundle, api = Bundle.read(path), builder.load("tensorrt-rtx")
-    assert current_engine(bundle, "transformer", _ONE, api) is None
-    assert "SHA-256" in why_stale(bundle, "transformer", _ONE, api)
-    assert current_engine(bundle, "policy", _ONE, api) is not None
+    expected = expected_records(bundle, _ONE, api)
+    assert current_engine(bundle, expected["transformer"]) is None
+    assert "SHA-256" in why_engine_stale(bundle, expected["transformer"])
+    assert current_engine(bundle, expected["policy"]) is not None
     assert builder.take() == list(GRAPHS)
     build_engines(path, _ONE)
     assert builder.take() == ["transformer"]
@@ -165,9 +169,10 @@ def test_damage_of_the_same_size_is_found_too(path: Path, builder: Builder) -> N
         (replace(_ONE, capabilities=("12.0",)), "is not there for 12.0"),
     ],
 )
-def test_what_is_stale_is_told(path: Path, builder: Builder, other: Target, said: str) -> None:
+def test_what_is_stale_is_said(path: Path, builder: Builder, other: Target, said: str) -> None:
     build_engines(path, _ONE)
-    found = why_stale(Bundle.read(path), "decoder", other, builder.load("tensorrt-rtx"))
+    expected = expected_records(Bundle.read(path), other, builder.load("tensorrt-rtx"))
+    found = why_engine_stale(Bundle.read(path), expected["decoder"])
     assert said in found
 
 
@@ -206,7 +211,7 @@ def test_another_version_or_graph_makes_engines_stale(path: Path, builder: Build
     assert [each.graph for each in _engines(path)] == ["decoder"]  # which has no heads
     build_engines(path, _ONE)
     assert builder.take() == ["transformer", "policy"]
-    assert engines.stale_engines(Bundle.read(path)) == {}
+    assert stale_engines(Bundle.read(path)) == {}
     _whole(path)
 
 
@@ -243,10 +248,14 @@ def test_what_was_stored_stays_and_the_next_build_goes_on(
     path: Path, builder: Builder, reason: BaseException
 ) -> None:
     builder.fails["policy"] = reason
-    told: list[tuple[str, str, float]] = []
+    reported: list[tuple[str, float]] = []
     with pytest.raises(type(reason)):
-        build_engines(path, _ONE, progress=lambda *all: told.append(all))
-    assert told == [("transformer", "building", 0.5), ("transformer", "", 1.0)]
+        build_engines(path, _ONE, progress=lambda *each: reported.append(each))
+    assert reported == [
+        ("transformer: building", 0.5),
+        ("transformer: building", 0.99),  # built, and not stored yet
+        ("stored the engine of transformer", 1.0),
+    ]
     assert [each.graph for each in _engines(path)] == ["transformer"]
     _whole(path)
     builder.fails.clear()
@@ -309,62 +318,13 @@ def test_a_graph_that_changes_while_its_engine_is_built_makes_that_stale(
 
     builder.before = another
     build_engines(path, _ONE)
-    assert list(engines.stale_engines(Bundle.read(path))) == [_engines(path)[0].file]
+    assert list(stale_engines(Bundle.read(path))) == [_engines(path)[0].file]
     assert [each.built for each in build_engines(path, _ONE)] == [True, False, False]
-    assert engines.stale_engines(Bundle.read(path)) == {}
+    assert stale_engines(Bundle.read(path)) == {}
 
 
-# --- targets
-
-
-def _gpu(monkeypatch: pytest.MonkeyPatch, capability: str | None) -> None:
-    def here() -> str:
-        if capability is None:
-            raise DeviceError("no CUDA driver on this machine")
-        return capability
-
-    monkeypatch.setattr(engines, "compute_capability", here)
-    monkeypatch.setattr(engines, "find_driver", lambda: "a driver")
-    monkeypatch.setattr(engines, "device_name", lambda: f"GPU {here()}")
-
-
-def test_targets_are_in_order_and_once_or_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    _gpu(monkeypatch, "8.9")
-    complete = engines.target
-    listed = complete("tensorrt-rtx", "fp16", BuildOptions(), ["12.0", "7.5", "12.0"])
-    assert (listed.capabilities, listed.gpu) == (("7.5", "12.0"), None)
-    assert complete("tensorrt-rtx", "fp16", BuildOptions()).capabilities == ("8.9",)
-    for capabilities in ((), ("8.9",)):
-        here = complete("tensorrt", "fp16", BuildOptions(), capabilities)
-        assert (here.capabilities, here.gpu) == (("8.9",), "GPU 8.9")
-    with pytest.raises(RequestError, match="the GPU at hand, 8.9, not for 8.6"):
-        complete("tensorrt", "fp16", BuildOptions(), ["8.6"])
-
-
-@pytest.mark.parametrize(
-    ("capability", "asked", "message"),
-    [
-        (None, [], "Name their compute capabilities, for example --compute-capability 8.6"),
-        ("8.7", [], "received 8.7; build for others, Jetsons among them, on the device itself"),
-        (None, ["8.6", "8.7", "9.0"], "received 8.7, 9.0; build for others"),
-    ],
-)
-def test_gpus_that_there_are_no_engines_for(
-    monkeypatch: pytest.MonkeyPatch, capability: str | None, asked: list[str], message: str
-) -> None:
-    _gpu(monkeypatch, capability)
-    with pytest.raises(RequestError, match=message):
-        engines.target("tensorrt-rtx", "fp16", BuildOptions(), asked)
-
-
-def test_tensorrt_engines_belong_to_the_gpu_that_built_them(
-    path: Path, builder: Builder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _gpu(monkeypatch, None)
-    with pytest.raises(DeviceError, match="no CUDA driver"):
-        engines.target("tensorrt", "fp16", BuildOptions())
-    _gpu(monkeypatch, "8.7")
-    wanted = engines.target("tensorrt", "fp16", BuildOptions())
+def test_tensorrt_engines_belong_to_the_gpu_that_built_them(path: Path, builder: Builder) -> None:
+    wanted = Target("tensorrt", "fp16", BuildOptions(), ("8.7",), "GPU 8.7")
     reports = build_engines(path, wanted)
     assert {(each.info.gpu, each.info.compute_capabilities) for each in reports} == {
         ("GPU 8.7", ("8.7",))

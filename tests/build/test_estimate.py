@@ -1,4 +1,4 @@
-"""``fewstep estimate``: bounds from the graphs' operations and published figures.
+"""``fewstep estimate``: bounds from the graphs' operations and published specifications.
 
 Independent references: the kernels' own launches for logits, what the decode loop enqueues for the
 number of launches. Properties: bounds fall with bandwidth and peak, add up over the loop, and grow
@@ -245,7 +245,7 @@ def test_memory_is_weights_plan_and_allowances(bundle: Bundle, guided: Estimate)
     need = _bounds(guided, "orin-nano", "fp32").memory
     plan = plan_memory(bundle, batch=2, steps=4, schedule="policy")
     assert need.plan == plan.total_bytes + plan.shared_bytes
-    assert need.weights == 4 * sum(w.product_weights + w.other_weights for w in guided.works)
+    assert need.weights == 4 * sum(w.mac_weights + w.other_weights for w in guided.works)
     assert 0.9 < need.weights / plan.weights_bytes < 1  # the files, without their structure
     assert (need.context, need.system) == (CONTEXT_BYTES, SYSTEM_BYTES)
     assert need.total == need.plan + need.weights + CONTEXT_BYTES + SYSTEM_BYTES
@@ -330,9 +330,10 @@ def test_tables_say_what_they_are(fewstep: Terminal, tiny_bundle: Path) -> None:
     assert shown.out.count("Bound, not a measurement") == 3  # two devices and the summary
     assert "transformer, later" in shown.out
     assert "MAXN_SUPER" in shown.out
-    told = " ".join(shown.out.split())
-    assert "Launches are part of the times and estimated" in told
-    assert told.count("µs a launch, part of the times") == 2
+    words = " ".join(shown.out.split())
+    assert "Launches are part of them and estimated" in words
+    assert words.count("µs a launch, part of the times") == 2
+    assert words.count("no measurement of this GPU is known; this is of NVIDIA Ampere") == 2
 
 
 def test_without_a_device_all_are_shown(fewstep: Terminal, tiny_text_bundle: Path) -> None:
@@ -340,7 +341,7 @@ def test_without_a_device_all_are_shown(fewstep: Terminal, tiny_text_bundle: Pat
     assert shown.code == 0
     assert all(f" {name} " in shown.out for name in GPUS)
     assert shown.out.count("Bound, not a measurement") == 1
-    assert "Launches are part of the times and estimated" in " ".join(shown.out.split())
+    assert "Launches are part of them and estimated" in " ".join(shown.out.split())
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from fewstep.build.gpus import GPUS, RATES, gpu_of
 from fewstep.build.launches import LAUNCHES
 
-# Published figures
+# Published specifications
 
 _PUBLISHED = [
     ("rtx-4090", "fp32", 82.6),
@@ -67,7 +67,7 @@ def test_peaks_are_the_published_totals(name: str, precision: str, tera: float) 
 
 
 @pytest.mark.parametrize("name", GPUS)
-def test_every_gpu_has_its_sources_and_plausible_figures(name: str) -> None:
+def test_every_gpu_has_its_sources_and_plausible_numbers(name: str) -> None:
     gpu = gpu_of(name)
     assert gpu.name == name
     assert all("https://" in source and "nvidia.com" in source for source in gpu.sources)

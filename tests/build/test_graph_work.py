@@ -82,15 +82,15 @@ def test_operations_of_the_transformer_by_hand(bundle: Bundle) -> None:
     assert graph_work(bundle, "transformer").flops == expected
 
 
-def test_weights_of_products_are_the_parameters_but_embeddings_norms_and_biases(
+def test_weights_of_matmuls_are_the_parameters_but_embeddings_norms_and_biases(
     bundle: Bundle, modules: dict[str, torch.nn.Module]
 ) -> None:
     work = graph_work(bundle, "policy")
     matrices = [each.numel() for each in modules["policy"].parameters() if each.ndim > 1]
-    assert work.product_weights == sum(matrices)
+    assert work.mac_weights == sum(matrices)
     path = bundle.graph_path("policy")
     every = sum(int(np.prod(each.dims)) for each in onnx.load(path).graph.initializer)
-    assert work.product_weights + work.other_weights == every
+    assert work.mac_weights + work.other_weights == every
 
 
 # Launches
@@ -120,7 +120,7 @@ def test_launches_by_hand(nodes: list[NodeProto], launches: int) -> None:
 
 
 def test_launches_of_the_transformer_by_hand(bundle: Bundle) -> None:
-    block = 4 + 1 + 2  # four products, attention, two norms
+    block = 4 + 1 + 2  # four matmuls, attention, two norms
     skip, embeddings, head = 1, 2, 1 + 1 + 1 + 1  # two norms; norm, product, norm, product
     assert graph_work(bundle, "transformer").launches == _BLOCKS * block + skip + embeddings + head
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from fewstep.build.kernels import build_kernels
+from fewstep.build import stale
+from fewstep.build.kernels import build_kernels, dropped_kernels
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import BundleError, OutputError, RequestError
 from fewstep.runtime.files import replacing
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.kernels import compile as compiling
-from fewstep.runtime.kernels import cubins
 from fewstep.runtime.kernels.compile import KernelCompiler, kernel_sources
 from fewstep.runtime.kernels.cubins import load_cubin
 from fewstep.runtime.manifest import MANIFEST_NAME
@@ -162,15 +162,34 @@ def test_force_compiles_again_and_ends_with_the_same_contents(
     assert _contents(bundle_copy) == before
 
 
-def test_kernels_take_the_place_of_all_that_were_there(bundle_copy: Path, calls: Calls) -> None:
+@pytest.mark.parametrize("force", [False, True])
+def test_kernels_for_other_gpus_stay(bundle_copy: Path, calls: Calls, force: bool) -> None:
+    """All are of one compiler and the same sources, so those are compiled again too."""
     build_kernels(bundle_copy, ["7.5", "8.7"])
     calls.take()
-    assert build_kernels(bundle_copy, ["8.7"], force=True) is not None
-    assert calls.take() == ["8.7"]
+    compiled = build_kernels(bundle_copy, ["8.7" if force else "8.6"], force=force)
+    assert compiled is not None
+    expected = ["8.7", "7.5"] if force else ["8.6", "7.5", "8.7"]
+    assert (calls.take(), list(compiled.cubins)) == (expected, expected)
     kernels = Bundle.read(bundle_copy).manifest.kernels
     assert kernels is not None
-    assert list(kernels.cubins) == ["8.7"]
-    assert [path.name[:5] for path in _cubin_files(bundle_copy)] == ["sm_87"]
+    assert list(kernels.cubins) == expected
+    assert dropped_kernels(kernels, compiled) == ""
+    _usable(bundle_copy)
+
+
+def test_kernels_that_this_compiler_does_not_know_are_dropped_and_named(
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_kernels(bundle_copy, ["7.5", "8.7"])
+    before = Bundle.read(bundle_copy).manifest.kernels
+    monkeypatch.setattr(KernelCompiler, "known", lambda self: ["8.6", "8.7"])
+    compiled = build_kernels(bundle_copy, ["8.6"])
+    assert compiled is not None
+    assert list(compiled.cubins) == ["8.6", "8.7"]
+    said = dropped_kernels(before, compiled)
+    assert said.startswith("kernels for 7.5 are no longer in the bundle: NVRTC")
+    assert (dropped_kernels(None, compiled), dropped_kernels(before, None)) == ("", "")
 
 
 def test_one_that_is_not_there_is_built(bundle_copy: Path, calls: Calls) -> None:
@@ -369,7 +388,7 @@ def _build_stale(path: Path) -> None:
     """Give the bundle kernels that count as made of other sources."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiling, "sources_sha256", lambda: "0" * 64)
-        patch.setattr(cubins, "sources_sha256", lambda: "0" * 64)
+        patch.setattr(stale, "sources_sha256", lambda: "0" * 64)
         patch.setattr(KernelCompiler, "_compile", lambda self, name: (f"old {name}".encode(), ""))
         build_kernels(path, ["7.5", "8.7"])
 

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from fewstep.build import layers, marked
-from fewstep.build.layers import BARS, first_divergence, tensor_error
-from fewstep.build.marked import MarkedGraph, Walk, run_onnxruntime
+from fewstep.build import subgraph
+from fewstep.build.layers import TOLERANCES, first_divergence, tensor_error
+from fewstep.build.subgraph import SubgraphExtractor, Walk, run_onnxruntime
 from fewstep.build.variants import add_variant
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices import Array
@@ -132,8 +132,8 @@ def test_the_damaged_node_is_named(intact: Bundle, tmp_path: Path, name: str) ->
     assert found.first is not None
     assert (found.graph, found.first.node) == (graph, node)
     assert found.first.error is not None
-    assert found.first.error > BARS["fp32"]
-    assert all(each.error is not None and each.error <= BARS["fp32"] for each in found.before)
+    assert found.first.error > TOLERANCES["fp32"]
+    assert all(each.error is not None and each.error <= TOLERANCES["fp32"] for each in found.before)
     assert found.first_not_finite is None
     assert found.reference.endswith(str(intact.path))
 
@@ -159,7 +159,7 @@ def test_chunks_change_nothing(intact: Bundle, tmp_path: Path, chunk_bytes: int)
     assert found.first.node == node
 
 
-def test_weights_and_neighbours_of_the_node_are_told(intact: Bundle, tmp_path: Path) -> None:
+def test_weights_and_neighbours_of_the_node_are_named(intact: Bundle, tmp_path: Path) -> None:
     bundle, node = _damaged(intact, tmp_path, "transformer", _one_weight("MatMul", 4))
     found = first_divergence(bundle, "transformer", reference=intact)
     model = onnx.load(bundle.graph_path("transformer"))
@@ -284,11 +284,11 @@ def test_another_runner_runs_every_part(intact: Bundle) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
-@pytest.mark.parametrize("part_bytes", [0, 1 << 30])
+@pytest.mark.parametrize("subgraph_bytes", [0, 1 << 30])
 def test_parts_give_what_the_whole_gives(
-    intact: Bundle, monkeypatch: pytest.MonkeyPatch, size: int, part_bytes: int
+    intact: Bundle, monkeypatch: pytest.MonkeyPatch, size: int, subgraph_bytes: int
 ) -> None:
-    monkeypatch.setattr(marked, "PART_BYTES", part_bytes)
+    monkeypatch.setattr(subgraph, "SUBGRAPH_BYTES", subgraph_bytes)
     path, rollout = intact.graph_path("transformer"), golden(intact)["cosine"]
     inputs = {"tokens": rollout["tokens"][1], "condition": rollout["condition"]}
     model = onnx.load(path)
@@ -297,7 +297,7 @@ def test_parts_give_what_the_whole_gives(
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     session = onnxruntime.InferenceSession(model.SerializeToString())
     expected = dict(zip(names, session.run(names, inputs), strict=True))
-    walk = Walk(MarkedGraph(path), inputs, names, run_onnxruntime)
+    walk = Walk(SubgraphExtractor(path), inputs, names, run_onnxruntime)
     for first in range(0, len(names), size):
         for name, value in walk.values(names[first : first + size]).items():
             assert value.shape == expected[name].shape
@@ -345,7 +345,7 @@ def _saved(
     inputs: list[str],
     outputs: list[str],
     shape: list[str | int] | None = None,
-) -> MarkedGraph:
+) -> SubgraphExtractor:
     def described(names: list[str]) -> list[onnx.ValueInfoProto]:
         kind, dims = TensorProto.FLOAT, shape or ["batch"]
         return [helper.make_tensor_value_info(name, kind, dims) for name in names]
@@ -354,7 +354,7 @@ def _saved(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     path = folder / "small.onnx"
     onnx.save(model, path)
-    return MarkedGraph(path)
+    return SubgraphExtractor(path)
 
 
 # --- the error of a tensor
@@ -387,7 +387,7 @@ def test_errors_by_hand() -> None:
 @given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 60))
 def test_chunks_keep_order_and_limit(sizes: list[int], limit: int) -> None:
     named = [(str(index), size) for index, size in enumerate(sizes)]
-    chunks = list(layers._chunks(iter(named), limit))
+    chunks = list(subgraph.grouped(iter(named), limit))
     assert [name for chunk in chunks for name in chunk] == [name for name, _ in named]
     for chunk in chunks:
         assert len(chunk) == 1 or sum(sizes[int(name)] for name in chunk) <= limit

@@ -16,8 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.benchmarks.norms import build, layers
 
 from fewstep.build.norms import reasons_for_fp32, shortfall
-from fewstep.build.precision import DELICATE, LARGEST_FP16, NORMS, lower
-from fewstep.build.ranges import measure_ranges
+from fewstep.build.overflow import LARGEST_FP16, measure_magnitudes
+from fewstep.build.precision import DELICATE, NORMS, lower
 from fewstep.build.variants import GraphReport, add_variant, remade
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices import Array
@@ -141,7 +141,7 @@ def test_an_input_out_of_the_rule_keeps_its_norm_alone(bundle: Bundle) -> None:
     maker = {name: node for node in model.graph.node for name in node.output}
     convolution = maker[maker[second.input[0]].input[0]]
     weight = next(each for each in model.graph.initializer if each.name == convolution.input[1])
-    factor = np.float32(300 / measure_ranges(bundle)["decoder"][second.input[0]])
+    factor = np.float32(300 / measure_magnitudes(bundle)["decoder"][second.input[0]])
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * factor, weight.name))
     graphs = bundle.manifest.model_dump()["graphs"]
     graphs["decoder"]["file"] = "scaled.onnx"
@@ -154,7 +154,7 @@ def test_an_input_out_of_the_rule_keeps_its_norm_alone(bundle: Bundle) -> None:
     assert _types(_decoder(made, "fp16")) == {TensorProto.FLOAT, TensorProto.FLOAT16}
 
 
-def test_without_measured_ranges_a_graph_keeps_its_norms_in_fp32(bundle: Bundle) -> None:
+def test_without_measured_magnitudes_a_graph_keeps_its_norms_in_fp32(bundle: Bundle) -> None:
     made = remade(bundle, "decoder", "fp16", heads=True)
     assert made.report is not None
     assert list(made.report.fp32_norms) == _norms(_decoder(bundle))

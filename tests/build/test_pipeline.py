@@ -20,8 +20,9 @@ from typing import Any
 
 import pytest
 
-from fewstep.build import engines
-from fewstep.build.pipeline import BuildRequest, Outcome, build, preflight_only, stale
+from fewstep.build import target
+from fewstep.build.pipeline import BuildRequest, Outcome, build, preflight_only
+from fewstep.build.stale import stale, stale_contents
 from fewstep.build.variants import add_variant
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.engines.compatibility import read_header, require_header
@@ -184,7 +185,7 @@ def test_the_same_again_does_nothing(rtx: Any, path: Path, monkeypatch: pytest.M
         raise AssertionError("nothing is to be built")
 
     monkeypatch.setattr(rtx, "Builder", never)
-    monkeypatch.setattr("fewstep.build.engines.preflight", never)
+    monkeypatch.setattr("fewstep.build.engines.require_buildable", never)
     before = _contents(path)
     started = time.perf_counter()
     outcome = build(_again(path))
@@ -209,13 +210,13 @@ def test_force_builds_the_engines_asked_for_again(path: Path) -> None:
     _whole(path)
 
 
-# --- 7.5, which has no fp32 matrix products
+# --- 7.5, which has no fp32 matmuls
 
 
 def test_graphs_without_heads_are_made_where_7_5_is_a_target(
     rtx: Any, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "compute_capability", lambda: "7.5")
+    monkeypatch.setattr(target, "compute_capability", lambda: "7.5")
     build(_request(bundle_copy, capabilities=()))
     graphs = Bundle.read(bundle_copy).manifest.variants["fp16"]
     assert {each.fp32_heads for each in graphs.values()} == {False}
@@ -252,43 +253,46 @@ def test_other_precisions_are_refused_for_7_5(
 
 
 def test_what_is_stale_of_what_is_wanted(path: Path) -> None:
-    assert stale(_again(path), path) == {}
-    assert stale(_again(path, precision="fp32"), path) == {}
-    other = stale(_again(path, options=BuildOptions()), path)
+    assert stale(_again(path)) == {}
+    assert stale(_again(path, precision="fp32")) == {}
+    other = stale(_again(path, options=BuildOptions()))
     assert list(other) == [f"engine of {name}" for name in GRAPHS]
     assert set(other.values()) == {
         "was built with max_batch 3, asked for 8; opt_batch (1, 2), asked for (1,)"
     }
-    assert list(stale(_again(path, fp32_heads=False), path)) == ["graphs in fp16"]
-    assert list(stale(_again(path, precision="bf16"), path)) == ["graphs in bf16"]
+    assert list(stale(_again(path, fp32_heads=False))) == ["graphs in fp16"]
+    assert list(stale(_again(path, precision="bf16"))) == ["graphs in bf16"]
     file = path / _engines(path)["policy fp16"].file
     file.write_bytes(file.read_bytes()[:-1] + b"?")
-    damaged = stale(_again(path), path)
+    damaged = stale(_again(path))
     assert damaged == {"engine of policy": "does not have the manifest's SHA-256"}
     assert [each.built for each in build(_again(path)).engines] == [False, True, False]
-    assert stale(_again(path), path) == {}
+    assert stale(_again(path)) == {}
     (path / "policy.onnx").write_bytes(b"")
-    assert "policy.onnx" in stale(_again(path, precision="fp32"), path)
+    found = stale(_again(path, precision="fp32"))
+    assert list(found) == ["graphs in fp32"]
+    assert found["graphs in fp32"].startswith("are damaged: policy.onnx has 0 bytes")
 
 
 def test_what_is_stale_of_what_there_is(path: Path) -> None:
-    assert stale(None, path) == {}
+    assert stale_contents(Bundle.read(path)) == {}
     add_variant(Bundle.read(path), "fp16", heads=False)
     # Engines of graphs that are gone went with them; the decoder has no heads.
     assert {name for name in _engines(path) if "fp16" in name} == {"decoder fp16"}
-    assert stale(None, path) == {}
+    assert stale_contents(Bundle.read(path)) == {}
     missing = _engines(path)["decoder fp32"].file
     (path / missing).unlink()
-    assert stale(None, path) == {missing: "the file is missing"}
+    remedy = "copy or make the bundle again"
+    assert stale_contents(Bundle.read(path)) == {missing: f"the file is missing; {remedy}"}
 
 
 # --- interruptions
 
 
 def test_ctrl_c_stops_the_builder_and_the_next_build_goes_on(rtx: Any, bundle_copy: Path) -> None:
-    def interrupted(graph: str, phase: str, done: float) -> None:
-        if graph == "policy":
-            if phase == "Building engine":
+    def interrupted(what: str, done: float) -> None:
+        if what.startswith("policy: "):
+            if what == "policy: Building engine":
                 os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.2)
 
@@ -296,11 +300,14 @@ def test_ctrl_c_stops_the_builder_and_the_next_build_goes_on(rtx: Any, bundle_co
         build(_request(bundle_copy), interrupted)
     assert list(_engines(bundle_copy)) == ["transformer fp16"]
     _whole(bundle_copy)
-    told = []
-    rest = build(_request(bundle_copy), lambda graph, phase, done: told.append((graph, phase)))
+    reported: list[tuple[str, float]] = []
+    rest = build(_request(bundle_copy), lambda *each: reported.append(each))
     assert [each.built for each in rest.engines] == [False, True, True]
-    assert {graph for graph, _ in told} == {"policy", "decoder"}
-    assert [graph for graph, phase in told if not phase] == ["policy", "decoder"]
+    assert {what.partition(": ")[0] for what, done in reported if done < 1} == {"policy", "decoder"}
+    assert [what for what, done in reported if done == 1] == [
+        "stored the engine of policy",
+        "stored the engine of decoder",
+    ]
     _whole(bundle_copy)
 
 
@@ -316,7 +323,7 @@ def test_engines_are_fp16_unless_the_caller_says_otherwise(path: Path) -> None:
     outcome = build(_again(path, precision=None))
     assert {each.info.precision for each in outcome.engines} == {"fp16"}
     assert (outcome.up_to_date, outcome.as_dict()["precision"]) == (True, "fp16")
-    assert stale(_again(path, precision=None), path) == {}
+    assert stale(_again(path, precision=None)) == {}
 
 
 # --- what is refused early

@@ -40,14 +40,14 @@ def test_delicate_nodes_compute_in_fp32_and_the_others_do_not(
     lowered = lower(graph, precision)
     types = _types(lowered.model)
     low = TensorProto.FLOAT16 if precision == "fp16" else TensorProto.BFLOAT16
-    products = 0
+    matmuls = 0
     for node in lowered.model.graph.node:
         kinds = {types[name] for name in (*node.input, *node.output) if name in types}
         if node.op_type in DELICATE:
             assert low not in kinds
             assert node.name in lowered.kept
-        products += node.op_type in ("MatMul", "Gemm") and low in kinds
-    assert products > 0 or "Conv" in {node.op_type for node in lowered.model.graph.node}
+        matmuls += node.op_type in ("MatMul", "Gemm") and low in kinds
+    assert matmuls > 0 or "Conv" in {node.op_type for node in lowered.model.graph.node}
 
 
 @pytest.mark.parametrize(("name", "output"), [("transformer", "logits"), ("policy", "action")])

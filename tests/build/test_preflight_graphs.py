@@ -1,11 +1,11 @@
 """Preflight inside graphs: operators, opsets, inputs and outputs, arithmetic by compute capability.
 
-Files, weights, targets and profiles are in ``test_preflight.py``.
+Files, weights and profiles are in ``test_preflight.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +23,7 @@ from tests.build.preflight_graphs import (
 
 from fewstep.build.variants import add_variant
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.records import ShapeRange
-
-Ranges = dict[str, tuple[Mapping[str, ShapeRange], ...]]
+from fewstep.runtime.records import EngineBackend, Precision
 
 
 @pytest.fixture
@@ -48,7 +46,7 @@ def bundle(bundle_copy: Path) -> Bundle:
     ],
 )
 def test_operators_that_backends_lack(
-    bundle: Bundle, backend: str, operator: str, domain: str, remedy: str
+    bundle: Bundle, backend: EngineBackend, operator: str, domain: str, remedy: str
 ) -> None:
     found = check(with_graph(bundle, using(operator, domain)), backend=backend)
     problem = next(each for each in found if each.offenders)
@@ -94,7 +92,7 @@ def test_only_the_first_offenders_are_written_out(bundle: Bundle) -> None:
         (99, "tensorrt-rtx", False),
     ],
 )
-def test_opsets(bundle: Bundle, opset: int, backend: str, fine: bool) -> None:
+def test_opsets(bundle: Bundle, opset: int, backend: EngineBackend, fine: bool) -> None:
     model = onnx.load_from_string(decoder([], []))
     model.opset_import[0].version = opset
     found = check(with_graph(bundle, model.SerializeToString()), backend=backend)
@@ -154,13 +152,13 @@ def test_inputs_and_outputs_that_the_manifest_does_not_state(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_fp32_products_are_not_for_7_5(bundle: Bundle, precision: str) -> None:
+def test_fp32_matmuls_are_not_for_7_5(bundle: Bundle, precision: Precision) -> None:
     if precision == "fp16":
         bundle, _ = add_variant(bundle, "fp16")
     found = check(bundle, precision=precision, capabilities=["7.5", "8.6"])
     assert [each.graph for each in found] == ["transformer", "policy"]
     for each in found:
-        assert each.what.startswith("fp32 matrix products need compute capability 8.0")
+        assert each.what.startswith("fp32 matmuls need compute capability 8.0")
         assert each.what.endswith("received 7.5")
         assert f"fewstep build {bundle.path} --precision fp16 --no-fp32-heads --force" in str(each)
         assert each.remedy.endswith("leave 7.5 out of --compute-capability")
@@ -172,17 +170,17 @@ def test_without_fp32_heads_fp16_is_for_7_5(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize(("backend", "ending"), [("tensorrt", "fp16"), ("tensorrt-rtx", "ity")])
-def test_bf16_is_not_for_7_5(bundle: Bundle, backend: str, ending: str) -> None:
+def test_bf16_is_not_for_7_5(bundle: Bundle, backend: EngineBackend, ending: str) -> None:
     bundle, _ = add_variant(bundle, "bf16")
     found = check(bundle, backend=backend, precision="bf16", capabilities=["7.5"])
-    told = [each for each in found if each.what.startswith("bf16 tensors")]
-    assert {each.graph for each in told} == set(bundle.manifest.graphs)
-    assert all(f"use fp16 graphs: fewstep build {bundle.path}" in str(each) for each in told)
-    assert all(each.remedy.endswith(ending) for each in told)  # no such option with tensorrt
+    tensors = [each for each in found if each.what.startswith("bf16 tensors")]
+    assert {each.graph for each in tensors} == set(bundle.manifest.graphs)
+    assert all(f"use fp16 graphs: fewstep build {bundle.path}" in str(each) for each in tensors)
+    assert all(each.remedy.endswith(ending) for each in tensors)  # no such option with tensorrt
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
-def test_fp8_is_for_8_9_and_newer(bundle: Bundle, backend: str) -> None:
+def test_fp8_is_for_8_9_and_newer(bundle: Bundle, backend: EngineBackend) -> None:
     changed = with_graph(bundle, quantized(TensorProto.FLOAT8E4M3FN))
     problem = only_problem(changed, backend=backend, capabilities=["8.6"])
     assert problem.what == "fp8 tensors need compute capability 8.9 or newer, received 8.6"
@@ -190,11 +188,11 @@ def test_fp8_is_for_8_9_and_newer(bundle: Bundle, backend: str) -> None:
     assert check(changed, backend=backend, capabilities=["8.9"]) == ()
 
 
-def test_int8_products_of_fp32_tensors_are_not_for_7_5(bundle: Bundle) -> None:
+def test_int8_matmuls_of_fp32_tensors_are_not_for_7_5(bundle: Bundle) -> None:
     changed = with_graph(bundle, quantized(TensorProto.INT8))
     found = [each for each in check(changed, capabilities=["7.5"]) if each.graph == "decoder"]
     (problem,) = found
-    assert problem.what.startswith("int8 matrix products with fp32 inputs and outputs need")
+    assert problem.what.startswith("int8 matmuls with fp32 inputs and outputs need")
     assert problem.offenders == ("product",)
     assert check(changed, capabilities=["8.6"]) == ()
 
@@ -209,7 +207,7 @@ def test_int8_products_of_fp32_tensors_are_not_for_7_5(bundle: Bundle) -> None:
     ],
 )
 def test_quantization_that_backends_refuse(
-    bundle: Bundle, backend: str, kind: int, zero: int, what: str
+    bundle: Bundle, backend: EngineBackend, kind: int, zero: int, what: str
 ) -> None:
     opset = 21 if kind == TensorProto.INT16 else 20
     found = check(with_graph(bundle, quantized(kind, zero, opset)), backend=backend)
@@ -222,7 +220,7 @@ def test_quantization_that_backends_refuse(
     assert "symmetrically to int8, as fewstep calibrate quantize" in problem.remedy
 
 
-def test_products_of_integers(bundle: Bundle) -> None:
+def test_matmuls_of_integers(bundle: Bundle) -> None:
     nodes = [
         helper.make_node("Cast", ["x"], ["i"], "ids", to=TensorProto.INT32),
         helper.make_node("MatMul", ["i", "w"], ["j"], "integers"),

@@ -36,7 +36,7 @@ def rtx() -> TensorRt:
 
 
 class Build:
-    """Builds a graph of one product, unless told otherwise, for 8.6."""
+    """Builds a graph of one matmul, unless asked otherwise, for 8.6."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -54,7 +54,7 @@ class Build:
         self.path.write_bytes(_model(_PRODUCT) if content is None else content)
         options = options or BuildOptions()
         request = EngineRequest("decoder", self.path, profiles, options, capabilities)
-        return build_here(api, request, lambda *told: self.reports.append(told))
+        return build_here(api, request, lambda *each: self.reports.append(each))
 
 
 @pytest.fixture
@@ -100,11 +100,10 @@ def test_an_engine_with_what_it_took(rtx: TensorRt, build: Build) -> None:
 
 def test_progress_has_phases_and_fractions_that_rise(rtx: TensorRt, build: Build) -> None:
     build(rtx)
-    fractions = [done for _, done in build.reports if done >= 0]
+    fractions = [done for _, done in build.reports]
     assert len(fractions) >= 3
     assert fractions == sorted(fractions)
-    assert 0 < fractions[0] < fractions[-1] <= 1
-    assert {done for _, done in build.reports if done < 0} == {-1.0}
+    assert 0 <= fractions[0] < fractions[-1] <= 1
     assert len({phase for phase, _ in build.reports}) > 3
     assert all(phase for phase, _ in build.reports)
 

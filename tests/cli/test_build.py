@@ -113,14 +113,14 @@ def test_graphs_of_lower_precision_are_built_and_then_used(
     assert "fp32, fp16" in fewstep("inspect", bundle).out
 
 
-def test_norms_that_stay_in_fp32_are_told_with_the_reason(
+def test_norms_that_stay_in_fp32_are_named_with_the_reason(
     fewstep: Terminal, bundle_copy: Path
 ) -> None:
     command = ["build", bundle_copy, "--force", "--precision"]
     assert "norms of" not in fewstep(*command, "fp16").out
-    told = fewstep(*command, "bf16").out.splitlines()[-1]
-    assert told.startswith("norms of decoder in fp32, node_InstanceNormalization_")
-    assert told.endswith(" and 8 more: opset 20 has no InstanceNormalization in bf16")
+    last = fewstep(*command, "bf16").out.splitlines()[-1]
+    assert last.startswith("norms of decoder in fp32, node_InstanceNormalization_")
+    assert last.endswith(" and 8 more: opset 20 has no InstanceNormalization in bf16")
     data = json.loads(fewstep(*command, "bf16", "--json").out)
     assert [len(each["fp32_norms"]) for each in data["graphs"]] == [0, 0, 9]
 
@@ -140,7 +140,9 @@ def test_build_without_the_compiler_is_one_line(
 # --- the memory of a plan
 
 
-def test_inspect_plan_lists_every_operation_and_buffer(fewstep: Terminal, tiny_bundle: Path) -> None:
+def test_inspect_plan_lists_every_operation_and_buffer(
+    fewstep: Terminal, tiny_bundle: Path
+) -> None:
     wish = ["inspect", tiny_bundle, "--plan", "--batch", 3, "--steps", 2, "--schedule", "policy"]
     shown = fewstep(*wish)
     assert (shown.code, shown.err) == (0, "")

@@ -1,4 +1,4 @@
-"""``fewstep build --backend``: engines, their preflight, and what is told of their precision."""
+"""``fewstep build --backend``: engines, their preflight, and what is said of their precision."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 from fewstep.build import builder_process
 from fewstep.cli import main
 
-told = '{"phase": "slow", "done": 0}'
-builder_process._START = f"import time; print({told!r}, flush=True); time.sleep(60)"
+line = '{"phase": "slow", "done": 0}'
+builder_process._START = f"import time; print({line!r}, flush=True); time.sleep(60)"
 talk = builder_process._talk
 
-def loudly(process, request, report):
-    def told(phase, done):
+def loudly(process, request, progress):
+    def loud(phase, done):
         print("building", process.pid, flush=True)
-        report(phase, done)
-    return talk(process, request, told)
+        progress(phase, done)
+    return talk(process, request, loud)
 
 builder_process._talk = loudly
 main()
@@ -143,19 +143,23 @@ def test_kernels_come_with_engines_and_those_that_were_there_stay(
 def test_check_exits_with_1_if_anything_is_stale(fewstep: Terminal, engines_copy: Path) -> None:
     everything = ["build", engines_copy, "--check"]
     engines = [*everything, *_ENGINES, "8.6", "--no-kernels"]
-    for command in (everything, engines):
-        current = fewstep(*command)
-        assert (current.code, current.out) == (0, "everything is up to date\n")
+    current = fewstep(*engines)
+    assert (current.code, current.out) == (0, "everything is up to date\n")
+    whole = fewstep(*everything)
+    said = "everything that the bundle holds is intact and up to date\n"
+    assert (whole.code, whole.out) == (0, said)
     before = _files(engines_copy)
     stale = fewstep(*engines, "--max-batch", 4, "--json")
     assert (stale.code, stale.err) == (1, "")
     assert json.loads(stale.out)["stale"].keys() == {f"engine of {name}" for name in _GRAPHS}
-    assert fewstep(*everything, *_ENGINES, "8.6").out.startswith("CUDA kernels: are not")
+    kernels = "CUDA kernels: are not there\nthe same command without --check builds that\n"
+    assert fewstep(*everything, *_ENGINES, "8.6").out == kernels
     assert _files(engines_copy) == before
     file = next((engines_copy / "engines").glob("policy*"))
     file.write_bytes(b"?" + file.read_bytes()[1:])
     damaged = fewstep(*engines)
     expected = "engine of policy: does not have the manifest's SHA-256\n"
+    expected += "the same command without --check builds that\n"
     assert (damaged.code, damaged.out) == (1, expected)
     assert (fewstep(*everything).code, fewstep(*everything).out.count("\n")) == (1, 1)
 
@@ -165,6 +169,7 @@ def test_preflight_says_what_stands_in_the_way(fewstep: Terminal, engines_copy: 
     good = fewstep("build", engines_copy, *_ENGINES, "8.6", "--preflight")
     assert (good.code, good.err) == (0, "")
     assert good.out.startswith("preflight found nothing that stands in the way\nchecked here:\n")
+    assert "left to the build here:\n  whether the builder of TensorRT-RTX takes" in good.out
     assert "next:\n  1. here: fewstep build " in good.out
     bad = fewstep("build", engines_copy, *_ENGINES, "7.5", "--preflight")
     assert (bad.code, bad.out) == (1, "")
@@ -183,17 +188,21 @@ def test_preflight_of_a_jetson_needs_neither_gpu_nor_tensorrt(
     assert (done.code, done.err) == (0, "")
     assert "preflight found nothing that stands in the way" in done.out
     assert "the CUDA kernels compile: cuda-bindings is not installed" in done.out
+    assert "left to the device:\n  whether the builder of TensorRT, from version 10.3" in done.out
     name, options = bundle_copy.name, "--backend tensorrt --device cuda --precision fp16"
     assert done.out.endswith(
         f"next:\n  1. here: rsync --archive --checksum {bundle_copy} USER@DEVICE:\n"
-        f"  2. on the device: fewstep build {name} --backend tensorrt --precision fp16 "
+        "  2. on the device (8.7 with JetPack 6, which brings TensorRT: python3-libnvinfer): "
+        "pip install 'fewstep[cuda12,build,kernels12]' 'nvidia-cuda-nvrtc-cu12==12.6.*' "
+        "'nvidia-cuda-runtime-cu12==12.6.*'\n"
+        f"  3. on the device: fewstep build {name} --backend tensorrt --precision fp16 "
         "--max-batch 4 --opt-batch 1\n"
-        f"  3. on the device: fewstep verify {name} {options} --report verify.md\n"
-        f"  4. on the device: fewstep bench {name} {options} --runs 50 --json bench.json\n"
+        f"  4. on the device: fewstep verify {name} {options} --report verify.md\n"
+        f"  5. on the device: fewstep bench {name} {options} --runs 50 --json bench.json\n"
     )
     data = json.loads(fewstep(*command, "--preflight", "--json").out)
     assert (data["problems"], data["precision"], data["graphs"]) == ([], "fp16", [])
-    assert data["steps"][1]["command"].endswith("--max-batch 8 --opt-batch 1")
+    assert data["steps"][2]["command"].endswith("--max-batch 8 --opt-batch 1")
     refused = fewstep(*command[:-1], "7.2", "--precision", "fp16", "--preflight")
     assert (refused.code, refused.err.count("\n")) == (1, 1)
     assert "7.2 is too old: Jetson Xavier" in refused.err

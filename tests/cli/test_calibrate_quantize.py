@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from fewstep.calibration import quantize as flow
-from fewstep.calibration.settings import Settings, bars
+from fewstep.calibration.quantize import flow
+from fewstep.calibration.quantize.settings import Settings, tolerances
 from fewstep.runtime.bundle import Bundle
 
 if TYPE_CHECKING:
@@ -84,11 +84,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[flow.QuantizeRequest]:
         ),
         ("--method percentile --percentile 99", {"method": "percentile", "percentile": 99.0}),
         ("--keep a --keep b", {"keep": frozenset("ab")}),
-        ("--auto", {"auto": bars("layer")}),
+        ("--auto", {"auto": tolerances("layer")}),
         (
             "--auto --by block --max-kl 0.5 --min-token-agreement 0.25",
             {
-                "auto": bars("block", 0.5, 0.25),
+                "auto": tolerances("block", 0.5, 0.25),
             },
         ),
         ("--other-layers fp16 --no-fp32-heads", {"other_layers": "fp16", "fp32_heads": False}),
@@ -129,7 +129,7 @@ def test_text_is_read(
         ("--auto --by step", "unknown unit for --by 'step'"),
         ("--repeat --auto --seed 1", "--repeat takes that from the bundle: leave out --seed, --au"),
         ("--repeat", "there are no int8 graphs in"),
-        ("--keep nothing", "unknown product to keep 'nothing'; expected one of: "),
+        ("--keep nothing", "unknown matmul to keep 'nothing'; expected one of: "),
         ("--steps 99", "steps must be 1 … 16"),
         ("--schedule fast", "unknown schedule 'fast'"),
         ("--auto --plot x.txt", "expected a file ending in .png, .svg, .pdf"),
@@ -158,7 +158,7 @@ def test_bad_options_are_one_line_and_change_nothing(
         ),
         (
             "--precision int8 --backend tensorrt-rtx --compute-capability 8.6 --preflight",
-            "there are no int8 graphs; make them with: fewstep calibrate quantize {} --precision",
+            "the int8 graphs are not there; make them with: fewstep calibrate quantize {} --precision",
         ),
     ],
 )

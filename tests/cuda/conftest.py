@@ -2,11 +2,10 @@
 
 Every test here runs on both. ``tests/emulated_cuda/test_suite.py`` runs this folder under the
 emulated driver in ``make test``; ``make test-gpu`` and the GPU kit run it on a GPU. Anywhere else
-it is skipped. On both, the bundles' engines are ONNX Runtime on the host (``host_engine.py``).
+it is left out. On both, the bundles' engines are ONNX Runtime on the host (``host_engine.py``).
 
-Bundles are exported once a session, or taken from the folder that ``FEWSTEP_TEST_BUNDLES`` names,
-with their kernels if these fit: many sessions share them, and a GPU may have neither PyTorch nor
-NVRTC at hand.
+Bundles come from the tests' cache, or from the folder that ``FEWSTEP_TEST_BUNDLES`` names, with
+their kernels if these fit: a GPU may have neither PyTorch nor NVRTC at hand.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from tests.cuda.kernels import kernels_for
+from tests.exported import copy_of
 from tests.toy.family import ToyFamily
 
 from fewstep.runtime.bundle import Bundle
@@ -44,7 +44,7 @@ from fewstep.runtime.result import Result
 if TYPE_CHECKING:
     from fewstep.runtime.records import EngineBackend, Precision
 
-_TESTS = Path(__file__).parents[1]
+_HERE = Path(__file__).parent
 _EMULATED = "EMULATED_CUDA_KERNELS" in os.environ
 _BUNDLES = "FEWSTEP_TEST_BUNDLES"
 _AGREEMENT = 0.98
@@ -53,22 +53,40 @@ ENGINES_MAX_BATCH = 4
 """Of the engines of TensorRT and TensorRT-RTX in these tests."""
 
 
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave this folder out where there is no GPU; a file that is named says why it is skipped."""
+    return True if collection_path.parent == _HERE and _why_not() else None
+
+
+def pytest_report_collectionfinish() -> str:
+    """Say so, where this folder was named."""
+    return f"tests/cuda is left out: {_why_not()}" if _why_not() else ""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark everything here ``gpu``, and skip it where there is none."""
-    here = [item for item in items if Path(item.path).parent == Path(__file__).parent]
-    reason = _why_not() if here else ""
-    for item in here:
-        item.add_marker(pytest.mark.gpu)
-        if reason:
-            item.add_marker(pytest.mark.skip(reason=reason))
+    """Mark everything here ``gpu``."""
+    for item in items:
+        if item.path.parent == _HERE:
+            item.add_marker(pytest.mark.gpu)
+            if _why_not():
+                item.add_marker(pytest.mark.skip(reason=_why_not()))
 
 
+@functools.cache
 def _why_not() -> str:
     try:
         compute_capability()
     except FewstepError as error:
         return f"{error} (tests/emulated_cuda/test_suite.py runs this without a GPU)"
     return ""
+
+
+@pytest.fixture(autouse=True)
+def _short_collections() -> None:
+    """Keep what is there out of garbage collections: every capture, and every look at what is
+    ``live``, begins with one, which took half of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 # --- the driver
@@ -149,13 +167,13 @@ def device(cubin: bytes) -> Iterator[CudaDevice]:
 
 @pytest.fixture(scope="session")
 def cuda_bundle(
-    kernels: CompiledKernels, request: pytest.FixtureRequest, tmp_path_factory: Any
+    kernels: CompiledKernels, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
     """A bundle with kernels for the GPU at hand: ``tiny``, ``tiny-text``, ``toy`` or ``sample``."""
 
     @functools.cache
     def make(name: str) -> Path:
-        copy = shutil.copytree(_exported(name, request), tmp_path_factory.mktemp("cuda") / name)
+        copy = _copy_of(name, tmp_path_factory.mktemp("cuda") / name)
         return add_kernels(Bundle.read(copy), kernels).path
 
     return make
@@ -179,25 +197,18 @@ def sample_cuda_bundle(cuda_bundle: Callable[[str], Path]) -> Path:
     return cuda_bundle("sample")
 
 
-def _exported(name: str, request: pytest.FixtureRequest) -> Path:
+def _copy_of(name: str, target: Path) -> Path:
     register(ToyFamily())
-    if _BUNDLES in os.environ:
-        path = Path(os.environ[_BUNDLES]) / name
-        try:
-            return Bundle.read(path).path
-        except BundleError as error:
-            if path.exists():
-                raise
-            pytest.skip(f"{error} (the sample's export needs torch)")
-    if name != "sample":
-        found: Path = request.getfixturevalue(f"{name.replace('-', '_')}_bundle")
-        return found
-    from fewstep.export.demo import sample_checkpoints
-    from fewstep.export.flow import export
-
-    folder = request.getfixturevalue("tmp_path_factory").mktemp("exported")
-    checkpoints = sample_checkpoints(_TESTS.parent / "samples" / "fashion")
-    return export("adanat", checkpoints, folder / name, command="pytest").path
+    if _BUNDLES not in os.environ:
+        return copy_of(name, target)
+    path = Path(os.environ[_BUNDLES]) / name
+    try:
+        Bundle.read(path)
+    except BundleError as error:
+        if path.exists():
+            raise
+        pytest.skip(f"{error} (the sample's export needs torch)")
+    return Path(shutil.copytree(path, target))
 
 
 # --- generators
@@ -325,7 +336,8 @@ def journal(tensorrt_module: Any) -> Callable[[str], list[Any]]:
 @pytest.fixture(scope="session")
 def built(backend: EngineBackend, tensorrt_module: object) -> Callable[..., Path]:
     """Builds engines into a bundle: precision and what the profiles are tuned for."""
-    from fewstep.build.engines import build_engines, target
+    from fewstep.build.engines import build_engines
+    from fewstep.build.target import target
     from fewstep.runtime.records import BuildOptions
 
     def build(path: Path, precision: Precision, *opt_batch: int) -> Path:

@@ -2,7 +2,7 @@
 
 Covered: fixed schedules and the policy, one step and as many as there are tokens, with and without
 guidance, class and text conditions, batches and more images than one, given tokens, the trace,
-golden rollouts, raster order and the bench. The engines are the CPU's (``host_engine.py``),
+golden rollouts and the bench. The engines are the CPU's (``host_engine.py``),
 so everything has to be equal.
 """
 
@@ -13,18 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from fewstep.runtime.families.masked.schedule import MASK_RATIOS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewstep.runtime import bench
 from fewstep.runtime.errors import FewstepError
+from fewstep.runtime.families.masked.program import MaskedKey
+from fewstep.runtime.families.masked.schedule import MASK_RATIOS
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.masked_plan import Decoded
-from fewstep.runtime.plan import PlanKey
-from fewstep.runtime.raster import decode_in_raster_order
 from fewstep.runtime.result import Result
 from fewstep.runtime.verify import verify
 
@@ -157,10 +154,10 @@ def test_images_depend_on_their_own_seed_and_class_alone(on_cuda: Generator, sch
 def test_computing_the_first_logits_every_time_gives_the_same_images(
     on_cuda: Generator, on_cpu: Generator, assert_alike: Alike, schedule: str, steps: int
 ) -> None:
-    plain = Generator(on_cuda.bundle, on_cuda.device, on_cuda.engines, reuse_first=False)
+    plain = Generator(on_cuda.bundle, on_cuda.device, on_cuda.engines, constants=False)
     request: dict[str, Any] = {"class_ids": [4, 1, 1], "schedule": schedule, "steps": steps}
     assert_alike(plain.generate(**request), on_cpu.generate(**request))
-    plain.decoder.close()  # engines and device are another's
+    plain.plans.close()  # engines and device are another's
 
 
 # --- editing
@@ -170,71 +167,62 @@ def test_computing_the_first_logits_every_time_gives_the_same_images(
 @given(
     batch=st.integers(1, 3),
     steps=st.integers(1, 6),
-    guided=st.booleans(),
-    policy=st.sampled_from([None, "policy"]),
+    guidance=st.sampled_from([0.0, 3.0, (4.0, 1.0)]),
+    policy=st.booleans(),
     seed=st.integers(0, 2**32),
 )
 def test_given_tokens_stay_and_the_others_are_the_cpus(
     on_cuda: Generator,
     on_cpu: Generator,
+    assert_alike: Alike,
     batch: int,
     steps: int,
-    guided: bool,
-    policy: str | None,
+    guidance: Any,
+    policy: bool,
     seed: int,
 ) -> None:
     random = np.random.default_rng(seed)
-    kept = random.integers(0, 24, (batch, 16), np.int32)
+    given = random.integers(0, 24, (batch, 16), np.int32)
     mask = random.integers(0, 2, (batch, 16), np.uint8) * np.uint8(random.integers(1, 256))
-    key = PlanKey(batch, steps, guided=guided, policy=policy, reuse_first=False)
-    inputs = (random.integers(0, 5, batch, np.int32), random.integers(0, 2**64, batch, np.uint64))
-    found, expected = (_edit(each, key, inputs, kept, mask) for each in (on_cuda, on_cpu))
-    assert (found.sampled[:, mask == 0] == kept[mask == 0]).all()
-    assert (found.tokens[:, mask == 0] == kept[mask == 0]).all()
-    for name in ("tokens", "sampled", "parameters", "pixels"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), name)
-
-
-def _edit(
-    generator: Generator,
-    key: PlanKey,
-    inputs: tuple[npt.NDArray[np.int32], npt.NDArray[np.uint64]],
-    kept: npt.NDArray[np.int32],
-    mask: npt.NDArray[np.uint8],
-) -> Decoded:
-    ratios = np.linspace(0.8, 0, key.steps, dtype=np.float32)
-    fixed = np.stack([ratios, 3 * ratios, 0.5 + ratios, 4 - ratios], axis=1)
-    parameters = None if key.policy else fixed
-    return generator.decoder.plan(key).run(*inputs, parameters, given=kept, mask=mask)
+    schedule: dict[str, Any] = {"schedule": "policy"}
+    if not policy:
+        schedule = {"schedule": "linear", "guidance": guidance, "sampling_temperature": (1.3, 0.5)}
+    request = on_cpu.request(
+        class_ids=random.integers(0, 5, batch, np.int32),  # type: ignore[arg-type]
+        seed=random.integers(0, 2**64, batch, np.uint64),  # type: ignore[arg-type]
+        steps=steps,
+        edit={"given": given, "mask": mask},
+        **schedule,
+    )
+    found = on_cuda.run(request)
+    assert (found.trace.sampled[:, mask == 0] == given[mask == 0]).all()
+    assert (found.trace.tokens[:, mask == 0] == given[mask == 0]).all()
+    assert_alike(found, on_cpu.run(request))
 
 
 def test_a_given_token_that_is_no_code_is_refused(on_cuda: Generator) -> None:
-    key = PlanKey(1, 2, guided=False, policy=None, reuse_first=False)
-    plan = on_cuda.decoder.plan(key)
-    inputs = (np.zeros(1, np.int32), np.zeros(1, np.uint64), np.zeros((2, 4), np.float32))
-    known = np.zeros((1, 16), np.uint8)
+    """By the kernel, which a caller of the plan alone has not asked before."""
+    plan = on_cuda.plans.get(MaskedKey(1, 2, guided=False, policy=None, reuse=False))
     with pytest.raises(FewstepError):
-        plan.run(*inputs, given=np.full((1, 16), 24), mask=known)
+        plan.run({"given": 24, "mask": 0})
     right = np.arange(16)[None]
-    assert (plan.run(*inputs, given=right, mask=known).sampled == right).all()
+    assert (plan.run({"given": right, "mask": 0})["sampled"] == right).all()
 
 
 def test_text_images_can_be_edited_too(
-    text_pair: tuple[Generator, Generator],
+    text_pair: tuple[Generator, Generator], assert_alike: Alike
 ) -> None:
-    key = PlanKey(2, 3, guided=True, policy=None, reuse_first=False)
-    text = np.random.default_rng(1).standard_normal((2, 3, 12), np.float32)
-    kept = np.arange(32, dtype=np.int32).reshape(2, 16) % 24
+    given = np.arange(32, dtype=np.int32).reshape(2, 16) % 24
     mask = np.tile(np.arange(16) % 3 > 0, (2, 1)).astype(np.uint8)
-    parameters = np.array([[0.6, 1, 1, 2], [0.3, 1, 1, 2], [0, 0, 1, 2]], np.float32)
-    found, expected = (
-        each.decoder.plan(key).run(
-            text, np.arange(2, dtype=np.uint64), parameters, given=kept, mask=mask
-        )
-        for each in text_pair
+    request = text_pair[0].request(
+        text=np.random.default_rng(1).standard_normal((2, 3, 12), np.float32),
+        steps=3,
+        guidance=2,
+        edit={"given": given, "mask": mask},
     )
-    assert (found.sampled[:, :, ::3] == kept[:, ::3]).all()
-    assert (found.sampled == expected.sampled).all()
+    found, expected = (each.run(request) for each in text_pair)
+    assert (found.trace.sampled[:, :, ::3] == given[:, ::3]).all()
+    assert_alike(found, expected)
 
 
 # --- commands
@@ -250,39 +238,21 @@ def test_golden_rollouts_of_pytorch_are_reproduced(
     assert report.passed, [check for check in report.checks if not check.passed]
 
 
-@pytest.mark.parametrize("guidance", [0.0, 2.5])
-def test_raster_order_gives_the_same_tokens(
-    on_cuda: Generator, on_cpu: Generator, guidance: float
-) -> None:
-    request: dict[str, Any] = {"class_ids": [0, 3, 3], "seed": 17, "guidance": guidance}
-    (found, timings), (expected, _) = (
-        decode_in_raster_order(each, **request) for each in (on_cuda, on_cpu)
-    )
-    assert (found == expected).all()
-    assert timings["total"] >= timings["other"] > 0
-
-
-def test_a_plan_of_raster_order_still_serves_generations(
-    on_cuda: Generator, on_cpu: Generator, assert_alike: Alike
-) -> None:
-    request: dict[str, Any] = {"class_ids": [2], "steps": 1, "guidance": 1.0}
-    for generator in (on_cuda, on_cpu):
-        decode_in_raster_order(generator, class_ids=[2], guidance=1.0)
-    assert_alike(on_cuda.generate(**request), on_cpu.generate(**request))
-
-
 @pytest.mark.parametrize("profile", [False, True])
 def test_the_bench_times_generations(
     open_cuda: Open, tiny_cuda_bundle: Path, profile: bool
 ) -> None:
+    settings_ = {"steps": 3, "schedule": "policy"}
     with open_cuda(tiny_cuda_bundle, profile=profile) as generator:
-        run = bench.contender(generator, batch=2, steps=3, schedule="policy")
-        raster = bench.raster_contender(generator, batch=1)
-        found = bench.measure({"steps": (run, 2, 3), "raster": (raster, 1, 16)}, runs=2)
+        contenders = {
+            str(batch): bench.contender(generator, batch=batch, settings=settings_)
+            for batch in (1, 2)
+        }
+        found = bench.measure(contenders, runs=2)
         report = bench.report(generator, found).as_dict()
     assert [each.runs for each in found] == [2, 2]
     assert all(each.total_ms.p50 > 0 and each.images_per_s > 0 for each in found)
-    assert [each["name"] for each in report["measurements"]] == ["steps", "raster"]
+    assert [each["name"] for each in report["measurements"]] == ["1", "2"]
     for each in found:
         assert (each.overhead is not None) == profile  # without stages nothing is known of it
         assert ("transformer" in each.stages_ms) == profile

@@ -23,8 +23,8 @@ from fewstep.runtime.devices.cuda_driver import load_bindings
 from fewstep.runtime.devices.cuda_graph import CudaGraph
 from fewstep.runtime.devices.cuda_memory import CudaWorkspace
 from fewstep.runtime.errors import DeviceError, EngineError
+from fewstep.runtime.families.masked.program import MaskedKey
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.plan import PlanKey
 from fewstep.runtime.result import Result
 
 Open = Callable[..., Generator]
@@ -84,8 +84,8 @@ def test_a_graph_is_the_documented_sequence_and_nothing_else(
     act = ["memcpy", *_engine(2, 1), "policy_parameters"] if policy else []
     step = ["memcpy", *_engine(2, 2), *act, "sample_tokens_float", "remask"]
     end = [*_engine(1, 1), "to_pixels_float"]
-    plan = on_cuda.decoder.plan(PlanKey(2, steps, guided=guided, policy=policy))
-    found = nodes_of(plan._replay)
+    plan = on_cuda.plans.get(MaskedKey(2, steps, guided=guided, policy=policy))
+    found = nodes_of(plan.replay)
     expected = [*copy, "initial_tokens", *(step * steps), *end, *copy]
     assert Counter(found) == Counter(expected)
     if emulated:  # other drivers promise no order
@@ -192,10 +192,8 @@ def test_replays_with_other_inputs_are_what_a_fresh_generator_gives(
     with open_cuda(path) as generator:
         for request, expected in zip([*requests, *requests], [*fresh, *fresh], strict=True):
             assert_alike(generator.generate(**request), expected)
-        plan = generator.decoder.plan(
-            PlanKey(2, 4, guided=True, policy="policy" if schedule == "policy" else None)
-        )
-        assert captures == [plan._replay]
+        key = MaskedKey(2, 4, guided=True, policy="policy" if schedule == "policy" else None)
+        assert captures == [generator.plans.get(key).replay]
     assert len({each.tokens.tobytes() for each in fresh}) == len(fresh)
 
 

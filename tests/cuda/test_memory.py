@@ -16,15 +16,16 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.cuda.graph_nodes import nodes_of
 
 from fewstep.runtime.devices import BufferSpec, Role
-from fewstep.runtime.devices.cuda import CudaDevice, CudaReplay
+from fewstep.runtime.devices.cuda import CudaDevice
 from fewstep.runtime.devices.cuda_driver import load_driver
 from fewstep.runtime.devices.cuda_memory import CudaWorkspace
 from fewstep.runtime.errors import DeviceError, OutOfMemoryError
+from fewstep.runtime.families.masked.program import MaskedKey
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.masked import MAX_PLANS
-from fewstep.runtime.plan import PlanKey
+from fewstep.runtime.memory import MAX_PLANS
 from fewstep.runtime.result import Result
 
 Open = Callable[..., Generator]
@@ -251,11 +252,8 @@ def test_mapped_memory_gives_the_same_images_without_copies(
             request: dict[str, Any] = {"class_ids": [2, 0, 2, 4, 1], "seed": seed, "steps": 3}
             found = generator.generate(**request, schedule=schedule)
             assert_alike(found, on_cpu.generate(**request, schedule=schedule))
-        plan = generator.decoder.plan(
-            PlanKey(4, 3, guided=True, policy="policy" if schedule == "policy" else None)
-        )
-        assert isinstance(plan._replay, CudaReplay)
-        nodes = plan._replay.graph.nodes()
+        key = MaskedKey(4, 3, guided=True, policy="policy" if schedule == "policy" else None)
+        nodes = nodes_of(generator.plans.get(key).replay)
         assert (nodes[0], nodes[-1]) == ("initial_tokens", "to_pixels_float")
 
 

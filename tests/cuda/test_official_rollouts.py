@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from fewstep.runtime.families.masked.schedule import policy_offsets
 
 from fewstep.runtime.devices.cuda import CudaDevice
+from fewstep.runtime.families.masked.schedule import policy_offsets
 
 sys.path.append(str(Path(__file__).parent))
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from fewstep.runtime.devices import Direct
 from fewstep.runtime.devices.cuda import CudaDevice
 from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine, require_cuda_provider
 from fewstep.runtime.errors import MissingDependencyError
+from fewstep.runtime.families.masked.program import MaskedKey
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.plan import PlanKey
 from fewstep.runtime.result import Result
 
 Alike = Callable[[Result, Result], None]
@@ -47,6 +47,5 @@ def test_images_are_close_to_the_cpus(
 
 
 def test_plans_are_enqueued_step_by_step(on_provider: Generator) -> None:
-    assert not on_provider.decoder.capturable
-    plan = on_provider.decoder.plan(PlanKey(1, 2, guided=True, policy=None))
-    assert isinstance(plan._replay, Direct)
+    plan = on_provider.plans.get(MaskedKey(1, 2, guided=True, policy=None))
+    assert isinstance(plan.replay, Direct)

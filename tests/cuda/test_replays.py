@@ -23,8 +23,8 @@ from fewstep.runtime.devices.cuda_driver import load_driver
 from fewstep.runtime.devices.cuda_memory import CudaWorkspace
 from fewstep.runtime.engines import BoundEngine
 from fewstep.runtime.errors import DeviceError, OutOfMemoryError
+from fewstep.runtime.families.masked.program import MaskedKey
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.plan import PlanKey, plan_buffers
 from fewstep.runtime.result import Result
 
 Open = Callable[..., Generator]
@@ -44,15 +44,17 @@ _BLOCK = 2 << 20
 def test_a_replay_gives_what_the_same_work_gives_step_by_step(
     on_cuda: Generator, guided: bool, policy: str | None
 ) -> None:
-    plan = on_cuda.decoder.plan(PlanKey(3, 4, guided=guided, policy=policy))
+    plan = on_cuda.plans.get(MaskedKey(3, 4, guided=guided, policy=policy))
     workspace, device = plan.workspace, on_cuda.device
     assert isinstance(workspace, CudaWorkspace)
     ratios = np.linspace(0.8, 0, 4, dtype=np.float32)
     fixed = np.stack([ratios, 3 * ratios, 0.5 + ratios, 4 - ratios], axis=1)
-    classes, seeds = np.array([4, 0, 2], np.int32), np.arange(7, 10, dtype=np.uint64)
-    plan.prepare(classes, seeds, None if policy else fixed)
+    workspace.write("condition", [4, 0, 2, 5, 5, 5] if guided else [4, 0, 2])
+    workspace.write("seeds", np.arange(7, 10, dtype=np.uint64))
+    if not policy:
+        workspace.write("parameters", fixed[:, None])
     found = []
-    for enqueue in (plan._sequence, plan._replay):
+    for enqueue in (plan._sequence, plan.replay):
         workspace.poison()
         enqueue()
         device.synchronize()
@@ -79,10 +81,9 @@ def test_plans_in_turn_do_not_disturb_each_other(
 
 
 def test_a_thousand_replays_take_no_memory(on_cuda: Generator, live: Counts) -> None:
-    plan, free = on_cuda.decoder.plan(PlanKey(1, 1, guided=False, policy=None)), set()
-    inputs = np.ones(1, np.int32), np.zeros((1, 4), np.float32)
+    plan, free = on_cuda.plans.get(MaskedKey(1, 1, guided=False, policy=None)), set()
     for turn in range(_MANY):
-        plan.run(inputs[0], np.array([turn], np.uint64), inputs[1])
+        plan.run({"condition": 1, "seeds": np.uint64(turn)})
         if turn == _MANY // 10:
             before = live()
         if turn >= _MANY // 10:
@@ -128,7 +129,7 @@ def test_an_engine_that_is_missing_from_the_graph_is_named(
     request: dict[str, Any] = {"class_ids": [1], "steps": 2, "schedule": "policy"}
     with open_cuda(tiny_cuda_bundle) as generator:
         expected = generator.generate(**request).tokens
-        generator.decoder.close()
+        generator.plans.close()
         with monkeypatch.context() as patch:
             engine = generator.engines[name]
             patch.setattr(engine, "bind", _InCapture(generator, name, lambda *_: None))
@@ -248,6 +249,5 @@ def test_a_smaller_plan_works_where_a_larger_one_does_not_fit(
 
 
 def _too_many(generator: Generator, room: int) -> int:
-    key = PlanKey(1, 3, guided=True, policy=None)
-    specs = plan_buffers(generator.bundle.manifest.model, generator.engines, key)
-    return 2 * room // sum(spec.bytes for spec in specs.values())
+    key = MaskedKey(1, 3, guided=True, policy=None)
+    return 2 * room // generator.family.program(generator.model, key).bytes

@@ -175,7 +175,9 @@ def test_a_batch_beyond_the_profiles_says_how_to_build_for_more(on_engines: Gene
         "tokens": CudaBuffer(ALIGNMENT, (rows, 16), "int32"),
         "image": CudaBuffer(ALIGNMENT, (rows, 3, 8, 8), "float32"),
     }
-    with pytest.raises(EngineError, match=f"takes up to {MAX_BATCH} rows, got {rows}.*--max-batch"):
+    most, got = rf"\[{MAX_BATCH}, 16\]", rf"\[{rows}, 16\]"
+    message = rf"input 'tokens': the engine takes \[1, 16\] … {most} .*, got {got}; .*--max-batch"
+    with pytest.raises(EngineError, match=message):
         decoder.bind(bindings)
 
 
@@ -191,7 +193,8 @@ def test_requests_are_cut_to_what_the_engines_take(
 def test_engines_for_single_images_generate_and_verify(
     tiny_cuda_bundle: Path, tmp_path: Path, backend: EngineBackend
 ) -> None:
-    from fewstep.build.engines import build_engines, target
+    from fewstep.build.engines import build_engines
+    from fewstep.build.target import target
 
     bundle = shutil.copytree(tiny_cuda_bundle, tmp_path / "one")
     build_engines(bundle, target(backend, "fp32", BuildOptions(max_batch=1)))
@@ -199,7 +202,7 @@ def test_engines_for_single_images_generate_and_verify(
         assert len(generator.generate(class_ids=[0, 1, 2], steps=2).images) == 3
         assert verify(generator).passed
         with pytest.raises(RequestError, match="batch 2 exceeds the 1 images"):
-            bench.contender(generator, batch=2, steps=1)
+            bench.contender(generator, batch=2, settings={"steps": 1})
 
 
 @pytest.mark.parametrize(
@@ -207,10 +210,13 @@ def test_engines_for_single_images_generate_and_verify(
     [
         ({"tokens": None}, "no buffer bound to tokens"),
         ({"tokens": CudaBuffer(ALIGNMENT + 4, (1, 16), "int32")}, "multiples of 256"),
-        ({"tokens": CudaBuffer(ALIGNMENT, (1, 15), "int32")}, r"expected int32 \['batch', 16\]"),
+        ({"tokens": CudaBuffer(ALIGNMENT, (1, 15), "int32")}, r"expected int32 \[batch, 16\]"),
         ({"image": CudaBuffer(ALIGNMENT, (1, 3, 8, 8), "float16")}, "expected float32"),
         ({"mask": CudaBuffer(ALIGNMENT, (1, 16), "int32")}, "no input or output 'mask'"),
-        ({"tokens": CudaBuffer(ALIGNMENT, (2, 16), "int32")}, "expected 2 rows, .* got 1"),
+        (
+            {"tokens": CudaBuffer(ALIGNMENT, (2, 16), "int32")},
+            r"'image': .* with batch 2, got float32 \[1,",
+        ),
     ],
 )
 def test_wrong_bindings_are_refused(

@@ -132,7 +132,7 @@ def test_layers_of_intact_graphs_do_not_diverge(
     engine_bundle: Path, backend: EngineBackend, graph: str, precision: str
 ) -> None:
     from fewstep.build.layers import first_divergence
-    from fewstep.build.marked_tensorrt import opened_walk
+    from fewstep.build.subgraph_tensorrt import opened_walk
 
     bundle = Bundle.read(engine_bundle)
     with opened_walk(bundle, backend) as walk:
@@ -147,7 +147,7 @@ def test_layers_name_the_node_whose_weight_was_changed(
     import onnx
 
     from fewstep.build.layers import first_divergence
-    from fewstep.build.marked_tensorrt import opened_walk
+    from fewstep.build.subgraph_tensorrt import opened_walk
 
     bundle = Bundle.read(engines_copy)
     info = bundle.graph("decoder", "fp16")

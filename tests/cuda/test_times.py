@@ -16,8 +16,8 @@ from tests.cuda.graph_nodes import nodes_of
 from fewstep.runtime.devices import Buffer
 from fewstep.runtime.engines import BoundEngine
 from fewstep.runtime.errors import EngineError
+from fewstep.runtime.families.masked.program import MaskedKey
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.plan import PlanKey
 
 Open = Callable[..., Generator]
 Counts = Callable[[], dict[str, int]]
@@ -34,14 +34,14 @@ Counts = Callable[[], dict[str, int]]
 def test_profiled_stages_are_events_in_the_graph(
     open_cuda: Open, on_cuda: Generator, schedule: str, stages: set[str], spans: int
 ) -> None:
-    key = PlanKey(2, 3, guided=True, policy="policy" if schedule == "policy" else None)
+    key = MaskedKey(2, 3, guided=True, policy="policy" if schedule == "policy" else None)
     with open_cuda(on_cuda.bundle.path, profile=True) as generator:
-        nodes = nodes_of(generator.decoder.plan(key)._replay)
+        nodes = nodes_of(generator.plans.get(key).replay)
         assert generator.device.timings() == {}  # of the trial run before the capture
         for _ in range(2):
             taken = generator.generate(class_ids=[0, 1], steps=3, schedule=schedule).timings_ms
     assert nodes.count("event_record") == 2 * spans
-    plain = nodes_of(on_cuda.decoder.plan(key)._replay)
+    plain = nodes_of(on_cuda.plans.get(key).replay)
     assert [node for node in nodes if node != "event_record"] == plain
     assert set(taken) == stages | {"other", "total"}
     _assert_times_add_up(taken)

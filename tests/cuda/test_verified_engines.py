@@ -68,7 +68,8 @@ def test_a_failed_verify_removes_the_marks(
     bundle = Bundle.read(engines_copy)
     assert bundle.manifest.golden is not None
     arrays = bundle.arrays(bundle.manifest.golden)
-    arrays["cosine/image"] = 1 - arrays["cosine/image"]
+    image = "cosine/runs/4/decoder/image"
+    arrays[image] = 1 - arrays[image]
     with (engines_copy / "other.npz").open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
     content = (engines_copy / "other.npz").read_bytes()
@@ -105,7 +106,8 @@ def test_other_additions_keep_the_marks_and_a_build_again_does_not(
     built: Callable[..., Path],
     kernels: CompiledKernels,
 ) -> None:
-    from fewstep.build.engines import build_engines, target
+    from fewstep.build.engines import build_engines
+    from fewstep.build.target import target
 
     assert _verify(fewstep, engines_copy, backend).code == 0
     add_kernels(Bundle.read(engines_copy), kernels)

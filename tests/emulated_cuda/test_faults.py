@@ -32,6 +32,7 @@ from fewstep.runtime.devices.cpu import host_array
 from fewstep.runtime.devices.cuda_driver import load_driver
 from fewstep.runtime.engines import BoundEngine, Engine, select
 from fewstep.runtime.errors import FewstepError
+from fewstep.runtime.families.masked.program import MaskedKey
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.kernels.compile import KernelCompiler
 from fewstep.runtime.kernels.cubins import add_kernels
@@ -212,14 +213,17 @@ def out_of_memory(bundle: Path) -> dict[str, Any]:
         def refused(batch: int) -> str:
             return _outcome(lambda: generator.generate(**_REQUEST | {"class_ids": [1] * batch}))
 
-        generator.decoder.first_unconditional()
+        generator.plans.get(MaskedKey(1, 1, guided=True, policy=None))
+        generator.plans._drop(keep=0)  # the constant stays
         seen: dict[str, Any] = {"left_before_plans": _live()}
         assert same(8)
         seen["too_many"] = refused(400)
         seen["left_after_too_many"] = _live()
         seen["same_after_too_many"] = same(8)
         seen["same_in_large_batches"] = same(60) and same(80)
-        seen["batches_kept"] = [key.batch for key in generator.decoder._plans]
+        seen["batches_kept"] = [
+            key.batch for key in generator.plans._plans if isinstance(key, MaskedKey)
+        ]
     with Generator.open(bundle, device="cuda", threads=1) as generator:
         free = load_driver().mem_get_info()[0]
         with generator.device.workspace({"x": BufferSpec((free - 256,), "uint8")}):

@@ -8,9 +8,9 @@ skipped, and in the end nothing may be left in the driver.
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,6 @@ import pytest
 from tests.emulated_cuda.build import CannotBuild, Installation, build, host_kernels
 from tests.emulated_cuda.run import KERNELS, ROOT, environment
 
-from fewstep.export.demo import sample_checkpoints
-from fewstep.export.flow import export
-
 _TESTS = ROOT / "tests" / "cuda"
 _NEEDS_A_CARD = frozenset(("onnxruntime_provider", "torch_engine"))
 """Their engines launch kernels of PyTorch and onnxruntime-gpu, of which there is no host build."""
@@ -31,8 +28,9 @@ _ALL = (
 )
 _LOOP = frozenset(
     (
-        *("device", "generation", "graph", "lost_gpu", "memory", "opening", "replays"),
-        *("tensorrt", "tensorrt_bundle", "times", "verified_engines"),
+        *("buffers", "device", "generation", "graph", "lost_gpu", "memory", "opening"),
+        *("other_family", "replays", "tensorrt", "tensorrt_bundle", "tensorrt_dimensions"),
+        *("times", "verified_engines"),
     )
 )
 _KERNELS = _ALL - _LOOP
@@ -65,7 +63,12 @@ _MODES = {
     ),
     "architecture 8.9": Mode(
         {"architecture": 89},
-        frozenset(("graph", "opening", "tensorrt", "tensorrt_bundle", "times", "verified_engines")),
+        frozenset(
+            (
+                *("graph", "opening", "tensorrt", "tensorrt_bundle", "tensorrt_dimensions"),
+                *("times", "verified_engines"),
+            )
+        ),
     ),
     "reversed threads": Mode({"order": "reverse"}, _KERNELS - _SAME_IN_ANY_ORDER),
 }
@@ -80,41 +83,21 @@ def built() -> tuple[Installation, Path]:
         pytest.skip(f"no emulated CUDA driver: {error}")
 
 
-@pytest.fixture(scope="module")
-def bundles(
-    built: object,
-    tiny_bundle: Path,
-    tiny_text_bundle: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    """The bundles of all inner sessions: exporting them takes longer than most of the tests."""
-    folder = tmp_path_factory.mktemp("bundles")
-    shutil.copytree(tiny_bundle, folder / "tiny")
-    shutil.copytree(tiny_text_bundle, folder / "tiny-text")
-    sample = sample_checkpoints(ROOT / "samples" / "fashion")
-    export("adanat", sample, folder / "sample", command="pytest")
-    return folder
-
-
 @pytest.mark.parametrize("name", _MODES)
 def test_everything_passes_and_nothing_is_left(
-    name: str, built: tuple[Installation, Path], bundles: Path, tmp_path: Path
+    name: str,
+    built: tuple[Installation, Path],
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     mode, report, results = _MODES[name], tmp_path / "report.json", tmp_path / "results.xml"
-    options: tuple[str, ...] = (
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--color=no",
-        f"--junitxml={results}",
-    )
+    options = ["-q", "-p", "no:cacheprovider", "--color=no", f"--junitxml={results}"]
     if mode.leave_out:
-        options += ("-k", f"not {mode.leave_out}")
+        options += ["-k", f"not {mode.leave_out}"]
     files = [str(_TESTS / f"test_{file}.py") for file in sorted(mode.files)]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *files],
-        env=environment(*built, report=report, **mode.settings)
-        | {"FEWSTEP_TEST_BUNDLES": str(bundles)},
+        env=environment(*built, report=report, **mode.settings),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -122,8 +105,9 @@ def test_everything_passes_and_nothing_is_left(
         timeout=600,
     )
     assert done.returncode == 0, done.stdout
-    _assert_all_ran(results, mode.files)
+    count = _assert_all_ran(results, mode.files)
     _assert_nothing_left(report)
+    record_property("emulated", f"under the emulated CUDA driver, {name}: {count} passed")
 
 
 def test_there_are_tests_of_the_loop_and_of_the_kernels() -> None:
@@ -132,11 +116,12 @@ def test_there_are_tests_of_the_loop_and_of_the_kernels() -> None:
     assert any("kernel" in name for name in _KERNELS)
 
 
-def _assert_all_ran(results: Path, files: frozenset[str]) -> None:
-    """Every file has tests, and each of them was run."""
+def _assert_all_ran(results: Path, files: frozenset[str]) -> int:
+    """Every file has tests, and each of them was run; returns how many."""
     cases = list(ElementTree.parse(results).iter("testcase"))
     assert {case.attrib["classname"].rpartition(".test_")[2] for case in cases} == files
     assert [case.attrib["name"] for case in cases if list(case)] == []  # skipped, failed, ...
+    return len(cases)
 
 
 def _assert_nothing_left(report: Path) -> None:

@@ -26,12 +26,20 @@ _KERNELS = (
     "test_kernel_limits.py",
     "test_official_rollouts.py",
 )
-_LOOP = ("test_graph.py", "test_times.py", "test_opening.py", "test_device.py", "test_memory.py")
+_LOOP = (
+    *("test_graph.py", "test_times.py", "test_opening.py", "test_device.py"),
+    *("test_buffers.py", "test_memory.py"),
+)
 _FAULTS = ("test_lost_gpu.py", "test_replays.py")
 _GENERATION = ("test_generation.py",)
 _PROVIDER = ("test_onnxruntime_provider.py",)
 _TORCH = ("test_torch_engine.py",)
-_TENSORRT = ("test_tensorrt.py", "test_tensorrt_bundle.py", "test_verified_engines.py")
+_TENSORRT = (
+    "test_tensorrt.py",
+    "test_tensorrt_dimensions.py",
+    "test_tensorrt_bundle.py",
+    "test_verified_engines.py",
+)
 _FIRST = (
     "test_opening.py::test_the_gpu_is_described",
     "test_opening.py::test_cuda_0_is_the_first_gpu",

@@ -134,7 +134,9 @@ def test_building_needs_no_torch_and_no_builder_until_it_builds() -> None:
     assert _run(code).split() == sorted(modules)
 
 
-@pytest.mark.parametrize("name", ["kernels", "pipeline", "profiles", "progress"])
+@pytest.mark.parametrize(
+    "name", ["kernels", "pipeline", "profiles", "progress_monitor", "stale", "target"]
+)
 def test_what_builds_no_graph_needs_no_onnx(name: str) -> None:
     code = textwrap.dedent(_BLOCK.format(blocked={*_OPTIONAL, "numba"})) + textwrap.dedent(
         f"""

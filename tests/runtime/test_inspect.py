@@ -1,7 +1,7 @@
-"""Inspection: sizes, provenance and damage, and the memory of a plan without making one.
+"""Inspection: sizes, provenance, damage; program and memory of a decode, before there is a plan.
 
-Covered for plans: sums, what guidance and a policy add, the size of the graph files, agreement with
-the plan that ``generate`` really makes, and requests that ``generate`` would refuse.
+Covered for decodes: sums, what guidance and a policy add, the size of the graph files, operations
+in words, agreement with the plan that ``generate`` really makes, and requests that it would refuse.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.families.masked.settings import MaskedSettings
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.inspect import PlanMemory, inspect, plan_memory
+from fewstep.runtime.inspect import described, inspect, planned_decode
+from fewstep.runtime.program import Copy, Launch, Run, View
 
 
 def test_intact_bundle(tiny_bundle: Path) -> None:
@@ -45,7 +46,7 @@ def test_inspection_is_json(tiny_bundle: Path) -> None:
     assert data["manifest"]["family"] == "adanat"
 
 
-# --- the memory of a plan
+# --- the program and memory of a decode
 
 
 def _with_defaults(path: Path, **changes: Any) -> Bundle:
@@ -59,11 +60,11 @@ def _bytes_of(shape: tuple[int, ...], dtype: str) -> int:
     return math.prod(shape) * int(np.dtype(dtype).itemsize)
 
 
-def _made_by(generator: Generator, schedule: str | None, batch: int) -> list[dict[str, Any]]:
+def _made_by(generator: Generator, schedule: str | None, batch: int) -> list[tuple[Any, int]]:
     """Keys and bytes of the plans that ``generate`` makes."""
     generator.generate(class_ids=[0] * batch, schedule=schedule)
-    plans = generator.decoder._plans
-    return [{**vars(key), "total_bytes": plan.bytes} for key, plan in plans.items()]
+    plans = generator.plans._plans
+    return [(key, plan.program.bytes) for key, plan in plans.items()]
 
 
 @given(
@@ -74,27 +75,36 @@ def _made_by(generator: Generator, schedule: str | None, batch: int) -> list[dic
 def test_totals_are_the_sums_of_the_buffers(
     tiny_bundle: Path, batch: int, steps: int, schedule: str
 ) -> None:
-    memory = plan_memory(Bundle.read(tiny_bundle), batch=batch, steps=steps, schedule=schedule)
-    assert (memory.key.batch, memory.key.steps) == (batch, steps)
-    own = [_bytes_of(spec.shape, spec.dtype) for spec in memory.buffers.values()]
-    shared = [_bytes_of(spec.shape, spec.dtype) for spec in memory.shared.values()]
-    assert (memory.total_bytes, memory.shared_bytes) == (sum(own), sum(shared))
+    planned = planned_decode(Bundle.read(tiny_bundle), batch=batch, steps=steps, schedule=schedule)
+    assert (planned.batch, planned.settings["steps"]) == (batch, steps)
+    sizes = {
+        name: _bytes_of(spec.shape, spec.dtype)
+        for name, spec in planned.program.every_buffer.items()
+    }
+    shared = sizes.pop("unconditional_logits")
+    assert (planned.total_bytes, planned.shared_bytes) == (sum(sizes.values()), shared)
 
 
 def test_total_of_a_plan_counted_by_hand(tiny_bundle: Path) -> None:
     """2 images of 16 tokens of 24 codes, 32 features, 3 steps, guidance: 4 rows per pass."""
-    memory = plan_memory(Bundle.read(tiny_bundle), batch=2, steps=3)
+    planned = planned_decode(Bundle.read(tiny_bundle), batch=2, steps=3)
     inputs = 4 * 4 + 2 * 8 + 2 * 16 * (4 + 1) + 3 * 2 * 4 * 4 + 4
     tokens = 4 * 4 * 16 * 4 + 3 * 2 * 16 * 4 + 2 * 16 * 4 + 4 * 16 * 4
     passes = 4 * 16 * 24 * 4 + 4 * 16 * 32 * 4
     images = 2 * 3 * 8 * 8 * (4 + 1)
-    assert memory.total_bytes == inputs + tokens + passes + images
-    assert memory.shared_bytes == 16 * 24 * 4
+    assert planned.total_bytes == inputs + tokens + passes + images
+    assert planned.shared_bytes == 16 * 24 * 4
 
 
-def test_weights_are_the_graph_files(tiny_bundle: Path) -> None:
-    files = [path.stat().st_size for path in tiny_bundle.glob("*.onnx")]
-    assert plan_memory(Bundle.read(tiny_bundle)).weights_bytes == sum(files)
+@pytest.mark.parametrize(
+    ("schedule", "graphs"),
+    [("linear", {"transformer", "decoder"}), ("policy", {"transformer", "policy", "decoder"})],
+)
+def test_weights_are_the_files_of_the_graphs_that_run(
+    tiny_bundle: Path, schedule: str, graphs: set[str]
+) -> None:
+    sizes = [(tiny_bundle / f"{name}.onnx").stat().st_size for name in graphs]
+    assert planned_decode(Bundle.read(tiny_bundle), schedule=schedule).weights_bytes == sum(sizes)
 
 
 def test_external_weights_count_once(tiny_bundle: Path) -> None:
@@ -106,21 +116,26 @@ def test_external_weights_count_once(tiny_bundle: Path) -> None:
     }
     changes = {"graphs": graphs, "files": read.manifest.files | {"weights.data": file}}
     changed = Bundle(tiny_bundle, read.manifest.model_copy(update=changes))
-    assert plan_memory(changed).weights_bytes == plan_memory(read).weights_bytes + 10**9
+    added = planned_decode(changed).weights_bytes - planned_decode(read).weights_bytes
+    assert added == 10**9
 
 
 def test_a_policy_adds_its_buffers_and_changes_no_other(tiny_bundle: Path) -> None:
     bundle = Bundle.read(tiny_bundle)
-    fixed, policy = (plan_memory(bundle, batch=2, schedule=name) for name in ("cosine", "policy"))
-    assert policy.buffers.keys() - fixed.buffers.keys() == {"step_ids", "policy_step", "action"}
+    fixed, policy = (
+        planned_decode(bundle, batch=2, schedule=name) for name in ("cosine", "policy")
+    )
+    added = policy.program.buffers.keys() - fixed.program.buffers.keys()
+    assert added == {"step_ids", "policy_step", "action"}
     assert policy.total_bytes - fixed.total_bytes == 8 * 2 * 4 + 2 * 4 + 2 * 4 * 4
     assert (fixed.key.policy, policy.key.policy) == (None, "policy")
-    assert policy.shared == fixed.shared
+    assert policy.shared_bytes == fixed.shared_bytes
 
 
 def test_defaults_are_those_of_the_bundle(tiny_bundle: Path) -> None:
-    memory = plan_memory(_with_defaults(tiny_bundle, steps=5, schedule="policy"))
-    assert (memory.key.batch, memory.key.steps, memory.key.policy) == (1, 5, "policy")
+    planned = planned_decode(_with_defaults(tiny_bundle, steps=5, schedule="policy"))
+    assert (planned.key.batch, planned.key.steps, planned.key.policy) == (1, 5, "policy")
+    assert planned.settings["guidance"] == (0.0, 3.0)
 
 
 @pytest.mark.parametrize("schedule", [None, "linear", "policy"])
@@ -130,8 +145,8 @@ def test_generate_makes_the_plan_that_was_foretold(
 ) -> None:
     with Generator.open(tiny_bundle, threads=1) as generator:
         made = _made_by(generator, schedule, batch)
-    memory = plan_memory(Bundle.read(tiny_bundle), batch=batch, schedule=schedule)
-    assert made == [{**vars(memory.key), "total_bytes": memory.total_bytes}]
+    planned = planned_decode(Bundle.read(tiny_bundle), batch=batch, schedule=schedule)
+    assert made == [(planned.key, planned.total_bytes)]
 
 
 def test_bundle_without_guidance_has_the_plan_that_generate_makes(tiny_bundle: Path) -> None:
@@ -139,9 +154,9 @@ def test_bundle_without_guidance_has_the_plan_that_generate_makes(tiny_bundle: P
     bundle = _with_defaults(tiny_bundle, guidance=(0.0, 0.0))
     with Generator.open(bundle, threads=1) as generator:
         made = _made_by(generator, None, 2)
-    memory = plan_memory(bundle, batch=2)
-    assert made == [{**vars(memory.key), "total_bytes": memory.total_bytes}]
-    assert memory.shared_bytes == 0
+    planned = planned_decode(bundle, batch=2)
+    assert made == [(planned.key, planned.total_bytes)]
+    assert planned.shared_bytes == 0
 
 
 @pytest.mark.parametrize(
@@ -155,18 +170,19 @@ def test_bundle_without_guidance_has_the_plan_that_generate_makes(tiny_bundle: P
         ({"steps": 2.5}, "steps must be an integer"),
         ({"schedule": "cosin"}, "Did you mean 'cosine'"),
         ({"schedule": ""}, "unknown schedule"),
+        ({"step": 2}, "unknown setting 'step'.*Did you mean 'steps'"),
     ],
 )
 def test_what_generate_would_refuse_is_refused(
     tiny_bundle: Path, wish: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(RequestError, match=message):
-        plan_memory(Bundle.read(tiny_bundle), **wish)
+        planned_decode(Bundle.read(tiny_bundle), **wish)
 
 
 def test_policy_of_a_bundle_without_one_is_refused(tiny_text_bundle: Path) -> None:
     with pytest.raises(RequestError, match="has no policy network"):
-        plan_memory(Bundle.read(tiny_text_bundle), schedule="policy")
+        planned_decode(Bundle.read(tiny_text_bundle), schedule="policy")
 
 
 def test_guidance_without_an_empty_text_is_refused(tiny_text_bundle: Path) -> None:
@@ -178,39 +194,48 @@ def test_guidance_without_an_empty_text_is_refused(tiny_text_bundle: Path) -> No
     with Generator.open(bundle, threads=1) as generator, pytest.raises(RequestError):
         generator.generate(text=text)
     with pytest.raises(RequestError, match="no unconditional text"):
-        plan_memory(bundle)
+        planned_decode(bundle)
 
 
-def test_plan_memory_needs_no_file_but_the_manifest(bundle_copy: Path) -> None:
+def test_a_planned_decode_needs_no_file_but_the_manifest(bundle_copy: Path) -> None:
     for path in bundle_copy.glob("*.onnx"):
         path.unlink()
-    assert plan_memory(Bundle.read(bundle_copy)).total_bytes > 0
+    assert planned_decode(Bundle.read(bundle_copy)).total_bytes > 0
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "policy"])
-def test_plan_memory_is_json(tiny_bundle: Path, schedule: str) -> None:
-    memory = plan_memory(Bundle.read(tiny_bundle), batch=2, steps=3, schedule=schedule)
-    data = json.loads(json.dumps(memory.as_dict()))
-    assert (data["batch"], data["steps"], data["guided"]) == (2, 3, True)
-    assert data["policy"] == (schedule if schedule == "policy" else None)
+def test_a_planned_decode_is_json(tiny_bundle: Path, schedule: str) -> None:
+    planned = planned_decode(Bundle.read(tiny_bundle), batch=2, steps=3, schedule=schedule)
+    data = json.loads(json.dumps(planned.as_dict()))
+    assert (data["batch"], data["settings"]["steps"], data["key"]["guided"]) == (2, 3, True)
+    assert data["key"]["policy"] == (schedule if schedule == "policy" else None)
     assert data["buffers"]["tokens"] == {
         "shape": [4, 4, 16],
         "dtype": "int32",
         "role": "output",
         "aligned_rows": False,
         "bytes": 1024,
+        "shared": False,
     }
-    assert _sums(data["buffers"]) == (data["total_bytes"], data["shared_bytes"])
-    assert data["weights_bytes"] == memory.weights_bytes
+    sums = {shared: _sum(data["buffers"], shared) for shared in (False, True)}
+    assert sums == {False: data["total_bytes"], True: data["shared_bytes"]}
+    assert data["weights_bytes"] == planned.weights_bytes
+    assert len(data["operations"]) == len(planned.program.ops)
 
 
-def _sums(buffers: dict[str, dict[str, int]]) -> tuple[int, int]:
-    """Bytes of the plan's own buffers, and of those that are shared."""
-    shared = [each["bytes"] for name, each in buffers.items() if name.startswith("shared/")]
-    return sum(each["bytes"] for each in buffers.values()) - sum(shared), sum(shared)
+def _sum(buffers: dict[str, dict[str, Any]], shared: bool) -> int:
+    return sum(each["bytes"] for each in buffers.values() if each["shared"] == shared)
 
 
-def test_plan_memory_is_a_value(tiny_bundle: Path) -> None:
-    one, other = (plan_memory(Bundle.read(tiny_bundle), batch=2) for _ in range(2))
-    assert isinstance(one, PlanMemory)
-    assert one == other
+def test_operations_in_words() -> None:
+    run = Run("trunk", {"past": View("cache")[0:3], "out": View("logits")}, step=2)
+    assert described(run) == {
+        "op": "run",
+        "what": "trunk",
+        "on": "past=cache[0:3], out=logits",
+        "step": "2",
+    }
+    launch = Launch("fill", {"target": View("tokens")[1][:4], "value": 0.25}, ("target",))
+    words = {"op": "launch", "what": "fill", "on": "target=tokens[1][0:4], value=0.25"}
+    assert described(launch) == words | {"step": "0"}
+    assert described(Copy(View("a"), View("b")[7]))["on"] == "a ← b[7]"

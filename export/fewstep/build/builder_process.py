@@ -21,14 +21,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fewstep.build.progress import Report
 from fewstep.build.tensorrt_builder import BuiltEngine, EngineRequest, build_here
 from fewstep.runtime.engines.tensorrt_api import TensorRt, load
 from fewstep.runtime.errors import EngineError, FewstepError
+from fewstep.runtime.progress import Progress
 from fewstep.runtime.records import BuildOptions, ShapeRange
 
 # 0x0040000 is ADDR_NO_RANDOMIZE; prctl 1 is PR_SET_PDEATHSIG: who started it may be killed.
@@ -49,13 +49,13 @@ main(request)
 _LAST_LINES = 5
 
 
-def build_engine(api: TensorRt, request: EngineRequest, report: Report) -> BuiltEngine:
+def build_engine(api: TensorRt, request: EngineRequest, progress: Progress) -> BuiltEngine:
     """Build one engine in a process of its own.
 
     Args:
         api: the module to build with.
         request: graph, profiles and options.
-        report: called as the build goes on.
+        progress: called with the builder's phases.
 
     Raises:
         EngineError: the parser or the builder refuses something, or the process crashes.
@@ -73,7 +73,7 @@ def build_engine(api: TensorRt, request: EngineRequest, report: Report) -> Built
             text=True,
         )
         try:
-            answer = _talk(process, _as_json(api, request, out), report)
+            answer = _talk(process, _as_json(api, request, out), progress)
         finally:
             process.kill()
             process.communicate()
@@ -82,7 +82,12 @@ def build_engine(api: TensorRt, request: EngineRequest, report: Report) -> Built
             raise _crashed(request, process.returncode, log.read())
         if "error" in answer:
             raise EngineError(answer["error"])
-        return BuiltEngine(content=memoryview(out.read_bytes()), **_result(answer))
+        return BuiltEngine(
+            content=memoryview(out.read_bytes()),
+            warnings=tuple(answer["warnings"]),
+            seconds=answer["seconds"],
+            peak_memory_bytes=answer["peak_memory_bytes"],
+        )
 
 
 def main(request: dict[str, Any]) -> None:
@@ -106,11 +111,18 @@ def main(request: dict[str, Any]) -> None:
         say({"error": str(error)})
         return
     Path(request["out"]).write_bytes(built.content)
-    answer = {"warnings": built.warnings, "seconds": built.seconds}
-    say({**answer, "peak_memory_bytes": built.peak_memory_bytes})
+    say(
+        {
+            "warnings": built.warnings,
+            "seconds": built.seconds,
+            "peak_memory_bytes": built.peak_memory_bytes,
+        }
+    )
 
 
-def _talk(process: subprocess.Popen[str], request: str, report: Report) -> dict[str, Any] | None:
+def _talk(
+    process: subprocess.Popen[str], request: str, progress: Progress
+) -> dict[str, Any] | None:
     """Send the request and pass phases on; the last line, or ``None`` if there was none."""
     assert process.stdin is not None and process.stdout is not None
     try:
@@ -119,19 +131,15 @@ def _talk(process: subprocess.Popen[str], request: str, report: Report) -> dict[
     except BrokenPipeError:
         process.wait()
         return None
-    for line in _lines(process):
-        if "phase" not in line:
-            process.wait()
-            return line
-        report(line["phase"], line["done"])
+    answer: dict[str, Any] | None = None
+    for line in map(json.loads, process.stdout):
+        if "phase" in line:
+            progress(line["phase"], line["done"])
+        else:
+            answer = line
+            break
     process.wait()
-    return None
-
-
-def _lines(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
-    assert process.stdout is not None
-    for line in process.stdout:
-        yield json.loads(line)
+    return answer
 
 
 def _as_json(api: TensorRt, request: EngineRequest, out: Path) -> str:
@@ -150,10 +158,6 @@ def _as_json(api: TensorRt, request: EngineRequest, out: Path) -> str:
             "out": str(out),
         }
     )
-
-
-def _result(answer: dict[str, Any]) -> dict[str, Any]:
-    return {**answer, "warnings": tuple(answer["warnings"])}
 
 
 def _speaker() -> Callable[[dict[str, Any]], None]:

@@ -7,9 +7,10 @@ Every pass of a graph takes at least (the roofline, and the launches of its kern
 and the passes of the loop wait for one another, so they add up. The roofline is a true lower bound
 for what it counts; the launches are an estimate that is meant to be low:
 
-- *operations* are those of the matrix products; everything else counts as free (``graph_work.py``).
-- *bytes* are the weights of those products, once, in the precision's width, and the graph's
-  inputs and outputs in their own types, without what the caches may keep from the pass before.
+- *operations* are those of matmuls and convolutions; everything else counts as free
+  (``graph_work.py``).
+- *bytes* are the weights of those, once, in the precision's width, and the graph's inputs and
+  outputs in their own types, without what the caches may keep from the pass before.
   Tensors inside the graph count as never leaving the chip. Counting every node's tensors instead
   would be an overestimate, because builders fuse nodes.
 - *launches* are the kernels of the graphs as if fused well (``graph_work.py``), the program's own
@@ -190,7 +191,7 @@ def estimate(
     batch: int = 1,
     **settings: Any,
 ) -> Estimate:
-    """Bounds of time and the need of memory, from the fp32 graphs and published figures.
+    """Bounds of time and the need of memory, from the fp32 graphs and published specifications.
 
     Args:
         bundle: the bundle; its files are hashed before they are read.
@@ -257,7 +258,7 @@ def _run_stage(work: GraphWork, sizes: Sizes) -> Stage:
         tuple(sizes.items()),
         (),
         flops=work.flops_at(sizes),
-        weights=work.matmul_weights,
+        weights=work.mac_weights,
         read_bytes=read,
         written_bytes=written,
         launches=max(1, work.launches),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -24,20 +25,15 @@ def _summary_table(found: Estimate) -> Table:
     title = f"{TITLE}: {found.bundle.manifest.name}, batch {plan.batch}; {settings}"
     times = ("Image, ms", "Launches, ms")
     table = _table(title, "Device", "Precision", *times, "Limited by", "GiB", "Fits")
-    table.caption = _caption(found)
+    table.caption = (
+        f"Launches are part of the times and estimated: {found.launches} a batch, counted in the "
+        "graphs (engines have more), each as long as an empty kernel's in a CUDA graph."
+    )
     for device in found.devices:
         table.add_section()
         for each in device.precisions:
             table.add_row(device.gpu.name, each.precision, *_summary(each))
     return table
-
-
-def _caption(found: Estimate) -> str:
-    """How many launches are in the times, and what to think of them."""
-    return (
-        f"Launches are part of the times and estimated: {found.launches} a batch, counted in the "
-        "graphs (engines have more), each as long as an empty kernel's in a CUDA graph."
-    )
 
 
 def _summary(bound: PrecisionBound) -> tuple[str, ...]:
@@ -55,8 +51,8 @@ def _stage_table(device: GpuBounds) -> Table:
     mode = f", {gpu.power_mode}" if gpu.power_mode else ""
     title = f"{TITLE}: one run on {gpu.title} ({gpu.compute_capability}){mode}"
     sizes = ("GFLOP", "MB", "Launches")
-    table = _table(title, "", "Stage", "Runs", *sizes, "ms", "Limit")
-    table.caption = f"{gpu.launch.us:g} µs a launch, part of the times ({gpu.launch.said})"
+    table = _table(title, "", "Stage", "Runs", *sizes, "ms", "Limited by")
+    table.caption = f"{gpu.launch.us:g} µs a launch, part of the times; {gpu.launch.said}"
     for precision in device.precisions:
         table.add_section()
         if precision.reason is not None:
@@ -87,8 +83,15 @@ def _ms(value: float) -> str:
 
 
 def _table(title: str, *headings: str) -> Table:
-    table = Table(title=escape(title), title_justify="left", caption_justify="left")
+    """A table narrow enough for a terminal of 80 columns."""
+    table = Table(
+        title=escape(title),
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     for heading in headings:
-        names = heading in (headings[0], "Stage", "ms")
-        table.add_column(heading, overflow="fold", no_wrap=names)
+        table.add_column(heading, overflow="fold", no_wrap=heading != "Stage")
     return table

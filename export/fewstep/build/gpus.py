@@ -1,7 +1,7 @@
-"""Published figures of NVIDIA GPUs: peaks, memory and caches.
+"""Published specifications of NVIDIA GPUs: peaks, memory and caches.
 
 A peak is multiprocessors × clock × operations per multiprocessor and clock (:data:`RATES`). All
-rates are *dense*: the figures with structured sparsity that NVIDIA advertises are twice as high.
+rates are *dense*: those with structured sparsity that NVIDIA advertises are twice as high.
 Where the accumulator's type matters, fp16 and fp8 stand with an fp16 accumulator, the fastest
 there is, so that a bound stays a bound; with an fp32 accumulator they are half as fast on GeForce,
 which is what bf16 says, and as fast on the other cards. fp32 means the CUDA cores: engines are
@@ -21,7 +21,7 @@ Confirmed by the sources that each GPU names, as public copies and quotations gi
   Orin Nano; the L2 cache of AGX Orin.
 - Thor: clock, bandwidth, memory and the rates but bf16's; 20 multiprocessors and 32 MiB of L2 cache
   are what a device reports.
-- A100, H100, H200, B200, L4, L40S and RTX PRO 6000: the totals that the tests hold the products
+- A100, H100, H200, B200, L4, L40S and RTX PRO 6000: the totals that the tests hold the peaks
   against, bandwidth and memory. A B200 is the one of an HGX or DGX system, with 180 GB.
 - By what devices report (``deviceQuery``, PyTorch, ``nvidia-smi``): multiprocessors of A100, H100
   SXM, H200, B200, L4 and L40S; clocks of A100, H100, L4 and L40S; the L2 caches of A100, H100 SXM,
@@ -34,8 +34,8 @@ what devices report to ``deviceQuery`` alone: 2 MiB of L2 cache on Orin Nano and
 
 Assumptions: bf16 is as fast as fp16 on Orin and Thor; the system caches (4 MB on Orin, 16 MB on
 Thor) serve the GPU in full; where NVIDIA prints 102 GB/s, it means 102.4; B200 has twice Hopper's
-tensor operations per clock, and the clocks that then give its totals. Tests hold the products
-against the totals that NVIDIA advertises. B300 is missing, as no figures of it were confirmed.
+tensor operations per clock, and the clocks that then give its totals. Tests hold the peaks
+against the totals that NVIDIA advertises. B300 is missing, as nothing of it was confirmed.
 """
 
 from __future__ import annotations
@@ -152,13 +152,13 @@ BLACKWELL_PRO = (
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU as its maker describes it.
+    """One GPU as NVIDIA describes it.
 
     ``cache_mib``: all that may keep data between two passes, generously: the L2 cache and, on a
-    Jetson, the caches of the system. ``power_mode``: what a Jetson's figures hold for.
+    Jetson, the caches of the system. ``power_mode``: what a Jetson's numbers hold for.
     ``tensor_clock_mhz``: of all but fp32, where it differs. ``full_accumulate``: an fp32
     accumulator costs no speed, whatever :data:`RATES` says. ``sources``: title and address of
-    where the figures are from.
+    where the numbers are from.
     """
 
     name: str

@@ -1,15 +1,16 @@
 """What one graph computes, touches and starts, counted in its ONNX file.
 
-*Operations* are those of the matrix products (MatMul, Gemm, Conv), multiply and add; everything
-else counts as free. They come from onnx-tool. It takes a bias for one multiply-add per output,
+*Operations* are those of matmuls and convolutions, multiply and add (MAC); everything else counts
+as free. They come from onnx-tool. It takes a bias for one multiply-add per output,
 which a GPU does on the way: that part is taken off, and the rest agrees with PyTorch's counter to
 the last operation (tested).
 
-*Launches* are an estimate, as only an engine knows how many kernels it has: one for every product
-with weights, one for every softmax with the products around it (fused attention), one for every
-normalization. All else is taken to be fused into these. TensorRT-RTX 1.7.1, built for 8.6, has 82,
-15 and 40 kernels in its engines of the sample's transformer, policy and decoder in fp32, and 54,
-16 and 51 in fp16, where this counts 42, 14 and 25 (a test repeats that on a tiny bundle).
+*Launches* are an estimate, as only an engine knows how many kernels it has: one for every matmul
+and convolution with weights, one for every softmax with the matmuls around it (fused attention),
+one for every normalization. All else is taken to be fused into these. TensorRT-RTX 1.7.1, built for
+8.6, has 82, 15 and 40 kernels in its engines of the sample's transformer, policy and decoder in
+fp32, and 54, 16 and 51 in fp16, where this counts 42, 14 and 25 (a test repeats that on a tiny
+bundle).
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from typing import Any
 import numpy as np
 import onnx
 
+from fewstep.build.graphs import MAC_OPERATORS
 from fewstep.build.roofline import WIDTH_BYTES
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import BundleError, missing
 from fewstep.runtime.records import GraphInfo, TensorInfo
 
-_PRODUCTS = frozenset(("MatMul", "Gemm", "Conv"))
 _NORMALIZATIONS = frozenset(
-    f"{kind}Normalization" for kind in ("Layer", "Instance", "Group", "RMS")
+    ("LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization")
 )
 _ATTENTION = frozenset(("Softmax", "LogSoftmax", "Attention"))
 
@@ -42,15 +43,15 @@ Sizes = Mapping[str, int]
 class GraphWork:
     """What one graph computes and touches.
 
-    ``flops``: by the sizes that were asked for; ``matmul_weights`` and ``other_weights`` in
-    elements: those of matrix products, and the rest (embeddings, of which a pass reads a few rows,
-    norms, biases); ``launches``: kernels of a pass, estimated.
+    ``flops``: by the sizes that were asked for; ``mac_weights`` and ``other_weights`` in
+    elements: those of matmuls and convolutions, and the rest (embeddings, of which a pass reads a
+    few rows, norms, biases); ``launches``: kernels of a pass, estimated.
     """
 
     graph: str
     info: GraphInfo
     flops: Mapping[tuple[tuple[str, int], ...], int]
-    matmul_weights: int
+    mac_weights: int
     other_weights: int
     launches: int
 
@@ -59,16 +60,16 @@ class GraphWork:
         return self.flops[_key(sizes)]
 
     def weight_bytes(self, precision: str) -> int:
-        """Size of all weights in an engine; what is no product stays in 16 bits at least."""
+        """Size of all weights in an engine; those of other operators stay in 16 bits at least."""
         width = WIDTH_BYTES[precision]
-        return self.matmul_weights * width + self.other_weights * max(width, 2)
+        return self.mac_weights * width + self.other_weights * max(width, 2)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
             "graph": self.graph,
             "runs": [{"sizes": dict(key), "flops": flops} for key, flops in self.flops.items()],
-            "matmul_weights": self.matmul_weights,
+            "mac_weights": self.mac_weights,
             "other_weights": self.other_weights,
             "launches": self.launches,
         }
@@ -93,7 +94,7 @@ def graph_work(bundle: Bundle, name: str, runs: Iterable[Sizes]) -> GraphWork:
     info, path = bundle.graph(name), bundle.graph_path(name)
     try:
         model = onnx.load(path)
-        matmuls, others = _weights(model.graph)
+        weights, others = _weights(model.graph)
         counted = onnx_tool.Model(model).graph
         flops = {key: _flops(counted, info, dict(key)) for key in dict.fromkeys(map(_key, runs))}
     except Exception as error:  # protobuf and onnx-tool raise whatever their parts raise
@@ -102,7 +103,7 @@ def graph_work(bundle: Bundle, name: str, runs: Iterable[Sizes]) -> GraphWork:
             f"{path}: the operations of graph '{name}' cannot be counted ({problem}); "
             "export the bundle again"
         ) from error
-    return GraphWork(name, info, flops, matmuls, others, graph_launches(model.graph))
+    return GraphWork(name, info, flops, weights, others, graph_launches(model.graph))
 
 
 def _key(sizes: Sizes) -> tuple[tuple[str, int], ...]:
@@ -124,7 +125,7 @@ def graph_launches(graph: onnx.GraphProto) -> int:
     weights = {each.name for each in graph.initializer}
 
     def starts(node: onnx.NodeProto) -> bool:
-        if node.op_type in _PRODUCTS:
+        if node.op_type in MAC_OPERATORS:
             return not weights.isdisjoint(node.input[:2])
         return node.op_type in _NORMALIZATIONS | _ATTENTION
 
@@ -137,22 +138,22 @@ def tensor_bytes(tensors: Iterable[TensorInfo], sizes: Sizes) -> int:
 
 
 def _weights(graph: onnx.GraphProto) -> tuple[int, int]:
-    """Elements of the weights of matrix products, and of all others."""
+    """Elements of the weights of matmuls and convolutions, and of all others."""
     sizes = {each.name: math.prod(each.dims) for each in graph.initializer}
-    nodes = [node for node in graph.node if node.op_type in _PRODUCTS]
-    products = {name for node in nodes for name in node.input[:2] if name in sizes}
-    within = sum(sizes[name] for name in products)
+    nodes = [node for node in graph.node if node.op_type in MAC_OPERATORS]
+    read = {name for node in nodes for name in node.input[:2] if name in sizes}
+    within = sum(sizes[name] for name in read)
     return within, sum(sizes.values()) - within
 
 
 def _flops(graph: Any, info: GraphInfo, sizes: Sizes) -> int:
-    """Operations of the matrix products, biases not counted."""
+    """Operations of matmuls and convolutions, biases not counted."""
     inputs = {name: np.zeros(_shape(each, sizes), each.dtype) for name, each in info.inputs.items()}
     graph.shape_infer(inputs)
     graph.profile()
     total = 0
     for node in graph.nodemap.values():
-        if node.op_type in _PRODUCTS:
+        if node.op_type in MAC_OPERATORS:
             bias = math.prod(node.outshape) if len(node.input) == 3 else 0
             total += 2 * (int(node.macs[0]) - bias)
     return total

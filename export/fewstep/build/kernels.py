@@ -1,31 +1,31 @@
-"""``fewstep build``: what can be compiled ahead of time, into the bundle."""
+"""``fewstep build --kernels``: the CUDA kernels, compiled ahead of time into the bundle."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from fewstep.build.stale import why_kernels_stale
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import MissingDependencyError
 from fewstep.runtime.kernels.compile import CompiledKernels, KernelCompiler
-from fewstep.runtime.kernels.cubins import add_kernels, are_current, loads, toolchain_remedy
+from fewstep.runtime.kernels.cubins import add_kernels, loads, toolchain_remedy
 from fewstep.runtime.probe import find_driver
+from fewstep.runtime.records import KernelsInfo
 
 
 def build_kernels(
-    path: str | Path,
-    capabilities: Sequence[str] = (),
-    *,
-    force: bool = False,
-    keep: bool = False,
+    path: str | Path, capabilities: Sequence[str] = (), *, force: bool = False
 ) -> CompiledKernels | None:
-    """Compile the CUDA kernels into a bundle, in the place of those it has.
+    """Compile the CUDA kernels into a bundle, and again those that it has for other GPUs.
+
+    All kernels of a bundle are of the same sources and compiler, so what this compiler does not
+    know is dropped: :func:`dropped_kernels` says so.
 
     Args:
         path: the bundle folder.
         capabilities: compute capabilities such as ``"8.7"``; empty takes all that are supported.
         force: compile even if the bundle has current kernels for all of them.
-        keep: compile as well for what the bundle has kernels for, as far as this NVRTC can.
 
     Returns:
         What was compiled; ``None`` if everything was up to date.
@@ -39,14 +39,26 @@ def build_kernels(
     bundle = Bundle.read(path)
     compiler = KernelCompiler()
     wanted = compiler.wanted(capabilities)
-    if not force and are_current(bundle, wanted, compiler.version):
+    if not force and not why_kernels_stale(bundle, wanted, compiler.version):
         return None
-    if keep and bundle.manifest.kernels is not None:
-        had = [each for each in bundle.manifest.kernels.cubins if each in compiler.known()]
-        wanted = tuple(dict.fromkeys((*wanted, *had)))
-    compiled = compiler.compile(wanted)
+    known, kernels = compiler.known(), bundle.manifest.kernels
+    others = [each for each in kernels.cubins if each in known] if kernels is not None else []
+    compiled = compiler.compile(tuple(dict.fromkeys((*wanted, *others))))
     add_kernels(bundle, compiled)
     return compiled
+
+
+def dropped_kernels(before: KernelsInfo | None, compiled: CompiledKernels | None) -> str:
+    """Which of a bundle's kernels had to go as others were compiled, and why; empty if none."""
+    if before is None or compiled is None:
+        return ""
+    gone = [each for each in before.cubins if each not in compiled.cubins]
+    if not gone:
+        return ""
+    return (
+        f"kernels for {', '.join(gone)} are no longer in the bundle: {compiled.compiler} does not "
+        f"compile for them, and they were compiled by {before.compiler}"
+    )
 
 
 def kernel_notes(capabilities: Sequence[str]) -> tuple[str, ...]:

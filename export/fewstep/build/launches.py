@@ -1,13 +1,13 @@
 """What the start of a kernel costs inside a CUDA graph, as others have measured it.
 
 In a graph the CPU is out of the way, but a kernel that needs what the one before it wrote still
-starts after its end. The figures are the time per kernel of a row of kernels that do nothing, or
+starts after its end. The times are those per kernel of a row of kernels that do nothing, or
 next to nothing, in one graph: what every kernel of a captured generation costs at least on top of
 its work. Engines may hide a part where the GPU can start a kernel early (programmatic dependent
 launch, from 9.0), and none is measured by this project.
 
 The papers and pages were read in public copies and quotations. Nothing was found for Ada, Orin
-and Thor: Ampere's figure stands in for the first two, B200's for Thor. A Jetson's clocks are lower
+and Thor: Ampere's time stands in for the first two, B200's for Thor. A Jetson's clocks are lower
 than those of the GPUs that were measured, so its launches take longer.
 """
 
@@ -31,8 +31,10 @@ class Launch:
 
     @property
     def said(self) -> str:
-        """What was measured, and whether that is another generation than asked for."""
-        return self.measured_on if self.own else f"unknown here, as on {self.measured_on}"
+        """What it was measured on, and whether that stands in for a GPU of no known time."""
+        if self.own:
+            return f"measured on {self.measured_on}"
+        return f"no measurement of this GPU is known; this is of {self.measured_on}"
 
 
 _AMPERE = Launch(

@@ -8,7 +8,7 @@ for NaN and infinite numbers.
     every recorded input ──both graphs, unmarked──► the image and step whose outputs differ most
     that one, chunk by chunk ──reference, then graph, marked──► errors until one is beyond tolerance
 
-Tensors are marked in chunks of bounded size, and each chunk runs as a part of the graph that starts
+Tensors are marked in chunks of bounded size, and each chunk runs as a subgraph that starts
 where the one before ended: neither all tensors nor all weights are in a session together, and
 nothing runs twice. A marked tensor is really computed: what a backend would fuse across it is
 split, so a fault of such a fusion does not show here.
@@ -16,21 +16,27 @@ split, so a fault of such a fusion does not show here.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from fewstep.build.marked import MarkedGraph, Runner, Values, Walk, run_onnxruntime
 from fewstep.build.recorded_inputs import Place, RecordedInputs, one_row, recorded_inputs, row_axis
+from fewstep.build.subgraph import (
+    Runner,
+    SubgraphExtractor,
+    Values,
+    Walk,
+    grouped,
+    run_onnxruntime,
+)
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import BundleError
 from fewstep.runtime.records import GraphInfo
 from fewstep.runtime.verify import Divergence, TensorError
 
-Walks = Callable[[MarkedGraph, Mapping[str, Array], Collection[str]], Values]
+Walks = Callable[[SubgraphExtractor, Mapping[str, Array], Collection[str]], Values]
 """Starts handing out tensors of a graph on inputs; the last argument says which will be asked."""
 
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 3e-1, "fp8": 3e-1}
@@ -63,7 +69,7 @@ def first_divergence(
         precision: which of its forms is examined.
         reference: the same model's bundle from elsewhere, whose fp32 graph is taken for right.
             Without one it is the bundle's own, but for fp32 that nothing but ``run`` runs.
-        run: what runs graphs, part by part.
+        run: what runs graphs, by subgraphs.
         walk: what runs the graph that is examined, if not ``run``.
         backend: what the examined graph is run with, for the report.
         tolerance: error that a tensor may have; :data:`TOLERANCES` has the usual ones.
@@ -74,11 +80,11 @@ def first_divergence(
         EngineError: a graph cannot be run.
     """
     right = reference or (None if precision == "fp32" and walk is None else bundle)
-    candidate = MarkedGraph(bundle.graph_path(graph, precision))
-    model = MarkedGraph(right.graph_path(graph)) if right else None
+    candidate = SubgraphExtractor(bundle.graph_path(graph, precision))
+    model = SubgraphExtractor(right.graph_path(graph)) if right else None
     if reference is not None and model is not None:
         _require_same_model(bundle, reference, candidate, model)
-    walks = walk or functools.partial(_by_parts, run)
+    walks: Walks = walk or (lambda graph, inputs, wanted: Walk(graph, inputs, wanted, run))
     info = bundle.graph(graph, precision)
     one, place, broken = _worst_row(
         candidate, model, recorded_inputs(bundle, graph, right or bundle), info, run, walks
@@ -96,7 +102,7 @@ def first_divergence(
         image=place.image,
         tolerance=limit,
         compared=len(scan.found),
-        tensors=len((model or candidate).makers),
+        tensors=len((model or candidate).producers),
         first=scan.first,
         before=scan.read_by_first(),
         weights=scan.weights_of_first(),
@@ -105,19 +111,13 @@ def first_divergence(
     )
 
 
-def _by_parts(
-    run: Runner, graph: MarkedGraph, inputs: Mapping[str, Array], wanted: Collection[str]
-) -> Values:
-    return Walk(graph, inputs, wanted, run)
-
-
 class _Scan:
     """One walk over the tensors in topological order."""
 
     def __init__(
         self,
-        candidate: MarkedGraph,
-        reference: MarkedGraph | None,
+        candidate: SubgraphExtractor,
+        reference: SubgraphExtractor | None,
         inputs: Mapping[str, Array],
         run: Runner,
         walks: Walks,
@@ -135,9 +135,11 @@ class _Scan:
 
     def run(self, *, until_not_finite: bool) -> None:
         """Compare chunk by chunk until what is looked for is found, or to the end."""
-        for chunk in _chunks(self._sizes(), self._chunk_bytes):
-            for found in self._compared(chunk):
-                self._note(found)
+        for chunk in grouped(self._sizes(), self._chunk_bytes):
+            names = [self._pairs[tensor] for tensor in chunk]
+            expected = self._expected.values(names) if self._expected else {}
+            for tensor, actual in self._actual.values(chunk).items():
+                self._note(self._measured(tensor, actual, expected.get(self._pairs[tensor])))
             if self.first and (self.first_not_finite or not until_not_finite):
                 return
 
@@ -145,14 +147,14 @@ class _Scan:
         """Tensors made by other nodes that the first diverging tensor's node reads."""
         if self.first is None:
             return ()
-        read = dict.fromkeys(self._candidate.maker(self.first.tensor).input)
+        read = dict.fromkeys(self._candidate.producer(self.first.tensor).input)
         return tuple(self.found[name] for name in read if name in self.found)
 
     def weights_of_first(self) -> tuple[str, ...]:
         """Weights that the first diverging tensor's node reads."""
         if self.first is None:
             return ()
-        read = dict.fromkeys(self._candidate.maker(self.first.tensor).input)
+        read = dict.fromkeys(self._candidate.producer(self.first.tensor).input)
         return tuple(name for name in read if name in self._candidate.weights)
 
     def worst(self) -> TensorError | None:
@@ -170,14 +172,8 @@ class _Scan:
             sizes = [size for size in known if size is not None] or [self._chunk_bytes]
             yield tensor, max(sizes) * len(known)
 
-    def _compared(self, chunk: Sequence[str]) -> Iterator[TensorError]:
-        names = [self._pairs[tensor] for tensor in chunk]
-        expected = self._expected.values(names) if self._expected else {}
-        for tensor, actual in self._actual.values(chunk).items():
-            yield self._measured(tensor, actual, expected.get(self._pairs[tensor]))
-
     def _measured(self, tensor: str, actual: Array, expected: Array | None) -> TensorError:
-        node = self._candidate.maker(tensor)
+        node = self._candidate.producer(tensor)
         largest = float(np.abs(actual.astype(np.float64)).max(initial=0.0))
         return TensorError(
             tensor=tensor,
@@ -215,39 +211,25 @@ def tensor_error(actual: Array, expected: Array) -> float:
     return float(difference / scale) if math.isfinite(difference) else math.inf
 
 
-def _pairs(candidate: MarkedGraph, reference: MarkedGraph | None) -> dict[str, str]:
+def _pairs(candidate: SubgraphExtractor, reference: SubgraphExtractor | None) -> dict[str, str]:
     """Tensors of a graph in topological order, each with its name in the reference.
 
     A graph of lower precision keeps a tensor's name, or holds it as ``NAME/low``; when both are
     there the earlier one is what the node computed, the other a cast of it.
     """
     if reference is None:
-        return {name: name for name in candidate.makers}
+        return {name: name for name in candidate.producers}
     earliest: dict[str, str] = {}
-    for tensor in candidate.makers:
-        right = tensor if tensor in reference.makers else tensor.removesuffix(_LOW)
-        if right in reference.makers:
+    for tensor in candidate.producers:
+        right = tensor if tensor in reference.producers else tensor.removesuffix(_LOW)
+        if right in reference.producers:
             earliest.setdefault(right, tensor)
     return {tensor: right for right, tensor in earliest.items()}
 
 
-def _chunks(sizes: Iterator[tuple[str, int]], limit: int) -> Iterator[list[str]]:
-    """Runs of tensors whose sizes add up to at most the limit, or single ones above it."""
-    chunk: list[str] = []
-    total = 0
-    for tensor, size in sizes:
-        if chunk and total + size > limit:
-            yield chunk
-            chunk, total = [], 0
-        chunk.append(tensor)
-        total += size
-    if chunk:
-        yield chunk
-
-
 def _worst_row(
-    candidate: MarkedGraph,
-    reference: MarkedGraph | None,
+    candidate: SubgraphExtractor,
+    reference: SubgraphExtractor | None,
     recorded: Sequence[RecordedInputs],
     info: GraphInfo,
     run: Runner,
@@ -288,7 +270,7 @@ def _error(actual: Array, expected: Array | None, axis: int | None, row: int) ->
 
 
 def _require_same_model(
-    bundle: Bundle, reference: Bundle, candidate: MarkedGraph, right: MarkedGraph
+    bundle: Bundle, reference: Bundle, candidate: SubgraphExtractor, right: SubgraphExtractor
 ) -> None:
     """Refuse references of other models, and graphs whose tensors have other names."""
     if bundle.manifest.model.tensor_shapes() != reference.manifest.model.tensor_shapes():
@@ -297,10 +279,12 @@ def _require_same_model(
             "codes and widths; name a bundle of the same checkpoints"
         )
     pairs = _pairs(candidate, right)
-    alike = [t for t, r in pairs.items() if candidate.maker(t).op_type == right.maker(r).op_type]
-    if len(alike) < _ALIKE * len(right.makers):
+    alike = [
+        t for t, r in pairs.items() if candidate.producer(t).op_type == right.producer(r).op_type
+    ]
+    if len(alike) < _ALIKE * len(right.producers):
         raise BundleError(
-            f"{reference.path}: only {len(alike)} of {len(right.makers)} tensors have the names "
+            f"{reference.path}: only {len(alike)} of {len(right.producers)} tensors have the names "
             f"of those of {bundle.path}; export the reference with the same versions of fewstep "
             "and torch"
         )

@@ -27,7 +27,8 @@ from collections.abc import Collection, Mapping
 import onnx
 
 from fewstep.build.graph_engine import GraphEngine
-from fewstep.build.precision import HEADROOM, LARGEST_FP16, NORMS
+from fewstep.build.overflow import HEADROOM, LARGEST_FP16
+from fewstep.build.precision import NORMS
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices.cpu import CpuDevice
 from fewstep.runtime.families import family_of
@@ -49,7 +50,7 @@ def reasons_for_fp32(
         bundle: that the graph is of.
         name: of the graph.
         graph: in fp32.
-        largest: magnitudes of its tensors, from :func:`fewstep.build.ranges.measure_ranges`.
+        largest: magnitudes of its tensors, from :func:`fewstep.build.overflow.measure_magnitudes`.
         precision: ``fp16`` or ``bf16``.
     """
     norms = [node for node in graph.node if node.op_type in NORMS]

@@ -11,9 +11,13 @@ import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
+from fewstep.build.kernels import build_kernels, dropped_kernels, kernel_notes
+from fewstep.build.stale import why_graphs_stale
+from fewstep.build.target import Target, target
 from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.engines.tensorrt_api import load
 from fewstep.runtime.errors import (
     BundleError,
     MissingDependencyError,
@@ -22,16 +26,16 @@ from fewstep.runtime.errors import (
     choose,
     missing,
 )
-from fewstep.runtime.kernels.compile import CompiledKernels, KernelCompiler, sources_sha256
-from fewstep.runtime.kernels.cubins import are_current
+from fewstep.runtime.kernels.compile import CompiledKernels, KernelCompiler
+from fewstep.runtime.progress import Progress, no_progress
 from fewstep.runtime.records import BuildOptions, EngineBackend, Precision
 
 if TYPE_CHECKING:
     from fewstep.build.checklist import Checklist
-    from fewstep.build.engines import EngineReport, Progress, Target
+    from fewstep.build.engines import EngineReport
     from fewstep.build.variants import GraphReport
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 ENGINE_PRECISION: Precision = "fp16"
 """Of engines, where the caller leaves it open."""
 
@@ -45,7 +49,7 @@ class BuildRequest:
 
     ``precision`` ``None``: :data:`ENGINE_PRECISION` for engines, and no other graphs.
     ``fp32_heads`` ``None``: as the bundle has them, and otherwise on unless a target has no fp32
-    matrix products. ``kernels`` ``None``: with engines.
+    matmuls. ``kernels`` ``None``: with engines.
     """
 
     bundle: Path
@@ -76,15 +80,12 @@ class BuildRequest:
     @property
     def graph_precision(self) -> Precision:
         """The precision of the graphs and engines."""
-        known: dict[str | None, Precision] = {
-            **{"fp16": "fp16", "bf16": "bf16"},
-            **{"int8": "int8", "fp8": "fp8"},
-        }
-        default = "fp32" if self.backend is None else ENGINE_PRECISION
-        return default if self.precision is None else known.get(self.precision, "fp32")
+        if self.precision is None:
+            return "fp32" if self.backend is None else ENGINE_PRECISION
+        return cast(Precision, self.precision)
 
     @property
-    def told_precision(self) -> Precision | None:
+    def shown_precision(self) -> Precision | None:
         """The precision, for results; ``None`` where nothing but kernels is wanted."""
         return None if self.backend is None and self.precision is None else self.graph_precision
 
@@ -98,9 +99,21 @@ class BuildRequest:
             raise RequestError(f"{what}; give --fp32-heads or --no-fp32-heads there")
 
     def heads(self, targets: tuple[str, ...]) -> bool:
-        """Whether new graphs keep their last products in fp32."""
+        """Whether new graphs keep their last matmuls in fp32."""
         turing = self.backend == "tensorrt-rtx" and _TURING in targets
         return self.fp32_heads if self.fp32_heads is not None else not turing
+
+    def target(self, *, building: bool = True) -> Target | None:
+        """What engines are wanted for, ``None`` if none are.
+
+        Raises:
+            RequestError: as :func:`fewstep.build.target.target`.
+            DeviceError: likewise.
+        """
+        if self.backend is None:
+            return None
+        precision, options = self.graph_precision, self.options
+        return target(self.backend, precision, options, self.capabilities, building=building)
 
 
 @dataclass(frozen=True)
@@ -108,7 +121,7 @@ class Outcome:
     """What was built; nothing of what was up to date, but for engines, which say so themselves.
 
     ``precision``: of graphs and engines, ``None`` where only kernels were wanted. ``notes``: why
-    kernels will not load here.
+    kernels will not load here, and which had to go.
     """
 
     precision: Precision | None
@@ -160,7 +173,7 @@ class Preflight:
         }
 
 
-def build(request: BuildRequest, progress: Progress | None = None) -> Outcome:
+def build(request: BuildRequest, progress: Progress = no_progress) -> Outcome:
     """Build what is asked for and not up to date.
 
     Everything that can be refused early is: names, the machine and the packages before graphs are
@@ -168,23 +181,25 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Outcome:
 
     Args:
         request: what to build.
-        progress: called with graph, phase and fraction done (−1: as before) as engines are built;
-            the phase is empty once an engine is stored.
+        progress: called as graphs, engines and kernels are made.
 
     Raises:
         FewstepError: as :func:`fewstep.build.engines.build_engines`,
             :func:`fewstep.build.variants.add_variant` and
             :func:`fewstep.build.kernels.build_kernels`.
     """
-    from fewstep.build.kernels import build_kernels, kernel_notes
-
     bundle = Bundle.read(request.bundle)
     if not os.access(bundle.path, os.W_OK):
         raise OutputError(f"{bundle.path} is not writable; copy the bundle to a folder that is")
-    wanted = _target(request)
+    if request.backend is not None:
+        _require_onnx()
+    wanted = request.target()
+    if wanted is not None:
+        load(wanted.backend)
+    capabilities = wanted.capabilities if wanted else request.capabilities
     if request.with_kernels:
-        _require_compiler(wanted.capabilities if wanted else request.capabilities, request)
-    graphs = _make_graphs(request, wanted)
+        _require_compiler(capabilities, request)
+    graphs = _make_graphs(request, wanted, progress)
     engines: tuple[EngineReport, ...] = ()
     if wanted is not None:
         from fewstep.build.engines import build_engines
@@ -193,15 +208,14 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Outcome:
     kernels: CompiledKernels | None = None
     notes: tuple[str, ...] = ()
     if request.with_kernels:
-        capabilities = wanted.capabilities if wanted else request.capabilities
-        kernels = build_kernels(
-            request.bundle, capabilities, force=request.force, keep=wanted is not None
-        )
-        notes = kernel_notes(capabilities)
-    return Outcome(request.told_precision, graphs, engines, kernels, notes)
+        progress("compiling the CUDA kernels", 0.0)
+        kernels = build_kernels(request.bundle, capabilities, force=request.force)
+        dropped = dropped_kernels(bundle.manifest.kernels, kernels)
+        notes = (*kernel_notes(capabilities), *([dropped] if dropped else []))
+    return Outcome(request.shown_precision, graphs, engines, kernels, notes)
 
 
-def preflight_only(request: BuildRequest) -> Preflight:
+def preflight_only(request: BuildRequest, progress: Progress = no_progress) -> Preflight:
     """Make the graphs if they are not there, and run preflight; needs no builder and no GPU.
 
     Returns:
@@ -212,18 +226,18 @@ def preflight_only(request: BuildRequest) -> Preflight:
         RequestError: no backend, or compute capabilities that it does not build for.
         EngineError: what preflight found.
     """
-    from fewstep.build.checklist import checklist
-    from fewstep.build.engines import check
-    from fewstep.build.kernels import kernel_notes
-
     if request.backend is None:
         raise RequestError("preflight is of engines: pass --backend tensorrt or tensorrt-rtx")
-    wanted = _target(request, building=False)
+    _require_onnx()
+    from fewstep.build.checklist import checklist
+    from fewstep.build.preflight import require_buildable
+
+    wanted = request.target(building=False)
     assert wanted is not None
     _require_no_loss(request)
-    graphs = _make_graphs(request, wanted)
+    graphs = _make_graphs(request, wanted, progress)
     bundle = Bundle.read(request.bundle)
-    check(bundle, wanted)
+    require_buildable(bundle, wanted)
     notes = kernel_notes(wanted.capabilities) if request.with_kernels else ()
     return Preflight(wanted, graphs, checklist(bundle, request, wanted), notes)
 
@@ -236,114 +250,44 @@ def _require_no_loss(request: BuildRequest) -> None:
     """
     bundle, precision = Bundle.read(request.bundle), request.graph_precision
     built = [info.file for info in bundle.manifest.engines if info.precision == precision]
-    if built and not _graphs_current(bundle, request):
+    if precision == "fp32" or not built:
+        return
+    if reason := why_graphs_stale(bundle, precision, request.fp32_heads):
         raise RequestError(
-            f"{bundle.path}: this preflight would make the {precision} graphs again, and remove "
-            f"{len(built)} engines that were built of the present ones; give it a copy of the "
-            "bundle, or leave out --fp32-heads and --no-fp32-heads"
+            f"{bundle.path}: the {precision} graphs {reason}; this preflight would make them "
+            f"again, and remove {len(built)} engines that were built of the present ones; give it "
+            "a copy of the bundle, or leave out --fp32-heads and --no-fp32-heads"
         )
 
 
-def stale(request: BuildRequest | None, path: Path) -> dict[str, str]:
-    """What a build would do, as reasons by file or part; empty if nothing.
+def _make_graphs(
+    request: BuildRequest, wanted: Target | None, progress: Progress
+) -> tuple[GraphReport, ...]:
+    """The graphs of the precision, if it is not fp32 and they are not up to date.
 
-    Args:
-        request: what is wanted; ``None`` looks at all that the bundle holds.
-        path: the bundle folder.
+    Raises:
+        BundleError: graphs that only ``fewstep calibrate quantize`` makes.
     """
-    bundle = Bundle.read(path)
-    if request is None:
-        return _stale_contents(bundle)
-    found = {}
-    if not _graphs_current(bundle, request):
-        found[f"graphs in {request.graph_precision}"] = (
-            "are not made of these fp32 graphs, or damaged"
-        )
-    elif request.graph_precision == "fp32":
-        files = [file for info in bundle.manifest.graphs.values() for file in info.files]
-        found |= {name: f"the file {problem}" for name, problem in bundle.damage(files).items()}
-    wanted = _target(request)
-    if wanted is not None and not found:
-        from fewstep.build.engines import why_stale
-        from fewstep.runtime.engines.tensorrt_api import load
-
-        api = load(wanted.backend)
-        for name in bundle.manifest.graphs:
-            if reason := why_stale(bundle, name, wanted, api):
-                found[f"engine of {name}"] = reason
-    if request.with_kernels:
-        compiler = KernelCompiler()
-        capabilities = compiler.wanted(wanted.capabilities if wanted else request.capabilities)
-        if not are_current(bundle, capabilities, compiler.version):
-            found["CUDA kernels"] = f"are not of these sources, of {compiler.version}, or not all"
-    return found
-
-
-def _stale_contents(bundle: Bundle) -> dict[str, str]:
-    _require_onnx()
-    from fewstep.build.engines import stale_engines
-
-    found = {name: f"the file {problem}" for name, problem in bundle.damage().items()}
-    for precision, variant in bundle.manifest.variants.items():
-        for name, info in variant.items():
-            if info.source_sha256 != bundle.graph_sha256(name):
-                found[info.file] = f"the {precision} graph was not made from the fp32 graph here"
-    found |= stale_engines(bundle)
-    kernels = bundle.manifest.kernels
-    if kernels is not None and kernels.sources_sha256 != sources_sha256():
-        found["CUDA kernels"] = "are of another version of fewstep"
-    return found
-
-
-def _target(request: BuildRequest, *, building: bool = True) -> Target | None:
-    if request.backend is None:
-        return None
-    _require_onnx()
-    from fewstep.build.engines import target
-    from fewstep.runtime.engines.tensorrt_api import load
-
-    wanted = target(
-        request.backend,
-        request.graph_precision,
-        request.options,
-        request.capabilities,
-        building=building,
-    )
-    if building:
-        load(request.backend)
-    return wanted
-
-
-def _graphs_current(bundle: Bundle, request: BuildRequest) -> bool:
-    _require_onnx()
-    from fewstep.build.variants import is_current
-
-    return is_current(bundle, request.graph_precision, request.fp32_heads)
-
-
-def _make_graphs(request: BuildRequest, wanted: Target | None) -> tuple[GraphReport, ...]:
-    if request.graph_precision == "fp32":
+    bundle, precision = Bundle.read(request.bundle), request.graph_precision
+    if precision == "fp32":
         return ()
-    bundle = Bundle.read(request.bundle)
     # With engines, --force means the engines: the graphs they are made of follow their source.
-    of_graphs = request.backend is None and request.graph_precision not in _QUANTIZED
-    if not (request.force and of_graphs) and _graphs_current(bundle, request):
+    forced = request.force and request.backend is None and precision not in _QUANTIZED
+    reason = why_graphs_stale(bundle, precision, request.fp32_heads)
+    if not (forced or reason):
         return ()
+    if precision in _QUANTIZED:
+        again = " again" if precision in bundle.precisions else ""
+        raise BundleError(
+            f"{bundle.path}: the {precision} graphs {reason}; make them{again} with: "
+            f"{bundle.making(precision)}"
+        )
     _require_onnx()
-    if request.graph_precision in _QUANTIZED:
-        raise _not_quantized(bundle, request.graph_precision)
     from fewstep.build.variants import add_variant
 
+    progress(f"making the {precision} graphs", 0.0)
     heads = request.heads(wanted.capabilities if wanted else ())
-    return add_variant(bundle, request.graph_precision, heads=heads)[1]
-
-
-def _not_quantized(bundle: Bundle, precision: str) -> BundleError:
-    what = f"there are no {precision} graphs; make them with"
-    if precision in bundle.precisions:
-        what = f"the {precision} graphs are damaged, or not of these fp32 graphs; make them again"
-        what += " with"
-    return BundleError(f"{bundle.path}: {what}: {bundle.making(precision)}")
+    return add_variant(bundle, precision, heads=heads)[1]
 
 
 def _require_compiler(capabilities: tuple[str, ...], request: BuildRequest) -> None:

@@ -17,34 +17,40 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fewstep.build.capabilities import inferred
+from fewstep.build.graphs import MAC_OPERATORS, inferred, producers_of
 from fewstep.runtime.errors import ExportError
 
 LOW = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 """Low types by precision."""
 
-LARGEST_FP16 = 65_504.0
-HEADROOM = 2.0
-"""How much larger a tensor may become elsewhere than on the golden rollouts."""
-
 NORMS = frozenset(("InstanceNormalization", "GroupNormalization"))
 """Norms that builders fuse with their neighbours only where all are of one type."""
 
-DELICATE = frozenset(
-    (
-        *(*NORMS, "LayerNormalization", "RMSNormalization", "Softmax", "LogSoftmax"),
-        *("ReduceMean", "ReduceSum", "ReduceL2"),
-        *("Pow", "Exp", "Log", "Sin", "Cos", "CumSum", "Range"),
-    )
+DELICATE = NORMS | frozenset(
+    [
+        "LayerNormalization",
+        "RMSNormalization",
+        "Softmax",
+        "LogSoftmax",
+        "ReduceMean",
+        "ReduceSum",
+        "ReduceL2",
+        "Pow",
+        "Exp",
+        "Log",
+        "Sin",
+        "Cos",
+        "CumSum",
+        "Range",
+    ]
 )
 """Operators that stay in fp32 wherever they stand, unless the caller releases a node."""
 
 HEADS = frozenset(("logits", "action"))
-"""Graph outputs whose last matrix product, and what follows it, stays in fp32."""
+"""Graph outputs whose last matmul, and what follows it, stays in fp32."""
 
 _FLOAT = TensorProto.FLOAT
 _NOT_IN_BFLOAT16 = frozenset(("Conv", "Resize"))  # by the definition of opset 20
-_WEIGHTED = frozenset(("MatMul", "Gemm", "Conv"))
 _FLOAT_BY_DEFINITION = {"Resize": frozenset((1, 2))}  # roi and scales
 
 
@@ -71,7 +77,7 @@ def lower(
         precision: a key of :data:`LOW`.
         keep: names of further nodes that stay in fp32.
         heads: whether the nodes of :data:`HEADS` stay in fp32. Compute capability 7.5 has no fp32
-            matrix products in TensorRT-RTX, so engines for it need this off.
+            matmuls in TensorRT-RTX, so engines for it need this off.
         released: names of nodes of :data:`DELICATE` that are fp16 all the same. In bf16 none is:
             opset 20 has no InstanceNormalization in it.
 
@@ -108,8 +114,9 @@ class _Pass:
             self._names[value.name, self._types[value.name]] = value.name
         for node in graph.node:
             self._convert(node)
-        for value in graph.output:
-            self._restore(value.name)
+        for value in graph.output:  # which get their own names and types again
+            if self._types[value.name] == _FLOAT:
+                self._name(value.name, _FLOAT)
         result = onnx.ModelProto()
         result.CopyFrom(self._model)
         del result.graph.node[:], result.graph.initializer[:], result.graph.value_info[:]
@@ -131,11 +138,11 @@ class _Pass:
             if name:
                 wanted = _FLOAT if index in fixed else kind
                 node.input[index] = self._name(name, wanted)
-        if node.op_type == "Cast" and _attribute(node, "to").i == _FLOAT:
-            _attribute(node, "to").i = kind
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 raise ExportError(f"node {node.name} ({node.op_type}) has a subgraph")
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == _FLOAT:
+                attribute.i = kind
             if attribute.name == "value" and attribute.t.data_type == _FLOAT:
                 attribute.t.CopyFrom(_cast_tensor(attribute.t, kind))
         for index, name in enumerate(source.output):
@@ -165,26 +172,16 @@ class _Pass:
             self._names[tensor, wanted] = name
         return self._names[tensor, wanted]
 
-    def _restore(self, output: str) -> None:
-        """Give a graph output its own name and type again."""
-        if self._types[output] == _FLOAT and (output, _FLOAT) not in self._names:
-            self._name(output, _FLOAT)
-
 
 def head_nodes(graph: onnx.GraphProto) -> set[str]:
-    """Nodes from the last weighted operator of a head to the output, both included."""
-    maker = {name: node for node in graph.node for name in node.output}
+    """Nodes from the last matmul or convolution of a head to the output, both included."""
+    producers = producers_of(graph)
     found: set[str] = set()
     for output in graph.output:
-        node = maker.get(output.name) if output.name in HEADS else None
+        node = producers.get(output.name) if output.name in HEADS else None
         while node is not None and node.name not in found:
             found.add(node.name)
-            node = None if node.op_type in _WEIGHTED else maker.get(node.input[0])
-    return found
-
-
-def _attribute(node: onnx.NodeProto, name: str) -> onnx.AttributeProto:
-    found: onnx.AttributeProto = next(each for each in node.attribute if each.name == name)
+            node = None if node.op_type in MAC_OPERATORS else producers.get(node.input[0])
     return found
 
 

@@ -6,12 +6,12 @@ an importer is "Plugin not found". So everything that can be known from the file
 for all graphs, and each problem names its offenders and what to do about them.
 
 Per graph: its profiles, then its file (hash, ONNX, weights kept in other files), then the ONNX
-model (opset, operators, inputs and outputs), and only where that is sound, its types.
+model (opset, operators, inputs and outputs), and only where that is sound, its types. The fp32
+graph that it was made of is hashed as well.
 """
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,35 +22,31 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto
 
 from fewstep.build.capabilities import (
-    OPSETS,
-    STANDARD,
-    TITLES,
     Demand,
-    absent_operators,
     demands,
-    inferred,
-    not_finite,
-    products,
-    stored_bytes,
-    tensors,
-    type_name,
+    mac_operators,
     unusable_quantization,
     version,
 )
-from fewstep.build.second_opinion import second_opinion
+from fewstep.build.graphs import inferred, not_finite, stored_bytes, tensors, type_name
+from fewstep.build.opset import OPSETS, absent_operators, unread_opsets
+from fewstep.build.parser_report import parser_report
+from fewstep.build.profiles import Profile, profiles, wrong_profiles
+from fewstep.build.target import TITLES, Target
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.engines.compatibility import RTX_CAPABILITIES
-from fewstep.runtime.errors import BundleError, EngineError, RequestError, choose
-from fewstep.runtime.records import GraphInfo, ShapeRange, TensorInfo
-
-Profiles = Sequence[Mapping[str, ShapeRange]]
+from fewstep.runtime.errors import BundleError, EngineError
+from fewstep.runtime.records import GraphInfo, TensorInfo
 
 _SHOWN = 5
 _FLOATS = ("fp32", "fp16", "bf16")
 _SYMMETRIC = "quantize symmetrically to int8, as fewstep calibrate quantize does"
 _UNSOUND = (
-    *(onnx.checker.ValidationError, onnx.shape_inference.InferenceError),
-    *(OSError, RuntimeError, TypeError, ValueError),
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
 )
 """What onnx raises for models that it does not like; the last four from its C++ part."""
 
@@ -75,39 +71,37 @@ class Problem:
         return f"{where}{self.what}{f': {names}' if names else ''}; {self.remedy}"
 
 
+def require_buildable(bundle: Bundle, wanted: Target) -> dict[str, tuple[Profile, ...]]:
+    """Preflight of engines: the optimization profiles of every graph, if nothing is in the way.
+
+    Raises:
+        BundleError: no graphs in this precision, or a file that programs are made of is damaged.
+        EngineError: names everything that the builder would stumble over.
+    """
+    made = profiles(bundle, wanted.options)
+    require(preflight(bundle, wanted, made))
+    return made
+
+
 def preflight(
-    bundle: Bundle,
-    *,
-    backend: str,
-    precision: str,
-    compute_capabilities: Sequence[str],
-    profiles: Mapping[str, Profiles],
+    bundle: Bundle, wanted: Target, profiles: Mapping[str, Sequence[Profile]]
 ) -> tuple[Problem, ...]:
     """Everything that would stop a build of the graphs in one precision.
 
     Args:
-        bundle: its graphs are read, nothing is changed.
-        backend: ``tensorrt`` or ``tensorrt-rtx``.
-        precision: of the graphs.
-        compute_capabilities: targets; for ``tensorrt`` those of the devices, if known.
-        profiles: by graph, the optimization profiles: a range by input in each.
-
-    Raises:
-        RequestError: another backend.
+        bundle: its graphs are read, those in fp32 of which they were made are hashed, nothing is
+            changed.
+        wanted: what is to be built, of :func:`fewstep.build.target.target`; the bundle must have
+            graphs in its precision.
+        profiles: optimization profiles by graph.
     """
-    if backend not in TITLES:
-        raise RequestError(choose("backend", backend, TITLES))
-    found = list(_targets(bundle, backend, precision, compute_capabilities))
-    if precision not in bundle.precisions:
-        return (*found, _absent_precision(bundle, precision))
-    names = bundle.manifest.graphs
-    for name in sorted(profiles.keys() - names.keys()):
-        found.append(Problem(name, "profiles for a graph", (), choose("graph", name, names)))
-    usable = tuple(each for each in compute_capabilities if re.fullmatch(r"\d+\.\d", each))
-    for name in names:
-        graph = _Graph(bundle, name, bundle.graph(name, precision), backend, precision, usable)
-        found += _wrong_profiles(graph, profiles.get(name, ()))
+    found: list[Problem] = []
+    for name in bundle.manifest.graphs:
+        graph = _Graph(bundle, name, bundle.graph(name, wanted.precision), wanted)
+        for what, inputs, remedy in wrong_profiles(graph.info, profiles.get(name, ())):
+            found.append(graph.problem(what, inputs, remedy))
         found += _wrong_file(graph)
+        found += _wrong_source(graph)
     return tuple(found)
 
 
@@ -131,19 +125,21 @@ class _Graph:
     bundle: Bundle
     name: str
     info: GraphInfo
-    backend: str
-    precision: str
-    capabilities: tuple[str, ...]
+    wanted: Target
 
     @property
     def title(self) -> str:
-        return TITLES[self.backend]
+        return TITLES[self.wanted.backend]
 
     @property
     def again(self) -> str:
         """How to make the graph once more."""
-        if making := self.bundle.making(self.precision):
+        if making := self.bundle.making(self.wanted.precision):
             return f"make it again: {making} --force"
+        return self.export_again
+
+    @property
+    def export_again(self) -> str:
         command = self.bundle.manifest.provenance.command
         return f"copy the bundle again, or make it again, as before: {command}"
 
@@ -151,96 +147,10 @@ class _Graph:
         return Problem(self.name, what, tuple(offenders), remedy)
 
 
-def _targets(
-    bundle: Bundle, backend: str, precision: str, capabilities: Sequence[str]
-) -> Iterator[Problem]:
-    command = f"{_build(bundle)} --precision {precision} --backend"
-    some = f"{command} {backend} --compute-capability 8.6 8.9"
-    odd = tuple(each for each in capabilities if not re.fullmatch(r"\d+\.\d", each))
-    if odd:
-        yield Problem("", "expected compute capabilities such as 8.9, received", odd, some)
-    if backend != "tensorrt-rtx":
-        return
-    if not capabilities:
-        what = "expected compute capabilities to build for, received none"
-        yield Problem("", what, (), f"name those of the GPUs that will run it: {some}")
-    others = tuple(each for each in capabilities if each not in (*RTX_CAPABILITIES, *odd))
-    if others:
-        known = ", ".join(RTX_CAPABILITIES)
-        what = f"TensorRT-RTX builds for compute capability {known}, received"
-        remedy = f"build on the device itself: {command} tensorrt"
-        yield Problem("", what, others, remedy)
-
-
-def _build(bundle: Bundle) -> str:
-    return f"fewstep build {shlex.quote(str(bundle.path))}"
-
-
-def _absent_precision(bundle: Bundle, precision: str) -> Problem:
-    what = choose("precision", precision, bundle.precisions)
-    remedy = "build one that the bundle has, or make"
-    if not bundle.making(precision):
-        precision = "fp16"
-    remedy += f" {precision} graphs with: {bundle.making(precision)}"
-    return Problem("", what, (), remedy)
-
-
-def _wrong_profiles(graph: _Graph, profiles: Profiles) -> Iterator[Problem]:
-    varying = [name for name, info in graph.info.inputs.items() if _varies(info)]
-    if varying and not profiles:
-        what = "expected an optimization profile for inputs whose shape varies, received none"
-        yield graph.problem(what, varying, "give every such input a range of shapes")
-    for index, profile in enumerate(profiles):
-        for what, offenders, remedy in _wrong_profile(graph.info.inputs, varying, profile):
-            yield graph.problem(f"profile {index}, {what}", offenders, remedy)
-
-
-def _wrong_profile(
-    inputs: Mapping[str, TensorInfo], varying: Sequence[str], profile: Mapping[str, ShapeRange]
-) -> Iterator[tuple[str, Sequence[str], str]]:
-    if missing := [name for name in varying if name not in profile]:
-        yield "inputs without a range", missing, "give every input whose shape varies a range"
-    if foreign := [name for name in profile if name not in inputs]:
-        yield "ranges for inputs that do not exist", foreign, f"the inputs are {', '.join(inputs)}"
-    sizes: dict[str, dict[tuple[int, int, int], list[str]]] = {}
-    for name in (each for each in profile if each in inputs):
-        shape, limits = inputs[name].shape, profile[name]
-        what = _wrong_range(shape, limits)
-        if what:
-            yield what, [name], f"the bundle states the shape {list(shape)}"
-            continue
-        for axis, size in enumerate(shape):
-            if isinstance(size, str):
-                three = (limits.min[axis], limits.opt[axis], limits.max[axis])
-                sizes.setdefault(size, {}).setdefault(three, []).append(name)
-    for size, ranges in sizes.items():
-        if len(ranges) > 1:
-            said = [f"{'/'.join(names)} {list(three)}" for three, names in ranges.items()]
-            what = f"dimension '{size}' is one and the same, but has several [min, opt, max]"
-            yield what, said, f"give '{size}' the same range in every input"
-
-
-def _wrong_range(shape: tuple[int | str, ...], limits: ShapeRange) -> str:
-    three = (limits.min, limits.opt, limits.max)
-    said = f"received min {list(limits.min)}, opt {list(limits.opt)}, max {list(limits.max)}"
-    if any(len(each) != len(shape) for each in three):
-        return f"expected {len(shape)} dimensions, {said}"
-    for size, low, best, high in zip(shape, *three, strict=True):
-        if not low <= best <= high:
-            return f"expected min ≤ opt ≤ max, {said}"
-        if not isinstance(size, str) and (low, high) != (size, size):
-            return f"expected the fixed size {size}, {said}"
-    return ""
-
-
-def _varies(info: TensorInfo) -> bool:
-    return any(isinstance(size, str) for size in info.shape)
-
-
 def _wrong_file(graph: _Graph) -> Iterator[Problem]:
     """Problems of a graph's file; each kind of check needs the ones before it."""
     try:
-        path = graph.bundle.graph_path(graph.name, graph.precision)
+        path = graph.bundle.graph_path(graph.name, graph.wanted.precision)
     except BundleError as error:  # its own remedy follows a semicolon; ours knows more
         yield graph.problem(str(error).partition("; ")[0], (), graph.again)
         return
@@ -262,6 +172,13 @@ def _wrong_file(graph: _Graph) -> Iterator[Problem]:
         yield from _wrong_types(graph, model, path)
 
 
+def _wrong_source(graph: _Graph) -> Iterator[Problem]:
+    """Damage of the fp32 graph that a graph was made of: it would be found at the next build."""
+    own, source = set(graph.info.files), graph.bundle.graph(graph.name)
+    for file, problem in graph.bundle.damage(set(source.files) - own).items():
+        yield graph.problem(f"{file}, the graph in fp32, {problem}", (), graph.export_again)
+
+
 def _nothing_in(model: onnx.GraphProto) -> str:
     parts = {"nodes": model.node, "inputs": model.input, "outputs": model.output}
     absent = [name for name, part in parts.items() if not len(part)]
@@ -277,22 +194,21 @@ def _unsound(graph: _Graph, path: Path) -> Iterator[Problem]:
 
 
 def _wrong_opset(graph: _Graph, model: onnx.ModelProto) -> Iterator[Problem]:
-    oldest, newest = OPSETS[graph.backend]
-    for each in model.opset_import:
-        if each.domain in STANDARD and not oldest <= each.version <= newest:
-            what = f"{graph.title} reads opset {oldest} to {newest}, received {each.version}"
-            remedy = "export with opset 20, as fewstep does, or convert with onnx.version_converter"
-            yield graph.problem(what, (), remedy)
+    oldest, newest = OPSETS[graph.wanted.backend]
+    for received in unread_opsets(model, graph.wanted.backend):
+        what = f"{graph.title} reads opset {oldest} to {newest}, received {received}"
+        remedy = "export with opset 20, as fewstep does, or convert with onnx.version_converter"
+        yield graph.problem(what, (), remedy)
 
 
 def _wrong_operators(graph: _Graph, model: onnx.ModelProto, path: Path) -> Iterator[Problem]:
     """Operators that the backend lacks, in one problem per remedy."""
-    found = absent_operators(model, graph.backend)
-    said = second_opinion(path, graph.backend) if found else None
+    found = absent_operators(model, graph.wanted.backend)
+    said = parser_report(path, graph.wanted.backend) if found else None
     for remedy, nodes in found.items():
-        opinion = f" (its parser says: {said})" if said else ""
+        report = f" (its parser says: {said})" if said else ""
         said = None  # once is enough
-        yield graph.problem(f"operators that {graph.title} cannot build", nodes, remedy + opinion)
+        yield graph.problem(f"operators that {graph.title} cannot build", nodes, remedy + report)
 
 
 def _wrong_weights(graph: _Graph, model: onnx.GraphProto, path: Path) -> Iterator[Problem]:
@@ -367,29 +283,32 @@ def _wrong_types(graph: _Graph, model: onnx.ModelProto, path: Path) -> Iterator[
         yield graph.problem(what, nodes, _SYMMETRIC)
     if broken := not_finite(model.graph):
         yield graph.problem("weights with NaN or infinite numbers", broken, graph.again)
-    odd = [each for each in products(inside) if each.tensors not in ("", *_FLOATS)]
+    odd = [each for each in mac_operators(inside) if each.tensors not in ("", *_FLOATS)]
     if odd:
         kinds = ", ".join(sorted({each.tensors for each in odd}))
-        what = f"expected matrix products of {', '.join(_FLOATS)} tensors, received {kinds}"
+        what = (
+            f"expected matmuls and convolutions of {', '.join(_FLOATS)} tensors, received {kinds}"
+        )
         yield graph.problem(what, [each.name for each in odd], "cast their inputs to fp32")
-    for demand in demands(inside, graph.backend):
+    for demand in demands(inside, graph.wanted.backend):
         yield from _out_of_reach(graph, demand)
 
 
 def _out_of_reach(graph: _Graph, demand: Demand) -> Iterator[Problem]:
-    below = [each for each in graph.capabilities if version(each) < version(demand.lowest)]
+    wanted, lowest = graph.wanted, version(demand.lowest)
+    below = [each for each in wanted.capabilities if version(each) < lowest]
     if not below:
         return
     said = ", ".join(below)
     what = f"{demand.what} need compute capability {demand.lowest} or newer, received {said}"
-    make = f"{_build(graph.bundle)} --precision fp16"
+    make = f"fewstep build {shlex.quote(str(graph.bundle.path))} --precision fp16"
     remedy = f"use fp16 graphs: {make}"
     if demand.kind == "fp32":
         remedy = f"make fp16 graphs without fp32 heads: {make} --no-fp32-heads --force"
-        if graph.precision in ("int8", "fp8"):
-            make = graph.bundle.making(graph.precision)
+        if wanted.precision in ("int8", "fp8"):
+            make = graph.bundle.making(wanted.precision)
             remedy = "make what is not quantized fp16: "
             remedy += f"{make} --other-layers fp16 --no-fp32-heads"
-    if graph.backend == "tensorrt-rtx":
+    if wanted.backend == "tensorrt-rtx":
         remedy += f"; or leave {said} out of --compute-capability"
     yield graph.problem(what, demand.nodes, remedy)

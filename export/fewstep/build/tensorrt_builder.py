@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.build.profiles import Profile
-from fewstep.build.progress import Report, monitor
+from fewstep.build.progress_monitor import progress_monitor
 from fewstep.runtime.engines.tensorrt_api import TensorRt
 from fewstep.runtime.errors import EngineError
+from fewstep.runtime.progress import Progress
 from fewstep.runtime.records import BuildOptions
 
 
@@ -47,13 +48,13 @@ class EngineRequest:
     capabilities: Sequence[str] = ()
 
 
-def build_here(api: TensorRt, request: EngineRequest, report: Report) -> BuiltEngine:
+def build_here(api: TensorRt, request: EngineRequest, progress: Progress) -> BuiltEngine:
     """Build one engine in this process.
 
     Args:
         api: the module to build with.
         request: graph, profiles and options.
-        report: called as the build goes on, maybe from other threads.
+        progress: called with the builder's phases, maybe from other threads.
 
     Raises:
         EngineError: the parser or the builder refuses something; the message says what they said.
@@ -61,7 +62,7 @@ def build_here(api: TensorRt, request: EngineRequest, report: Report) -> BuiltEn
     started = time.perf_counter()
     _reset_peak_memory()
     build = _Build(api, request)
-    content = build.run(monitor(api.module, report))
+    content = build.run(progress_monitor(api.module, progress))
     seconds = time.perf_counter() - started
     return BuiltEngine(content, build.messages.warnings(), seconds, _peak_memory_bytes())
 
@@ -74,7 +75,7 @@ class _Build:
         self.messages = api.messages
         self.messages.clear()
 
-    def run(self, progress: Any) -> memoryview:
+    def run(self, monitor: Any) -> memoryview:
         module = self._module
         builder = module.Builder(self.messages.logger)
         typed = 1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -82,7 +83,7 @@ class _Build:
         parser = module.OnnxParser(network, self.messages.logger)
         self._parse(parser, network)
         config = builder.create_builder_config()
-        config.progress_monitor = progress
+        config.progress_monitor = monitor
         self._set_flags(config)
         self._set_targets(config)
         self._set_options(config)
@@ -107,7 +108,7 @@ class _Build:
 
     def _set_flags(self, config: Any) -> None:
         flags = self._module.BuilderFlag
-        config.clear_flag(flags.TF32)  # fp32 stays fp32: TF32 products lose 13 bits
+        config.clear_flag(flags.TF32)  # fp32 stays fp32: TF32 loses 13 bits
         if config.get_flag(flags.TF32):
             raise self._refused("TF32 was not turned off", "")
         if hasattr(flags, "REQUIRE_USER_ALLOCATION"):

@@ -13,9 +13,10 @@ from typing import Any
 
 import onnx
 
+from fewstep.build.graphs import load_graph
 from fewstep.build.norms import fp16_norms, reasons_for_fp32, shortfall
-from fewstep.build.precision import HEADROOM, LARGEST_FP16, LOW, lower
-from fewstep.build.ranges import load_graph, measure_ranges
+from fewstep.build.overflow import measure_magnitudes, out_of_range
+from fewstep.build.precision import LOW, lower
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import RequestError, choose
 from fewstep.runtime.records import GraphInfo
@@ -67,8 +68,8 @@ def remade(
         name: of the graph.
         precision: ``fp32``, which shares the file of the fp32 graph, or one of ``LOW``.
         heads: as in :func:`fewstep.build.precision.lower`.
-        largest: magnitudes of the graph's tensors, from :func:`measure_ranges`. Without them norms
-            stay fp32.
+        largest: magnitudes of the graph's tensors, from :func:`measure_magnitudes`. Without them
+            norms stay fp32.
 
     Raises:
         BundleError: the graph is damaged, or the golden rollouts are.
@@ -156,45 +157,10 @@ def add_variant(
     """
     if precision not in LOW:
         raise RequestError(choose("precision", precision, LOW))
-    ranges = measure_ranges(bundle)
+    largest = measure_magnitudes(bundle)
     made = {
-        name: remade(bundle, name, precision, heads=heads, largest=ranges.get(name))
+        name: remade(bundle, name, precision, heads=heads, largest=largest.get(name))
         for name in bundle.manifest.graphs
     }
     changed = store(bundle, precision, made)
     return changed, tuple(each.report for each in made.values() if each.report is not None)
-
-
-def is_current(bundle: Bundle, precision: str, heads: bool | None = None) -> bool:
-    """Whether the bundle has intact graphs in ``precision``, made from its fp32 graphs.
-
-    Args:
-        bundle: the bundle.
-        precision: theirs; fp32 always is.
-        heads: what they have to be made with; ``None`` takes either.
-    """
-    if precision == "fp32":
-        return True
-    if precision not in bundle.precisions:
-        return False
-    made = {name: bundle.graph(name, precision) for name in bundle.manifest.graphs}
-    return all(
-        info.source_sha256 == bundle.graph_sha256(name)
-        and heads in (None, info.fp32_heads)
-        and not bundle.damage(info.files)
-        for name, info in made.items()
-    )
-
-
-def out_of_range(
-    graph: onnx.GraphProto, largest: Mapping[str, float], precision: str
-) -> dict[str, float]:
-    """Nodes with a tensor near the end of the precision (or not finite), with its magnitude."""
-    limit = LARGEST_FP16 / HEADROOM if precision == "fp16" else float("inf")
-    found = {}
-    for node in graph.node:
-        seen = [largest[name] for name in (*node.input, *node.output) if name in largest]
-        beyond = [value for value in seen if not value <= limit]
-        if beyond:
-            found[node.name] = max(beyond)
-    return found

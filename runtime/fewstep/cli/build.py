@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from fewstep.cli.common import BundleArgument, JsonOption, errors, say_note, show
+from fewstep.cli.common import BundleArgument, JsonOption, errors, progress_bar, say_note, show
 from fewstep.runtime.errors import RequestError, choose
 
 if TYPE_CHECKING:
@@ -51,7 +49,7 @@ def build_command(
         bool | None,
         typer.Option(
             "--fp32-heads/--no-fp32-heads",
-            help="Keep the logits' and actions' last product in fp32. On, but for 7.5.",
+            help="Keep the logits' and actions' last matmul in fp32. On, but for 7.5.",
         ),
     ] = None,
     kernels: Annotated[
@@ -90,10 +88,12 @@ def build_command(
     if check and preflight:
         raise RequestError("--check looks for what is stale, --preflight at graphs: pass one")
     if check:
-        everything = backend is None and precision is None and kernels is None
-        if everything and compute_capability:
+        if backend is not None or precision is not None or kernels is not None:
+            _check(request(), as_json)
+        elif compute_capability:
             raise RequestError("--compute-capability goes with --backend or --kernels")
-        _check(None if everything else request(), bundle, as_json)
+        else:
+            _check_contents(bundle, as_json)
     elif preflight:
         _preflight(request(), as_json)
     else:
@@ -104,8 +104,9 @@ def _build(request: BuildRequest, as_json: bool) -> None:
     from fewstep.build import pipeline
     from fewstep.cli.tables import engines_table, kernels_table, variant_tables
 
-    chosen = _precision(request)
-    with _live("".join(chosen)) as progress:
+    default = _default_precision(request)
+    first = "; ".join([*default, "checking graphs and kernels"])
+    with progress_bar(first, lines=True) as progress:
         outcome = pipeline.build(request, progress)
     tables: list[Any] = list(variant_tables(outcome.graphs)) if outcome.graphs else []
     tables += _norms(outcome.graphs)
@@ -116,7 +117,7 @@ def _build(request: BuildRequest, as_json: bool) -> None:
     elif outcome.kernels is not None:
         tables.append(kernels_table(outcome.kernels))
     shown = ["everything is up to date"] if outcome.up_to_date else tables
-    show(outcome.as_dict(), [*chosen, *shown], as_json)
+    show(outcome.as_dict(), [*default, *shown], as_json)
     for note in outcome.notes:
         say_note(note)
     for engine in outcome.engines:
@@ -125,12 +126,14 @@ def _build(request: BuildRequest, as_json: bool) -> None:
             errors.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
 
 
-def _precision(request: BuildRequest | None) -> list[str]:
+def _default_precision(request: BuildRequest) -> list[str]:
     """A line on the precision, where engines are wanted and nobody named theirs."""
-    if request is None or request.backend is None or request.precision is not None:
+    if request.backend is None or request.precision is not None:
         return []
-    chosen = request.graph_precision
-    return [f"precision {chosen}, the default for engines; --precision fp32 for that of the export"]
+    default = request.graph_precision
+    return [
+        f"precision {default}, the default for engines; --precision fp32 for that of the export"
+    ]
 
 
 def _norms(reports: Iterable[GraphReport]) -> Iterator[str]:
@@ -148,70 +151,52 @@ def _preflight(request: BuildRequest, as_json: bool) -> None:
     from fewstep.build.pipeline import preflight_only
     from fewstep.cli.tables import variant_tables
 
-    found = preflight_only(request)
-    shown: list[Any] = _precision(request)
+    with progress_bar("checking graphs and kernels") as progress:
+        found = preflight_only(request, progress)
+    shown: list[Any] = _default_precision(request)
     shown += variant_tables(found.graphs) if found.graphs else []
     shown += [*_norms(found.graphs), "preflight found nothing that stands in the way"]
-    shown += ["checked here:", *(f"  {escape(each)}" for each in found.checklist.checked)]
-    shown += ["left to the device:", *(f"  {escape(each)}" for each in found.checklist.left)]
+    for title, points in (
+        ("checked here:", found.checklist.checked),
+        ("left to the build here:", found.checklist.left_here),
+        ("left to the device:", found.checklist.left_on_device),
+    ):
+        shown += [title, *(f"  {escape(each)}" for each in points)] if points else []
     shown.append("next:")
     for number, step in enumerate(found.checklist.steps, 1):
-        shown.append(escape(f"  {number}. {step.where}: {step.command}"))
+        note = f" ({step.note})" if step.note else ""
+        shown.append(escape(f"  {number}. {step.where}{note}: {step.command}"))
     show(found.as_dict(), shown, as_json)
     for note in found.notes:
         say_note(note)
 
 
-def _check(request: BuildRequest | None, bundle: Path, as_json: bool) -> None:
+def _check(request: BuildRequest, as_json: bool) -> None:
     from fewstep.build.kernels import kernel_notes
-    from fewstep.build.pipeline import stale
+    from fewstep.build.stale import stale
 
-    found = stale(request, bundle)
+    found = stale(request)
     lines = [escape(f"{name}: {reason}") for name, reason in found.items()]
-    told = {} if request is None else {"precision": request.told_precision}
-    lines = [*_precision(request), *(lines or ["everything is up to date"])]
-    show({"stale": found, **told}, lines, as_json)
-    if request is not None and request.with_kernels:
+    lines = [*lines, "the same command without --check builds that"] if found else []
+    lines = [*_default_precision(request), *(lines or ["everything is up to date"])]
+    show({"stale": found, "precision": request.shown_precision}, lines, as_json)
+    if request.with_kernels:
         for note in kernel_notes(request.capabilities):
             say_note(note)
     if found:
         raise typer.Exit(1)
 
 
-@contextlib.contextmanager
-def _live(first: str) -> Iterator[Callable[[str, str, float], None]]:
-    """A bar for the engine that is being built, and a line for each that is stored.
+def _check_contents(path: Path, as_json: bool) -> None:
+    from fewstep.build.stale import stale_contents
+    from fewstep.runtime.bundle import Bundle
 
-    A terminal shows a line ``first``, before minutes are spent.
-    """
-    if not errors.is_terminal:
-        yield _line
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=errors, transient=True) as bars:
-        if first:
-            bars.add_task(first, total=None)
-        tasks = {"": bars.add_task("checking graphs and kernels", total=None)}
-
-        def progress(graph: str, phase: str, done: float) -> None:
-            bars.update(tasks[""], visible=False)
-            if graph not in tasks:
-                tasks[graph] = bars.add_task(graph, total=1.0)
-            if not phase:
-                bars.update(tasks[graph], visible=False)
-                _line(graph, phase, done)
-                bars.reset(tasks[""], description="what is left", visible=True)
-                return
-            at = None if done < 0 else done
-            bars.update(tasks[graph], description=escape(f"{graph}: {phase}"), completed=at)
-
-        yield progress
-
-
-def _line(graph: str, phase: str, done: float) -> None:
-    """For logs: one line for each engine."""
-    if not phase:
-        errors.print(f"stored the engine of {escape(graph)}", highlight=False)
+    found = stale_contents(Bundle.read(path))
+    lines = [escape(f"{name}: {reason}") for name, reason in found.items()]
+    lines = lines or ["everything that the bundle holds is intact and up to date"]
+    show({"stale": found}, lines, as_json)
+    if found:
+        raise typer.Exit(1)
 
 
 def _backend(name: str | None) -> Any:

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 
 from fewstep.cli.common import (
@@ -26,6 +27,7 @@ from fewstep.cli.common import (
     policy_module,
     show,
 )
+from fewstep.runtime.progress import Progress, no_progress
 
 _SHOWN_ROWS = 12
 _COLUMNS = {
@@ -143,9 +145,9 @@ def policy_command(
         restart=restart,
         **ramps,
     )
-    with _live(updates) as (stage, report):
+    with _live() as (progress, log):
         command = shlex.join(["fewstep", *sys.argv[1:]])
-        tuned = module.tune(options, command=command, stage=stage, report=report)
+        tuned = module.tune(options, command=command, progress=progress, log=log)
     if _first_process():
         show(tuned.as_dict(), _summary(tuned, bundle), as_json)
 
@@ -160,35 +162,30 @@ def _ramps(**given: str | None) -> dict[str, tuple[float, float]]:
 
 
 @contextlib.contextmanager
-def _live(updates: int) -> Iterator[tuple[Callable[[str], None], Callable[[dict[str, Any]], None]]]:
-    """A progress bar under the rows of the last updates, on stderr."""
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=errors,
-    )
-    task, rows = progress.add_task("starting", total=updates), list[dict[str, Any]]()
+def _live() -> Iterator[tuple[Progress, Callable[[dict[str, Any]], None]]]:
+    """A progress bar under the rows of the last updates, on stderr; lines for logs."""
     if not _first_process():
-        yield (lambda text: None), (lambda row: None)
+        yield no_progress, lambda row: None
         return
-    with Live(progress, console=errors, refresh_per_second=4) as live:
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    bars, rows, begun = Bars(*columns, console=errors), list[dict[str, Any]](), set[str]()
+    task = bars.add_task("starting", total=1.0)
+    with Live(bars, console=errors, refresh_per_second=4) as live:
 
-        def stage(text: str) -> None:
-            progress.update(task, description=text or "updates")
-            if not live.console.is_terminal and text:
-                errors.print(text, highlight=False)
+        def progress(what: str, done: float) -> None:
+            bars.update(task, description=what, completed=done)
+            if not live.console.is_terminal and what not in begun:
+                errors.print(what, highlight=False)
+            begun.add(what)
 
-        def report(row: dict[str, Any]) -> None:
+        def log(row: dict[str, Any]) -> None:
             rows.append(row)
-            progress.update(task, completed=row["update"])
-            live.update(Group(_table(rows[-_SHOWN_ROWS:]), progress))
+            live.update(Group(_table(rows[-_SHOWN_ROWS:]), bars))
             if not live.console.is_terminal and "frechet_distance" in row:
                 line = f"update {row['update']}: Fréchet distance {row['frechet_distance']:.1f}"
                 errors.print(line, highlight=False)
 
-        yield stage, report
+        yield progress, log
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

@@ -6,19 +6,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from fewstep.cli.common import (
     BundleArgument,
     JsonOption,
     calibration_module,
-    errors,
     progress_bar,
+    say_note,
     show,
 )
 from fewstep.runtime.errors import RequestError
 
-_AUTO_ONLY = ("by", "max_kl", "min_token_agreement")
 _WITH_REPEAT = ("--other-layers", "--fp32-heads")
 
 
@@ -49,19 +47,20 @@ def quantize_command(
     ] = None,
     keep: Annotated[
         list[str] | None,
-        typer.Option(help="A product that stays in higher precision; repeat for more."),
+        typer.Option(help="A matmul that stays in higher precision; repeat for more."),
     ] = None,
     auto: Annotated[
-        bool, typer.Option("--auto", help="Find the fewest products to keep within the bars.")
+        bool, typer.Option("--auto", help="Find the fewest matmuls to keep within the tolerances.")
     ] = False,
     by: Annotated[
         str | None, typer.Option(help="What --auto keeps or quantizes: layer or block. [layer]")
     ] = None,
     max_kl: Annotated[
-        float | None, typer.Option(help="Bar of --auto: nats from fp32 per token. [0.001]")
+        float | None, typer.Option(help="Tolerance of --auto: nats from fp32 per token. [0.001]")
     ] = None,
     min_token_agreement: Annotated[
-        float | None, typer.Option(help="Bar of --auto: same most likely codes, 0 … 1. [0.95]")
+        float | None,
+        typer.Option(help="Tolerance of --auto: same most likely codes, 0 … 1. [0.95]"),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Picture of --auto's ranking.")] = None,
     cache: Annotated[
@@ -75,7 +74,7 @@ def quantize_command(
         bool | None,
         typer.Option(
             "--fp32-heads/--no-fp32-heads",
-            help="With fp16: the last products stay in fp32, which 7.5 cannot build. [on]",
+            help="With fp16: the last matmuls stay in fp32, which 7.5 cannot build. [on]",
         ),
     ] = None,
     repeat: Annotated[
@@ -89,53 +88,63 @@ def quantize_command(
 ) -> None:
     """Quantize the transformer, on activations of the bundle's own rollouts."""
     given = {
-        **{"rollouts": rollouts, "held_out": held_out, "seed": seed, "steps": steps},
-        **{"schedule": schedule, "method": method, "percentile": percentile},
-        **{"other_layers": other_layers, "fp32_heads": fp32_heads},
+        "rollouts": rollouts,
+        "held_out": held_out,
+        "seed": seed,
+        "steps": steps,
+        "schedule": schedule,
+        "method": method,
+        "percentile": percentile,
+        "other_layers": other_layers,
+        "fp32_heads": fp32_heads,
         "keep": frozenset(keep) if keep else None,
     }
-    bars = {"by": by, "max_kl": max_kl, "min_token_agreement": min_token_agreement}
-    _check_together(given | bars, auto, repeat)
-    settings = calibration_module("settings")
-    chosen = {name: value for name, value in given.items() if value is not None}
+    auto_only = {"by": by, "max_kl": max_kl, "min_token_agreement": min_token_agreement}
+    _check_together(given, auto_only, auto, repeat)
+    settings, flow = calibration_module("quantize.settings"), calibration_module("quantize.flow")
+    options = _said(given)
     if auto:
-        said = {name: value for name, value in bars.items() if value is not None}
-        chosen["auto"] = settings.bars(**{"by": "layer", **said})
-    request = {
-        "bundle": bundle,
-        "settings": settings.Settings(precision=precision, **chosen),
-        "text": _text(text),
-        "repeat": repeat,
-        "force": force,
-        "cache": cache,
-        "plot": plot,
-        "modelopt_python": modelopt_python,
-    }
-    _quantize(request, as_json)
-
-
-def _quantize(request: dict[str, Any], as_json: bool) -> None:
-    quantize = calibration_module("quantize")
+        options["auto"] = settings.tolerances(**({"by": "layer"} | _said(auto_only)))
+    request = flow.QuantizeRequest(
+        bundle=bundle,
+        settings=settings.Settings(precision=precision, **options),
+        text=_text(text),
+        repeat=repeat,
+        force=force,
+        cache=cache,
+        plot=plot,
+        modelopt_python=modelopt_python,
+    )
     with progress_bar("reading the bundle") as progress:
-        outcome = quantize.quantize(quantize.QuantizeRequest(**request), progress)
+        outcome = flow.quantize(request, progress)
     for note in outcome.notes:
-        errors.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
-    shown: list[Any] = calibration_module("quantize_tables").quantize_tables(outcome)
+        say_note(note)
+    shown: list[Any] = calibration_module("quantize.tables").quantize_tables(outcome)
     if not outcome.made:
         shown.append(f"the {outcome.precision} graphs are up to date; --force makes them again")
     show(outcome.as_dict(), shown, as_json)
 
 
-def _check_together(given: dict[str, Any], auto: bool, repeat: bool) -> None:
+def _said(options: dict[str, Any]) -> dict[str, Any]:
+    """Those that were given on the command line."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _check_together(
+    given: dict[str, Any], auto_only: dict[str, Any], auto: bool, repeat: bool
+) -> None:
     """Refuse options that would be ignored."""
-    spelled = {name: f"--{name.replace('_', '-')}" for name in given}
-    said = [spelled[name] for name, value in given.items() if value is not None]
-    taken = [name for name in said if name not in _WITH_REPEAT] + (["--auto"] if auto else [])
+    idle = _spelled(auto_only)
+    taken = [name for name in _spelled(given) if name not in _WITH_REPEAT]
+    taken += [*idle, *(["--auto"] if auto else [])]
     if repeat and taken:
         raise RequestError(f"--repeat takes that from the bundle: leave out {', '.join(taken)}")
-    idle = [spelled[name] for name in _AUTO_ONLY if given[name] is not None]
     if idle and not auto:
         raise RequestError(f"{', '.join(idle)} go with --auto; pass it, or leave them out")
+
+
+def _spelled(options: dict[str, Any]) -> list[str]:
+    return [f"--{name.replace('_', '-')}" for name in _said(options)]
 
 
 def _text(path: Path | None) -> Any:

@@ -18,7 +18,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from fewstep.runtime.errors import missing
-from fewstep.runtime.progress import Progress, no_progress
+from fewstep.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from fewstep.runtime.generator import Generator
@@ -64,17 +64,29 @@ def say_note(text: str) -> None:
 
 
 @contextlib.contextmanager
-def progress_bar(first: str) -> Iterator[Progress]:
-    """A bar for the phase that is under way, which is ``first`` to begin with; none in a log."""
+def progress_bar(first: str, *, lines: bool = False) -> Iterator[Progress]:
+    """A bar for the phase that is under way, which is ``first`` to begin with; none in a log.
+
+    Args:
+        first: what is being done until something is reported.
+        lines: print a line for every phase that is done, in a log too.
+    """
+
+    def line(phase: str, done: float) -> None:
+        if lines and done >= 1:
+            errors.print(escape(phase), highlight=False)
+
     if not errors.is_terminal:
-        yield no_progress
+        yield line
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Bars(*columns, console=errors, transient=True) as bars:
         task = bars.add_task(escape(first), total=None)
 
         def progress(phase: str, done: float) -> None:
-            bars.update(task, description=escape(phase), completed=done, total=1.0)
+            total = 1.0 if done > 0 else None  # what says no fraction yet only moves
+            bars.update(task, description=escape(phase), completed=done, total=total)
+            line(phase, done)
 
         yield progress
 

@@ -26,7 +26,7 @@ def estimate_command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What a GPU needs at least, by published figures, launches estimated: not a measurement."""
+    """What a GPU needs at least, by published specifications: a bound, not a measurement."""
     from fewstep.runtime.bundle import Bundle
 
     opened = Bundle.read(bundle)

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fewstep.runtime.families.masked.model import MaskedModel
 from tests.calibration.policy.stand_ins import SmallNetwork, random_images, small_options
 
 from fewstep.calibration.policy.options import PolicyOptions
 from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.families.masked.model import MaskedModel
 from fewstep.runtime.generator import Generator
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from fewstep.runtime.families.masked.model import PolicyInfo, PolicyTuning
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,6 +19,7 @@ from fewstep.calibration.policy.networks import actor_of, new_critic
 from fewstep.calibration.policy.options import PolicyOptions
 from fewstep.calibration.policy.training import Training
 from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.families.masked.model import PolicyInfo, PolicyTuning
 from fewstep.runtime.generator import Generator
 
 CLASSES, SIZE = 5, 8

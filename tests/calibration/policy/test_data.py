@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fewstep.runtime.families.masked.model import MaskedModel
 from PIL import Image
 from tests.calibration.policy.stand_ins import random_images, real_images
 
 from fewstep.calibration.policy.data import SUFFIXES, RealImages, read_images
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import CalibrationError
+from fewstep.runtime.families.masked.model import MaskedModel
 
 _NAMES = ("shirt", "shoe", "bag", "coat", "dress")
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fewstep.runtime.families.masked.schedule import policy_offsets
 from tests.calibration.policy.stand_ins import randomised
 
 from fewstep.calibration.policy.environment import Environment, Rollouts, log_probability
@@ -19,6 +18,7 @@ from fewstep.calibration.policy.networks import actor_of, new_actor
 from fewstep.export.models import FixedPolicy, PolicyNet
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.engines import run_once
+from fewstep.runtime.families.masked.schedule import policy_offsets
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.kernels.policy_parameters import policy_parameters
 from fewstep.runtime.request import Request

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fewstep.runtime.families.masked.model import MaskedModel
 from matplotlib.figure import Figure
 from PIL import Image
 
 from fewstep.calibration.policy.plots import draw, hand_made
 from fewstep.calibration.policy.state import Row
 from fewstep.runtime.errors import OutputError
+from fewstep.runtime.families.masked.model import MaskedModel
 
 
 def _rows(updates: int) -> list[Row]:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fewstep.runtime.families.masked.model import MaskedModel
 from tests.calibration.policy.stand_ins import SmallNetwork, random_images, real_images
 
 from fewstep.calibration.policy.data import RealImages
@@ -26,6 +25,7 @@ from fewstep.calibration.policy.rewards import (
 from fewstep.calibration.policy.training import reward_of
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import CalibrationError
+from fewstep.runtime.families.masked.model import MaskedModel
 
 _CPU = torch.device("cpu")
 _NETWORK = SmallNetwork()

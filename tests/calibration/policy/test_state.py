@@ -12,26 +12,26 @@ import pytest
 import torch
 
 from fewstep.calibration.policy import state
-from fewstep.calibration.policy.state import CHECKPOINT, Progress
+from fewstep.calibration.policy.state import CHECKPOINT, TrainingState
 from fewstep.runtime.errors import CalibrationError, OutputError
 
 _SIGNATURE: dict[str, Any] = {"steps": 4, "deviation": [0.6, 0.1], "start": None}
 
 
-def _save(folder: Path, update: int = 3) -> tuple[Progress, dict[str, Any]]:
+def _save(folder: Path, update: int = 3) -> tuple[TrainingState, dict[str, Any]]:
     best = {"update": 2, "frechet_distance": 1.5, "actor": {"w": torch.arange(3.0)}}
-    progress = Progress(update, [{"update": each, "reward": 0.5} for each in range(4)], best)
+    reached = TrainingState(update, [{"update": each, "reward": 0.5} for each in range(4)], best)
     weights = {"networks": {"w": torch.randn(40_000)}, "optimizer": {"lr": 1e-3}, "reward": {}}
-    state.save(folder, _SIGNATURE, progress, weights)
-    return progress, weights
+    state.save(folder, _SIGNATURE, reached, weights)
+    return reached, weights
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
-    progress, weights = _save(tmp_path)
+    reached, weights = _save(tmp_path)
     found = state.load(tmp_path, dict(_SIGNATURE))
     assert found is not None
-    assert (found[0].update, found[0].history) == (3, progress.history)
-    assert found[0].best is not None and progress.best is not None
+    assert (found[0].update, found[0].history) == (3, reached.history)
+    assert found[0].best is not None and reached.best is not None
     assert torch.equal(found[0].best["actor"]["w"], torch.arange(3.0))
     assert torch.equal(found[1]["networks"]["w"], weights["networks"]["w"])
     assert [each.name for each in tmp_path.iterdir()] == [CHECKPOINT]

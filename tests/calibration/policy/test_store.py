@@ -11,7 +11,8 @@ import pytest
 import torch
 from tests.calibration.policy.stand_ins import info, randomised
 
-from fewstep.build.variants import add_variant, is_current
+from fewstep.build.stale import why_graphs_stale
+from fewstep.build.variants import add_variant
 from fewstep.calibration.policy.store import add_policy, half
 from fewstep.export.models import FixedPolicy, PolicyNet
 from fewstep.runtime.bundle import Bundle
@@ -99,7 +100,7 @@ def test_variants_have_the_new_policy_too(bundle_copy: Path) -> None:
     assert changed.graph_sha256("transformer", "fp16") == with_fp16.graph_sha256(
         "transformer", "fp16"
     )
-    assert is_current(changed, "fp16")
+    assert not why_graphs_stale(changed, "fp16")
     for precision in ("fp32", "fp16"):
         with Generator.open(bundle_copy, precision=precision, threads=1) as generator:
             report = verify(generator)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fewstep.runtime.families.masked.model import MaskedModel
 from tests.calibration.policy.stand_ins import (
     SmallNetwork,
     assert_same_weights,
@@ -23,9 +22,9 @@ from tests.calibration.policy.stand_ins import (
 )
 from torch import Tensor
 
-from fewstep.calibration.metrics import frechet_distance
 from fewstep.calibration.policy import ppo, state, training
 from fewstep.calibration.policy.data import read_images
+from fewstep.calibration.policy.distances import frechet_distance
 from fewstep.calibration.policy.environment import Environment
 from fewstep.calibration.policy.features import Features
 from fewstep.calibration.policy.options import PolicyOptions
@@ -33,6 +32,7 @@ from fewstep.calibration.policy.rewards import REWARDS, Adversarial, Static
 from fewstep.calibration.policy.state import CHECKPOINT, Row
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import CalibrationError
+from fewstep.runtime.families.masked.model import MaskedModel
 from fewstep.runtime.generator import Generator
 
 _UPDATES = 4
@@ -109,17 +109,17 @@ def test_the_best_actor_is_that_of_the_smallest_distance(
     seen: dict[int, dict[str, Tensor]] = {}
     with opened_training(long, tmp_path) as opened:
 
-        def report(row: Row) -> None:
+        def log(row: Row) -> None:
             seen[row["update"]] = {k: v.clone() for k, v in opened.actor.state_dict().items()}
 
-        progress = opened.run(report)
-        assert progress.best is not None
+        reached = opened.run(log)
+        assert reached.best is not None
         best = min(
-            (row for row in progress.history if "frechet_distance" in row),
+            (row for row in reached.history if "frechet_distance" in row),
             key=lambda row: float(row["frechet_distance"]),
         )
-        assert progress.best["update"] == best["update"]
-        assert progress.best["frechet_distance"] == best["frechet_distance"]
+        assert reached.best["update"] == best["update"]
+        assert reached.best["frechet_distance"] == best["frechet_distance"]
         assert_same_weights(opened.best_actor().state_dict(), seen[best["update"]])
 
 
@@ -209,12 +209,12 @@ def test_interrupted_after_every_update_it_still_ends_the_same(
 ) -> None:
     for stop in (0, 1, 2, 3):
 
-        def report(row: Row, stop: int = stop) -> None:
+        def log(row: Row, stop: int = stop) -> None:
             if row["update"] == stop:
                 raise KeyboardInterrupt
 
         with opened_training(long, tmp_path) as opened, pytest.raises(KeyboardInterrupt):
-            opened.run(report)
+            opened.run(log)
     weights, _ = _run(long, tmp_path)
     assert_same_weights(weights, whole[0])
 

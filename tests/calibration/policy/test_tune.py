@@ -30,8 +30,9 @@ Options = Callable[..., PolicyOptions]
 def test_a_tuned_policy_is_the_bundles_newest(small_network: None, options: Options) -> None:
     wish = options()
     before = Bundle.read(wish.bundle)
-    stages: list[str] = []
-    found = tune(wish, command="fewstep calibrate policy …", stage=stages.append)
+    reported: list[tuple[str, float]] = []
+    command = "fewstep calibrate policy …"
+    found = tune(wish, command=command, progress=lambda *each: reported.append(each))
     bundle = Bundle.read(wish.bundle)
     assert found.name == "policy-3-steps"
     assert list(bundle.manifest.model.policies) == ["policy", "policy-3-steps"]
@@ -51,7 +52,8 @@ def test_a_tuned_policy_is_the_bundles_newest(small_network: None, options: Opti
     assert (record.tuning.updates, record.tuning.frechet_distance) == (
         *(best["update"], best["frechet_distance"]),
     )
-    assert "reading images" in stages
+    assert reported[0] == ("reading images", 0.0)
+    assert reported[-2:] == [("tuning the policy", 1.0), ("adding the policy to the bundle", 0.0)]
     with Generator.open(bundle, threads=1) as generator:
         assert verify(generator).passed
         newest, named = (

@@ -1,8 +1,8 @@
-"""Cubins in a bundle: stored under the name of their contents, and current or not.
+"""Cubins in a bundle: stored under the name of their contents.
 
 The cubins are stand-ins, a few bytes each: nothing here looks into them. Covered: names, hashes and
-what becomes of replaced files; when kernels count as current. Which cubin a GPU gets:
-``test_cubin_loading.py``.
+what becomes of replaced files. Which cubin a GPU gets: ``test_cubin_loading.py``. When kernels
+are stale: ``tests/build/test_stale.py``.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ import re
 from hashlib import sha256
 from pathlib import Path
 
-import pytest
 from tests.runtime.kernels.cubin_stand_ins import COMPILER, compiled_for, kernels_of
 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.inspect import inspect
-from fewstep.runtime.kernels import cubins
 from fewstep.runtime.kernels.compile import sources_sha256
-from fewstep.runtime.kernels.cubins import add_kernels, are_current
+from fewstep.runtime.kernels.cubins import add_kernels
 from fewstep.runtime.manifest import MANIFEST_NAME
 
 
@@ -108,31 +106,3 @@ def test_the_cpu_generates_whatever_the_kernels_are_like(bundle: Bundle) -> None
     with Generator.open(bundle.path, threads=1) as generator:
         assert generator.generate(class_ids=[0], steps=1).images.shape == (1, 8, 8, 3)
     assert list(inspect(Bundle.read(bundle.path)).damage.values()) == ["is missing"]
-
-
-# --- current or not
-
-
-def test_kernels_are_current_for_what_they_were_made_for(bundle: Bundle) -> None:
-    assert not are_current(bundle, ["8.7"], COMPILER)
-    added = add_kernels(bundle, compiled_for("8.6", "8.7"))
-    assert are_current(added, ["8.7"], COMPILER)
-    assert are_current(added, ["8.7", "8.6"], COMPILER)
-    assert not are_current(added, ["8.7", "8.9"], COMPILER)  # would run, but is not its own
-    assert not are_current(added, ["8.7"], "NVRTC 13.1")
-
-
-def test_kernels_of_other_sources_are_not_current(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    added = add_kernels(bundle, compiled_for("8.7"))
-    monkeypatch.setattr(cubins, "sources_sha256", lambda: "1" * 64)
-    assert not are_current(added, ["8.7"], COMPILER)
-
-
-def test_damage_counts_only_where_it_is(bundle: Bundle) -> None:
-    added = add_kernels(bundle, compiled_for("7.5", "8.7"))
-    (bundle.path / kernels_of(added).cubins["7.5"]).write_bytes(b"cubin for 7.6")
-    assert are_current(added, ["8.7"], COMPILER)
-    assert not are_current(added, ["7.5"], COMPILER)
-    assert not are_current(added, ["7.5", "8.7"], COMPILER)

@@ -12,5 +12,6 @@ last step: what a discriminator, trained at the same time, thinks of the image.
     environment.py                  generations by the bundle's own engines, exploring
     ppo.py                          one update of actor and critic
     training.py, state.py           the loop, and its resumable state; workers.py several processes
+    distances.py                    how far generated images are from real ones, by features
     plots.py, store.py              pictures of it; the tuned policy into the bundle
 """

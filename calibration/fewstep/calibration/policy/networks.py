@@ -15,7 +15,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from fewstep.build.ranges import load_graph
+from fewstep.build.graphs import MAC_OPERATORS, load_graph
 from fewstep.export.models.policy import FixedPolicy, PolicyNet
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices.cpu import CpuDevice
@@ -29,7 +29,6 @@ HIDDEN = 64
 
 _TOLERANCE = 1e-3
 _ACTIONS = 4
-_WEIGHTED = ("MatMul", "Gemm", "Conv")
 
 Array = npt.NDArray[np.float32]
 
@@ -79,7 +78,7 @@ def _layers(graph: onnx.GraphProto) -> Iterator[tuple[str, Array, Array]]:
     weights = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
     added = {name: node for node in graph.node if node.op_type == "Add" for name in node.input}
     for node in graph.node:
-        if node.op_type not in _WEIGHTED or node.input[1] not in weights:
+        if node.op_type not in MAC_OPERATORS or node.input[1] not in weights:
             continue
         weight = weights[node.input[1]]
         transposed = any(each.name == "transB" and each.i for each in node.attribute)

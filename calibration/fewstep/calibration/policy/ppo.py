@@ -94,7 +94,7 @@ def update(
         seed: of the minibatches.
 
     Returns:
-        Figures of the update: ``loss`` (the last epoch's), ``value_error`` (before the update).
+        Metrics of the update: ``loss`` (the last epoch's), ``value_error`` (before the update).
 
     Raises:
         CalibrationError: rewards, loss or gradients are not finite; nothing was changed by them.

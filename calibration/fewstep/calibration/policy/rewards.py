@@ -41,7 +41,7 @@ class Reward(Protocol):
     def learn(
         self, features: Features, condition: Array, random: np.random.Generator
     ) -> dict[str, float]:
-        """Learn from an update's images; figures for the log."""
+        """Learn from an update's images; metrics for the log."""
         ...
 
     def state(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,17 @@ from fewstep.runtime.files import replacing
 CHECKPOINT = "checkpoint.pt"
 
 Row = dict[str, Any]
+"""The metrics of one update, plain numbers and lists."""
+
+Log = Callable[[Row], None]
+"""Takes the row of every update."""
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """How far a training is.
 
-    ``history``: a row of figures per update, plain numbers and lists. ``best``: update, Fréchet
+    ``history``: a row of metrics per update, plain numbers and lists. ``best``: update, Fréchet
     distance and weights of the best actor so far.
     """
 
@@ -30,13 +34,13 @@ class Progress:
     best: dict[str, Any] | None = None
 
 
-def save(folder: Path, signature: Mapping[str, Any], progress: Progress, weights: Any) -> None:
+def save(folder: Path, signature: Mapping[str, Any], reached: TrainingState, weights: Any) -> None:
     """Write the checkpoint; the one before stays until the new one is whole.
 
     Raises:
         OutputError: the folder is not writable, or the disk is full.
     """
-    content = {"signature": dict(signature), **vars(progress), "weights": weights}
+    content = {"signature": dict(signature), **vars(reached), "weights": weights}
     with replacing(folder / CHECKPOINT) as temporary:
         try:
             torch.save(content, temporary)
@@ -44,7 +48,7 @@ def save(folder: Path, signature: Mapping[str, Any], progress: Progress, weights
             raise OSError(_first_line(error)) from error
 
 
-def load(folder: Path, signature: Mapping[str, Any]) -> tuple[Progress, Any] | None:
+def load(folder: Path, signature: Mapping[str, Any]) -> tuple[TrainingState, Any] | None:
     """The state to go on from, or ``None`` if there is none.
 
     Raises:
@@ -56,7 +60,7 @@ def load(folder: Path, signature: Mapping[str, Any]) -> tuple[Progress, Any] | N
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         known = content.pop("signature")
-        progress = Progress(content["update"], content["history"], content["best"])
+        reached = TrainingState(content["update"], content["history"], content["best"])
         weights = content["weights"]
     except Exception as error:  # damage shows as any type, from struct.error to AssertionError
         raise CalibrationError(
@@ -66,14 +70,14 @@ def load(folder: Path, signature: Mapping[str, Any]) -> tuple[Progress, Any] | N
         key for key in known.keys() | signature.keys() if known.get(key) != signature.get(key)
     )
     if different:
-        told = ", ".join(
+        said = ", ".join(
             f"{each} {known.get(each)} instead of {signature.get(each)}" for each in different
         )
         raise CalibrationError(
-            f"{path} is of another training: {told}; begin anew with --restart, or choose another "
+            f"{path} is of another training: {said}; begin anew with --restart, or choose another "
             "--work folder"
         )
-    return progress, weights
+    return reached, weights
 
 
 def _first_line(error: Exception) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from fewstep.calibration.metrics import frechet_of_gaussians, gaussian
 from fewstep.calibration.policy import ppo, state, workers
 from fewstep.calibration.policy.data import RealImages
+from fewstep.calibration.policy.distances import frechet_of_gaussians, gaussian
 from fewstep.calibration.policy.environment import Environment, Rollouts
 from fewstep.calibration.policy.features import FeatureNetwork
 from fewstep.calibration.policy.options import PolicyOptions
@@ -26,7 +26,7 @@ from fewstep.calibration.policy.rewards import (
     FeatureDistance,
     Reward,
 )
-from fewstep.calibration.policy.state import Progress, Row
+from fewstep.calibration.policy.state import Log, Row, TrainingState
 from fewstep.export.models.policy import FixedPolicy
 from fewstep.runtime.errors import CalibrationError, EngineError
 from fewstep.runtime.families.masked.model import MaskedModel
@@ -34,8 +34,6 @@ from fewstep.runtime.families.masked.model import MaskedModel
 _REFERENCE_IMAGES = 4_000
 _TABLE_RATE = 100  # an entry of a table is an action; one of a network moves hundreds of weights
 _ROLLOUTS, _EVALUATION, _MINIBATCHES, _REAL = range(4)  # what a seed is for
-
-Report = Callable[[Row], None]
 
 
 class Training:
@@ -84,19 +82,18 @@ class Training:
         self._reference = gaussian(
             network.pooled(real.images[real.part(_REFERENCE_IMAGES)], self._device)
         )
-        self.progress = Progress()
+        self.state = TrainingState()
 
     @property
     def actor(self) -> nn.Module:
         """The policy as it is now."""
         return self._plain.actor
 
-    def run(self, report: Report = lambda row: None) -> Progress:
+    def run(self, log: Log = lambda row: None) -> TrainingState:
         """Train to the end, from the checkpoint if there is one.
 
         Args:
-            report: called with the row of every update, those resumed from first; row 0 is the
-                start.
+            log: called with the row of every update, those resumed from first; row 0 is the start.
 
         Returns:
             The history and the best actor.
@@ -109,18 +106,18 @@ class Training:
         resumed = None if self._options.restart else state.load(self._work, self._signature)
         if resumed is not None:
             self._restore(*resumed)
-            for row in self.progress.history:
-                report(row)
+            for row in self.state.history:
+                log(row)
         with self._explained():
-            if not self.progress.history:
-                self._finish({"update": 0, **self._evaluated(0)}, report)
-            while self.progress.update < self._options.updates:
-                self._finish(self._update(), report)
-        return self.progress
+            if not self.state.history:
+                self._finish({"update": 0, **self._evaluated(0)}, log)
+            while self.state.update < self._options.updates:
+                self._finish(self._update(), log)
+        return self.state
 
     def _update(self) -> Row:
-        """One update, as a row of figures."""
-        options, update = self._options, self.progress.update
+        """One update, as a row of metrics."""
+        options, update = self._options, self.state.update
         deviation = options.deviation_at(update)
         rollouts = self._rollouts(deviation)
         features = self._network.features(rollouts.images, self._device)
@@ -139,7 +136,7 @@ class Training:
             rewards,
             self._ppo,
             deviation=deviation,
-            seed=_number(options.seed, _MINIBATCHES, update),
+            seed=int(np.random.default_rng([options.seed, _MINIBATCHES, update]).integers(2**63)),
         )
         random = np.random.default_rng([options.seed, _REAL, update, workers.rank()])
         row |= self._reward.learn(features, rollouts.condition, random)
@@ -149,7 +146,7 @@ class Training:
 
     def _rollouts(self, deviation: float) -> Rollouts:
         """This process's share of an update's rollouts."""
-        options, update = self._options, self.progress.update
+        options, update = self._options, self.state.update
         each = math.ceil(options.rollouts / 2 / workers.world())  # pairs
         random = np.random.default_rng([options.seed, _ROLLOUTS, update])
         seeds = random.integers(2**63, size=each * workers.world())
@@ -175,19 +172,19 @@ class Training:
         return {"frechet_distance": distance, "schedule": _spread(parameters)}
 
     def _keep_best(self, update: int, distance: float) -> None:
-        best = self.progress.best
+        best = self.state.best
         if best is None or distance < best["frechet_distance"]:
             weights = {key: each.cpu().clone() for key, each in self.actor.state_dict().items()}
-            self.progress.best = {
+            self.state.best = {
                 "update": update,
                 "frechet_distance": distance,
                 "actor": weights,
             }
 
-    def _finish(self, row: Row, report: Report) -> None:
+    def _finish(self, row: Row, log: Log) -> None:
         """Record a row, and the state where a resumed training would go on from."""
-        self.progress.update = row["update"]
-        self.progress.history.append(row)
+        self.state.update = row["update"]
+        self.state.history.append(row)
         if "frechet_distance" in row:
             weights = {
                 "networks": self._plain.state_dict(),
@@ -195,12 +192,12 @@ class Training:
                 "reward": workers.gathered_objects(self._reward.state()),
             }
             if workers.rank() == 0:
-                state.save(self._work, self._signature, self.progress, weights)
+                state.save(self._work, self._signature, self.state, weights)
         workers.wait()
-        report(row)
+        log(row)
 
-    def _restore(self, progress: Progress, weights: Any) -> None:
-        self.progress = progress
+    def _restore(self, reached: TrainingState, weights: Any) -> None:
+        self.state = reached
         self._plain.load_state_dict(weights["networks"])
         self._optimizer.load_state_dict(weights["optimizer"])
         self._reward.restore(weights["reward"][workers.rank()])
@@ -211,22 +208,22 @@ class Training:
         try:
             yield
         except (CalibrationError, EngineError) as error:
-            kept = [row["update"] for row in self.progress.history if "frechet_distance" in row]
+            kept = [row["update"] for row in self.state.history if "frechet_distance" in row]
             left = (
                 f"the checkpoint of update {kept[-1]} is kept in {self._work}"
                 if kept
                 else "there is no checkpoint yet"
             )
             raise CalibrationError(
-                f"update {self.progress.update + 1}: {error}; {left}. If it happens again, lower "
+                f"update {self.state.update + 1}: {error}; {left}. If it happens again, lower "
                 "--learning-rate or --discriminator-learning-rate and choose another --work"
             ) from error
 
     def best_actor(self) -> nn.Module:
         """A copy of the best actor so far."""
-        assert self.progress.best is not None
+        assert self.state.best is not None
         actor = copy.deepcopy(self.actor).cpu()
-        actor.load_state_dict(self.progress.best["actor"])
+        actor.load_state_dict(self.state.best["actor"])
         return actor
 
 
@@ -251,10 +248,6 @@ def reward_of(
         epochs=options.discriminator_epochs,
         seed=options.seed,
     )
-
-
-def _number(*parts: int) -> int:
-    return int(np.random.default_rng(parts).integers(2**63))
 
 
 def _spread(parameters: npt.NDArray[np.float32]) -> dict[str, list[list[float]]]:

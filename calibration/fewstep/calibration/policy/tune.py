@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from fewstep.calibration.policy.options import (
     schedule_to_start_from,
 )
 from fewstep.calibration.policy.plots import draw
-from fewstep.calibration.policy.state import Progress, Row
+from fewstep.calibration.policy.state import Log, Row, TrainingState
 from fewstep.calibration.policy.store import add_policy, half
 from fewstep.calibration.policy.training import Training
 from fewstep.export.models.policy import PolicyNet
@@ -42,6 +42,7 @@ from fewstep.runtime.families.masked.model import PolicyInfo, PolicyTuning, mask
 from fewstep.runtime.families.masked.schedule import MASK_RATIOS, Schedule
 from fewstep.runtime.files import replacing
 from fewstep.runtime.generator import Generator
+from fewstep.runtime.progress import Progress, no_progress
 
 _TOOLS = ("torch", "onnx", "numpy")
 HISTORY = "history.json"
@@ -75,8 +76,8 @@ def tune(
     options: PolicyOptions,
     *,
     command: str = "",
-    stage: Callable[[str], None] = lambda text: None,
-    report: Callable[[Row], None] = lambda row: None,
+    progress: Progress = no_progress,
+    log: Log = lambda row: None,
 ) -> Tuned:
     """Tune a policy of a bundle and add it as a new one.
 
@@ -85,8 +86,8 @@ def tune(
     Args:
         options: what is asked for.
         command: what was typed, for the record.
-        stage: called with what is being done.
-        report: called with the figures of every update, those resumed from included.
+        progress: called with what is being done.
+        log: called with the metrics of every update, those resumed from included.
 
     Raises:
         CalibrationError: data or options that do not fit, or a training that broke.
@@ -102,31 +103,32 @@ def tune(
     folder = bundle.path.resolve()
     work = options.work or folder.with_name(f"{folder.name}.{name}")
     with workers.joined():
-        stage("reading images")
+        progress("reading images", 0.0)
         real = read_images(options.data, masked_model(bundle), options.rollouts)
         with _generator(bundle, options) as generator:
             if workers.rank() == 0:
                 _prepare(bundle.path, work)
             workers.wait()
-            stage("preparing features, reward and networks")
+            progress("preparing features, reward and networks", 0.0)
             training = _training(options, bundle, generator, real, stand_in, work)
             backend, precision = generator.backend, generator.precision
-            with _logged(work, bundle) as log:
+            with _logged(work, bundle) as write:
 
-                def told(row: Row) -> None:
+                def row_done(row: Row) -> None:
+                    write(row)
                     log(row)
-                    report(row)
+                    progress("tuning the policy", row["update"] / options.updates)
 
-                stage("")
-                progress = training.run(told)
-        info = _info(options, bundle, real, progress, command, (backend, precision), stand_in)
+                progress("tuning the policy", 0.0)
+                reached = training.run(row_done)
+        info = _info(options, bundle, real, reached, command, (backend, precision), stand_in)
         if workers.rank() == 0:
-            stage("adding the policy to the bundle")
+            progress("adding the policy to the bundle", 0.0)
             actor, file = half(training.best_actor()), work / f"{name}.safetensors"
             save_tuned(file, TunedPolicy(name, actor, info))
             add_policy(_unchanged(bundle, name, file), name, actor, info)
         workers.wait()
-    return Tuned(name, info, progress.history, work, bool(bundle.manifest.engines))
+    return Tuned(name, info, reached.history, work, bool(bundle.manifest.engines))
 
 
 def _unchanged(bundle: Bundle, name: str, file: Path) -> Bundle:
@@ -247,12 +249,12 @@ def _info(
     options: PolicyOptions,
     bundle: Bundle,
     real: RealImages,
-    progress: Progress,
+    reached: TrainingState,
     command: str,
     engines: tuple[str, str],
     stand_in: str,
 ) -> PolicyInfo:
-    assert progress.best is not None
+    assert reached.best is not None
     tuning = PolicyTuning(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
         command=command,
@@ -267,16 +269,16 @@ def _info(
         images=len(real.images),
         data_sha256=real.sha256,
         rollouts=options.rollouts,
-        updates=progress.best["update"],
+        updates=reached.best["update"],
         seed=options.seed,
-        frechet_distance=progress.best["frechet_distance"],
+        frechet_distance=reached.best["frechet_distance"],
     )
     residual = masked_model(bundle).policies[stand_in].residual
     return PolicyInfo(residual=residual, steps=options.steps, tuning=tuning)
 
 
 @contextlib.contextmanager
-def _logged(work: Path, bundle: Bundle) -> Iterator[Callable[[Row], None]]:
+def _logged(work: Path, bundle: Bundle) -> Iterator[Log]:
     """Write rows to TensorBoard and to ``history.json``, and draw them at every evaluation.
 
     A resumed training reports its former rows again, so its logs are begun anew.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Sequence
 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import BundleError
@@ -31,17 +30,6 @@ def add_kernels(bundle: Bundle, compiled: CompiledKernels) -> Bundle:
         compiler=compiled.compiler, sources_sha256=compiled.sources_sha256, cubins=cubins
     )
     return bundle.update(files, kernels=info.model_dump())
-
-
-def are_current(bundle: Bundle, capabilities: Sequence[str], compiler: str) -> bool:
-    """Whether the bundle has intact cubins of this package's sources for all ``capabilities``."""
-    info = bundle.manifest.kernels
-    if info is None or (info.sources_sha256, info.compiler) != (sources_sha256(), compiler):
-        return False
-    return all(
-        capability in info.cubins and _is_intact(bundle, info.cubins[capability])
-        for capability in capabilities
-    )
 
 
 def loads(compiler: str, capability: str, cuda_version: tuple[int, int]) -> bool:
@@ -130,14 +118,6 @@ def _version(compiler: str) -> tuple[int, int]:
     """CUDA version of a compiler such as ``NVRTC 12.6``."""
     major, _, minor = compiler.split()[-1].partition(".")
     return int(major), int(minor)
-
-
-def _is_intact(bundle: Bundle, file: str) -> bool:
-    try:
-        bundle.verified(file)
-    except BundleError:
-        return False
-    return True
 
 
 def _runs(built_for: str, capability: str) -> bool:

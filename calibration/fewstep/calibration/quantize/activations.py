@@ -1,0 +1,236 @@
+"""The range of every activation that is quantized, measured on rollouts, and the cache of ranges.
+
+The calibrators are ONNX Runtime's, restricted to the tensors that matter (its own choice includes
+attention, which is not quantized) and fed batch by batch, since its histograms otherwise keep
+every activation of every batch until the end.
+
+=============  =====================================================================
+method         the range of a tensor
+=============  =====================================================================
+``min-max``    all that was seen
+``percentile`` that many percent of the magnitudes
+``entropy``    the clipping whose int8 histogram has the least KL divergence
+=============  =====================================================================
+
+The cache is a JSON file with a checksum over its contents. It is used while graph, rollouts and
+options are those it was made of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import tempfile
+import warnings
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnxruntime.quantization.calibrate import (
+    CalibraterBase,
+    CalibrationDataReader,
+    EntropyCalibrater,
+    MinMaxCalibrater,
+    PercentileCalibrater,
+)
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fewstep.calibration.quantize.rollouts import Rollouts
+from fewstep.runtime.devices import Array
+from fewstep.runtime.errors import EngineError, OutputError, RequestError
+from fewstep.runtime.files import replacing
+from fewstep.runtime.progress import Progress, no_progress
+from fewstep.runtime.records import RangeMethod, Sha256
+
+BINS = 2048
+"""Of a histogram. With ONNX Runtime's own 128, entropy has nothing to choose from."""
+
+_INT8_BINS = 128
+_REMEDY = "delete it, and it is made again"
+
+Ranges = dict[str, tuple[float, float]]
+"""Lowest and highest value by tensor."""
+
+
+class CalibrationTable(BaseModel):
+    """Ranges of activations, and what they were measured on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = 1
+    tool: str
+    graph_sha256: Sha256
+    data_sha256: Sha256
+    method: RangeMethod
+    percentile: float | None
+    ranges: Ranges
+
+    def same_origin(self, other: CalibrationTable) -> str:
+        """What differs from another table, but for the ranges; empty if nothing."""
+        mine, others = (each.model_dump(exclude={"ranges"}) for each in (self, other))
+        differing = [name for name in mine if mine[name] != others[name]]
+        if self.ranges.keys() != other.ranges.keys():
+            differing.append("tensors")
+        return ", ".join(name.replace("_sha256", "") for name in differing)
+
+    @property
+    def checksum(self) -> str:
+        """Over all fields."""
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def tool() -> str:
+    """What measures and quantizes."""
+    return f"onnxruntime {onnxruntime.__version__}"
+
+
+def measure(
+    model: onnx.ModelProto,
+    tensors: Collection[str],
+    rollouts: Rollouts,
+    *,
+    method: RangeMethod,
+    percentile: float | None = None,
+    progress: Progress = no_progress,
+) -> Ranges:
+    """Ranges of activations over every pass of the rollouts.
+
+    Args:
+        model: the fp32 graph, weights included; not changed.
+        tensors: names of float tensors in it.
+        rollouts: what it is fed.
+        method: a key of the module's table.
+        percentile: of the magnitudes, above 0 and at most 100, for that method.
+        progress: called as passes are made.
+
+    Raises:
+        EngineError: the graph cannot be run, or gave NaN or infinite numbers.
+        OutputError: no room for temporary files.
+    """
+    progress("measuring ranges", 0.0)
+    with _workplace() as folder:
+        onnx.save(model, folder / "model.onnx")
+        calibrator = _calibrator(folder, frozenset(tensors), method, percentile)
+        try:
+            calibrator.augment_graph()
+            calibrator.create_inference_session()
+            for done, inputs in enumerate(rollouts.passes(), 1):
+                calibrator.collect_data(_Once(inputs))
+                progress("measuring ranges", done / rollouts.num_passes)
+            found = calibrator.compute_data()
+        except OSError:
+            raise
+        except Exception as error:  # onnxruntime raises types of its own, without a common base
+            raise EngineError(f"ONNX Runtime cannot calibrate the transformer: {error}") from error
+    ranges = {name: _ends(found[name].range_value) for name in sorted(tensors)}
+    _require_finite(ranges)
+    return ranges
+
+
+def read(path: Path) -> CalibrationTable | None:
+    """The table in a cache file, ``None`` if there is no file.
+
+    Raises:
+        RequestError: the file is no table, or its contents are not those that were written.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{path} cannot be read as a cache of ranges: {error}") from error
+    try:
+        content = json.loads(text)
+        checksum = content.pop("checksum")
+        table = CalibrationTable.model_validate(content)
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        what = "is no cache of ranges" if isinstance(error, ValidationError) else "is damaged"
+        raise RequestError(f"the cache {path} {what}; {_REMEDY}") from error
+    if checksum != table.checksum:
+        raise RequestError(f"the cache {path} does not have its checksum; {_REMEDY}")
+    return table
+
+
+def write(path: Path, table: CalibrationTable) -> None:
+    """Write a cache file, in the place of any that is there.
+
+    Raises:
+        OutputError: the place is not writable, or the disk is full; an old file is as before.
+    """
+    content = table.model_dump(mode="json") | {"checksum": table.checksum}
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+class _Once(CalibrationDataReader):  # type: ignore[misc]
+    """One batch for ONNX Runtime's calibrators, which read until there is no more."""
+
+    def __init__(self, inputs: dict[str, Array]) -> None:
+        self._inputs: dict[str, Array] | None = inputs
+
+    def get_next(self) -> dict[str, Array] | None:
+        inputs, self._inputs = self._inputs, None
+        return inputs
+
+
+def _calibrator(
+    folder: Path, tensors: frozenset[str], method: RangeMethod, percentile: float | None
+) -> CalibraterBase:
+    kinds: dict[str, tuple[type[CalibraterBase], dict[str, Any]]] = {
+        "min-max": (MinMaxCalibrater, {}),
+        "entropy": (EntropyCalibrater, {"num_bins": BINS, "num_quantized_bins": _INT8_BINS}),
+        "percentile": (PercentileCalibrater, {"num_bins": BINS, "percentile": percentile}),
+    }
+    kind, options = kinds[method]
+
+    class OnlyThese(kind):  # type: ignore[misc, valid-type]
+        def select_tensors_to_calibrate(self, model: Any) -> Any:
+            return tensors, super().select_tensors_to_calibrate(model)[1]
+
+    return OnlyThese(
+        folder / "model.onnx",
+        augmented_model_path=str(folder / "augmented.onnx"),
+        symmetric=True,
+        **options,
+    )
+
+
+@contextlib.contextmanager
+def _workplace() -> Iterator[Path]:
+    """A temporary folder, and nothing of ONNX Runtime's progress lines on the terminal."""
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="fewstep-") as folder,
+            contextlib.redirect_stdout(io.StringIO()),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore", RuntimeWarning)  # of NaN, which is an error below
+            yield Path(folder)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(
+            f"cannot write temporary files in {tempfile.gettempdir()}: "
+            f"{error.strerror or error}; make room there, or set TMPDIR to another folder"
+        ) from error
+
+
+def _require_finite(ranges: Ranges) -> None:
+    wrong = [name for name, ends in ranges.items() if not np.isfinite(ends).all()]
+    if wrong:
+        raise EngineError(
+            f"activations with NaN or infinite numbers: {', '.join(wrong[:5])}; see where they "
+            "come from with: fewstep verify --layers"
+        )
+
+
+def _ends(values: tuple[Array, Array]) -> tuple[float, float]:
+    """Lowest and highest; from arrays of one number."""
+    low, high = (np.asarray(each).item() for each in values)
+    return float(low), float(high)
