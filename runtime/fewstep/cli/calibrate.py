@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from fewstep.cli import calibrate_policy, calibrate_quantize
+from fewstep.cli.settings import SettingsCommand
 
 app = typer.Typer(
     help="Calibrate a bundle on rollouts of its own.",
@@ -12,4 +13,4 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("policy")(calibrate_policy.policy_command)
-app.command("quantize")(calibrate_quantize.quantize_command)
+app.command("quantize", cls=SettingsCommand)(calibrate_quantize.quantize_command)

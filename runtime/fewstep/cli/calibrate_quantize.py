@@ -15,12 +15,14 @@ from fewstep.cli.common import (
     say_note,
     show,
 )
+from fewstep.cli.settings import given as generation_given
 from fewstep.runtime.errors import RequestError
 
 _WITH_REPEAT = ("--other-layers", "--fp32-heads")
 
 
 def quantize_command(
+    context: typer.Context,
     bundle: BundleArgument,
     precision: Annotated[str, typer.Option(help="int8, or fp8 by nvidia-modelopt.")] = "int8",
     rollouts: Annotated[
@@ -31,10 +33,6 @@ def quantize_command(
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of the first rollout; others count up. [0]")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the rollouts. [the bundle's]")] = None,
-    schedule: Annotated[
-        str | None, typer.Option(help="Schedule or policy of the rollouts. [the bundle's]")
     ] = None,
     text: Annotated[
         Path | None, typer.Option(help=".npy of text states [M, L, D], for text bundles.")
@@ -86,13 +84,12 @@ def quantize_command(
     force: Annotated[bool, typer.Option(help="Quantize even what is up to date.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Quantize the transformer, on activations of the bundle's own rollouts."""
+    """Quantize a graph, on activations of the bundle's own rollouts with these settings."""
     given = {
         "rollouts": rollouts,
         "held_out": held_out,
         "seed": seed,
-        "steps": steps,
-        "schedule": schedule,
+        "generation": generation_given(context) or None,
         "method": method,
         "percentile": percentile,
         "other_layers": other_layers,

@@ -5,7 +5,7 @@ made. :mod:`fewstep.runtime.manifest` puts them together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 from typing_extensions import Self
@@ -46,8 +46,9 @@ class TensorInfo(Strict):
 class LayerCost(Strict):
     """What quantizing some layers, and nothing else, costs on held-out rollouts.
 
-    ``kl_nats``: mean KL divergence of the logits from the fp32 graph's, at masked positions.
-    ``token_agreement``: fraction of masked positions whose most likely code stays the same.
+    ``kl_nats``: mean KL divergence of the logits from the fp32 graph's, at positions that count,
+    masked ones in masked models. ``token_agreement``: fraction of those whose most likely code
+    stays the same.
     """
 
     nodes: tuple[str, ...]
@@ -67,13 +68,13 @@ class AutoChoice(Strict):
 class QuantizationInfo(Strict):
     """How a graph was quantized: enough to do it again.
 
-    ``tool`` quantized it, with ranges by ``method`` (``percentile`` of the magnitudes, where
-    that is the method) from the activations of ``rollouts`` rollouts of ``steps`` steps along
-    ``schedule``. Their seeds count up from ``seed``; those of the ``held_out`` rollouts, on which
-    ``kl_nats`` and ``token_agreement`` of the whole graph were measured (as in
-    :class:`LayerCost`), follow. ``data_sha256`` is the hash of all that the rollouts fed to the
-    graph, ``text_sha256`` of their texts. ``kept``: products with weights that are not quantized,
-    and who said so. ``other_layers``: the type of all other arithmetic.
+    ``tool`` quantized it, with ranges by ``method`` (``percentile`` of the magnitudes, where that
+    is the method) from the activations of ``rollouts`` rollouts with these ``settings``. Their seeds
+    count up from ``seed``; those of the ``held_out`` rollouts, on which ``kl_nats`` and
+    ``token_agreement`` of the whole graph were measured (as in :class:`LayerCost`), follow.
+    ``data_sha256`` is the hash of all that the rollouts fed to the graph, ``text_sha256`` of their
+    texts. ``kept``: matmuls with weights that are not quantized, and who said so. ``other_layers``:
+    the type of all other arithmetic.
     """
 
     tool: str
@@ -82,8 +83,7 @@ class QuantizationInfo(Strict):
     rollouts: PositiveInt
     held_out: PositiveInt
     seed: int = Field(ge=0)
-    steps: PositiveInt
-    schedule: str
+    settings: dict[str, Any]
     text_sha256: Sha256 | None = None
     data_sha256: Sha256
     other_layers: OtherLayers
@@ -91,6 +91,15 @@ class QuantizationInfo(Strict):
     auto: AutoChoice | None = None
     kl_nats: float
     token_agreement: float
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older(cls, value: Any) -> Any:
+        """Bundles made before there were other families name two settings by themselves."""
+        if isinstance(value, dict) and "settings" not in value:
+            older = {name: value[name] for name in ("steps", "schedule") if name in value}
+            value = {k: v for k, v in value.items() if k not in older} | {"settings": older}
+        return value
 
 
 class GraphInfo(Strict):

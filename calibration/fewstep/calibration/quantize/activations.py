@@ -24,7 +24,7 @@ import io
 import json
 import tempfile
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,7 +99,7 @@ def measure(
     percentile: float | None = None,
     progress: Progress = no_progress,
 ) -> Ranges:
-    """Ranges of activations over every pass of the rollouts.
+    """Ranges of activations over every run of the rollouts.
 
     Args:
         model: the fp32 graph, weights included; not changed.
@@ -120,14 +120,14 @@ def measure(
         try:
             calibrator.augment_graph()
             calibrator.create_inference_session()
-            for done, inputs in enumerate(rollouts.passes(), 1):
+            for done, inputs in enumerate(rollouts.inputs, 1):
                 calibrator.collect_data(_Once(inputs))
-                progress("measuring ranges", done / rollouts.num_passes)
+                progress("measuring ranges", done / len(rollouts.inputs))
             found = calibrator.compute_data()
         except OSError:
             raise
         except Exception as error:  # onnxruntime raises types of its own, without a common base
-            raise EngineError(f"ONNX Runtime cannot calibrate the transformer: {error}") from error
+            raise EngineError(f"ONNX Runtime cannot calibrate the graph: {error}") from error
     ranges = {name: _ends(found[name].range_value) for name in sorted(tensors)}
     _require_finite(ranges)
     return ranges
@@ -171,8 +171,8 @@ def write(path: Path, table: CalibrationTable) -> None:
 class _Once(CalibrationDataReader):  # type: ignore[misc]
     """One batch for ONNX Runtime's calibrators, which read until there is no more."""
 
-    def __init__(self, inputs: dict[str, Array]) -> None:
-        self._inputs: dict[str, Array] | None = inputs
+    def __init__(self, inputs: Mapping[str, Array]) -> None:
+        self._inputs: dict[str, Array] | None = dict(inputs)
 
     def get_next(self) -> dict[str, Array] | None:
         inputs, self._inputs = self._inputs, None

@@ -1,8 +1,9 @@
-"""``fewstep calibrate quantize``: a bundle's transformer in int8 or fp8, stored as a variant.
+"""``fewstep calibrate quantize``: one graph of a bundle in int8 or fp8, stored as a variant.
 
 Flow: rollouts of the bundle → ranges of activations → which matmuls stay in higher precision →
-Q/DQ graph → lint → metrics on held-out rollouts → bundle. Decoder and policies stay what they are,
-in fp32 or fp16. Until the bundle is updated, in one piece at the end, only the cache is written.
+Q/DQ graph → lint → metrics on held-out rollouts → bundle. The family names the graph; the others
+stay what they are, in fp32 or fp16. Until the bundle is updated, in one piece at the end, only the
+cache is written.
 """
 
 from __future__ import annotations
@@ -40,11 +41,9 @@ from fewstep.calibration.quantize.settings import (
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import BundleError, OutputError, RequestError, choose
+from fewstep.runtime.families import family_of
 from fewstep.runtime.progress import Progress, no_progress
 from fewstep.runtime.records import AutoChoice, GraphInfo, Keeper, QuantizationInfo
-
-GRAPH = "transformer"
-"""What is quantized. The decoder runs once per image; policies are small and feed decisions."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,9 @@ class QuantizeRequest:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A quantized transformer: whether this call made it, its record, what is worth knowing."""
+    """A quantized graph: whether this call made it, its record, what is worth knowing."""
 
+    graph: str
     precision: str
     made: bool
     info: GraphInfo
@@ -93,6 +93,7 @@ class Outcome:
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
+            "graph": self.graph,
             "precision": self.precision,
             "up_to_date": not self.made,
             "file": self.info.file,
@@ -103,7 +104,7 @@ class Outcome:
 
 
 def quantize(request: QuantizeRequest, progress: Progress = no_progress) -> Outcome:
-    """Quantize the transformer of a bundle, unless that was done with the same settings.
+    """Quantize a graph of a bundle, unless that was done with the same settings.
 
     Args:
         request: what is to be done.
@@ -171,8 +172,9 @@ def _as_before(bundle: Bundle, request: QuantizeRequest, settings: Settings) -> 
     same_text = info.quantization.text_sha256 == request.text_sha256
     current = same_text and settings.same_as(info)
     if current and not why_graphs_stale(bundle, settings.precision):
-        matmuls = weighted_matmuls(load_graph(bundle, GRAPH).graph)
-        return Outcome(settings.precision, False, info, len(matmuls))
+        graph = _graph(bundle)
+        matmuls = weighted_matmuls(load_graph(bundle, graph).graph)
+        return Outcome(graph, settings.precision, False, info, len(matmuls))
     by_hand = selected_by_hand(info.quantization)
     if by_hand and settings.decided is None and not settings.keep and settings.auto is None:
         who = " and ".join(
@@ -186,6 +188,24 @@ def _as_before(bundle: Bundle, request: QuantizeRequest, settings: Settings) -> 
     return None
 
 
+def _graph(bundle: Bundle) -> str:
+    """The graph that is quantized."""
+    return family_of(bundle.manifest.model.kind).quantized
+
+
+def _logits(bundle: Bundle, graph: str) -> str:
+    """The output of a graph that it is judged by.
+
+    Raises:
+        RequestError: it gives no logits.
+    """
+    kinds = family_of(bundle.manifest.model.kind).kinds
+    for tensor in bundle.graph(graph).outputs:
+        if kinds.get(tensor) == "logits":
+            return tensor
+    raise RequestError(f"graph '{graph}' gives no logits, which quantization is judged by")
+
+
 class _Quantization:
     """One run of the flow."""
 
@@ -194,7 +214,9 @@ class _Quantization:
     ) -> None:
         self._bundle, self._request, self._settings = bundle, request, settings
         self._progress, self._notes = progress, list[str]()
-        self._model = load_graph(bundle, GRAPH)
+        self._graph = _graph(bundle)
+        self._logits = _logits(bundle, self._graph)
+        self._model = load_graph(bundle, self._graph)
         self._matmuls = weighted_matmuls(self._model.graph)
         self._kept = _kept(self._matmuls, settings)
         self._candidates = [each for each in self._matmuls if each.name not in self._kept]
@@ -210,7 +232,7 @@ class _Quantization:
 
     def run(self) -> Outcome:
         data, held_out = self._rollouts()
-        judge = Judge(self._model, held_out)
+        judge = Judge(self._model, self._logits, held_out)
         auto = self._settings.auto
         if self._settings.precision == "fp8":
             final = self._fp8(data)
@@ -223,17 +245,17 @@ class _Quantization:
         self._progress("comparing with fp32", 0.0)
         info = self._record(data, auto, judge.metrics(final))
         made, notes = self._store(final, info), tuple(self._notes)
-        return Outcome(self._settings.precision, True, made, len(self._matmuls), notes)
+        precision, matmuls = self._settings.precision, len(self._matmuls)
+        return Outcome(self._graph, precision, True, made, matmuls, notes)
 
     def _rollouts(self) -> tuple[Rollouts, Rollouts]:
         """For ranges, and held out."""
         settings = self._settings
-        assert settings.steps and settings.schedule
         make = partial(
             record,
             self._bundle,
-            steps=settings.steps,
-            schedule=settings.schedule,
+            self._graph,
+            settings=settings.generation,
             text=self._request.text,
             progress=self._progress,
         )
@@ -247,7 +269,7 @@ class _Quantization:
         tensors = {each.activation for each in self._matmuls if not each.delicate}
         table = CalibrationTable(
             tool=activations.tool(),
-            graph_sha256=self._bundle.graph_sha256(GRAPH),
+            graph_sha256=self._bundle.graph_sha256(self._graph),
             data_sha256=data.sha256,
             method=settings.method,
             percentile=settings.percentile,
@@ -300,14 +322,14 @@ class _Quantization:
         """With what is not quantized in the type of the other layers."""
         if self._settings.other_layers == "fp32":
             return model
-        keep = out_of_range(self._model.graph, self._largest.get(GRAPH, {}), "fp16")
+        keep = out_of_range(self._model.graph, self._largest.get(self._graph, {}), "fp16")
         return lower(model, "fp16", keep, heads=bool(self._settings.fp32_heads)).model
 
     def _record(
         self, data: Rollouts, auto: AutoChoice | None, metrics: Metrics
     ) -> QuantizationInfo:
         settings, is_fp8 = self._settings, self._settings.precision == "fp8"
-        assert settings.steps and settings.schedule and settings.other_layers
+        assert settings.other_layers
         return QuantizationInfo(
             tool=fp8.tool(self._request.modelopt_python) if is_fp8 else activations.tool(),
             method=settings.method,
@@ -315,8 +337,7 @@ class _Quantization:
             rollouts=settings.rollouts,
             held_out=settings.held_out,
             seed=settings.seed,
-            steps=settings.steps,
-            schedule=settings.schedule,
+            settings=dict(settings.generation),
             text_sha256=self._request.text_sha256,
             data_sha256=data.sha256,
             other_layers=settings.other_layers,
@@ -330,12 +351,12 @@ class _Quantization:
         """Into the bundle as it is now: others may have added to it meanwhile."""
         settings, now = self._settings, Bundle.read(self._bundle.path)
         assert settings.other_layers is not None
-        if now.graph_sha256(GRAPH) != self._bundle.graph_sha256(GRAPH):
-            raise BundleError(f"{now.path}: the fp32 transformer was changed meanwhile; run again")
+        if now.graph_sha256(self._graph) != self._bundle.graph_sha256(self._graph):
+            raise BundleError(f"{now.path}: the fp32 graph was changed meanwhile; run again")
         precision, heads = settings.precision, settings.fp32_heads
         made: dict[str, Remade] = {}
         for name in now.manifest.graphs:
-            if name == GRAPH:
+            if name == self._graph:
                 made[name] = stored(
                     now,
                     name,
@@ -349,7 +370,7 @@ class _Quantization:
                 largest = self._largest.get(name)
                 made[name] = remade(now, name, settings.other_layers, heads=heads, largest=largest)
         store(now, precision, made)
-        return made[GRAPH].info
+        return made[self._graph].info
 
 
 def _kept(matmuls: Sequence[Matmul], settings: Settings) -> dict[str, Keeper]:

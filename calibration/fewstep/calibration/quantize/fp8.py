@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,7 +25,12 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from fewstep.calibration.quantize.matmuls import OPERATORS, weighted_matmuls
 from fewstep.calibration.quantize.qdq import joined, separated
 from fewstep.calibration.quantize.rollouts import Rollouts
-from fewstep.runtime.errors import EngineError, MissingDependencyError, OutputError
+from fewstep.runtime.errors import (
+    EngineError,
+    MissingDependencyError,
+    OutputError,
+    RequestError,
+)
 
 _MODULE = "modelopt"
 _ENVIRONMENT = (
@@ -98,8 +104,7 @@ def quantized(
         with tempfile.TemporaryDirectory(prefix="fewstep-") as name:
             folder = Path(name)
             onnx.save(separated(model, matmuls), folder / "given.onnx")
-            passes = list(rollouts.passes())  # rows of one array per input
-            data = {name: np.concatenate([each[name] for each in passes]) for name in passes[0]}
+            data = _stacked(rollouts)
             np.savez(folder / "data.npz", **data)  # type: ignore[arg-type]
             _run(folder, selected, python)
             return joined(onnx.load(folder / "made.onnx"))
@@ -111,6 +116,22 @@ def quantized(
         raise OutputError(
             f"cannot write temporary files in {tempfile.gettempdir()}: {error.strerror or error}; "
             "make room there, or set TMPDIR to another folder"
+        ) from error
+
+
+def _stacked(rollouts: Rollouts) -> dict[str, Any]:
+    """What the graph is fed, as rows of one array per input.
+
+    Raises:
+        RequestError: runs of different shapes, of which nvidia-modelopt takes no array.
+    """
+    runs = rollouts.inputs
+    try:
+        return {name: np.concatenate([each[name] for each in runs]) for name in runs[0]}
+    except ValueError as error:
+        raise RequestError(
+            "nvidia-modelopt takes runs of one shape, and this graph's differ from step to step; "
+            "quantize it with --precision int8"
         ) from error
 
 

@@ -1,8 +1,8 @@
 """What quantizing costs, layer by layer, and which layers to spare.
 
-The graph is fed held-out rollouts, teacher-forced: the recorded tokens of every step, so that a
-wrong token cannot change what follows. At masked positions, with p = softmax of the conditional
-logits, before guidance and temperature, its metrics against the fp32 graph are
+The graph is fed what it was fed in held-out rollouts, so that a wrong token cannot change what
+follows. At the positions that count, masked ones in masked models, with p = softmax of the logits
+before guidance and temperature, its metrics against the fp32 graph are
 
 - ``kl_nats``: the mean of KL(p ‖ q) = Σ p (ln p − ln q), q of the quantized graph
 - ``token_agreement``: the fraction of positions with the same most likely code
@@ -14,7 +14,7 @@ precision, as few as keep both tolerances with all others quantized together.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,7 @@ from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import EngineError, RequestError
 from fewstep.runtime.progress import Progress, no_progress
 from fewstep.runtime.records import AutoChoice, LayerCost
-from fewstep.runtime.verify import logit_figures
+from fewstep.runtime.verify.metrics import argmax_agreement, kl_nats
 
 _MOST_LOGITS = 1 << 27
 """Reference logits that are kept, 512 MB; beyond it, every second position, or third … counts."""
@@ -56,17 +56,19 @@ class Judge:
 
     Args:
         model: the fp32 graph.
+        logits: its output that is compared.
         held_out: rollouts that ranges were not measured on.
 
     Raises:
         EngineError: ONNX Runtime cannot run it.
     """
 
-    def __init__(self, model: onnx.ModelProto, held_out: Rollouts) -> None:
-        self._held_out, self._every = held_out, 1
-        codes = model.graph.output[0].type.tensor_type.shape.dim[-1].dim_value
-        masked = sum(int(mask.sum()) for _, mask in held_out.conditional())
-        self._every = max(1, math.ceil(masked * codes / _MOST_LOGITS))
+    def __init__(self, model: onnx.ModelProto, logits: str, held_out: Rollouts) -> None:
+        self._held_out, self._output, self._every = held_out, logits, 1
+        output = next(each for each in model.graph.output if each.name == logits)
+        codes = output.type.tensor_type.shape.dim[-1].dim_value
+        counted = sum(int(each.sum()) for each in held_out.counted if each is not None)
+        self._every = max(1, math.ceil(counted * codes / _MOST_LOGITS))
         self._expected = list(self._logits(model))
 
     def metrics(self, model: onnx.ModelProto) -> Metrics:
@@ -77,22 +79,25 @@ class Judge:
         """
         kl, agreement, count = 0.0, 0.0, 0
         for actual, expected in zip(self._logits(model), self._expected, strict=True):
-            found = logit_figures(actual[None, None], expected[None, None])
-            kl += found["kl_nats"][0] * len(actual)
-            agreement += found["argmax_agreement"][0] * len(actual)
+            kl += kl_nats([actual], [expected])[0] * len(actual)
+            agreement += argmax_agreement([actual], [expected])[0] * len(actual)
             count += len(actual)
         if not math.isfinite(kl):
             raise EngineError(
-                "the quantized transformer gives NaN or infinite logits; quantize with "
+                "the quantized graph gives NaN or infinite logits; quantize with "
                 "--other-layers fp32, or find the layer with: fewstep verify --layers"
             )
         return Metrics(kl / count, agreement / count)
 
     def _logits(self, model: onnx.ModelProto) -> Iterator[npt.NDArray[np.float32]]:
-        """Logits ``[P, V]`` at the selected masked positions of each batch that has any."""
-        session = _Session(model)
-        for inputs, masked in self._held_out.conditional():
-            rows, columns = (each[:: self._every] for each in np.nonzero(masked))
+        """Logits ``[P, V]`` at the positions that count, of each run that has any."""
+        session = _Session(model, self._output)
+        for inputs, counted in zip(self._held_out.inputs, self._held_out.counted, strict=True):
+            if counted is None:
+                found = session.logits(inputs)
+                yield found.reshape(-1, found.shape[-1])[:: self._every]
+                continue
+            rows, columns = (each[:: self._every] for each in np.nonzero(counted))
             if len(rows):
                 yield session.logits(inputs)[rows, columns]
 
@@ -175,8 +180,10 @@ def fewest_kept(
 class _Session:
     """A graph in ONNX Runtime on the CPU."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, logits: str) -> None:
         import onnxruntime
+
+        self._output = logits
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
@@ -185,11 +192,11 @@ class _Session:
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime raises types of its own
-            raise EngineError(f"ONNX Runtime refuses the quantized transformer: {error}") from error
+            raise EngineError(f"ONNX Runtime refuses the quantized graph: {error}") from error
 
-    def logits(self, inputs: dict[str, Array]) -> Array:
+    def logits(self, inputs: Mapping[str, Array]) -> Array:
         try:
-            found: Array = self._session.run(["logits"], inputs)[0]
+            found: Array = self._session.run([self._output], dict(inputs))[0]
         except Exception as error:  # onnxruntime raises types of its own
-            raise EngineError(f"the quantized transformer failed to run: {error}") from error
+            raise EngineError(f"the quantized graph failed to run: {error}") from error
         return found

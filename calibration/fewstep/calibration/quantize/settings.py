@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import RequestError, choose
-from fewstep.runtime.families.masked.schedule import policy_schedule
+from fewstep.runtime.families import family_of, model_of
 from fewstep.runtime.records import (
     AutoChoice,
     GraphInfo,
@@ -18,7 +21,7 @@ from fewstep.runtime.records import (
     QuantizationInfo,
     RangeMethod,
 )
-from fewstep.runtime.request import schedule_of, steps_of
+from fewstep.runtime.settings import settings_of
 
 QuantizedPrecision = Literal["int8", "fp8"]
 
@@ -33,10 +36,10 @@ _LAST_SEED = 2**64 - 1
 
 @dataclass(frozen=True)
 class Settings:
-    """How a transformer is to be quantized.
+    """How a graph is to be quantized.
 
     ``rollouts`` and ``held_out``: how many ranges and quality are measured on; their seeds count
-    up from ``seed``. ``steps`` and ``schedule``: theirs; ``None`` takes the bundle's defaults.
+    up from ``seed``. ``generation``: settings of their requests, the bundle's where not given.
     ``keep``: matmuls that stay in higher precision beside those of the default rules. ``auto``:
     the tolerances by which more are selected, without a ranking. ``other_layers``: the type of all
     other arithmetic, fp32 if ``None``; in fp16, ``fp32_heads`` says whether the last matmuls stay
@@ -52,8 +55,7 @@ class Settings:
     rollouts: int = 40
     held_out: int = 20
     seed: int = 0
-    steps: int | None = None
-    schedule: str | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
     method: RangeMethod = "min-max"
     percentile: float | None = None
     keep: frozenset[str] = frozenset()
@@ -102,12 +104,8 @@ class Settings:
         """The settings with nothing left open.
 
         Raises:
-            RequestError: steps or a schedule that the bundle cannot serve.
+            RequestError: settings of the rollouts that the bundle cannot serve.
         """
-        model = bundle.manifest.model
-        steps = steps_of(model, self.steps)
-        schedule = model.defaults.schedule if self.schedule is None else self.schedule
-        found = schedule_of(model, schedule, {}, steps)
         percentile, heads = self.percentile, self.fp32_heads
         if self.method == "percentile" and percentile is None:
             percentile = PERCENTILE
@@ -115,8 +113,7 @@ class Settings:
             heads = True
         return replace(
             self,
-            steps=steps,
-            schedule=policy_schedule(found) if isinstance(found, str) else schedule,
+            generation=_complete(bundle, self.generation),
             percentile=percentile,
             other_layers=self.other_layers or "fp32",
             fp32_heads=heads,
@@ -135,6 +132,16 @@ class Settings:
         auto = record.auto.model_copy(update={"ranking": ()}) if record.auto else None
         mine = replace(self, keep=self.keep - rules)
         return mine == replace(recorded, decided=None, keep=user, auto=auto)
+
+
+def _complete(bundle: Bundle, generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the rollouts with nothing left open, as JSON has them."""
+    family, model = family_of(bundle.manifest.model.kind), model_of(bundle)
+    settings = settings_of(model.info.defaults, generation)
+    shown = model.info.condition.examples(1)
+    family.request(model, shown, np.zeros(1, np.uint64), settings)
+    found: dict[str, Any] = json.loads(json.dumps(family.complete(model, settings)))
+    return found
 
 
 def tolerances(
@@ -158,10 +165,10 @@ def tolerances(
 
 
 def recorded(bundle: Bundle, precision: str) -> GraphInfo | None:
-    """The bundle's quantized transformer and how it was made, if there is one."""
+    """The bundle's quantized graph and how it was made, if there is one."""
     if precision not in bundle.precisions:
         return None
-    info = bundle.graph("transformer", precision)
+    info = bundle.graph(family_of(bundle.manifest.model.kind).quantized, precision)
     return info if info.quantization is not None else None
 
 
@@ -174,8 +181,7 @@ def from_record(info: GraphInfo, precision: QuantizedPrecision) -> Settings:
         rollouts=record.rollouts,
         held_out=record.held_out,
         seed=record.seed,
-        steps=record.steps,
-        schedule=record.schedule,
+        generation=record.settings,
         method=record.method,
         percentile=record.percentile,
         auto=record.auto,

@@ -34,7 +34,7 @@ def _ranking(record: QuantizationInfo) -> Table:
 
 def _summary(outcome: Outcome) -> Table:
     record = outcome.record
-    title = f"Transformer in {outcome.precision}"
+    title = f"{outcome.graph} in {outcome.precision}"
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
@@ -45,11 +45,11 @@ def _summary(outcome: Outcome) -> Table:
         "kept": "\n".join(f"{name} ({_WHO[who]})" for name, who in record.kept.items()) or "none",
         "other layers": record.other_layers,
         "ranges": f"{record.method}{f' {record.percentile:g}' if record.percentile else ''} of "
-        f"{record.rollouts} rollouts, seeds {first} … {held_out - 1}, {record.steps} steps, "
-        f"{record.schedule}",
+        f"{record.rollouts} rollouts, seeds {first} … {held_out - 1}",
+        "settings": ", ".join(f"{name} {value}" for name, value in record.settings.items()),
         "held out": f"{record.held_out} rollouts, seeds {held_out} … "
         f"{held_out + record.held_out - 1}",
-        "KL from fp32": f"{record.kl_nats:.2e} nats per masked token",
+        "KL from fp32": f"{record.kl_nats:.2e} nats per token",
         "token agreement": f"{record.token_agreement:.4f}",
     }
     for name, value in rows.items():

@@ -125,14 +125,14 @@ class Family(ABC):
 
     ``Info`` describes a model of the family in the manifest, ``Settings`` what a request may set;
     its defaults are the defaults. ``kinds`` says what graph outputs hold, by tensor name.
-    ``quantized``: graphs that ``fewstep calibrate quantize`` quantizes.
+    ``quantized``: the graph that ``fewstep calibrate quantize`` quantizes.
     """
 
     kind: str
     Info: type[ModelInfo]
     Settings: type[Settings]
     kinds: Mapping[str, TensorKind]
-    quantized: tuple[str, ...]
+    quantized: str
 
     def arrays(self, bundle: Bundle) -> Mapping[str, Array]:
         """What programs and inputs need of the bundle's own files.
@@ -203,6 +203,11 @@ class Family(ABC):
     @abstractmethod
     def rollouts(self, model: Model) -> dict[str, dict[str, Any]]:
         """Settings of the rollouts that are recorded as golden ones, by name."""
+
+    def complete(self, model: Model, settings: Any) -> dict[str, Any]:
+        """Settings that make the same request again, whatever the defaults become."""
+        found: dict[str, Any] = settings.model_dump()
+        return found
 
     def counted(self, model: Model, graph: str, inputs: Mapping[str, Array]) -> Array | None:
         """Positions ``[rows, N]`` whose outputs of a run matter; ``None`` if all do."""

@@ -69,7 +69,7 @@ class MaskedFamily(Family):
         "image": "image",
     }
     # The decoder runs once per image; policies are small, and feed decisions.
-    quantized = ("transformer",)
+    quantized = "transformer"
 
     def arrays(self, bundle: Bundle) -> dict[str, Array]:
         """``unconditional``: the condition of no condition, for one image."""
@@ -153,11 +153,21 @@ class MaskedFamily(Family):
         info: MaskedModel = model.info
         steps = min(_GOLDEN_STEPS, info.num_tokens)
         default = settings_of(info.defaults, {"steps": steps})
-        chosen = schedule_of(info, default)
-        found = {each: {"schedule": policy_schedule(each)} for each in info.policies}
-        if not isinstance(chosen, str):
-            found = {default.schedule: default.model_dump(exclude={"steps"}), **found}
-        return {name: {"steps": steps, **settings} for name, settings in found.items()}
+        schedules = {each: policy_schedule(each) for each in info.policies}
+        if not isinstance(schedule_of(info, default), str):
+            schedules = {default.schedule: default.schedule, **schedules}
+        found = {
+            name: settings_of(info.defaults, {"steps": steps, "schedule": schedule})
+            for name, schedule in schedules.items()
+        }
+        return {name: self.complete(model, settings) for name, settings in found.items()}
+
+    def complete(self, model: Model, settings: MaskedSettings) -> dict[str, Any]:
+        """With the policy by its own name, and without what it decides."""
+        chosen = schedule_of(model.info, settings)
+        if isinstance(chosen, str):
+            return {"steps": settings.steps, "schedule": policy_schedule(chosen)}
+        return settings.model_dump()
 
     def counted(self, model: Model, graph: str, inputs: Mapping[str, Array]) -> Array | None:
         """Masked positions, for the transformer."""
