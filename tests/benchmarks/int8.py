@@ -29,7 +29,7 @@ from fewstep.runtime.doctor import processor_name
 from fewstep.runtime.families.masked.model import masked_model
 
 _SAMPLE = Path(__file__).parents[2] / "samples" / "fashion"
-_FEW = Settings(rollouts=2, held_out=1, steps=2)
+_FEW = Settings(rollouts=2, held_out=1, generation={"steps": 2})
 _WARM_UP = 3
 
 

@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.families.masked.model import MaskedModel
 from fewstep.runtime.manifest import MANIFEST_NAME, Manifest
 
 Content = dict[str, Any]
@@ -34,6 +35,7 @@ def _content() -> Content:
         "family": "adanat",
         "name": "tiny",
         "model": {
+            "kind": "masked",
             "grid": [4, 4],
             "codebook_size": 24,
             "mask_token": 24,
@@ -95,16 +97,21 @@ def _without_policy(content: Content) -> None:
     del content["graphs"]["policy"]
 
 
+def _masked(manifest: Manifest) -> MaskedModel:
+    assert isinstance(manifest.model, MaskedModel)
+    return manifest.model
+
+
 def test_minimal_manifest_is_valid() -> None:
     manifest = Manifest.model_validate(_content())
-    assert manifest.model.num_tokens == 16
+    assert _masked(manifest).num_tokens == 16
     assert manifest.model.condition.kind == "class"
 
 
 def test_policy_graph_is_needed_only_with_a_policy() -> None:
     content = _content()
     _without_policy(content)
-    assert Manifest.model_validate(content).model.policies == {}
+    assert _masked(Manifest.model_validate(content)).policies == {}
 
 
 def test_text_condition_is_told_from_class_condition() -> None:
@@ -131,7 +138,6 @@ def test_text_condition_is_told_from_class_condition() -> None:
         (_set("files", "golden.npz", "surprise", value=1), "surprise"),
         (_set("provenance", "surprise", value=1), "surprise"),
         (_set("schema_version", value=0), "schema_version"),
-        (_set("family", value="stylegan"), "family"),
         (_set("model", "grid", value=[4, 0]), "grid"),
         (_set("model", "mask_token", value=-1), "mask_token"),
         (_set("model", "condition", "kind", value="colour"), "condition"),
@@ -184,7 +190,7 @@ def test_exported_manifest_survives_a_round_trip(tiny_bundle: Path) -> None:
 
 def test_exported_manifest_says_what_was_exported(tiny_bundle: Path) -> None:
     manifest = Bundle.read(tiny_bundle).manifest
-    model = manifest.model
+    model = _masked(manifest)
     assert (manifest.family, manifest.name) == ("adanat", "tiny")
     assert (model.grid, model.codebook_size, model.mask_token) == ((4, 4), 24, 24)
     assert (model.feature_width, model.image_size) == (32, (8, 8))
@@ -223,21 +229,21 @@ def _with_policies(**steps: int | None) -> Content:
 def test_the_policy_for_some_steps_is_the_newest_tuned_for_them_else_for_any(
     tuned: dict[str, int | None], steps: int, expected: str
 ) -> None:
-    model = Manifest.model_validate(_with_policies(**tuned)).model
+    model = _masked(Manifest.model_validate(_with_policies(**tuned)))
     assert model.policy_for(steps) == expected
 
 
 def test_without_policies_there_is_none_for_any_steps() -> None:
     content = _content()
     _without_policy(content)
-    assert Manifest.model_validate(content).model.policy_for(4) is None
+    assert _masked(Manifest.model_validate(content)).policy_for(4) is None
 
 
 def test_policies_keep_their_order_through_a_round_trip() -> None:
     names = {"policy_z": 4, "policy_a": 8, "policy_m": None}
     manifest = Manifest.model_validate(_with_policies(**names))
     again = Manifest.model_validate_json(manifest.model_dump_json())
-    assert list(again.model.policies) == ["policy", "policy-z", "policy-a", "policy-m"]
+    assert list(_masked(again).policies) == ["policy", "policy-z", "policy-a", "policy-m"]
     assert again == manifest
 
 

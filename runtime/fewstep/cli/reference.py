@@ -19,9 +19,9 @@ from fewstep.cli import app
 _HEAD = """\
 # The command line
 
-Written by `python -m fewstep.cli.reference > docs/cli.md` from the commands themselves; `fewstep COMMAND --help`
-shows the same in a terminal. Any command takes `--debug`, which shows where an error came from. Every error that fewstep
-foresees is one line, and the exit code is then 1.
+Written by `python -m fewstep.cli.reference > docs/cli.md` from the commands themselves;
+`fewstep COMMAND --help` shows the same in a terminal. Any command takes `--debug`, which shows
+where an error came from. Every error that fewstep foresees is one line, and the exit code is 1.
 """
 
 

@@ -69,7 +69,7 @@ class QuantizationInfo(Strict):
     """How a graph was quantized: enough to do it again.
 
     ``tool`` quantized it, with ranges by ``method`` (``percentile`` of the magnitudes, where that
-    is the method) from the activations of ``rollouts`` rollouts with these ``settings``. Their seeds
+    is the method) from activations of ``rollouts`` rollouts with these ``settings``. Their seeds
     count up from ``seed``; those of the ``held_out`` rollouts, on which ``kl_nats`` and
     ``token_agreement`` of the whole graph were measured (as in :class:`LayerCost`), follow.
     ``data_sha256`` is the hash of all that the rollouts fed to the graph, ``text_sha256`` of their

@@ -12,7 +12,7 @@ from tests.calibration.policy.stand_ins import SmallNetwork, random_images, smal
 
 from fewstep.calibration.policy.options import PolicyOptions
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.families.masked.model import MaskedModel
+from fewstep.runtime.families.masked.model import MaskedModel, masked_model
 from fewstep.runtime.generator import Generator
 
 
@@ -37,7 +37,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def model(tiny_bundle: Path) -> MaskedModel:
     """The tiny bundle's model."""
-    return Bundle.read(tiny_bundle).manifest.model
+    return masked_model(Bundle.read(tiny_bundle))
 
 
 @pytest.fixture

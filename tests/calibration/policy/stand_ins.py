@@ -19,7 +19,7 @@ from fewstep.calibration.policy.networks import actor_of, new_critic
 from fewstep.calibration.policy.options import PolicyOptions
 from fewstep.calibration.policy.training import Training
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.families.masked.model import PolicyInfo, PolicyTuning
+from fewstep.runtime.families.masked.model import PolicyInfo, PolicyTuning, masked_model
 from fewstep.runtime.generator import Generator
 
 CLASSES, SIZE = 5, 8
@@ -108,7 +108,7 @@ def opened_training(options: PolicyOptions, work: Path) -> Iterator[Training]:
     """A training of a bundle's first policy with the small network."""
     bundle, work = Bundle.read(options.bundle), Path(work)
     work.mkdir(exist_ok=True)
-    real = read_images(options.data, bundle.manifest.model, options.rollouts)
+    real = read_images(options.data, masked_model(bundle), options.rollouts)
     actor = actor_of(bundle, "policy")
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
@@ -116,7 +116,7 @@ def opened_training(options: PolicyOptions, work: Path) -> Iterator[Training]:
     with Generator.open(bundle, threads=1, max_batch=options.batch) as generator:
         yield Training(
             options,
-            bundle.manifest.model,
+            masked_model(bundle),
             Environment(generator, "policy", options.steps),
             actor,
             critic,

@@ -20,7 +20,7 @@ from tests.calibration.policy.stand_ins import random_images, real_images
 from fewstep.calibration.policy.data import SUFFIXES, RealImages, read_images
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import CalibrationError
-from fewstep.runtime.families.masked.model import MaskedModel
+from fewstep.runtime.families.masked.model import MaskedModel, masked_model
 
 _NAMES = ("shirt", "shoe", "bag", "coat", "dress")
 
@@ -143,7 +143,7 @@ def test_a_part_has_as_many_of_every_class() -> None:
 def test_text_is_taken_in_turn_and_compared_with_any_image(
     tmp_path: Path, tiny_text_bundle: Path
 ) -> None:
-    model = Bundle.read(tiny_text_bundle).manifest.model
+    model = masked_model(Bundle.read(tiny_text_bundle))
     text = np.random.default_rng(0).standard_normal((10, 3, 12))
     path = _archive(tmp_path / "a.npz", images=random_images(10)[0], text=text)
     real = read_images(path, model, 10)
@@ -238,7 +238,7 @@ def test_no_damage_of_an_image_file_is_a_traceback(
 
 def test_a_folder_does_not_do_for_text(folder: Path, tiny_text_bundle: Path) -> None:
     with pytest.raises(CalibrationError, match="text-conditional: give an .npz"):
-        read_images(folder, Bundle.read(tiny_text_bundle).manifest.model, 1)
+        read_images(folder, masked_model(Bundle.read(tiny_text_bundle)), 1)
 
 
 # --- archives that are refused
@@ -311,4 +311,4 @@ def test_texts_that_do_not_fit_are_refused(
 ) -> None:
     path = _archive(tmp_path / "real.npz", images=_IMAGES, text=text)
     with pytest.raises(CalibrationError, match=message):
-        read_images(path, Bundle.read(tiny_text_bundle).manifest.model, 1)
+        read_images(path, masked_model(Bundle.read(tiny_text_bundle)), 1)

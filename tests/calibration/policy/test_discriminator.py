@@ -12,7 +12,7 @@ from torch import Tensor
 from fewstep.calibration.policy.discriminator import Discriminator, mean_logit
 from fewstep.calibration.policy.features import Features
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.families.masked.model import MaskedModel
+from fewstep.runtime.families.masked.model import MaskedModel, masked_model
 
 _CHANNELS = (8, 12, 20)
 _SIDES = (4, 2, 1)
@@ -67,7 +67,7 @@ def test_the_class_matters(discriminator: Discriminator) -> None:
 
 @torch.no_grad()
 def test_the_text_matters(tiny_text_bundle: Path) -> None:
-    model = Bundle.read(tiny_text_bundle).manifest.model
+    model = masked_model(Bundle.read(tiny_text_bundle))
     discriminator = Discriminator(_CHANNELS, _WIDTH, model).eval()
     text = torch.from_numpy(np.random.default_rng(0).standard_normal((5, 3, 12), np.float32))
     same = _features(1)[torch.zeros(5, dtype=torch.long)]

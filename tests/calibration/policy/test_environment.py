@@ -18,10 +18,10 @@ from fewstep.calibration.policy.networks import actor_of, new_actor
 from fewstep.export.models import FixedPolicy, PolicyNet
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.engines import run_once
+from fewstep.runtime.families.masked.request import MaskedRequest
 from fewstep.runtime.families.masked.schedule import policy_offsets
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.kernels.policy_parameters import policy_parameters
-from fewstep.runtime.request import Request
 from fewstep.runtime.result import Result
 
 _STEPS = 4
@@ -122,7 +122,7 @@ def test_the_state_is_the_transformers_features_of_the_tokens_so_far(
     results: list[Result] = []
     run = generator.run
 
-    def recorded(request: Request) -> Result:
+    def recorded(request: MaskedRequest) -> Result:
         results.append(run(request))
         return results[-1]
 

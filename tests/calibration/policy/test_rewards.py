@@ -25,7 +25,7 @@ from fewstep.calibration.policy.rewards import (
 from fewstep.calibration.policy.training import reward_of
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import CalibrationError
-from fewstep.runtime.families.masked.model import MaskedModel
+from fewstep.runtime.families.masked.model import MaskedModel, masked_model
 
 _CPU = torch.device("cpu")
 _NETWORK = SmallNetwork()
@@ -198,7 +198,7 @@ def test_unknown_rewards_are_refused(name: str) -> None:
 
 
 def test_a_text_bundles_discriminator_learns(tiny_text_bundle: Path) -> None:
-    model = Bundle.read(tiny_text_bundle).manifest.model
+    model = masked_model(Bundle.read(tiny_text_bundle))
     text = np.random.default_rng(0).standard_normal((40, 3, 12), np.float32)
     real = RealImages(random_images(40)[0], text, "")
     reward = Adversarial(real, _NETWORK, model, _CPU, learning_rate=2e-3, epochs=5, seed=0)

@@ -21,6 +21,7 @@ from fewstep.calibration.policy.tune import tune
 from fewstep.export.tuned import load_tuned
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import BundleError, CalibrationError, OutputError, RequestError
+from fewstep.runtime.families.masked.model import masked_model
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.verify import verify
 
@@ -35,9 +36,9 @@ def test_a_tuned_policy_is_the_bundles_newest(small_network: None, options: Opti
     found = tune(wish, command=command, progress=lambda *each: reported.append(each))
     bundle = Bundle.read(wish.bundle)
     assert found.name == "policy-3-steps"
-    assert list(bundle.manifest.model.policies) == ["policy", "policy-3-steps"]
+    assert list(masked_model(bundle).policies) == ["policy", "policy-3-steps"]
     assert bundle.graph_sha256("policy") == before.graph_sha256("policy")
-    record = bundle.manifest.model.policies["policy-3-steps"]
+    record = masked_model(bundle).policies["policy-3-steps"]
     assert record == found.info
     assert (record.residual, record.steps) == (True, 3)
     assert record.tuning is not None
@@ -108,7 +109,7 @@ def test_an_interrupted_run_adds_what_an_uninterrupted_one_does(
             patched.setattr(place, name, interrupted)
             with pytest.raises(KeyboardInterrupt):
                 tune(wish)
-        assert "policy-again" not in Bundle.read(wish.bundle).manifest.model.policies
+        assert "policy-again" not in masked_model(Bundle.read(wish.bundle)).policies
     tune(wish)
     bundle = Bundle.read(wish.bundle)
     assert whole.name == "policy-whole"
@@ -116,7 +117,7 @@ def test_an_interrupted_run_adds_what_an_uninterrupted_one_does(
         *(actor_of(bundle, each).state_dict() for each in (whole.name, "policy-again"))
     )
     assert bundle.damage() == {}
-    assert list(bundle.manifest.model.policies) == ["policy", "policy-whole", "policy-again"]
+    assert list(masked_model(bundle).policies) == ["policy", "policy-whole", "policy-again"]
 
 
 def test_a_second_run_has_another_name_and_starts_from_the_first(

@@ -27,7 +27,7 @@ def test_a_view_is_the_first_elements_or_refused(
             buffer.view(wanted)
         return
     found = buffer.view(wanted)
-    assert (found.shape, found.dtype) == (wanted, np.int32)
+    assert (found.shape, found.dtype) == (wanted, np.dtype(np.int32))
     assert found.array.reshape(-1).tolist() == list(range(math.prod(wanted)))
     assert found.pointer == buffer.pointer or not found.array.size
 

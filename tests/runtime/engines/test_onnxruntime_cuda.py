@@ -91,6 +91,9 @@ class Address:
     def __getitem__(self, rows: int | slice) -> Address:
         raise AssertionError("nobody asks for rows")
 
+    def view(self, shape: tuple[int, ...]) -> Address:
+        raise AssertionError("nobody asks for another shape")
+
 
 def _with_sessions(monkeypatch: pytest.MonkeyPatch, first: str) -> list[Session]:
     """Let onnxruntime have a CUDA provider, or say so and then fall back to the CPU."""

@@ -105,7 +105,7 @@ def quantized(
             folder = Path(name)
             onnx.save(separated(model, matmuls), folder / "given.onnx")
             data = _stacked(rollouts)
-            np.savez(folder / "data.npz", **data)  # type: ignore[arg-type]
+            np.savez(folder / "data.npz", **data)
             _run(folder, selected, python)
             return joined(onnx.load(folder / "made.onnx"))
     except DecodeError as error:
