@@ -7,11 +7,15 @@ SOURCES := export runtime calibration samples tests
 GPU_VENV := .venv-gpu
 GPU_INSTALLED := $(GPU_VENV)/.installed
 
+# Needs neither an export by PyTorch nor the emulated driver, and a minute or two.
+QUICK := tests/runtime tests/build tests/cli tests/calibration tests/toy tests/test_docs.py
+PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
+
 # What `make gpu-kit` makes the kit for: the device's Python, and the CUDA version of its driver.
 PYTHON_VERSION ?= $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 CUDA_VERSION ?= 13.0
 
-.PHONY: setup test test-gpu gpu-kit demo lint format clean clean-kernels
+.PHONY: setup check test test-gpu gpu-kit demo lint format clean clean-kernels
 
 setup: $(INSTALLED)
 
@@ -22,10 +26,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  { rm -rf $(VENV); echo "python3-venv is missing: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  --constraint constraints.txt --editable '.[dev,samples]'
+	@test ! -e .git || $(BIN)/pre-commit install || echo "commits are not checked beforehand"
 	@touch $@
 
+# While you work: what is found in a minute or two.
+check: setup lint
+	$(PYTEST) -m "not slow" $(QUICK)
+
+# Everything, with coverage: before you push, and in CI.
 test: setup lint
-	$(BIN)/python -m pytest -q
+	$(PYTEST) --cov
 
 # On a machine with a GPU, network and compiler: the CUDA tests and the benchmark on the GPU.
 test-gpu: $(GPU_INSTALLED)

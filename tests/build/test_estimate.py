@@ -8,6 +8,7 @@ command: tables, JSON, and every wrong request or damaged bundle.
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from fewstep.build.estimate import (
     CONTEXT_BYTES,
@@ -24,17 +26,16 @@ from fewstep.build.estimate import (
     Estimate,
     PrecisionBound,
     estimate,
-    masked_share,
 )
+from fewstep.build.estimate_tables import estimate_tables
 from fewstep.build.gpus import GPUS, gpu_of
-from fewstep.build.roofline import WIDTH_BYTES, StageBound, When, stage_bound
+from fewstep.build.roofline import WIDTH_BYTES, Stage, StageBound, stage_bound
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices.cpu import CpuDevice
 from fewstep.runtime.errors import BundleError, RequestError
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.inspect import plan_memory
+from fewstep.runtime.inspect import planned_decode
 from fewstep.runtime.kernels.launch import launch_of
-from fewstep.runtime.plan import PlanKey
 
 if TYPE_CHECKING:
     from tests.conftest import Terminal
@@ -79,27 +80,36 @@ def _bounds(found: Estimate, name: str, precision: str) -> PrecisionBound:
     return next(each for each in device.precisions if each.precision == precision)
 
 
+def _stages(found: Estimate) -> tuple[Stage, ...]:
+    return tuple(each.stage for each in _bounds(found, "thor", "fp16").stages)
+
+
 def test_a_guided_loop_runs_its_first_step_at_batch_b(guided: Estimate) -> None:
-    stages = [each.stage for each in _bounds(guided, "thor", "fp16").stages]
-    runs = {(each.name, each.when): (each.batch, each.runs) for each in stages}
+    graphs = {"transformer", "policy", "decoder"}
+    runs = {each.title: each.steps for each in _stages(guided) if each.name in graphs}
     assert runs == {
-        ("initial tokens", "start"): (2, 1),
-        ("transformer", "first"): (2, 1),
-        ("transformer", "later"): (4, 3),
-        ("policy", "every"): (2, 4),
-        ("sampling", "first"): (2, 1),
-        ("sampling", "later"): (2, 3),
-        ("decoder", "end"): (2, 1),
-        ("pixels", "end"): (2, 1),
+        "transformer (batch 2)": (0,),
+        "transformer (batch 4)": (1, 2, 3),
+        "policy (batch 2)": (0, 1, 2, 3),
+        "decoder (batch 2)": (3,),
     }
+    kernels = [(each.name, each.steps) for each in _stages(guided) if each.name not in graphs]
+    assert kernels == [
+        ("initial_tokens", (0,)),
+        ("copy", (0,)),  # two rows of tokens, then four
+        ("copy", (0, 1, 2, 3)),  # the number of the step
+        ("policy_parameters", (0, 1, 2, 3)),
+        ("sample_tokens", (0,)),
+        ("remask", (0, 1, 2, 3)),
+        ("copy", (1, 2, 3)),
+        ("sample_tokens", (1, 2, 3)),  # where logits of known positions are not read
+        ("to_pixels", (3,)),
+    ]
 
 
 def test_without_guidance_or_policy_every_pass_is_at_batch_b(bundle: Bundle) -> None:
-    defaults = bundle.manifest.model.defaults.model_copy(update={"guidance": (0.0, 0.0)})
-    model = bundle.manifest.model.model_copy(update={"defaults": defaults})
-    plain = Bundle(bundle.path, bundle.manifest.model_copy(update={"model": model}))
-    stages = [each.stage for each in _bounds(estimate(plain, batch=3), "thor", "fp16").stages]
-    assert {each.batch for each in stages} == {3}
+    stages = _stages(estimate(bundle, batch=3, guidance=0.0))
+    assert {each.sizes for each in stages} == {(), (("batch", 3),)}
     assert "policy" not in {each.name for each in stages}
     assert sum(each.runs for each in stages if each.name == "transformer") == 8
 
@@ -169,14 +179,13 @@ def test_the_limit_is_the_largest_part(
 def test_the_parts_add_up(bundle: Bundle, steps: int, precision: str) -> None:
     found = estimate(bundle, devices=["rtx-4090"], batch=2, steps=steps, schedule="policy")
     bound = _bounds(found, "rtx-4090", precision)
-    parts = {(each.stage.name, each.stage.when): each for each in bound.stages}
-    whole = sum(each.ms * each.stage.runs for each in parts.values())
+    whole = sum(each.ms * each.stage.runs for each in bound.stages)
     assert bound.batch_ms == pytest.approx(whole)
     assert bound.image_ms == pytest.approx(whole / 2)
-    own: When = "first" if steps == 1 else "later"
-    step = parts["transformer", own].ms + parts["policy", "every"].ms + parts["sampling", own].ms
-    assert bound.step_ms == pytest.approx(step)
-    assert all(each.stage.runs > 0 for each in parts.values())
+    assert len(bound.steps_ms) == steps
+    assert sum(bound.steps_ms) == pytest.approx(whole)
+    assert bound.steps_ms[1:-1] == pytest.approx(bound.steps_ms[1:2] * max(0, steps - 2))
+    assert all(each.stage.runs > 0 for each in bound.stages)
 
 
 @pytest.mark.parametrize("name", ["orin-nano", "rtx-5090"])
@@ -203,39 +212,33 @@ class _Shaped:
     def __init__(self, shape: tuple[int, ...], kind: str, pointer: int = 0) -> None:
         self.shape, self.dtype, self.pointer = shape, np.dtype(kind), pointer
 
-    def __getitem__(self, rows: int | slice) -> _Shaped:
-        raise TypeError("not sliced here")
 
-
-def test_sampling_reads_the_logits_that_the_kernel_reads(guided: Estimate) -> None:
-    """With every position masked; ids and confidences are a few kB that the bound leaves out."""
-    stages = {(s.stage.name, s.stage.when): s.stage for s in guided.devices[0].precisions[0].stages}
-    launch = launch_of("sample_tokens", _sampling_arguments(images=2, unconditional=1))
-    small = 12 * 2 * _TOKENS
-    assert stages["sampling", "first"].read_bytes == launch.bytes_moved - small
-    assert stages["sampling", "later"].read_bytes == 0  # a policy may have decided every token
-    pixels = {"image": _Shaped((2, 3, 8, 8), "float32"), "error": _Shaped((1,), "int32")}
-    moved = launch_of("to_pixels", {**pixels, "pixels": _Shaped((2, 8, 8, 3), "uint8")}).bytes_moved
-    assert stages["pixels", "end"].read_bytes + stages["pixels", "end"].written_bytes == moved
-
-
-def _sampling_arguments(images: int, unconditional: int) -> dict[str, Any]:
-    tokens = _Shaped((images, _TOKENS), "int32")
-    return {
-        "conditional": _Shaped((images, _TOKENS, _CODES), "float32"),
-        "unconditional": _Shaped((unconditional, _TOKENS, _CODES), "float32", pointer=1),
-        **dict.fromkeys(("tokens", "sampled", "confidence", "parameters", "seeds"), tokens),
-        **{"step": 0, "mask_token": _CODES, "error": tokens},
-    }
-
-
-def test_masked_share_is_the_schedules(bundle: Bundle) -> None:
-    model = bundle.manifest.model
-    key = PlanKey(1, 4, guided=True, policy=None)
-    # cos(π/8), cos(π/4), cos(3π/8) of 16 tokens, rounded down
-    assert masked_share(model, key, "cosine") == pytest.approx((14 + 11 + 6) / 3 / 16)
-    assert masked_share(model, replace(key, steps=1), "cosine") == 0
-    assert masked_share(model, replace(key, policy="policy"), "policy") == 0
+def test_kernels_move_what_their_launches_move(guided: Estimate) -> None:
+    """With every position masked; parameters and seeds are beside what a launch counts."""
+    first, later = (each for each in _stages(guided) if each.name == "sample_tokens")
+    tokens: Any = _Shaped((2, _TOKENS), "int32")
+    logits: Any = _Shaped((2, _TOKENS, _CODES), "float32")
+    unconditional: Any = _Shaped((1, _TOKENS, _CODES), "float32", pointer=1)
+    launch = launch_of(
+        "sample_tokens",
+        {
+            "conditional": logits,
+            "unconditional": unconditional,
+            **dict.fromkeys(("tokens", "sampled", "confidence", "parameters", "seeds"), tokens),
+            "step": 0,
+            "mask_token": _CODES,
+            "error": tokens,
+        },
+    )
+    own = 2 * (4 * 4 + 8)
+    assert first.read_bytes + first.written_bytes == launch.bytes_moved + own
+    # A policy may have decided every token: the logits need not be read.
+    assert later.read_bytes == own + 4 * 2 * _TOKENS
+    (pixels,) = (each for each in _stages(guided) if each.name == "to_pixels")
+    image: Any = _Shaped((2, 3, 8, 8), "float32")
+    made: Any = _Shaped((2, 8, 8, 3), "uint8")
+    moved = launch_of("to_pixels", {"image": image, "pixels": made, "error": tokens}).bytes_moved
+    assert pixels.read_bytes + pixels.written_bytes == moved
 
 
 # Memory
@@ -243,7 +246,7 @@ def test_masked_share_is_the_schedules(bundle: Bundle) -> None:
 
 def test_memory_is_weights_plan_and_allowances(bundle: Bundle, guided: Estimate) -> None:
     need = _bounds(guided, "orin-nano", "fp32").memory
-    plan = plan_memory(bundle, batch=2, steps=4, schedule="policy")
+    plan = planned_decode(bundle, batch=2, steps=4, schedule="policy")
     assert need.plan == plan.total_bytes + plan.shared_bytes
     assert need.weights == 4 * sum(w.mac_weights + w.other_weights for w in guided.works)
     assert 0.9 < need.weights / plan.weights_bytes < 1  # the files, without their structure
@@ -305,7 +308,9 @@ def test_json_has_everything(fewstep: Terminal, tiny_bundle: Path) -> None:
     outcome = fewstep("estimate", tiny_bundle, *options, "--json")
     data = json.loads(outcome.out, parse_constant=_refuse)
     assert (outcome.code, data["kind"]) == (0, "bound, not a measurement")
-    assert (data["batch"], data["steps"], data["schedule"]) == (2, 4, "policy")
+    assert data["batch"] == 2
+    assert (data["settings"]["steps"], data["settings"]["schedule"]) == (4, "policy")
+    assert (data["key"]["guided"], data["key"]["policy"]) == (True, "policy")
     assert [each["graph"] for each in data["graphs"]] == ["transformer", "policy", "decoder"]
     (device,) = data["devices"]
     *others, fp8 = device["precisions"]
@@ -328,10 +333,10 @@ def test_tables_say_what_they_are(fewstep: Terminal, tiny_bundle: Path) -> None:
     shown = fewstep("estimate", tiny_bundle, *chosen)
     assert shown.code == 0
     assert shown.out.count("Bound, not a measurement") == 3  # two devices and the summary
-    assert "transformer, later" in shown.out
+    assert "transformer (batch 2)" in shown.out
     assert "MAXN_SUPER" in shown.out
     words = " ".join(shown.out.split())
-    assert "Launches are part of them and estimated" in words
+    assert "Launches are part of the times and estimated" in words
     assert words.count("µs a launch, part of the times") == 2
     assert words.count("no measurement of this GPU is known; this is of NVIDIA Ampere") == 2
 
@@ -341,7 +346,21 @@ def test_without_a_device_all_are_shown(fewstep: Terminal, tiny_text_bundle: Pat
     assert shown.code == 0
     assert all(f" {name} " in shown.out for name in GPUS)
     assert shown.out.count("Bound, not a measurement") == 1
-    assert "Launches are part of them and estimated" in " ".join(shown.out.split())
+    assert "Launches are part of the times and estimated" in " ".join(shown.out.split())
+
+
+def test_headings_are_whole_in_80_columns(bundle: Bundle) -> None:
+    found = estimate(bundle, batch=1_000_000)  # memory with as many digits as there may be
+    text = io.StringIO()
+    console = Console(width=80, file=text)
+    for table in estimate_tables(found, stages=True):
+        console.print(table)
+    lines = text.getvalue().splitlines()
+    for headings in (
+        "Device Precision Image, ms Launches, ms Limit GiB Fits",
+        "Stage Runs GFLOP MB Launches ms Limit",
+    ):
+        assert any(" ".join(line.split()) == headings for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from fewstep.runtime.errors import BundleError, MissingDependencyError
 
 _TOKENS, _WIDTH, _CODES, _BLOCKS = 16, 32, 24, 3  # of the tiny bundle; depth 2 and one between
 _GRAPHS = ("transformer", "policy", "decoder")
+_ONE = {"batch": 1}
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +68,8 @@ def test_operations_are_those_that_torch_counts(
         "policy": (torch.zeros(images, _TOKENS, _WIDTH), ids),
         "decoder": (tokens.reshape(images, 4, 4),),
     }
-    work = graph_work(bundle, graph)
-    counted = work.flops + (images - 1) * work.flops_more
-    assert counted == _torch_flops(modules[graph], *inputs[graph])
+    work = graph_work(bundle, graph, [{"batch": images}])
+    assert work.flops_at({"batch": images}) == _torch_flops(modules[graph], *inputs[graph])
 
 
 def test_operations_of_the_transformer_by_hand(bundle: Bundle) -> None:
@@ -79,13 +79,13 @@ def test_operations_of_the_transformer_by_hand(bundle: Bundle) -> None:
     skip = 2 * length * 2 * width * width
     head = 2 * _TOKENS * width * (width + _CODES + 1)
     expected = _BLOCKS * (projections + attention) + skip + head
-    assert graph_work(bundle, "transformer").flops == expected
+    assert graph_work(bundle, "transformer", [_ONE]).flops_at(_ONE) == expected
 
 
 def test_weights_of_matmuls_are_the_parameters_but_embeddings_norms_and_biases(
     bundle: Bundle, modules: dict[str, torch.nn.Module]
 ) -> None:
-    work = graph_work(bundle, "policy")
+    work = graph_work(bundle, "policy", [_ONE])
     matrices = [each.numel() for each in modules["policy"].parameters() if each.ndim > 1]
     assert work.mac_weights == sum(matrices)
     path = bundle.graph_path("policy")
@@ -122,12 +122,13 @@ def test_launches_by_hand(nodes: list[NodeProto], launches: int) -> None:
 def test_launches_of_the_transformer_by_hand(bundle: Bundle) -> None:
     block = 4 + 1 + 2  # four matmuls, attention, two norms
     skip, embeddings, head = 1, 2, 1 + 1 + 1 + 1  # two norms; norm, product, norm, product
-    assert graph_work(bundle, "transformer").launches == _BLOCKS * block + skip + embeddings + head
+    expected = _BLOCKS * block + skip + embeddings + head
+    assert graph_work(bundle, "transformer", [_ONE]).launches == expected
 
 
 @pytest.mark.parametrize("graph", _GRAPHS)
 def test_an_engine_has_more_kernels_but_not_many_times_as_many(bundle: Bundle, graph: str) -> None:
-    estimated = graph_work(bundle, graph).launches
+    estimated = graph_work(bundle, graph, [_ONE]).launches
     assert estimated <= _kernels(bundle.graph_path(graph)) <= 3 * estimated
 
 
@@ -190,10 +191,10 @@ def _foreign_graph() -> bytes:
 @pytest.mark.parametrize("content", [b"no graph", _foreign_graph()], ids=["garbage", "foreign"])
 def test_a_graph_that_cannot_be_counted_is_named(bundle_copy: Path, content: bytes) -> None:
     with pytest.raises(BundleError, match="graph 'decoder' cannot be counted.*export the bundle"):
-        graph_work(_with_decoder(bundle_copy, content), "decoder")
+        graph_work(_with_decoder(bundle_copy, content), "decoder", [_ONE])
 
 
 def test_absent_counter_names_its_extra(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx_tool", None)
     with pytest.raises(MissingDependencyError, match=r"onnx-tool .*fewstep\[build\]"):
-        graph_work(bundle, "decoder")
+        graph_work(bundle, "decoder", [_ONE])

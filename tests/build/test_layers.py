@@ -16,12 +16,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fewstep.build import subgraph
 from fewstep.build.layers import TOLERANCES, first_divergence, tensor_error
+from fewstep.build.recorded_inputs import recorded_inputs
 from fewstep.build.subgraph import SubgraphExtractor, Walk, run_onnxruntime
 from fewstep.build.variants import add_variant
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import BundleError, EngineError
-from fewstep.runtime.verify import golden
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +267,7 @@ def test_without_golden_rollouts_there_are_no_inputs(intact: Bundle) -> None:
         first_divergence(bare, "transformer")
 
 
-def test_another_runner_runs_every_part(intact: Bundle) -> None:
+def test_another_runner_runs_every_subgraph(intact: Bundle) -> None:
     seen = []
 
     def run(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -280,17 +280,17 @@ def test_another_runner_runs_every_part(intact: Bundle) -> None:
     assert len(seen) >= 4  # the outputs of both graphs, then their tensors
 
 
-# --- walking a graph in parts
+# --- walking a graph by subgraphs
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
 @pytest.mark.parametrize("subgraph_bytes", [0, 1 << 30])
-def test_parts_give_what_the_whole_gives(
+def test_subgraphs_give_what_the_whole_gives(
     intact: Bundle, monkeypatch: pytest.MonkeyPatch, size: int, subgraph_bytes: int
 ) -> None:
     monkeypatch.setattr(subgraph, "SUBGRAPH_BYTES", subgraph_bytes)
-    path, rollout = intact.graph_path("transformer"), golden(intact)["cosine"]
-    inputs = {"tokens": rollout["tokens"][1], "condition": rollout["condition"]}
+    path = intact.graph_path("transformer")
+    inputs = recorded_inputs(intact, "transformer", intact)[0].inputs
     model = onnx.load(path)
     names = [name for node in model.graph.node for name in node.output if name]
     del model.graph.output[:]
@@ -385,9 +385,9 @@ def test_errors_by_hand() -> None:
 
 
 @given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 60))
-def test_chunks_keep_order_and_limit(sizes: list[int], limit: int) -> None:
+def test_groups_keep_order_and_limit(sizes: list[int], limit: int) -> None:
     named = [(str(index), size) for index, size in enumerate(sizes)]
-    chunks = list(subgraph.grouped(iter(named), limit))
-    assert [name for chunk in chunks for name in chunk] == [name for name, _ in named]
-    for chunk in chunks:
-        assert len(chunk) == 1 or sum(sizes[int(name)] for name in chunk) <= limit
+    groups = list(subgraph.grouped(iter(named), limit))
+    assert [name for group in groups for name in group] == [name for name, _ in named]
+    for group in groups:
+        assert len(group) == 1 or sum(sizes[int(name)] for name in group) <= limit

@@ -87,7 +87,10 @@ def test_norms_stay_fp32_where_nothing_can_vouch_for_them(bundle: Bundle) -> Non
     for reason, found in (
         ("was not measured", reasons_for_fp32(bundle, "decoder", graph, {}, "fp16")),
         ("no InstanceNormalization", reasons_for_fp32(bundle, "decoder", graph, seen, "bf16")),
-        ("only norms of the decoder", reasons_for_fp32(bundle, "policy", graph, seen, "fp16")),
+        (
+            "only norms of graphs that give images",
+            reasons_for_fp32(bundle, "policy", graph, seen, "fp16"),
+        ),
         ("no golden rollouts", reasons_for_fp32(bare, "decoder", graph, seen, "fp16")),
     ):
         assert list(found) == _norms(_decoder(bundle))
@@ -122,7 +125,7 @@ def test_bf16_keeps_them_and_says_why(bundle: Bundle) -> None:
 
 
 def test_a_decoder_that_fails_verification_is_made_again_with_fp32_norms(bundle: Bundle) -> None:
-    """Its images are not those recorded, by a tenth: 20 dB, where the bar is 40."""
+    """Its images are not those recorded, by a tenth: 20 dB, where the tolerance is 40."""
     wrong = _with_golden(bundle, lambda image: (image + 0.1).astype(np.float32))
     made, reports = add_variant(wrong, "fp16")
     assert _types(_decoder(made, "fp16")) == {TensorProto.FLOAT}
@@ -161,20 +164,20 @@ def test_without_measured_magnitudes_a_graph_keeps_its_norms_in_fp32(bundle: Bun
 
 
 def test_images_that_are_no_numbers_fall_short(bundle: Bundle) -> None:
-    assert shortfall(bundle, _decoder(bundle)) == ""
+    assert shortfall(bundle, "decoder", _decoder(bundle)) == ""
     wrong = _with_golden(bundle, lambda image: np.full_like(image, np.nan))
-    assert "reaches nan dB" in shortfall(wrong, _decoder(bundle))
+    assert "reaches nan dB" in shortfall(wrong, "decoder", _decoder(bundle))
 
 
 def test_what_cannot_be_verified_is_an_error(bundle: Bundle) -> None:
     model = _decoder(bundle)
     model.graph.node[0].op_type = "NoSuchOperator"
-    with pytest.raises(EngineError, match="ONNX Runtime cannot run the fp16 decoder"):
-        shortfall(bundle, model)
+    with pytest.raises(EngineError, match="ONNX Runtime refuses graph 'decoder'"):
+        shortfall(bundle, "decoder", model)
     assert bundle.manifest.golden is not None
     (bundle.path / bundle.manifest.golden).unlink()
     with pytest.raises(BundleError, match="is missing"):
-        shortfall(bundle, _decoder(bundle))
+        shortfall(bundle, "decoder", _decoder(bundle))
 
 
 # --- what a builder makes of them

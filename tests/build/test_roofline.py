@@ -14,7 +14,7 @@ _TOY = Gpu("toy", "Toy", "8.7", 10, 1000, 100, 8, 0, ("",))  # fp32: 2.56 TFLOP/
 
 
 def _stage(**changes: Any) -> Stage:
-    return replace(Stage("toy", "every", 1, 1, 0, 0, 0, 0), **changes)
+    return replace(Stage("toy", (), (0,), 0, 0, 0, 0, launches=0), **changes)
 
 
 def test_roofline_by_hand() -> None:

@@ -31,7 +31,7 @@ def test_a_variant_passes_verification_and_generates(bundle: Bundle) -> None:
     with Generator.open(made.path, precision="fp16", threads=1) as generator:
         report = verify(generator)
         assert (report.precision, report.passed) == ("fp16", True)
-        errors = [each.value for each in report.checks if each.figure == "logit_error"]
+        errors = [each.value for each in report.checks if each.metric == "logit_error"]
         assert 0 < max(errors) < 1e-2
         assert len(generator.generate(class_ids=[1, 2]).images) == 2
 

@@ -32,7 +32,8 @@ def test_from_bundle_to_int8_images(fewstep: Terminal, bundle_copy: Path, tmp_pa
     shown = fewstep(*auto, "--plot", plot)
     assert (shown.code, shown.err) == (0, "")
     assert "Each layer alone in low precision" in shown.out
-    assert "seeds 0 … 3, 2 steps, cosine" in shown.out and "seeds 4 … 6" in shown.out
+    assert "seeds 0 … 3" in shown.out and "seeds 4 … 6" in shown.out
+    assert "steps 2, schedule cosine" in " ".join(shown.out.split())
     assert plot.read_text().startswith("<?xml") and cache.exists()
 
     again = fewstep(*auto)
@@ -79,7 +80,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[flow.QuantizeRequest]:
         (
             "--rollouts 3 --held-out 4 --seed 5 --steps 6 --schedule policy",
             {
-                **{"rollouts": 3, "held_out": 4, "seed": 5, "steps": 6, "schedule": "policy"},
+                "rollouts": 3,
+                "held_out": 4,
+                "seed": 5,
+                "generation": {"steps": "6", "schedule": "policy"},
             },
         ),
         ("--method percentile --percentile 99", {"method": "percentile", "percentile": 99.0}),
@@ -128,6 +132,7 @@ def test_text_is_read(
         ("--max-kl 1 --by block", "--by, --max-kl go with --auto; pass it, or leave them out"),
         ("--auto --by step", "unknown unit for --by 'step'"),
         ("--repeat --auto --seed 1", "--repeat takes that from the bundle: leave out --seed, --au"),
+        ("--repeat --steps 2", "--repeat takes that from the bundle: leave out --steps"),
         ("--repeat", "there are no int8 graphs in"),
         ("--keep nothing", "unknown matmul to keep 'nothing'; expected one of: "),
         ("--steps 99", "steps must be 1 … 16"),
@@ -158,7 +163,7 @@ def test_bad_options_are_one_line_and_change_nothing(
         ),
         (
             "--precision int8 --backend tensorrt-rtx --compute-capability 8.6 --preflight",
-            "the int8 graphs are not there; make them with: fewstep calibrate quantize {} --precision",
+            "the int8 graphs are not there; make them with: fewstep calibrate quantize {} --prec",
         ),
     ],
 )

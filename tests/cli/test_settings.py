@@ -19,7 +19,7 @@ from fewstep.runtime.settings import Settings, Whole
 if TYPE_CHECKING:
     from tests.conftest import Terminal
 
-_COMMANDS = ["generate", "bench", "inspect", "estimate"]
+_COMMANDS = ["generate", "bench", "inspect", "estimate", "calibrate quantize"]
 
 
 class _OtherSettings(Settings):
@@ -41,7 +41,7 @@ def two_families(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def _help(fewstep: Terminal, command: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("COLUMNS", "200")
-    shown = fewstep(command, "--help")
+    shown = fewstep(*command.split(), "--help")
     assert shown.code == 0
     return " ".join(shown.out.replace("│", " ").split())
 
@@ -69,8 +69,7 @@ def test_help_says_which_family_has_a_setting(
 def test_a_setting_of_another_family_is_one_line(
     fewstep: Terminal, tiny_bundle: Path, command: str
 ) -> None:
-    name, *more = command.split()
-    outcome = fewstep(name, tiny_bundle, *more, "--extra-care", 1)
+    outcome = fewstep(*command.split(), tiny_bundle, "--extra-care", 1)
     assert (outcome.code, outcome.out, outcome.err.count("\n")) == (1, "", 1)
     expected = "go with --plan" if command == "inspect" else "unknown setting 'extra_care'"
     assert expected in outcome.err
@@ -89,7 +88,9 @@ def test_a_setting_of_another_family_is_one_line(
         ("--schedule policy --guidance 1", "the policy decides guidance: leave it out"),
     ],
 )
-@pytest.mark.parametrize("command", ["generate --class 0", "bench", "inspect --plan", "estimate"])
+@pytest.mark.parametrize(
+    "command", ["generate --class 0", "bench", "inspect --plan", "estimate", "calibrate quantize"]
+)
 def test_values_are_checked_by_the_family(
     fewstep: Terminal,
     tiny_bundle: Path,
@@ -100,8 +101,7 @@ def test_values_are_checked_by_the_family(
     said: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    name, *more = command.split()
-    outcome = fewstep(name, tiny_bundle, *more, *options.split())
+    outcome = fewstep(*command.split(), tiny_bundle, *options.split())
     assert (outcome.code, outcome.out, outcome.err.count("\n")) == (1, "", 1)
     assert said in outcome.err
     assert list(tmp_path.iterdir()) == []

@@ -24,13 +24,14 @@ def _summary_table(found: Estimate) -> Table:
     settings = ", ".join(f"{name} {value}" for name, value in plan.settings.items())
     title = f"{TITLE}: {found.bundle.manifest.name}, batch {plan.batch}; {settings}"
     times = ("Image, ms", "Launches, ms")
-    table = _table(title, "Device", "Precision", *times, "Limited by", "GiB", "Fits")
+    table = _table(title, "Device", "Precision", *times, "Limit", "GiB", "Fits")
     table.caption = (
         f"Launches are part of the times and estimated: {found.launches} a batch, counted in the "
         "graphs (engines have more), each as long as an empty kernel's in a CUDA graph."
     )
     for device in found.devices:
-        table.add_section()
+        if len(device.precisions) > 1:
+            table.add_section()
         for each in device.precisions:
             table.add_row(device.gpu.name, each.precision, *_summary(each))
     return table
@@ -51,7 +52,7 @@ def _stage_table(device: GpuBounds) -> Table:
     mode = f", {gpu.power_mode}" if gpu.power_mode else ""
     title = f"{TITLE}: one run on {gpu.title} ({gpu.compute_capability}){mode}"
     sizes = ("GFLOP", "MB", "Launches")
-    table = _table(title, "", "Stage", "Runs", *sizes, "ms", "Limited by")
+    table = _table(title, "", "Stage", "Runs", *sizes, "ms", "Limit")
     table.caption = f"{gpu.launch.us:g} µs a launch, part of the times; {gpu.launch.said}"
     for precision in device.precisions:
         table.add_section()

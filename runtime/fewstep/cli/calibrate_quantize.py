@@ -89,7 +89,6 @@ def quantize_command(
         "rollouts": rollouts,
         "held_out": held_out,
         "seed": seed,
-        "generation": generation_given(context) or None,
         "method": method,
         "percentile": percentile,
         "other_layers": other_layers,
@@ -97,14 +96,15 @@ def quantize_command(
         "keep": frozenset(keep) if keep else None,
     }
     auto_only = {"by": by, "max_kl": max_kl, "min_token_agreement": min_token_agreement}
-    _check_together(given, auto_only, auto, repeat)
+    generation = generation_given(context)
+    _check_together(given | generation, auto_only, auto, repeat)
     settings, flow = calibration_module("quantize.settings"), calibration_module("quantize.flow")
     options = _said(given)
     if auto:
         options["auto"] = settings.tolerances(**({"by": "layer"} | _said(auto_only)))
     request = flow.QuantizeRequest(
         bundle=bundle,
-        settings=settings.Settings(precision=precision, **options),
+        settings=settings.Settings(precision=precision, generation=generation, **options),
         text=_text(text),
         repeat=repeat,
         force=force,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fewstep.calibration.quantize.rollouts import Rollouts
+from fewstep.calibration.quantize.rollouts import Pass, Rollouts
 
 WIDTH, CODES, LENGTH = 8, 5, 4
 
@@ -82,22 +82,27 @@ MATMULS = ("query", "key", "projection", "gemm")
 
 
 def rollouts(count: int = 6, steps: int = 3, seed: int = 0) -> Rollouts:
-    """Random rollouts for :func:`transformer`, all masked at first."""
+    """Random rollouts for :func:`transformer`, all masked at first, guided: the second half of a
+    pass has no condition."""
     random = np.random.default_rng(seed)
     tokens = random.integers(0, CODES + 1, (steps, count, LENGTH)).astype(np.int32)
     tokens[0] = CODES
+    condition = (np.arange(count) % 3).astype(np.int32)
+    both = np.concatenate([condition, np.full(count, 3, np.int32)])
     return Rollouts(
-        tokens=tokens,
-        sampled=random.integers(0, CODES, (steps, count, LENGTH)).astype(np.int32),
-        condition=(np.arange(count) % 3).astype(np.int32),
-        unconditional=np.array(3, np.int32),
-        condition_input="condition",
-        mask_token=CODES,
+        tuple(
+            Pass(
+                inputs={"tokens": np.tile(each, (2, 1)), "condition": both},
+                own={"tokens": each, "condition": condition},
+                counted=each == CODES,
+            )
+            for each in tokens
+        )
     )
 
 
 def run(
-    model: onnx.ModelProto, inputs: dict[str, npt.NDArray[np.generic]], names: Sequence[str]
+    model: onnx.ModelProto, inputs: Mapping[str, npt.NDArray[np.generic]], names: Sequence[str]
 ) -> list[npt.NDArray[np.float32]]:
     """Outputs of a graph, also of tensors inside it, without ONNX Runtime's optimizations."""
     import onnxruntime
@@ -111,7 +116,7 @@ def run(
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(opened.SerializeToString(), options)
-    found: list[npt.NDArray[np.float32]] = session.run(list(names), inputs)
+    found: list[npt.NDArray[np.float32]] = session.run(list(names), dict(inputs))
     return found
 
 

@@ -26,7 +26,7 @@ _RANGES = measure(transformer(), _ACTIVATIONS, rollouts(), method="min-max")
 
 
 def _inputs() -> dict[str, Any]:
-    return next(iter(rollouts(seed=1).passes()))
+    return dict(rollouts(seed=1).passes[0].inputs)
 
 
 def _rounded(values: Floats, scale: Floats | np.float32) -> Floats:

@@ -28,13 +28,16 @@ def _build(names: Sequence[str]) -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def judge() -> Judge:
-    return Judge(transformer(), _HELD_OUT)
+    return Judge(transformer(), "logits", _HELD_OUT)
 
 
 def _expected(model: onnx.ModelProto) -> Metrics:
     """By hand: every masked position of the conditional branch, all steps in one."""
-    tokens = _HELD_OUT.tokens.reshape(-1, 4)
-    inputs = {"tokens": tokens, "condition": np.tile(_HELD_OUT.condition, 3)}
+    inputs = {
+        name: np.concatenate([each.own[name] for each in _HELD_OUT.passes])
+        for name in ("tokens", "condition")
+    }
+    tokens = inputs["tokens"]
     p, q = (
         np.exp(run(each, inputs, ["logits"])[0][tokens == CODES].astype(np.float64))
         for each in (transformer(), model)
@@ -60,7 +63,7 @@ def test_the_graph_itself_agrees(judge: Judge) -> None:
 def test_fewer_positions_stand_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is kept for reference stays within its limit."""
     monkeypatch.setattr(sensitivity, "_MOST_LOGITS", 40)
-    few = Judge(transformer(), _HELD_OUT)
+    few = Judge(transformer(), "logits", _HELD_OUT)
     assert 0 < sum(each.size for each in few._expected) <= 40 + 3 * CODES
     assert few.metrics(_build(MATMULS)).kl_nats > 0
 
@@ -85,7 +88,7 @@ def test_the_ranking_measures_each_alone(judge: Judge) -> None:
     assert reported == [("ranking", done) for done in (0.0, 0.25, 0.5, 0.75, 1.0)]
 
 
-# --- choosing
+# --- selecting
 
 
 class _Costs:

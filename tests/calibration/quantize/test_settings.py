@@ -54,19 +54,25 @@ def test_what_is_left_open_comes_from_the_bundle(tiny_bundle: Path) -> None:
     bundle = Bundle.read(tiny_bundle)
     defaults = bundle.manifest.model.defaults
     complete = Settings(method="percentile", other_layers="fp16").for_bundle(bundle)
-    assert (complete.steps, complete.schedule) == (defaults.steps, defaults.schedule)
+    assert complete.generation == defaults.model_dump(mode="json")
     assert (complete.percentile, complete.fp32_heads) == (99.99, True)
     plain = Settings().for_bundle(bundle)
     assert (plain.percentile, plain.fp32_heads, plain.other_layers) == (None, None, "fp32")
-    assert Settings(schedule="policy").for_bundle(bundle).schedule == "policy-exported"
-    with pytest.raises(RequestError, match="steps must be 1 … 16"):
-        Settings(steps=17).for_bundle(bundle)
-    with pytest.raises(RequestError, match="unknown schedule 'cosin'"):
-        Settings(schedule="cosin").for_bundle(bundle)
+    newest = Settings(generation={"schedule": "policy"}).for_bundle(bundle)
+    assert newest.generation["schedule"] == "policy-exported"
+    assert newest.for_bundle(bundle) == newest
+    for generation, said in (
+        ({"steps": 17}, "steps must be 1 … 16"),
+        ({"schedule": "cosin"}, "unknown schedule 'cosin'"),
+        ({"heat": 1}, "unknown setting 'heat'"),
+        ({"schedule": "policy", "guidance": 2}, "the policy decides guidance"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            Settings(generation=generation).for_bundle(bundle)
 
 
 def _made(settings: Settings, kept: dict[str, Any]) -> GraphInfo:
-    assert settings.steps and settings.schedule and settings.other_layers
+    assert settings.other_layers
     record = QuantizationInfo(
         tool="onnxruntime 1",
         method=settings.method,
@@ -74,8 +80,7 @@ def _made(settings: Settings, kept: dict[str, Any]) -> GraphInfo:
         rollouts=settings.rollouts,
         held_out=settings.held_out,
         seed=settings.seed,
-        steps=settings.steps,
-        schedule=settings.schedule,
+        settings=dict(settings.generation),
         data_sha256="0" * 64,
         other_layers=settings.other_layers,
         kept=kept,
@@ -93,8 +98,9 @@ def _made(settings: Settings, kept: dict[str, Any]) -> GraphInfo:
         {"rollouts": 41},
         {"held_out": 1},
         {"seed": 1},
-        {"steps": 3},
-        {"schedule": "linear"},
+        {"generation": {"steps": 3}},
+        {"generation": {"schedule": "linear"}},
+        {"generation": {"guidance": 2}},
         {"method": "entropy"},
         {"method": "percentile"},
         {"keep": frozenset("b")},
@@ -108,18 +114,34 @@ def test_any_other_setting_is_another_graph(tiny_bundle: Path, other: dict[str, 
     bundle = Bundle.read(tiny_bundle)
     settings = Settings(keep=frozenset("a")).for_bundle(bundle)
     info = _made(settings, {"a": "user", "head": "rules"})
-    assert settings.same_as(info)
+    assert settings.same_as(info, bundle)
     # A matmul that the rules keep anyway makes no difference.
-    assert Settings(keep=frozenset(("a", "head"))).for_bundle(bundle).same_as(info)
+    assert Settings(keep=frozenset(("a", "head"))).for_bundle(bundle).same_as(info, bundle)
     changed = Settings(**({"keep": frozenset("a")} | other)).for_bundle(bundle)
-    assert not changed.same_as(info)
-    assert changed.same_as(_made(changed, dict.fromkeys(changed.keep, "user")))
+    assert not changed.same_as(info, bundle)
+    assert changed.same_as(_made(changed, dict.fromkeys(changed.keep, "user")), bundle)
 
 
 def test_a_record_gives_its_settings_back(tiny_bundle: Path) -> None:
     auto = tolerances("block", 0.5)
-    settings = Settings(auto=auto, seed=3).for_bundle(Bundle.read(tiny_bundle))
+    bundle = Bundle.read(tiny_bundle)
+    settings = Settings(auto=auto, seed=3).for_bundle(bundle)
     info = _made(settings, {"a": "auto", "head": "rules"})
     again = from_record(info, "int8")
     assert (again.decided, again.auto, again.seed) == ({"a": "auto", "head": "rules"}, auto, 3)
-    assert again.same_as(info) and settings.same_as(info)
+    assert again.same_as(info, bundle) and settings.same_as(info, bundle)
+
+
+def test_a_record_of_an_earlier_fewstep_is_read(tiny_bundle: Path) -> None:
+    """It named two settings of the rollouts; the others were the bundle's defaults."""
+    bundle = Bundle.read(tiny_bundle)
+    settings = Settings(generation={"steps": 3}).for_bundle(bundle)
+    fields = _made(settings, {"head": "rules"}).model_dump()
+    record = fields["quantization"]
+    del record["settings"]
+    record |= {"steps": 3, "schedule": "cosine"}
+    info = GraphInfo.model_validate(fields)
+    assert info.quantization is not None
+    assert info.quantization.settings == {"steps": 3, "schedule": "cosine"}
+    assert settings.same_as(info, bundle)
+    assert not Settings().for_bundle(bundle).same_as(info, bundle)

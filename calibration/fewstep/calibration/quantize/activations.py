@@ -120,9 +120,9 @@ def measure(
         try:
             calibrator.augment_graph()
             calibrator.create_inference_session()
-            for done, inputs in enumerate(rollouts.inputs, 1):
-                calibrator.collect_data(_Once(inputs))
-                progress("measuring ranges", done / len(rollouts.inputs))
+            for done, each in enumerate(rollouts.passes, 1):
+                calibrator.collect_data(_Once(each.inputs))
+                progress("measuring ranges", done / len(rollouts.passes))
             found = calibrator.compute_data()
         except OSError:
             raise

@@ -170,7 +170,7 @@ def _as_before(bundle: Bundle, request: QuantizeRequest, settings: Settings) -> 
     if info is None or info.quantization is None or request.force:
         return None
     same_text = info.quantization.text_sha256 == request.text_sha256
-    current = same_text and settings.same_as(info)
+    current = same_text and settings.same_as(info, bundle)
     if current and not why_graphs_stale(bundle, settings.precision):
         graph = _graph(bundle)
         matmuls = weighted_matmuls(load_graph(bundle, graph).graph)
@@ -241,7 +241,7 @@ class _Quantization:
             if auto is not None and self._settings.decided is None:
                 auto = self._select(judge, auto, ranges)
             final = self._int8([each.name for each in self._candidates], ranges)
-        require_clean(final, self._settings.precision)
+        require_clean(final, self._settings.precision, self._graph)
         self._progress("comparing with fp32", 0.0)
         info = self._record(data, auto, judge.metrics(final))
         made, notes = self._store(final, info), tuple(self._notes)

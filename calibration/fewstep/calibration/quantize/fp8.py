@@ -125,7 +125,7 @@ def _stacked(rollouts: Rollouts) -> dict[str, Any]:
     Raises:
         RequestError: runs of different shapes, of which nvidia-modelopt takes no array.
     """
-    runs = rollouts.inputs
+    runs = [each.inputs for each in rollouts.passes]
     try:
         return {name: np.concatenate([each[name] for each in runs]) for name in runs[0]}
     except ValueError as error:

@@ -42,7 +42,7 @@ Found = Iterator[tuple[str, str]]
 """What is wrong, and the node."""
 
 
-def lint(model: onnx.ModelProto, precision: str, graph: str = "transformer") -> tuple[Problem, ...]:
+def lint(model: onnx.ModelProto, precision: str, graph: str = "") -> tuple[Problem, ...]:
     """Everything that is wrong with a quantized graph.
 
     Args:
@@ -60,13 +60,13 @@ def lint(model: onnx.ModelProto, precision: str, graph: str = "transformer") -> 
     )
 
 
-def require_clean(model: onnx.ModelProto, precision: str) -> None:
+def require_clean(model: onnx.ModelProto, precision: str, graph: str) -> None:
     """Raise unless a graph passes :func:`lint`.
 
     Raises:
         ExportError: names every problem.
     """
-    if problems := lint(model, precision):
+    if problems := lint(model, precision, graph):
         raise ExportError("\n".join(map(str, problems)))
 
 

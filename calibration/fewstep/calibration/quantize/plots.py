@@ -48,7 +48,7 @@ def plot_ranking(record: QuantizationInfo, path: Path) -> None:
     axes.set_yticks(range(len(ranking)), [label(cost) for cost in ranking], fontsize=7)
     axes.invert_yaxis()
     axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
-    axes.set_xlabel("KL divergence from fp32 with nothing else quantized, nats per masked token")
+    axes.set_xlabel("KL divergence from fp32 with nothing else quantized, nats per token")
     kept = sum(is_kept(cost, record) for cost in ranking)
     axes.set_title(
         f"{kept} of {len(ranking)} {record.auto.by}s kept in higher precision (orange); all others "

@@ -1,7 +1,7 @@
-"""Calibration data: what a graph of a bundle is fed while the bundle makes images.
+"""Calibration data: what a graph is fed while the bundle makes images.
 
-Ranges measured on random tokens belong to no image. Rollouts of the bundle itself pass through all
-that the deployed graph meets: every step, both halves of guidance, and the classes, each as often
+Ranges measured on random inputs belong to no image. Rollouts of the bundle itself pass through all
+that the deployed graph meets: every step, both branches of guidance, and the classes, each as often
 as any other (to within one rollout).
 
 Rollout i has seed ``first seed + i``, so that calibration and held-out rollouts, whose seeds
@@ -16,37 +16,48 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from fewstep.build.recorded_inputs import row_axis
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.condition import ClassCondition, Condition
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import RequestError
+from fewstep.runtime.families import Family, Model
 from fewstep.runtime.generator import Generator, batches
-from fewstep.runtime.observe import observe
+from fewstep.runtime.observe import Call, observe
 from fewstep.runtime.progress import Progress, no_progress
 
 BATCH = 4
-"""Images made together, 8 rows with guidance: enough to use every core, and little enough to keep
-activations small."""
+"""Images that are made together, with guidance twice as many rows: enough to use every core, and
+little enough to keep activations small."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One run of a graph for some images.
+
+    ``inputs``: by name. ``own``: the same without the rows of other branches of guidance.
+    ``counted [B, N]``: positions of its own logits that matter.
+    """
+
+    inputs: Mapping[str, Array]
+    own: Mapping[str, Array]
+    counted: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Inputs of every run of one graph in some rollouts, in the order of the runs.
+    """What a graph was fed by whole rollouts, pass after pass."""
 
-    ``inputs``: arrays by name, a run each. ``counted``: of the same run, at which positions
-    ``[rows, N]`` its outputs matter; ``None`` where all do.
-    """
-
-    inputs: tuple[Mapping[str, Array], ...]
-    counted: tuple[Array | None, ...]
+    passes: tuple[Pass, ...]
 
     @property
     def sha256(self) -> str:
         """Hash of all that the graph is fed."""
         digest = hashlib.sha256()
-        for run in self.inputs:
-            for name, value in sorted(run.items()):
+        for each in self.passes:
+            for name, value in sorted(each.inputs.items()):
                 digest.update(f"{name}{value.dtype}{value.shape}".encode())
                 digest.update(np.ascontiguousarray(value).tobytes())
         return digest.hexdigest()
@@ -67,44 +78,40 @@ def record(
 
     Args:
         bundle: the bundle.
-        graph: whose inputs are kept.
+        graph: one that gives logits.
         count: rollouts, at least 1.
         seed: of the first; the others count up.
-        settings: of the requests, as of ``Generator.generate``.
+        settings: as of ``Generator.generate``; the bundle's defaults where there are none.
         text: text states ``[M, L, D]`` float32 for text-conditional bundles, taken in turns.
-        what: this is, as it is reported.
+        what: they are for, as it is reported.
         progress: called as rollouts are made.
 
     Raises:
-        RequestError: what the bundle cannot serve, or no text for a text-conditional bundle.
+        RequestError: settings that the bundle cannot serve, or no text for a text-conditional
+            bundle.
         BundleError: the bundle is damaged.
-        EngineError: a graph failed.
+        EngineError: a graph failed, or gave NaN.
         MissingDependencyError: onnxruntime or numba is not installed.
     """
     info = bundle.manifest.model.condition
-    condition = conditions(info, count, seed, text)
     name = "class_ids" if isinstance(info, ClassCondition) else "text"
-    inputs: list[Mapping[str, Array]] = []
-    counted: list[Array | None] = []
+    condition: Any = {name: conditions(info, count, seed, text)}
+    passes = list[Pass]()
     progress(what, 0.0)
     with Generator.open(
         bundle, backend="onnxruntime", device="cpu", precision="fp32", max_batch=BATCH
     ) as generator:
         family, model = generator.family, generator.model
+        request = generator.request(seed=seed, **condition, **settings)
         for rows in batches(count, BATCH):
-            shown: dict[str, Any] = {name: condition[rows]}
-            request = generator.request(seed=seed + rows.start, **shown, **settings)
-            key = family.key(model, request, rows.stop - rows.start, constants=False)
-            program, written = (
-                family.program(model, key),
-                family.inputs(model, request, slice(None)),
-            )
-            for call in observe(program, generator.device, generator.engines, written):
+            images = rows.stop - rows.start
+            program = family.program(model, family.key(model, request, images, constants=False))
+            inputs = family.inputs(model, request, rows)
+            for call in observe(program, generator.device, generator.engines, inputs):
                 if call.graph == graph:
-                    inputs.append(call.inputs)
-                    counted.append(family.counted(model, graph, call.inputs))
+                    passes.append(_pass(family, model, call, images))
             progress(what, rows.stop / count)
-    return Rollouts(tuple(inputs), tuple(counted))
+    return Rollouts(tuple(passes))
 
 
 def conditions(info: Condition, count: int, seed: int, text: Array | None) -> Array:
@@ -125,3 +132,18 @@ def conditions(info: Condition, count: int, seed: int, text: Array | None) -> Ar
     random = np.random.default_rng(seed)
     rounds = [random.permutation(info.num_classes) for _ in range(-(-count // info.num_classes))]
     return np.concatenate(rounds)[:count].astype(np.int32)
+
+
+def _pass(family: Family, model: Model, call: Call, images: int) -> Pass:
+    """A run of a graph; its first rows are the images' own."""
+    known = model.graphs[call.graph].inputs
+
+    def own(name: str) -> Array:
+        value, axis = call.inputs[name], row_axis(known[name])
+        return value if axis is None else np.take(value, range(images), axis)
+
+    counted = family.counted(model, call.graph, call.inputs)
+    if counted is None:
+        logits = next(name for name in call.outputs if family.kinds.get(name) == "logits")
+        counted = np.ones(call.outputs[logits].shape[:-1], bool)
+    return Pass(call.inputs, {name: own(name) for name in call.inputs}, counted[:images])

@@ -1,8 +1,9 @@
 """What quantizing costs, layer by layer, and which layers to spare.
 
-The graph is fed what it was fed in held-out rollouts, so that a wrong token cannot change what
-follows. At the positions that count, masked ones in masked models, with p = softmax of the logits
-before guidance and temperature, its metrics against the fp32 graph are
+The graph is fed what the fp32 graph was fed in held-out rollouts, so that a wrong token cannot
+change what follows. At the positions that count (masked ones, for the masked family), with p =
+softmax of the conditional logits, before guidance and temperature, its metrics against the fp32
+graph are
 
 - ``kl_nats``: the mean of KL(p ‖ q) = Σ p (ln p − ln q), q of the quantized graph
 - ``token_agreement``: the fraction of positions with the same most likely code
@@ -14,7 +15,7 @@ precision, as few as keep both tolerances with all others quantized together.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,7 +57,7 @@ class Judge:
 
     Args:
         model: the fp32 graph.
-        logits: its output that is compared.
+        logits: name of its output with logits ``[B, N, V]``.
         held_out: rollouts that ranges were not measured on.
 
     Raises:
@@ -64,10 +65,10 @@ class Judge:
     """
 
     def __init__(self, model: onnx.ModelProto, logits: str, held_out: Rollouts) -> None:
-        self._held_out, self._output, self._every = held_out, logits, 1
+        self._name, self._held_out, self._every = logits, held_out, 1
         output = next(each for each in model.graph.output if each.name == logits)
         codes = output.type.tensor_type.shape.dim[-1].dim_value
-        counted = sum(int(each.sum()) for each in held_out.counted if each is not None)
+        counted = sum(int(each.counted.sum()) for each in held_out.passes)
         self._every = max(1, math.ceil(counted * codes / _MOST_LOGITS))
         self._expected = list(self._logits(model))
 
@@ -90,16 +91,12 @@ class Judge:
         return Metrics(kl / count, agreement / count)
 
     def _logits(self, model: onnx.ModelProto) -> Iterator[npt.NDArray[np.float32]]:
-        """Logits ``[P, V]`` at the positions that count, of each run that has any."""
-        session = _Session(model, self._output)
-        for inputs, counted in zip(self._held_out.inputs, self._held_out.counted, strict=True):
-            if counted is None:
-                found = session.logits(inputs)
-                yield found.reshape(-1, found.shape[-1])[:: self._every]
-                continue
-            rows, columns = (each[:: self._every] for each in np.nonzero(counted))
+        """Logits ``[P, V]`` at the selected positions of each pass that has any."""
+        session = _Session(model)
+        for each in self._held_out.passes:
+            rows, columns = (found[:: self._every] for found in np.nonzero(each.counted))
             if len(rows):
-                yield session.logits(inputs)[rows, columns]
+                yield session.run(self._name, dict(each.own))[rows, columns]
 
 
 def rank(
@@ -180,10 +177,8 @@ def fewest_kept(
 class _Session:
     """A graph in ONNX Runtime on the CPU."""
 
-    def __init__(self, model: onnx.ModelProto, logits: str) -> None:
+    def __init__(self, model: onnx.ModelProto) -> None:
         import onnxruntime
-
-        self._output = logits
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
@@ -194,9 +189,9 @@ class _Session:
         except Exception as error:  # onnxruntime raises types of its own
             raise EngineError(f"ONNX Runtime refuses the quantized graph: {error}") from error
 
-    def logits(self, inputs: Mapping[str, Array]) -> Array:
+    def run(self, output: str, inputs: dict[str, Array]) -> Array:
         try:
-            found: Array = self._session.run([self._output], dict(inputs))[0]
+            found: Array = self._session.run([output], inputs)[0]
         except Exception as error:  # onnxruntime raises types of its own
             raise EngineError(f"the quantized graph failed to run: {error}") from error
         return found

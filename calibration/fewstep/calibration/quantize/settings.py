@@ -119,11 +119,11 @@ class Settings:
             fp32_heads=heads,
         )
 
-    def same_as(self, info: GraphInfo) -> bool:
+    def same_as(self, info: GraphInfo, bundle: Bundle) -> bool:
         """Whether a graph was made with these settings, which leave nothing open."""
         if info.quantization is None:
             return False
-        recorded = from_record(info, self.precision)
+        recorded = from_record(info, self.precision).for_bundle(bundle)
         if self.decided is not None:
             return self == recorded
         record = info.quantization
