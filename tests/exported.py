@@ -22,9 +22,9 @@ from pathlib import Path
 from tests.cache import cache_folder, fill, key_of, locked, remove_oldest
 
 ROOT = Path(__file__).resolve().parents[1]
-BUNDLES = ("tiny", "tiny-text", "toy", "sample")
-"""Class-conditional with a policy, text-conditional without, the family that lives in the tests,
-and the trained Fashion sample."""
+BUNDLES = ("tiny", "tiny-text", "tiny-wide", "toy", "sample")
+"""Class-conditional with a policy; text-conditional without; with a wider decoder; the family that
+lives in the tests; and the trained Fashion sample."""
 
 _SAMPLE = ROOT / "samples" / "fashion"
 _FOLDERS = tuple(ROOT / name for name in ("export", "runtime", "calibration", "tests"))
@@ -75,6 +75,8 @@ def _export(name: str, folder: Path) -> None:
             tiny.export(tiny.checkpoints(work), bundle)
         elif name == "tiny-text":
             tiny.export_text(tiny.text_checkpoints(work), bundle)
+        elif name == "tiny-wide":
+            tiny.export_text(tiny.wide_checkpoints(work), bundle)
         elif name == "toy":
             export_toy(work / "toy.pt", bundle)
         else:

@@ -98,13 +98,28 @@ def text_checkpoints(folder: Path) -> dict[str, Any]:
     return files
 
 
+def wide_checkpoints(folder: Path) -> dict[str, Any]:
+    """:func:`checkpoints` without policy, whose decoder has 64 channels: two in a group, as a
+    GroupNorm needs."""
+    files = checkpoints(folder)
+    config = json.loads(files["config"].read_text())
+    del config["policy"], config["policy_residual"]
+    config["tokenizer"]["ddconfig"]["ch"] = 64
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        tokenizer = VQModel(**config["tokenizer"])
+    torch.save({"state_dict": tokenizer.state_dict()}, files["tokenizer"])
+    files["config"].write_text(json.dumps(config))
+    return files | {"policy": None}
+
+
 def export(files: dict[str, Any], out: Path) -> Path:
     """The AdaNAT bundle of :func:`checkpoints`."""
     return export_form("adanat", files, out, command="pytest").path
 
 
 def export_text(files: dict[str, Any], out: Path) -> Path:
-    """The MaskGIT bundle of :func:`text_checkpoints`."""
+    """The MaskGIT bundle of :func:`text_checkpoints` or :func:`wide_checkpoints`."""
     return export_form("maskgit", files, out, command="pytest").path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.benchmarks.norms import build, layers
+from tests.exported import copy_of
 
 from fewstep.build.norms import reasons_for_fp32, shortfall
 from fewstep.build.overflow import LARGEST_FP16, measure_magnitudes
@@ -190,23 +190,9 @@ def rtx() -> Any:
 
 
 @pytest.fixture(scope="module")
-def wide(tiny_checkpoints: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A tiny bundle whose decoder has 64 channels: two in a group, as a GroupNorm needs."""
-    import torch
-
-    from fewstep.export.flow import export
-    from fewstep.export.models import VQModel
-
-    folder = tmp_path_factory.mktemp("wide")
-    config = json.loads(tiny_checkpoints["config"].read_text("utf-8"))
-    del config["policy"], config["policy_residual"]
-    config["tokenizer"]["ddconfig"]["ch"] = 64
-    torch.manual_seed(0)
-    torch.save({"state_dict": VQModel(**config["tokenizer"]).state_dict()}, folder / "vqgan.ckpt")
-    (folder / "config.json").write_text(json.dumps(config))
-    changes = {"tokenizer": folder / "vqgan.ckpt", "config": folder / "config.json"}
-    files = tiny_checkpoints | changes | {"policy": None}
-    return export("maskgit", files, folder / "bundle", command="pytest")
+    return Bundle.read(copy_of("tiny-wide", tmp_path_factory.mktemp("wide") / "bundle"))
 
 
 @pytest.mark.usefixtures("rtx")

@@ -23,6 +23,18 @@ _SMALL = ["--updates", 2, "--rollouts", 6, "--batch", 4, "--evaluation-images", 
 _SMALL += ["--evaluate-every", 1, "--threads", 1, "--steps", 3]
 
 
+# As the fixture does, in another process.
+_WITH_SMALL_NETWORK = """
+from unittest import mock
+from tests.calibration.policy.stand_ins import SmallNetwork
+from fewstep.cli import main
+with mock.patch(
+    "fewstep.calibration.policy.tune.open_network", lambda spec, size: SmallNetwork()
+):
+    main()
+"""
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Twenty real images of 8×8 pixels."""
@@ -121,17 +133,18 @@ def test_an_absent_package_is_one_line(
 
 
 def test_a_killed_process_leaves_the_bundle_whole_and_goes_on(
-    fewstep: Terminal, bundle_copy: Path, data: Path, tmp_path: Path
+    fewstep: Terminal, bundle_copy: Path, data: Path, tmp_path: Path, small_network: None
 ) -> None:
     """Killed where it cannot clean up: after the first checkpoint."""
     work = tmp_path / "work"
     wish = ["calibrate", "policy", bundle_copy, "--data", data, *_SMALL, "--work", work]
-    command = [sys.executable, "-m", "fewstep", *map(str, wish)]
+    command = [sys.executable, "-c", _WITH_SMALL_NETWORK, *map(str, wish)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         end = time.monotonic() + 120
         while not (work / "checkpoint.pt").exists() and time.monotonic() < end:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
+    assert (work / "checkpoint.pt").exists()
     bundle = Bundle.read(bundle_copy)
     assert bundle.damage() == {}
     done = fewstep(*wish)

@@ -11,21 +11,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests import tiny  # noqa: E402
+from tests.exported import copy_of  # noqa: E402
 from tests.gpu import official_logits, sample  # noqa: E402
-from tests.toy.source import export_toy  # noqa: E402
+from tests.toy.family import ToyFamily  # noqa: E402
 
 from fewstep.build import pipeline  # noqa: E402
 from fewstep.runtime.bundle import Bundle  # noqa: E402
 from fewstep.runtime.engines.compatibility import RTX_CAPABILITIES  # noqa: E402
 from fewstep.runtime.errors import MissingDependencyError  # noqa: E402
+from fewstep.runtime.families import register  # noqa: E402
 from fewstep.runtime.kernels.compile import CompiledKernels, KernelCompiler  # noqa: E402
 from fewstep.runtime.kernels.cubins import add_kernels  # noqa: E402
 from fewstep.runtime.probe import find_driver  # noqa: E402
@@ -38,17 +38,9 @@ Hopper, Blackwell with Thor."""
 def make(folder: Path, kernels: CompiledKernels, *, with_sample: bool = False) -> None:
     """Make them all in a folder that does not exist yet, or is empty."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as name:
-        classes, text = Path(name) / "classes", Path(name) / "text"
-        classes.mkdir()
-        text.mkdir()
-        exported = (
-            tiny.export(tiny.checkpoints(classes), folder / "tiny"),
-            tiny.export_text(tiny.text_checkpoints(text), folder / "tiny-text"),
-            export_toy(Path(name) / "toy.pt", folder / "toy"),
-        )
-    for bundle in exported:
-        add_kernels(Bundle.read(bundle), kernels)
+    register(ToyFamily())
+    for name in ("tiny", "tiny-text", "toy"):
+        add_kernels(Bundle.read(copy_of(name, folder / name)), kernels)
     official_logits.write(folder)
     if with_sample:
         _add_engines(sample.export(folder))

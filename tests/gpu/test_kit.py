@@ -159,14 +159,16 @@ def test_the_report_is_a_few_plain_files(report: dict[str, Any], tree: Path) -> 
     assert all(path.is_file() and re.fullmatch(r"[\w.-]+", path.name, re.ASCII) for path in found)
 
 
-def test_every_cuda_test_can_be_collected_there(tree: Path, bare: Path, tmp_path: Path) -> None:
+def test_every_cuda_test_can_be_collected_there(
+    tree: Path, bare: Path, variables: Mapping[str, str], tmp_path: Path
+) -> None:
     """Also those that are not part of a quick run."""
     for path in (tree / ".gpu" / "wheels").iterdir():
         with zipfile.ZipFile(path) as wheel:
             wheel.extractall(tmp_path)
     collected = subprocess.run(
         [bare, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "tests/cuda"],
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        env={**variables, "PYTHONPATH": str(tmp_path)},
         cwd=tree,
         capture_output=True,
         text=True,

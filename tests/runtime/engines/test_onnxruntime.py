@@ -147,7 +147,7 @@ def test_wrong_dtype_or_shape_names_graph_and_tensor(
     with pytest.raises(EngineError) as caught:
         engine.bind(bindings).run()
     assert f"graph 'sums', tensor '{name}'" in str(caught.value)
-    assert f"expected {right} ['batch', 3]" in str(caught.value)
+    assert f"expected {right} [batch, 3]" in str(caught.value)
     assert f"got {np.dtype(dtype or right)} {list(shape)}" in str(caught.value)
 
 
@@ -164,14 +164,16 @@ def test_unknown_binding_is_named(engine: OnnxRuntimeEngine) -> None:
         engine.bind(bindings).run()
 
 
-@pytest.mark.parametrize("name", ["doubled", "scaled"])
-def test_output_of_another_batch_is_refused_by_the_run(
+@pytest.mark.parametrize("name", ["weights", "doubled", "scaled"])
+def test_another_batch_is_refused_before_anything_runs(
     engine: OnnxRuntimeEngine, name: str
 ) -> None:
     bindings = _bindings()
-    bindings[name] = CpuBuffer(np.zeros((1, 3), bindings[name].dtype))
-    with pytest.raises(EngineError, match="graph 'sums' failed to run"):
-        engine.bind(bindings).run()
+    right = bindings[name].dtype
+    bindings[name] = CpuBuffer(np.zeros((1, 3), right))
+    message = rf"'{name}': expected {right} \[batch, 3\] with batch 2, got {right} \[1, 3\]"
+    with pytest.raises(EngineError, match=message):
+        engine.bind(bindings)
 
 
 def test_engine_works_after_a_refused_binding(engine: OnnxRuntimeEngine) -> None:
