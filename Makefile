@@ -7,8 +7,8 @@ SOURCES := export runtime calibration samples tests
 GPU_VENV := .venv-gpu
 GPU_INSTALLED := $(GPU_VENV)/.installed
 
-# Needs neither an export by PyTorch nor the emulated driver, and a minute or two.
-QUICK := tests/runtime tests/build tests/cli tests/calibration tests/toy tests/test_docs.py
+# What needs neither an export by PyTorch nor the emulated driver, once the tests' cache is warm.
+QUICK := tests/runtime tests/build tests/cli tests/calibration/quantize tests/toy tests/test_docs.py
 PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 # What `make gpu-kit` makes the kit for: the device's Python, and the CUDA version of its driver.

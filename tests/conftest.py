@@ -130,9 +130,15 @@ def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The weights that it was exported from."""
-    from tests.toy.source import write_checkpoint
+    """The weights that it was exported from; its form is known from then on."""
+    from tests.toy.family import ToyFamily
+    from tests.toy.source import ToySource, write_checkpoint
 
+    from fewstep.export import source
+    from fewstep.runtime.families import register
+
+    register(ToyFamily())
+    source.register(ToySource())
     return write_checkpoint(tmp_path_factory.mktemp("toy-checkpoint") / "toy.pt")
 
 

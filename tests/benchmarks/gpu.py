@@ -79,7 +79,8 @@ PARTS = (
         "One kernel launched again and again in a graph, with events in it, over as many sets of "
         "buffers as fill the L2 cache four times (at most one a launch), and over one set, which "
         "may stay in the cache: 256 tokens, all masked, 256×256 pixels, with guidance. The "
-        "bandwidth is the copies'; reading alone may be faster. A launch has a floor of its own.",
+        "bandwidth is that of the copies in a graph, no bound: a kernel in a graph may be faster "
+        "(docs/gpu.md). A launch has a floor of its own.",
         gpu_device.kernels,
     ),
     Part(

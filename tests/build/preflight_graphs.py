@@ -113,7 +113,7 @@ def quantized(kind: int, zero: int = 0, opset: int = 20) -> bytes:
         helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["x/q"], "x/quantize"),
         helper.make_node("DequantizeLinear", ["x/q", "scale", "zero"], ["x/d"], "x/dequantize"),
         helper.make_node("DequantizeLinear", ["w/q", "scale", "zero"], ["w/d"], "w/dequantize"),
-        helper.make_node("MatMul", ["x/d", "w/d"], ["y"], "product"),
+        helper.make_node("MatMul", ["x/d", "w/d"], ["y"], "matmul"),
     ]
     weights = [
         numpy_helper.from_array(np.array(0.1, np.float32), "scale"),
@@ -126,7 +126,7 @@ def quantized(kind: int, zero: int = 0, opset: int = 20) -> bytes:
 def external(**place: str) -> bytes:
     """A decoder whose square weight, 1,024 bytes, is in another file."""
     model = onnx.load_from_string(
-        decoder([helper.make_node("MatMul", ["x", "w"], ["y"], "product")], [square()])
+        decoder([helper.make_node("MatMul", ["x", "w"], ["y"], "matmul")], [square()])
     )
     weight = model.graph.initializer[0]
     weight.ClearField("raw_data")

@@ -121,7 +121,7 @@ def test_launches_by_hand(nodes: list[NodeProto], launches: int) -> None:
 
 def test_launches_of_the_transformer_by_hand(bundle: Bundle) -> None:
     block = 4 + 1 + 2  # four matmuls, attention, two norms
-    skip, embeddings, head = 1, 2, 1 + 1 + 1 + 1  # two norms; norm, product, norm, product
+    skip, embeddings, head = 1, 2, 1 + 1 + 1 + 1  # two norms; norm, matmul, norm, matmul
     expected = _BLOCKS * block + skip + embeddings + head
     assert graph_work(bundle, "transformer", [_ONE]).launches == expected
 

@@ -115,8 +115,8 @@ def _other_operator(old: str, new: str, which: int) -> Damage:
 
 
 DAMAGES = {
-    "one weight of an early product": ("transformer", _one_weight("MatMul", 0)),
-    "one weight of a late product": ("transformer", _one_weight("MatMul", -2)),
+    "one weight of an early matmul": ("transformer", _one_weight("MatMul", 0)),
+    "one weight of a late matmul": ("transformer", _one_weight("MatMul", -2)),
     "a transposed weight": ("transformer", _transposed("MatMul")),
     "another operator": ("transformer", _other_operator("Add", "Sub", 4)),
     "one weight of the policy": ("policy", _one_weight("Gemm", 2)),

@@ -141,8 +141,8 @@ def test_an_input_out_of_the_rule_keeps_its_norm_alone(bundle: Bundle) -> None:
     """The convolution before the second norm is scaled, which that norm undoes."""
     model = _decoder(bundle)
     second = [node for node in model.graph.node if node.op_type in NORMS][1]
-    maker = {name: node for node in model.graph.node for name in node.output}
-    convolution = maker[maker[second.input[0]].input[0]]
+    producer = {name: node for node in model.graph.node for name in node.output}
+    convolution = producer[producer[second.input[0]].input[0]]
     weight = next(each for each in model.graph.initializer if each.name == convolution.input[1])
     factor = np.float32(300 / measure_magnitudes(bundle)["decoder"][second.input[0]])
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * factor, weight.name))
@@ -195,6 +195,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return Bundle.read(copy_of("tiny-wide", tmp_path_factory.mktemp("wide") / "bundle"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("rtx")
 def test_the_builder_fuses_every_norm_of_the_decoder(wide: Bundle) -> None:
     """One kernel for norm, scale, shift and SiLU, where fp32 norms make three layers of two."""
@@ -208,6 +209,7 @@ def test_the_builder_fuses_every_norm_of_the_decoder(wide: Bundle) -> None:
     assert fp16["corrltn"] == fp32["corrltn"] > count  # convolutions are what they were
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("rtx")
 @pytest.mark.parametrize("name", ["transformer", "policy"])
 def test_fp16_would_not_fuse_more_of_the_layer_norms(bundle: Bundle, name: str) -> None:

@@ -30,6 +30,8 @@ from fewstep.runtime.errors import EngineError, MissingDependencyError, RequestE
 from fewstep.runtime.manifest import MANIFEST_NAME
 from fewstep.runtime.records import BuildOptions, EngineInfo
 
+pytestmark = pytest.mark.slow
+
 GRAPHS = ("transformer", "policy", "decoder")
 
 

@@ -57,15 +57,15 @@ def test_the_last_product_of_a_head_is_fp32_only_if_asked(
 ) -> None:
     lowered = lower(onnx.load(tiny_bundle / f"{name}.onnx"), "fp16", heads=heads)
     types = _types(lowered.model)
-    maker = {made: node for node in lowered.model.graph.node for made in node.output}
-    node = maker[output]
+    producer = {made: node for node in lowered.model.graph.node for made in node.output}
+    node = producer[output]
     while node.op_type not in ("MatMul", "Gemm"):
-        node = maker[node.input[0]]
+        node = producer[node.input[0]]
     assert types[node.input[0]] == (TensorProto.FLOAT if heads else TensorProto.FLOAT16)
 
 
 def test_a_node_kept_by_name_computes_in_fp32() -> None:
-    graph = _product(300.0)
+    graph = _matmul(300.0)
     assert _types(lower(graph, "fp16").model)["middle/low"] == TensorProto.FLOAT16
     lowered = lower(graph, "fp16", keep=["large"])
     assert lowered.kept == ("large",)
@@ -137,8 +137,8 @@ def test_weights_take_half_the_room(tiny_bundle: Path) -> None:
     assert lowered.ByteSize() < 0.75 * graph.ByteSize()
 
 
-def _product(factor: float) -> onnx.ModelProto:
-    """y = (x · factor) · 0.001: the first product leaves float16 at x = factor = 300."""
+def _matmul(factor: float) -> onnx.ModelProto:
+    """y = (x · factor) · 0.001: the first matmul leaves float16 at x = factor = 300."""
     weights = [
         numpy_helper.from_array(np.eye(4, dtype=np.float32) * factor, "factor"),
         numpy_helper.from_array(np.eye(4, dtype=np.float32) * 0.004, "back"),
@@ -148,7 +148,7 @@ def _product(factor: float) -> onnx.ModelProto:
         helper.make_node("MatMul", ["middle", "back"], ["y"], "small"),
     ]
     x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 4]) for n in "xy")
-    graph = helper.make_graph(nodes, "product", [x], [y], weights)
+    graph = helper.make_graph(nodes, "matmul", [x], [y], weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
 
 

@@ -193,7 +193,7 @@ def test_int8_matmuls_of_fp32_tensors_are_not_for_7_5(bundle: Bundle) -> None:
     found = [each for each in check(changed, capabilities=["7.5"]) if each.graph == "decoder"]
     (problem,) = found
     assert problem.what.startswith("int8 matmuls with fp32 inputs and outputs need")
-    assert problem.offenders == ("product",)
+    assert problem.offenders == ("matmul",)
     assert check(changed, capabilities=["8.6"]) == ()
 
 

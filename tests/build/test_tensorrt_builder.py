@@ -25,7 +25,7 @@ from fewstep.runtime.engines.tensorrt_api import TensorRt, load
 from fewstep.runtime.errors import EngineError, MissingDependencyError
 from fewstep.runtime.records import BuildOptions, EngineBackend, ShapeRange
 
-_PRODUCT = helper.make_node("MatMul", ["x", "w"], ["y"], "product")
+_MATMUL = helper.make_node("MatMul", ["x", "w"], ["y"], "matmul")
 _PROFILE = {"x": ShapeRange(min=(1, 4), opt=(2, 4), max=(8, 4))}
 
 
@@ -51,7 +51,7 @@ class Build:
         options: BuildOptions | None = None,
         capabilities: Sequence[str] = ("8.6",),
     ) -> BuiltEngine:
-        self.path.write_bytes(_model(_PRODUCT) if content is None else content)
+        self.path.write_bytes(_model(_MATMUL) if content is None else content)
         options = options or BuildOptions()
         request = EngineRequest("decoder", self.path, profiles, options, capabilities)
         return build_here(api, request, lambda *each: self.reports.append(each))
@@ -109,7 +109,7 @@ def test_progress_has_phases_and_fractions_that_rise(rtx: TensorRt, build: Build
 
 
 def test_a_graph_of_one_shape(rtx: TensorRt, build: Build) -> None:
-    assert build(rtx, _model(_PRODUCT, batch=2), profiles=[{}]).content.nbytes
+    assert build(rtx, _model(_MATMUL, batch=2), profiles=[{}]).content.nbytes
 
 
 @pytest.mark.parametrize("level", [0, 5])
@@ -120,7 +120,7 @@ def test_options_are_taken(rtx: TensorRt, build: Build, level: int) -> None:
 
 # --- refusals
 
-_WHOLE = _model(_PRODUCT)
+_WHOLE = _model(_MATMUL)
 _UNKNOWN = helper.make_node("Frobnicate", ["x"], ["y"], "frob")
 _NON_ZERO = helper.make_node("NonZero", ["x"], ["y"], "ids")
 
@@ -134,7 +134,7 @@ _NON_ZERO = helper.make_node("NonZero", ["x"], ["y"], "ids")
         (_WHOLE[: len(_WHOLE) // 2], ["parser refuses", "MODEL_DESERIALIZE_FAILED"]),
         (_model(_UNKNOWN), ["parser refuses", "frob", "Frobnicate", "Plugin not found"]),
         (_model(_NON_ZERO, TensorProto.INT64), ["parser refuses", "ids", "NonZero"]),
-        (_model(_PRODUCT, change=_elsewhere), ["parser refuses", "Failed to open", "gone.bin"]),
+        (_model(_MATMUL, change=_elsewhere), ["parser refuses", "Failed to open", "gone.bin"]),
     ],
     ids=["empty", "zeros", "garbage", "truncated", "unknown", "NonZero", "external"],
 )
@@ -176,7 +176,7 @@ def test_capabilities_that_are_refused(
 
 
 def test_precision_that_a_target_lacks(rtx: TensorRt, build: Build) -> None:
-    reasons = ("gave no engine", "product", "FP32 GEMM is not supported")
+    reasons = ("gave no engine", "matmul", "FP32 GEMM is not supported")
     _refused(lambda: build(rtx, capabilities=["7.5"]), rtx, *reasons)
 
 

@@ -16,6 +16,8 @@ import pytest
 if TYPE_CHECKING:
     from tests.conftest import Terminal
 
+pytestmark = pytest.mark.slow
+
 _GRAPHS = ("transformer", "policy", "decoder")
 _STORED = "".join(f"stored the engine of {name}\n" for name in _GRAPHS)
 _ENGINES = ("--backend", "tensorrt-rtx", "--precision", "fp16", "--compute-capability")

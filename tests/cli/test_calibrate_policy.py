@@ -19,6 +19,8 @@ from fewstep.runtime.bundle import Bundle
 if TYPE_CHECKING:
     from tests.conftest import Terminal
 
+pytestmark = pytest.mark.slow
+
 _SMALL = ["--updates", 2, "--rollouts", 6, "--batch", 4, "--evaluation-images", 6]
 _SMALL += ["--evaluate-every", 1, "--threads", 1, "--steps", 3]
 

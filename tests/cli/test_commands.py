@@ -86,6 +86,7 @@ def test_bench_writes_its_report(fewstep: Terminal, tiny_bundle: Path, tmp_path:
     assert [(m["name"], m["runs"]) for m in measured] == [("batch 1", 2), ("batch 2", 2)]
 
 
+@pytest.mark.slow
 def test_export_records_its_command(
     fewstep: Terminal, tiny_checkpoints: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -6,14 +6,16 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.families.masked.model import MaskedModel
 from fewstep.runtime.manifest import MANIFEST_NAME, Manifest
+from fewstep.runtime.records import EngineInfo, GraphInfo, KernelsInfo
 
 Content = dict[str, Any]
 _SHA = "0" * 64
@@ -128,24 +130,9 @@ def test_text_condition_is_told_from_class_condition() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_set("surprise", value=1), "surprise"),
-        (_set("model", "surprise", value=1), "surprise"),
-        (_set("model", "condition", "surprise", value=1), "surprise"),
-        (_set("model", "policies", "policy", "surprise", value=1), "surprise"),
-        (_set("model", "defaults", value={"surprise": 1}), "surprise"),
-        (_set("graphs", "decoder", "surprise", value=1), "surprise"),
-        (_set("graphs", "decoder", "inputs", "tokens", value=_ids(16) | {"x": 1}), "x"),
-        (_set("files", "golden.npz", "surprise", value=1), "surprise"),
-        (_set("provenance", "surprise", value=1), "surprise"),
         (_set("schema_version", value=0), "schema_version"),
-        (_set("model", "grid", value=[4, 0]), "grid"),
-        (_set("model", "mask_token", value=-1), "mask_token"),
         (_set("model", "condition", "kind", value="colour"), "condition"),
-        (_set("graphs", "decoder", "inputs", "tokens", "dtype", value="object"), "dtype"),
-        (_set("files", "golden.npz", "sha256", value="0" * 63), "sha256"),
         (_set("files", "golden.npz", "sha256", value="G" * 64), "sha256"),
-        (_set("files", "golden.npz", "bytes", value=-1), "bytes"),
-        (_drop("provenance"), "provenance"),
         (_drop("graphs", "transformer"), "graphs lacks transformer"),
         (_drop("graphs", "policy"), "graphs lacks policy"),
         (_set("graphs", value={}), "graphs lacks decoder, policy, transformer"),
@@ -168,17 +155,26 @@ def test_what_is_refused(change: Callable[[Content], None], message: str) -> Non
         Manifest.model_validate_json(json.dumps(content))
 
 
-def test_validation_leaves_its_input_alone() -> None:
-    content = _content()
-    before = copy.deepcopy(content)
-    Manifest.model_validate(content)
-    assert content == before
+def _models(*found: Any) -> set[type[BaseModel]]:
+    """The models that can stand in a manifest, below these."""
+    todo: list[Any] = list(found)
+    models: set[type[BaseModel]] = set()
+    while todo:
+        each = todo.pop()
+        if arguments := get_args(each):
+            todo += arguments
+        elif isinstance(each, type) and issubclass(each, BaseModel) and each not in models:
+            models.add(each)
+            todo += [field.annotation for field in each.model_fields.values()]
+    return models
 
 
-def test_manifest_is_frozen() -> None:
-    manifest = Manifest.model_validate(_content())
-    with pytest.raises(ValidationError, match="frozen"):
-        manifest.name = "other"
+def test_every_model_refuses_unknown_fields_and_changes() -> None:
+    models = _models(Manifest, MaskedModel)
+    assert {GraphInfo, EngineInfo, KernelsInfo, ClassCondition} < models
+    for model in models:
+        assert model.model_config.get("extra") == "forbid", model
+        assert model.model_config.get("frozen"), model
 
 
 def test_exported_manifest_survives_a_round_trip(tiny_bundle: Path) -> None:
@@ -294,12 +290,7 @@ def test_kernels_survive_a_round_trip() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_set("kernels", "surprise", value=1), "surprise"),
-        (_drop("kernels", "compiler"), "compiler"),
-        (_drop("kernels", "sources_sha256"), "sources_sha256"),
-        (_drop("kernels", "cubins"), "cubins"),
         (_drop("files", "kernels/a.cubin"), "files lacks kernels/a.cubin"),
-        (_set("kernels", "cubins", "8.7", value=""), "cubins"),
     ],
 )
 def test_what_is_refused_of_kernels(change: Callable[[Content], None], message: str) -> None:
@@ -309,9 +300,7 @@ def test_what_is_refused_of_kernels(change: Callable[[Content], None], message: 
         Manifest.model_validate_json(json.dumps(content))
 
 
-@pytest.mark.parametrize(
-    "name", ["", "8", "8.", ".7", "sm_87", "8.70", "8,7", " 8.7", "8.7\n", "8.7a", "-8.7"]
-)
+@pytest.mark.parametrize("name", ["8", "sm_87", "8.70", "8.7\n"])
 def test_names_that_are_no_compute_capabilities_are_refused(name: str) -> None:
     content = _with_kernels()
     content["kernels"]["cubins"][name] = "kernels/a.cubin"
@@ -319,19 +308,9 @@ def test_names_that_are_no_compute_capabilities_are_refused(name: str) -> None:
         Manifest.model_validate_json(json.dumps(content))
 
 
-@pytest.mark.parametrize(
-    "name", ["", "13.0", "NVRTC", "NVRTC 13", "NVRTC 13.", "NVRTC 13.0.1", "NVRTC 13.0\n"]
-)
+@pytest.mark.parametrize("name", ["13.0", "NVRTC 13", "NVRTC 13.0.1"])
 def test_compiler_without_its_version_is_refused(name: str) -> None:
     content = _with_kernels()
     content["kernels"]["compiler"] = name
     with pytest.raises(ValidationError, match="kernels.compiler"):
-        Manifest.model_validate_json(json.dumps(content))
-
-
-@pytest.mark.parametrize("digest", ["", "0" * 63, "0" * 65, "G" * 64, "A" * 64])
-def test_what_is_no_hash_of_sources_is_refused(digest: str) -> None:
-    content = _with_kernels()
-    content["kernels"]["sources_sha256"] = digest
-    with pytest.raises(ValidationError, match="kernels.sources_sha256"):
         Manifest.model_validate_json(json.dumps(content))

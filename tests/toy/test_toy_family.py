@@ -159,6 +159,7 @@ def test_quantization_is_of_the_graphs_that_the_family_names(
     assert fewstep("verify", toy_copy, "--precision", "int8").code == 0
 
 
+@pytest.mark.slow
 def test_rtx_engines_are_built_without_a_gpu(fewstep: Terminal, toy_copy: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has wheels for x86-64 alone")
     target = ("--backend", "tensorrt-rtx", "--compute-capability", "8.6", "--no-kernels")

@@ -60,7 +60,8 @@ def build_here(api: TensorRt, request: EngineRequest, progress: Progress) -> Bui
         EngineError: the parser or the builder refuses something; the message says what they said.
     """
     started = time.perf_counter()
-    _reset_peak_memory()
+    with contextlib.suppress(OSError):  # resets the peak; only on Linux, not in every container
+        Path("/proc/self/clear_refs").write_text("5")
     build = _Build(api, request)
     content = build.run(progress_monitor(api.module, progress))
     seconds = time.perf_counter() - started
@@ -170,13 +171,8 @@ def _described(error: Any) -> str:
     return f"{code}{place}: {error.desc()}"
 
 
-def _reset_peak_memory() -> None:
-    with contextlib.suppress(OSError):  # only Linux, and not in every container
-        Path("/proc/self/clear_refs").write_text("5")
-
-
 def _peak_memory_bytes() -> int:
-    """Peak resident memory of this process since it was last reset."""
+    """Peak resident memory of this process since it was last reset, where it can be."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

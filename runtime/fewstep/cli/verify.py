@@ -150,7 +150,7 @@ def _walk(bundle: Bundle, report: Report, device: str) -> Iterator[dict[str, Any
     from fewstep.runtime.engines.select import Wanted
 
     ordinal = Wanted.parse(report.backend, device, report.precision).ordinal
-    with build_module("marked_tensorrt").opened_walk(bundle, report.backend, ordinal) as walk:
+    with build_module("subgraph_tensorrt").opened_walk(bundle, report.backend, ordinal) as walk:
         yield {"walk": walk, "backend": f"{report.backend} on {report.device}"}
 
 

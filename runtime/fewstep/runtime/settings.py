@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,12 @@ from fewstep.runtime.errors import RequestError, choose
 from fewstep.runtime.records import Strict
 
 
-def _ramp(value: object) -> tuple[float, float]:
-    """A number, a pair, or text of the command line as (start, end)."""
+def ramp(value: object) -> tuple[float, float]:
+    """A number, a pair, or text of the command line as (start, end).
+
+    Raises:
+        ValueError: something else, or an end that is negative or not finite.
+    """
     ends: Sequence[Any] = (value, value)
     if isinstance(value, str):
         start, _, end = value.partition(":")
@@ -23,16 +28,16 @@ def _ramp(value: object) -> tuple[float, float]:
     elif isinstance(value, Sequence):
         ends = value
     try:
-        if len(ends) != 2 or not all(isinstance(each, (Real, str)) for each in ends):
+        if len(ends) != 2 or not all(isinstance(each, (float, str, Real)) for each in ends):
             raise ValueError
-        ramp = float(ends[0]), float(ends[1])
+        found = float(ends[0]), float(ends[1])
     except ValueError:
         raise ValueError(
             f"must be a number, a pair (start, end) or START:END, got {value!r}"
         ) from None
-    if not all(math.isfinite(each) and each >= 0 for each in ramp):
+    if not (0 <= found[0] < math.inf and 0 <= found[1] < math.inf):
         raise ValueError(f"must be finite and at least 0, got {value!r}")
-    return ramp
+    return found
 
 
 def _whole(value: object) -> int:
@@ -42,7 +47,7 @@ def _whole(value: object) -> int:
         raise ValueError(f"must be an integer, got {value!r}") from None
 
 
-Ramp = Annotated[tuple[float, float], BeforeValidator(_ramp)]
+Ramp = Annotated[tuple[float, float], BeforeValidator(ramp)]
 """(start, end) of a straight ramp over the steps, both at least 0; a number is a constant."""
 
 Whole = Annotated[int, BeforeValidator(_whole)]
@@ -69,7 +74,19 @@ def settings_of(defaults: Chosen, given: Mapping[str, Any]) -> Chosen:
     Raises:
         RequestError: a name that the family does not have, or a value that does not fit.
     """
-    kind, wanted = type(defaults), {k: v for k, v in given.items() if v is not None}
+    wanted = {name: value for name, value in given.items() if value is not None}
+    found: Chosen
+    typed = tuple((name, type(value), value) for name, value in wanted.items())
+    try:
+        found = _joined(defaults, typed)
+    except TypeError:  # a list, say, which has no hash
+        found = _joined.__wrapped__(defaults, typed)
+    return found
+
+
+@functools.lru_cache(maxsize=64)  # requests come with the same settings again and again
+def _joined(defaults: Any, given: tuple[tuple[str, type, Any], ...]) -> Any:
+    kind, wanted = type(defaults), {name: value for name, _, value in given}
     for name in wanted:
         if name not in kind.model_fields:
             raise RequestError(choose("setting", name, kind.model_fields))

@@ -68,9 +68,9 @@ def test_scores_are_probabilities_by_the_mean_logit(
 
 def test_it_learns_to_tell_two_distributions_apart(model: MaskedModel) -> None:
     reward, random = _adversarial(model), np.random.default_rng(0)
-    figures = [reward.learn(*_features(40, seed, shift=40), random) for seed in range(1, 7)]
-    assert figures[-1]["discriminator_accuracy"] > 0.9
-    assert figures[-1]["discriminator_loss"] < figures[0]["discriminator_loss"]
+    metrics = [reward.learn(*_features(40, seed, shift=40), random) for seed in range(1, 7)]
+    assert metrics[-1]["discriminator_accuracy"] > 0.9
+    assert metrics[-1]["discriminator_loss"] < metrics[0]["discriminator_loss"]
     real, made = _features(40, 200), _features(40, 201, shift=40)  # seen by neither
     assert reward.score(*real).mean() > 0.6
     assert reward.score(*made).mean() < 0.4
@@ -78,8 +78,8 @@ def test_it_learns_to_tell_two_distributions_apart(model: MaskedModel) -> None:
 
 def test_what_cannot_be_told_apart_is_not(model: MaskedModel) -> None:
     reward, random = _adversarial(model, epochs=1), np.random.default_rng(0)
-    figures = [reward.learn(*_features(40, seed), random) for seed in range(1, 5)]
-    assert figures[-1]["discriminator_accuracy"] < 0.75
+    metrics = [reward.learn(*_features(40, seed), random) for seed in range(1, 5)]
+    assert metrics[-1]["discriminator_accuracy"] < 0.75
     gap = reward.score(*_features(40, 200)).mean() - reward.score(*_features(40, 201)).mean()
     assert abs(float(gap)) < 0.05
 
@@ -204,5 +204,5 @@ def test_a_text_bundles_discriminator_learns(tiny_text_bundle: Path) -> None:
     reward = Adversarial(real, _NETWORK, model, _CPU, learning_rate=2e-3, epochs=5, seed=0)
     random = np.random.default_rng(0)
     for seed in range(1, 5):
-        figures = reward.learn(_features(40, seed, shift=60)[0], text, random)
-    assert figures["discriminator_accuracy"] > 0.9
+        metrics = reward.learn(_features(40, seed, shift=60)[0], text, random)
+    assert metrics["discriminator_accuracy"] > 0.9

@@ -49,7 +49,7 @@ def test_the_last_one_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "said"),
     [
         ({"steps": 5}, "steps 4 instead of 5"),
         ({"deviation": [0.6, 0.2]}, r"deviation \[0.6, 0.1\] instead of \[0.6, 0.2\]"),
@@ -58,10 +58,10 @@ def test_the_last_one_counts(tmp_path: Path) -> None:
     ],
 )
 def test_a_checkpoint_of_another_training_is_refused(
-    change: dict[str, Any], told: str, tmp_path: Path
+    change: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     _save(tmp_path)
-    message = f"is of another training: {told}; begin anew with --restart, or .* --work"
+    message = f"is of another training: {said}; begin anew with --restart, or .* --work"
     with pytest.raises(CalibrationError, match=message):
         state.load(tmp_path, _SIGNATURE | change)
 

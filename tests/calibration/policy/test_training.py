@@ -36,7 +36,7 @@ from fewstep.runtime.families.masked.model import MaskedModel
 from fewstep.runtime.generator import Generator
 
 _UPDATES = 4
-_FIGURES = {"reward", "reward_deviation", "action_deviation", "loss", "value_error"}
+_METRICS = {"reward", "reward_deviation", "action_deviation", "loss", "value_error"}
 _LEARNT = {"discriminator_loss", "discriminator_accuracy"}
 _EVALUATED = {"frechet_distance", "schedule"}
 
@@ -73,7 +73,7 @@ def test_the_history_has_a_row_per_update_and_one_before(
     assert history[0].keys() == {"update"} | _EVALUATED
     for row in history[1:]:
         evaluated = _EVALUATED if row["update"] % 2 == 0 else set()
-        assert row.keys() == {"update"} | _FIGURES | _LEARNT | evaluated
+        assert row.keys() == {"update"} | _METRICS | _LEARNT | evaluated
         assert all(math.isfinite(value) for value in row.values() if isinstance(value, float))
         assert 0 < row["reward"] < 1
     assert [row["action_deviation"] for row in history[1:]] == pytest.approx(
@@ -288,7 +288,7 @@ def test_nan_before_any_checkpoint_says_so(
 
 
 class _LikesGuidance(Static):
-    """Rewards the mean guidance of a rollout, which it is told behind the images' back."""
+    """Rewards the mean guidance of a rollout, which it learns behind the images' back."""
 
     guidance = torch.zeros(0)
 
@@ -302,12 +302,12 @@ def test_the_policy_moves_to_what_is_rewarded(
 ) -> None:
     explore, reward = Environment.explore, _LikesGuidance()
 
-    def told(self: Environment, *given: Any, **named: Any) -> Any:
+    def noted(self: Environment, *given: Any, **named: Any) -> Any:
         rollouts = explore(self, *given, **named)
         reward.guidance = sign * torch.from_numpy(rollouts.parameters[..., 3]).mean(0)
         return rollouts
 
-    monkeypatch.setattr(Environment, "explore", told)
+    monkeypatch.setattr(Environment, "explore", noted)
     monkeypatch.setattr(training, "reward_of", lambda *_: reward)
     options = small_options(
         tiny_bundle, data, updates=6, rollouts=32, batch=32, evaluate_every=3, learning_rate=2e-3

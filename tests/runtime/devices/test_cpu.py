@@ -65,8 +65,10 @@ def test_is_a_device_with_workspaces(device: CpuDevice) -> None:
     assert workspace["x"].shape == (2,)
 
 
-@pytest.mark.parametrize("role", ["input", "status", "output", "internal"])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "int32", "uint64", "uint8"])
+@pytest.mark.parametrize(
+    ("dtype", "role"),
+    [("float16", "input"), ("int32", "status"), ("uint8", "output"), ("uint64", "internal")],
+)
 def test_buffers_have_the_shape_type_and_address_asked_for(
     device: CpuDevice, dtype: str, role: Role
 ) -> None:
@@ -93,13 +95,11 @@ def test_inputs_start_as_zeros(device: CpuDevice) -> None:
     ("values", "expected"),
     [
         (7, [[7, 7, 7], [7, 7, 7]]),
-        ([1, 2, 3], [[1, 2, 3], [1, 2, 3]]),
         ([[1], [2]], [[1, 1, 1], [2, 2, 2]]),
-        ([[1, 2, 3], [4, 5, 6]], [[1, 2, 3], [4, 5, 6]]),
         (np.array([[True, False, True]]), [[1, 0, 1], [1, 0, 1]]),
     ],
 )
-@pytest.mark.parametrize("dtype", ["int32", "uint8", "float32"])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
 def test_writes_broadcast(
     device: CpuDevice, values: npt.ArrayLike, expected: list[list[int]], dtype: str
 ) -> None:
@@ -117,7 +117,7 @@ def test_plain_numbers_are_written_to_every_type(device: CpuDevice) -> None:
         assert workspace.read(name).tolist() == [1, 1]
 
 
-@pytest.mark.parametrize("shape", [(2,), (3, 3), (2, 2, 3), (0,)])
+@pytest.mark.parametrize("shape", [(2,), (2, 2, 3)])
 def test_writes_that_do_not_fit_are_refused_and_change_nothing(
     device: CpuDevice, shape: tuple[int, ...]
 ) -> None:
@@ -235,7 +235,7 @@ def test_strided_views_are_no_buffers(device: CpuDevice) -> None:
         CpuBuffer(np.zeros((3, 2)).T)
 
 
-@pytest.mark.parametrize("shape", [(3,), (1,), (2, 1), ()])
+@pytest.mark.parametrize("shape", [(1,), (2, 1)])
 def test_upload_never_broadcasts(device: CpuDevice, shape: tuple[int, ...]) -> None:
     with pytest.raises(DeviceError, match=r"expected values of shape \(2,\), got"):
         device.upload(_buffer(device, (2,), "int32"), np.zeros(shape, np.int32))

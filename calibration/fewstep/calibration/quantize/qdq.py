@@ -57,16 +57,17 @@ def quantized(
     }
     if fp16_scales:
         options["MinimumRealRange"] = 2 * 127 * _SMALLEST_FP16_SCALE
+    named = {}
+    for each in matmuls:
+        low, high = map(np.float32, ranges[each.activation])
+        named[each.activation + _OWN] = TensorData(lowest=low, highest=high)
     quantizer = QDQQuantizer(
         result,
         per_channel=True,
         reduce_range=False,
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QInt8,
-        tensors_range=TensorsData(
-            CalibrationMethod.MinMax,
-            {each.activation + _OWN: _as_ort(*ranges[each.activation]) for each in matmuls},
-        ),
+        tensors_range=TensorsData(CalibrationMethod.MinMax, named),
         nodes_to_quantize=list(selected),
         nodes_to_exclude=[],
         op_types_to_quantize=list(OPERATORS),
@@ -129,7 +130,3 @@ def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
-
-
-def _as_ort(low: float, high: float) -> TensorData:
-    return TensorData(lowest=np.float32(low), highest=np.float32(high))

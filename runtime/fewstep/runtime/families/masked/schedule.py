@@ -8,17 +8,17 @@ ramps: start + (end − start)·r.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import TypeAdapter, ValidationError
 
 from fewstep.runtime.errors import RequestError, choose
 from fewstep.runtime.families.masked.settings import RAMPS
-from fewstep.runtime.settings import Ramp, problems
+from fewstep.runtime.settings import Ramp, ramp
 
 MASK_RATIOS: dict[str, Callable[[float, int], float]] = {
     "cosine": lambda r, n: math.cos(math.pi * r / 2),
@@ -44,7 +44,6 @@ def policy_schedule(graph: str) -> str:
     return EXPORTED_POLICY if graph == POLICY else graph
 
 
-_RAMP = TypeAdapter(Ramp)
 _MARGIN = 1e-3  # keeps AdaNAT's residuals finite at the first and last step
 
 
@@ -72,17 +71,18 @@ class Schedule:
             raise RequestError(choose("schedule", self.mask_ratio, [*MASK_RATIOS, POLICY]))
         for name in RAMPS:
             try:
-                _RAMP.validate_python(getattr(self, name))
-            except ValidationError as error:
-                raise RequestError(f"{name} {problems(error)}") from error
+                ramp(getattr(self, name))
+            except ValueError as error:
+                raise RequestError(f"{name} {error}") from error
 
     @property
     def guided(self) -> bool:
         """Whether any step needs the unconditional half."""
         return any(self.guidance)
 
+    @functools.lru_cache(maxsize=64)  # noqa: B019 (schedules are small and few)
     def parameters(self, steps: int, num_tokens: int) -> npt.NDArray[np.float32]:
-        """Parameters ``[T, 4]`` in the order of ``kernels.sample_tokens.PARAMETERS``."""
+        """Parameters ``[T, 4]`` in the order of ``kernels.sample_tokens.PARAMETERS``, read-only."""
         ratio = MASK_RATIOS[self.mask_ratio]
         rows = []
         for step in range(steps):
@@ -95,7 +95,9 @@ class Schedule:
                     _at(self.guidance, r),
                 )
             )
-        return np.array(rows, np.float32)
+        found = np.array(rows, np.float32)
+        found.flags.writeable = False  # it is kept for the next request
+        return found
 
 
 def policy_offsets(step: int, steps: int, *, residual: bool) -> dict[str, float]:
