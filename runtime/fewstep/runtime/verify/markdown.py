@@ -136,10 +136,6 @@ def _names(check: Check) -> tuple[str, str, str]:
     return check.graph, check.rollout, check.title
 
 
-def _values(check: Check) -> tuple[str, str]:
-    return f"{check.value:.3g}", f"{check.sign} {check.tolerance:g}"
-
-
 def _worst(check: Check) -> tuple[str, str]:
     step = check.worst_step or 0
     return f"{step} of 0 … {len(check.steps) - 1}", f"{check.steps[step]:.3g}"
