@@ -66,9 +66,8 @@ def bare() -> Path:
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the sources with a kit beside them."""
     copy = tmp_path_factory.mktemp("device") / "fewstep"
-    left_out = shutil.ignore_patterns(
-        ".*", "__pycache__", "data", "results", "gpu-report", "images"
-    )
+    # What numba compiled goes along: a device compiles for itself, for longer than the tests take.
+    left_out = shutil.ignore_patterns(".*", "*.pyc", "data", "results", "gpu-report", "images")
     shutil.copytree(ROOT, copy, ignore=left_out)
     shutil.copytree(ROOT / "tests" / "data", copy / "tests" / "data")
     try:

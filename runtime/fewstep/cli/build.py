@@ -105,8 +105,10 @@ def _build(request: BuildRequest, as_json: bool) -> None:
     from fewstep.cli.tables import engines_table, kernels_table, variant_tables
 
     default = _default_precision(request)
-    first = "; ".join([*default, "checking graphs and kernels"])
-    with progress_bar(first, lines=True) as progress:
+    if errors.is_terminal and not as_json:  # before minutes are spent
+        show({}, default, as_json)
+        default = []
+    with progress_bar("checking graphs and kernels", lines=True) as progress:
         outcome = pipeline.build(request, progress)
     tables: list[Any] = list(variant_tables(outcome.graphs)) if outcome.graphs else []
     tables += _norms(outcome.graphs)

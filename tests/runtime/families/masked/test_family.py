@@ -1,4 +1,4 @@
-"""What the masked family tells the commands: corners, decisions, previews, rollouts, what counts."""
+"""What the masked family tells commands: corners, decisions, previews, rollouts, what counts."""
 
 from __future__ import annotations
 
