@@ -130,6 +130,7 @@ def test_generate_writes_its_pictures(fewstep: Terminal, toy_bundle: Path, tmp_p
     assert trace.is_file()
 
 
+@pytest.mark.slow
 def test_a_form_is_a_command_of_export(
     fewstep: Terminal, toy_checkpoint: Path, tmp_path: Path
 ) -> None:
