@@ -29,10 +29,9 @@ import onnx
 from fewstep.build.graph_engine import GraphEngine
 from fewstep.build.overflow import HEADROOM, LARGEST_FP16
 from fewstep.build.precision import NORMS
+from fewstep.build.recorded_inputs import engines_before
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.devices.cpu import CpuDevice
 from fewstep.runtime.families import family_of
-from fewstep.runtime.generator import Generator
 from fewstep.runtime.verify import TOLERANCES, recordings, replay
 from fewstep.runtime.verify.metrics import psnr_db
 
@@ -88,7 +87,8 @@ def shortfall(bundle: Bundle, name: str, model: onnx.ModelProto) -> str:
     """
     needed, found = TOLERANCES["fp16"].psnr_db, list[float]()
     engine = GraphEngine(name, model, bundle.graph(name))
-    with Generator(bundle, CpuDevice(), {name: engine}) as generator:
+    with engines_before(bundle, name) as generator:
+        generator.replace_engine(name, engine)
         for recording in recordings(bundle).values():
             for each in replay(generator, recording, name):
                 for tensor, image in each.call.outputs.items():

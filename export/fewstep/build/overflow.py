@@ -7,6 +7,7 @@ comes within :data:`HEADROOM` of that end stay fp32 in fp16 graphs (``variants.p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import onnx
@@ -88,7 +89,8 @@ def _measuring(
     def note(values: Mapping[str, Array]) -> None:
         for key, value in values.items():
             tensor = key.removeprefix(_PREFIX)
-            largest[tensor] = max(largest.get(tensor, 0.0), float(value))
+            seen = float(value)
+            largest[tensor] = max(largest.get(tensor, 0.0), seen if seen == seen else math.inf)
 
     return GraphEngine(name, instrumented, bundle.graph(name), note)
 

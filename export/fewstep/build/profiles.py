@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.errors import BundleError
 from fewstep.runtime.families import Family, Model, family_of, model_of
 from fewstep.runtime.program import Program
 from fewstep.runtime.records import BuildOptions, GraphInfo, ShapeRange, TensorInfo
@@ -43,6 +44,10 @@ def profiles(bundle: Bundle, options: BuildOptions) -> dict[str, tuple[Profile, 
         for run in _runs(family.program(model, key), model)
     ]
     best = {batch: _typical(family, model, batch) for batch in options.opt_batch}
+    if idle := sorted(bundle.manifest.graphs.keys() - {graph for graph, _ in every}):
+        raise BundleError(
+            f"{bundle.path}: no program of the family {model.info.kind} runs {', '.join(idle)}"
+        )
     return {
         name: tuple(
             _profile([shapes for graph, shapes in every if graph == name], best[batch][name])

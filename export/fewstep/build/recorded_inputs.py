@@ -42,16 +42,17 @@ def recorded_inputs(bundle: Bundle, graph: str, reference: Bundle) -> list[Recor
     for one of this graph.
     """
     info, found = bundle.graph(graph), dict[object, list[tuple[dict[str, Array], list[Place]]]]()
-    with _engines_before(reference, graph) as generator:
+    with engines_before(reference, graph) as generator:
         for recording in recordings(bundle).values():
             images = range(len(recording.seeds))
             for each in replay(generator, recording, graph):
                 inputs = dict(each.call.inputs)
-                rows = next(
+                sizes = (
                     value.shape[axis]
                     for name, value in inputs.items()
                     if (axis := row_axis(info.inputs[name])) is not None
                 )
+                rows = next(sizes, 1)
                 own = images[each.images]
                 places = [
                     Place(recording.name, each.call.step, own[row % len(own)])
@@ -72,12 +73,15 @@ def _together(
     return RecordedInputs(inputs, tuple(place for _, places in runs for place in places))
 
 
-def _but_rows(inputs: Mapping[str, Array], info: GraphInfo) -> tuple[tuple[int, ...], ...]:
-    """Shapes of inputs without their rows."""
-    return tuple(
-        tuple(size for axis, size in enumerate(value.shape) if axis != row_axis(info.inputs[name]))
-        for name, value in inputs.items()
-    )
+def _but_rows(inputs: Mapping[str, Array], info: GraphInfo) -> tuple[object, ...]:
+    """What has to be equal in runs that are put together: all but the rows of what has rows."""
+    found: list[object] = []
+    for name, value in inputs.items():
+        rows = row_axis(info.inputs[name])
+        found.append(tuple(size for axis, size in enumerate(value.shape) if axis != rows))
+        if rows is None:
+            found.append(value.tobytes())
+    return tuple(found)
 
 
 def row_axis(tensor: TensorInfo) -> int | None:
@@ -86,11 +90,11 @@ def row_axis(tensor: TensorInfo) -> int | None:
 
 
 @contextlib.contextmanager
-def _engines_before(bundle: Bundle, graph: str) -> Iterator[Generator]:
+def engines_before(bundle: Bundle, graph: str) -> Iterator[Generator]:
     """A generator with the fp32 engines of a graph, and of those that its inputs depend on."""
     model, family = model_of(bundle), family_of(bundle.manifest.model.kind)
     programs = [family.program(model, key) for key in family.corners(model, 1)]
-    names = {name for each in programs for name in each.upstream(graph).graphs}
+    names = {name for each in programs for name in each.upstream(graph, model.outputs).graphs}
     device = CpuDevice()
     engines = {name: open_engine(bundle, name, device, 0, "fp32") for name in names}
     with Generator(bundle, device, engines) as generator:

@@ -51,15 +51,16 @@ def generate_command(
     """Generate images from a bundle."""
     from fewstep.cli import animation, pictures
     from fewstep.runtime.bundle import Bundle
-    from fewstep.runtime.generator import Generator
-    from fewstep.runtime.settings import settings_of
+    from fewstep.runtime.families import model_of
+    from fewstep.runtime.generator import Generator, checked_request
 
     pictures.check_suffix(out_path)
     if trace is not None:
         animation.check_suffix(trace)
     opened, settings = Bundle.read(bundle), given(context)
-    settings_of(opened.manifest.model.defaults, settings)  # wrong ones are known at once
     condition, labels = conditions(opened.manifest.model.condition, classes, text, count)
+    asked = {"class_ids": None, "text": None, **condition, "seed": seed}
+    checked_request(model_of(opened), settings=settings, **asked)  # before engines load
     with Generator.open(opened, backend=backend, device=device, precision=precision) as generator:
         with errors.status("generating (the first run here compiles the kernels, once)"):
             result = generator.generate(**condition, seed=seed, **settings)

@@ -19,6 +19,7 @@ from fewstep.runtime.doctor import diagnose
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.progress import Progress, no_progress
+from fewstep.runtime.settings import settings_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Percentiles:
 class Measurement:
     """Times of one contender over ``runs`` runs.
 
-    ``settings``: those of its requests that were given. ``stages_ms``: per stage. ``overhead``:
+    ``settings``: of its requests, complete. ``stages_ms``: per stage. ``overhead``:
     median of (total − graphs) / graphs, the share that the loop adds; ``None`` where stages are not
     known. ``images_per_s`` is from the median.
     """
@@ -109,7 +110,8 @@ def contender(generator: Generator, *, batch: int, settings: Mapping[str, Any]) 
     def run() -> Mapping[str, float]:
         return generator.run(request).timings_ms
 
-    return Contender(run, batch, dict(settings), graphs)
+    complete = settings_of(generator.model.info.defaults, settings)
+    return Contender(run, batch, generator.family.complete(generator.model, complete), graphs)
 
 
 def measure(

@@ -68,7 +68,10 @@ class ClassCondition(Strict):
         Raises:
             RequestError: empty, not integers, or out of range.
         """
-        ids = np.atleast_1d(np.asarray(class_ids))
+        try:
+            ids = np.atleast_1d(np.asarray(class_ids))
+        except ValueError:  # rows of different lengths
+            raise RequestError(f"class_ids must be a list of integers, got {class_ids!r}") from None
         if ids.size == 0 or ids.ndim != 1 or ids.dtype.kind not in "iu":
             is_array = isinstance(class_ids, np.ndarray)
             found = f"{ids.dtype} {list(ids.shape)}" if is_array else repr(class_ids)

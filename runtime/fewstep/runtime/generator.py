@@ -22,8 +22,8 @@ from fewstep.runtime.devices import Array, ClosedOnExit, Device, Workspace
 from fewstep.runtime.engines import Engine
 from fewstep.runtime.engines.on_gpu import EnginesOnGpu
 from fewstep.runtime.engines.select import Wanted, open_backend
-from fewstep.runtime.errors import DeviceError, RequestError
-from fewstep.runtime.families import family_of, model_of
+from fewstep.runtime.errors import DeviceError, RequestError, choose
+from fewstep.runtime.families import Model, family_of, model_of
 from fewstep.runtime.memory import MAX_PLAN_BYTES, Plans
 from fewstep.runtime.program import PIXELS
 from fewstep.runtime.request import seeds_of
@@ -148,8 +148,11 @@ class Generator(ClosedOnExit):
         """Run a graph by another engine from now on; the one before is closed, and plans with it.
 
         Raises:
+            RequestError: no such graph.
             DeviceError: the generator is closed.
         """
+        if graph not in self.engines:
+            raise RequestError(choose("graph", graph, self.engines))
         self.plans.close()
         self.engines[graph].close()
         self.engines[graph] = engine
@@ -201,11 +204,9 @@ class Generator(ClosedOnExit):
         Raises:
             RequestError: an argument the bundle cannot serve.
         """
-        info = self.model.info
-        condition = condition_of(info.condition, class_ids, text)
-        seeds = seeds_of(seed, len(condition))
-        chosen = settings_of(info.defaults, settings)
-        return self.family.request(self.model, condition, seeds, chosen, edit)
+        return checked_request(
+            self.model, class_ids=class_ids, text=text, seed=seed, edit=edit, settings=settings
+        )
 
     def run(self, request: Any) -> Result:
         """Serve a checked request, in batches of at most ``max_batch``.
@@ -258,6 +259,26 @@ class Generator(ClosedOnExit):
             for engine in self.engines.values():
                 stack.callback(engine.close)
             stack.callback(plans.close)
+
+
+def checked_request(
+    model: Model,
+    *,
+    class_ids: Sequence[int] | None,
+    text: Array | None,
+    seed: int | Sequence[int],
+    settings: Mapping[str, Any],
+    edit: Mapping[str, Array] | None = None,
+) -> Any:
+    """A request of a model's family, checked without engines; arguments as of :class:`Generator`.
+
+    Raises:
+        RequestError: an argument the bundle cannot serve.
+    """
+    condition = condition_of(model.info.condition, class_ids, text)
+    seeds = seeds_of(seed, len(condition))
+    chosen = settings_of(model.info.defaults, settings)
+    return family_of(model.info.kind).request(model, condition, seeds, chosen, edit)
 
 
 def batches(count: int, most: int) -> list[slice]:

@@ -109,7 +109,7 @@ def planned_decode(bundle: Bundle, *, batch: int = 1, **settings: Any) -> Planne
     graphs = [bundle.graph(name) for name in program.graphs]
     files = dict.fromkeys(file for graph in graphs for file in graph.files)
     weights = sum(bundle.manifest.files[file].bytes for file in files)
-    return PlannedDecode(model, batch, chosen.model_dump(), key, program, weights)
+    return PlannedDecode(model, batch, family.complete(model, chosen), key, program, weights)
 
 
 def described(op: Op) -> dict[str, str]:

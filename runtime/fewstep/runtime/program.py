@@ -8,7 +8,7 @@ operation; profiles, estimates and tables read it. None of them knows what is de
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy.typing as npt
@@ -171,6 +171,8 @@ class Program:
         for op in self.ops:
             for view in views_of(op):
                 wrong = view.wrong_in(known)
+                if not wrong and view.buffer in self.decisions and view.index is None:
+                    wrong = "what is decided is read and written a step at a time, by its index"
                 if not wrong and isinstance(op, Run) and view.offset_in(known) % ALIGNMENT:
                     wrong = f"it does not start at a multiple of {ALIGNMENT} bytes"
                 if wrong:
@@ -197,12 +199,17 @@ class Program:
         """Stages that graphs run in."""
         return frozenset(op.stage or op.graph for op in self.ops if isinstance(op, Run))
 
-    def upstream(self, graph: str) -> Program:
-        """The operations that runs of a graph depend on, where all decisions are given."""
+    def upstream(self, graph: str, outputs: Mapping[str, Collection[str]]) -> Program:
+        """The operations that runs of a graph depend on, where all decisions are given.
+
+        Args:
+            graph: name of the graph.
+            outputs: names of the outputs of every graph.
+        """
         needed: set[str] = set()
         kept: list[Op] = []
         for op in reversed(self.ops):
-            written = {view.buffer for view in written_by(op)} - set(self.decisions)
+            written = {view.buffer for view in _written_by(op, outputs)} - set(self.decisions)
             if (isinstance(op, Run) and op.graph == graph) or written & needed:
                 kept.append(op)
                 needed |= {view.buffer for view in views_of(op)}
@@ -225,8 +232,7 @@ def views_of(op: Op) -> tuple[View, ...]:
     return op.target, op.source
 
 
-def written_by(op: Op) -> tuple[View, ...]:
-    """The views that an operation may write: of a run, all that it is bound to."""
-    if isinstance(op, Launch):
-        return tuple(op.views[name] for name in op.writes)
-    return tuple(op.bindings.values()) if isinstance(op, Run) else (op.target,)
+def _written_by(op: Op, outputs: Mapping[str, Collection[str]]) -> tuple[View, ...]:
+    if isinstance(op, Run):
+        return tuple(op.bindings[name] for name in outputs[op.graph])
+    return tuple(op.views[name] for name in op.writes) if isinstance(op, Launch) else (op.target,)

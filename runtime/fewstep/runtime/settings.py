@@ -103,5 +103,8 @@ def problems(error: ValidationError) -> str:
     found = []
     for each in error.errors():
         place = ".".join(map(str, each["loc"]))
-        found.append(f"{place} {each['msg'].removeprefix('Value error, ')}".strip())
+        text = each["msg"].removeprefix("Value error, ")
+        if "got" not in text:  # pydantic's own do not say what came
+            text = f"{text[0].lower()}{text[1:]}, got {each['input']!r}"
+        found.append(f"{place} {text}".strip())
     return "; ".join(found)

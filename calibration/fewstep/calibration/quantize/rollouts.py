@@ -22,7 +22,7 @@ from fewstep.build.recorded_inputs import row_axis
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.condition import ClassCondition, Condition
 from fewstep.runtime.devices import Array
-from fewstep.runtime.errors import RequestError
+from fewstep.runtime.errors import EngineError, RequestError
 from fewstep.runtime.families import Family, Model
 from fewstep.runtime.generator import Generator, batches
 from fewstep.runtime.observe import Call, observe
@@ -108,10 +108,21 @@ def record(
             program = family.program(model, family.key(model, request, images, constants=False))
             inputs = family.inputs(model, request, rows)
             for call in observe(program, generator.device, generator.engines, inputs):
+                _require_finite(call)
                 if call.graph == graph:
                     passes.append(_pass(family, model, call, images))
             progress(what, rows.stop / count)
     return Rollouts(tuple(passes))
+
+
+def _require_finite(call: Call) -> None:
+    """Raise ``EngineError`` if a graph gave NaN or +∞; −∞ excludes a code."""
+    for name, value in call.outputs.items():
+        if value.dtype.kind == "f" and not (value < np.inf).all():
+            raise EngineError(
+                f"graph '{call.graph}' gave NaN or infinite numbers in '{name}' while rollouts "
+                "were made; see which layer with: fewstep verify --layers"
+            )
 
 
 def conditions(info: Condition, count: int, seed: int, text: Array | None) -> Array:

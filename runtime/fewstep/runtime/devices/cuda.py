@@ -217,7 +217,11 @@ class CudaDevice:
     ) -> CudaReplay:
         """Run the sequence, so that engines settle, capture it into a graph, and try that."""
         self.require()
-        for _ in range(warm_up):
+        for turn in range(warm_up):
+            if workspace is not None and turn == warm_up - 1:
+                # What the sequence does not write is then the same as in the trial of the replay.
+                assert isinstance(workspace, CudaWorkspace)
+                workspace.poison()
             sequence()
             self.synchronize()
         self.timeline.take()

@@ -76,6 +76,11 @@ class Model:
     graphs: Mapping[str, Tensors]
     arrays: Mapping[str, Array] = field(default_factory=dict)
 
+    @property
+    def outputs(self) -> dict[str, tuple[str, ...]]:
+        """Names of the outputs of every graph."""
+        return {name: tuple(graph.outputs) for name, graph in self.graphs.items()}
+
 
 class Key(Hashable, Protocol):
     """What a program is made for; everything else of a request is its inputs.
@@ -214,11 +219,27 @@ class Family(ABC):
         return None
 
 
+_RESERVED = frozenset(
+    (
+        *("class_ids", "classes", "text", "seed", "edit", "count", "batch", "runs"),
+        *("backend", "device", "precision", "threads", "profile", "out", "out_path", "trace"),
+        *("plan", "json_file", "as_json", "rollouts", "held_out", "method", "percentile", "keep"),
+        *("auto", "cache", "repeat", "force"),
+    )
+)
+"""Arguments of ``Generator.generate`` and of the commands that take settings."""
+
 _registered: dict[str, Family] = {}
 
 
 def register(family: Family) -> None:
-    """Make a family that lives elsewhere known, in the place of any of its kind."""
+    """Make a family that lives elsewhere known, in the place of any of its kind.
+
+    Raises:
+        ValueError: a setting has the name of an argument that every request or command has.
+    """
+    if taken := sorted(_RESERVED & family.Settings.model_fields.keys()):
+        raise ValueError(f"settings of {family.kind} cannot be called {', '.join(taken)}")
     _registered[family.kind] = family
 
 

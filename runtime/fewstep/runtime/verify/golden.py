@@ -156,7 +156,7 @@ def replay(
             index for index, (run, _) in enumerate(program.runs()) if graph in (None, run.graph)
         ]
         calls = observe(
-            program if graph is None else program.upstream(graph),
+            program if graph is None else program.upstream(graph, model.outputs),
             generator.device,
             generator.engines,
             family.inputs(model, request, rows),

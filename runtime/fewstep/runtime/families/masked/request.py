@@ -55,9 +55,7 @@ def masked_request(
     """
     chosen, steps = check_settings(model, settings), settings.steps
     fixed = chosen if isinstance(chosen, Schedule) else None
-    kept = dict(edit or {})
-    if kept:
-        _check_kept(model, len(condition), kept)
+    kept = {} if edit is None else _kept(model, len(condition), edit)
     return MaskedRequest(
         condition=condition,
         seeds=seeds,
@@ -118,7 +116,8 @@ def _policy(model: MaskedModel, name: str, steps: int) -> str | None:
     return graph if graph in model.policies else None
 
 
-def _check_kept(model: MaskedModel, images: int, kept: Mapping[str, Array]) -> None:
+def _kept(model: MaskedModel, images: int, kept: Mapping[str, Array]) -> dict[str, Array]:
+    """What is kept, checked, in the types of its buffers."""
     if kept.keys() != {"given", "mask"}:
         raise RequestError("tokens to keep need both `given` and `mask`")
     shape = [images, model.num_tokens]
@@ -131,3 +130,5 @@ def _check_kept(model: MaskedModel, images: int, kept: Mapping[str, Array]) -> N
     ids = np.asarray(kept["given"])[np.asarray(kept["mask"]) == 0]
     if ids.size and not (ids.min() >= 0 and ids.max() < model.codebook_size):
         raise RequestError(f"tokens to keep must be codes, 0 … {model.codebook_size - 1}")
+    given, mask = np.asarray(kept["given"]), np.asarray(kept["mask"]) != 0
+    return {"given": given.astype(np.int32), "mask": mask.astype(np.uint8)}

@@ -71,7 +71,7 @@ class Schedule:
             raise RequestError(choose("schedule", self.mask_ratio, [*MASK_RATIOS, POLICY]))
         for name in RAMPS:
             try:
-                ramp(getattr(self, name))
+                object.__setattr__(self, name, ramp(getattr(self, name)))
             except ValueError as error:
                 raise RequestError(f"{name} {error}") from error
 
