@@ -309,7 +309,7 @@ def test_json_has_everything(fewstep: Terminal, tiny_bundle: Path) -> None:
     data = json.loads(outcome.out, parse_constant=_refuse)
     assert (outcome.code, data["kind"]) == (0, "bound, not a measurement")
     assert data["batch"] == 2
-    assert (data["settings"]["steps"], data["settings"]["schedule"]) == (4, "policy")
+    assert (data["settings"]["steps"], data["settings"]["schedule"]) == (4, "policy-exported")
     assert (data["key"]["guided"], data["key"]["policy"]) == (True, "policy")
     assert [each["graph"] for each in data["graphs"]] == ["transformer", "policy", "decoder"]
     (device,) = data["devices"]

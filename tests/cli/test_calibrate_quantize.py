@@ -129,7 +129,7 @@ def test_text_is_read(
         ("--precision int4", "unknown precision 'int4'; expected one of: fp8, int8"),
         ("--method max", "unknown method 'max'"),
         ("--rollouts 0", "--rollouts must be at least 1, got 0"),
-        ("--max-kl 1 --by block", "--by, --max-kl go with --auto; pass it, or leave them out"),
+        ("--max-kl 1 --by block", "only --auto takes --by, --max-kl: pass --auto too"),
         ("--auto --by step", "unknown unit for --by 'step'"),
         ("--repeat --auto --seed 1", "--repeat takes that from the bundle: leave out --seed, --au"),
         ("--repeat --steps 2", "--repeat takes that from the bundle: leave out --steps"),

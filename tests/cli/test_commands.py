@@ -150,7 +150,7 @@ _RTX = ["--backend", "tensorrt-rtx"]
         ),
         (["build", "{bundle}", "--kernels", "--compute-capability", "8.7", "3.5"], "'3.5'"),
         (["inspect", "{bundle}", "--plan", "--batch", 0], "at least 1, got 0"),
-        (["inspect", "{bundle}", "--batch", 1], "go with --plan"),
+        (["inspect", "{bundle}", "--batch", 1], "pass --plan too"),
         (["generate", "{bundle}", "--class", 0, "--device", "cudda"], "Did you mean 'cuda'?"),
         (["generate", "{bundle}", "--class", 0, "--device", "cuda:-1"], "unknown device"),
         (["generate", "{bundle}", "--class", 0, "--device", "cuda:²"], "unknown device"),

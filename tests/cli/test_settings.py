@@ -71,7 +71,7 @@ def test_a_setting_of_another_family_is_one_line(
 ) -> None:
     outcome = fewstep(*command.split(), tiny_bundle, "--extra-care", 1)
     assert (outcome.code, outcome.out, outcome.err.count("\n")) == (1, "", 1)
-    expected = "go with --plan" if command == "inspect" else "unknown setting 'extra_care'"
+    expected = "pass --plan too" if command == "inspect" else "unknown setting 'extra_care'"
     assert expected in outcome.err
 
 
@@ -114,6 +114,13 @@ def test_choices_are_listed_once(fewstep: Terminal, tiny_bundle: Path) -> None:
     assert len(set(listed)) == len(listed)
 
 
+@pytest.mark.parametrize("command", ["generate --class 0", "inspect --plan", "estimate"])
+def test_a_setting_is_given_once(fewstep: Terminal, tiny_bundle: Path, command: str) -> None:
+    outcome = fewstep(*command.split(), tiny_bundle, "--steps", 4, "--steps", 8)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "--steps takes one value, got 4, 8" in outcome.err
+
+
 @pytest.mark.parametrize("spelled", ["2", "2:2", "2.0"])
 def test_a_number_and_a_ramp_to_itself_are_one(
     fewstep: Terminal, tiny_bundle: Path, spelled: str
@@ -131,13 +138,17 @@ def test_bench_times_every_combination(
     shown = fewstep("bench", tiny_bundle, *wish, "--json", report)
     assert (shown.code, shown.err) == (0, "")
     measured = json.loads(report.read_text())["measurements"]
-    found = [(each["batch"], *each["settings"].values()) for each in measured]
+    found = [
+        (each["batch"], each["settings"]["steps"], each["settings"]["schedule"])
+        for each in measured
+    ]
     assert found == [
         (batch, steps, schedule)
         for batch in (1, 2)
-        for steps in ("1", "2")
-        for schedule in ("linear", "policy")
+        for steps in (1, 2)
+        for schedule in ("linear", "policy-exported")
     ]
+    assert measured[0]["settings"]["guidance"] == [0.0, 3.0]  # complete, whatever was given
     assert measured[0]["name"] == "batch 1, steps 1, schedule linear"
     assert len({each["name"] for each in measured}) == 8
 

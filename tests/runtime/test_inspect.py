@@ -135,7 +135,8 @@ def test_a_policy_adds_its_buffers_and_changes_no_other(tiny_bundle: Path) -> No
 def test_defaults_are_those_of_the_bundle(tiny_bundle: Path) -> None:
     planned = planned_decode(_with_defaults(tiny_bundle, steps=5, schedule="policy"))
     assert (planned.key.batch, planned.key.steps, planned.key.policy) == (1, 5, "policy")
-    assert planned.settings["guidance"] == (0.0, 3.0)
+    # The policy decides guidance and temperatures.
+    assert planned.settings == {"steps": 5, "schedule": "policy-exported"}
 
 
 @pytest.mark.parametrize("schedule", [None, "linear", "policy"])

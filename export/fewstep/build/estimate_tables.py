@@ -8,6 +8,7 @@ from rich.table import Table
 
 from fewstep.build.estimate import Estimate, GpuBounds, PrecisionBound
 from fewstep.build.roofline import LAUNCH, WIDTH_BYTES, StageBound
+from fewstep.cli.tables import settings_text
 
 TITLE = "Bound, not a measurement"
 _GIB = 1 << 30
@@ -21,7 +22,7 @@ def estimate_tables(found: Estimate, *, stages: bool) -> list[Table]:
 
 def _summary_table(found: Estimate) -> Table:
     plan = found.plan
-    settings = ", ".join(f"{name} {value}" for name, value in plan.settings.items())
+    settings = settings_text(plan.settings)
     title = f"{TITLE}: {found.bundle.manifest.name}, batch {plan.batch}; {settings}"
     times = ("Image, ms", "Launches, ms")
     table = _table(title, "Device", "Precision", *times, "Limit", "GiB", "Fits")

@@ -137,7 +137,7 @@ def _check_together(
     if repeat and taken:
         raise RequestError(f"--repeat takes that from the bundle: leave out {', '.join(taken)}")
     if idle and not auto:
-        raise RequestError(f"{', '.join(idle)} go with --auto; pass it, or leave them out")
+        raise RequestError(f"only --auto takes {', '.join(idle)}: pass --auto too")
 
 
 def _spelled(options: dict[str, Any]) -> list[str]:

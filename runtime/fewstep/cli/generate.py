@@ -53,11 +53,13 @@ def generate_command(
     from fewstep.runtime.bundle import Bundle
     from fewstep.runtime.families import model_of
     from fewstep.runtime.generator import Generator, checked_request
+    from fewstep.runtime.settings import settings_of
 
     pictures.check_suffix(out_path)
     if trace is not None:
         animation.check_suffix(trace)
     opened, settings = Bundle.read(bundle), given(context)
+    settings_of(opened.manifest.model.defaults, settings)
     condition, labels = conditions(opened.manifest.model.condition, classes, text, count)
     asked = {"class_ids": None, "text": None, **condition, "seed": seed}
     checked_request(model_of(opened), settings=settings, **asked)  # before engines load

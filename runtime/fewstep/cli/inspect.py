@@ -38,7 +38,7 @@ def inspect_command(
         show(planned.as_dict(), plan_tables(planned), as_json)
         return
     if batch is not None or settings:
-        raise RequestError("--batch and settings go with --plan; pass it, or leave them out")
+        raise RequestError("only --plan takes --batch and settings: pass --plan too")
     inspection = inspect(Bundle.read(bundle))
     show(inspection.as_dict(), inspect_tables(inspection), as_json)
     if inspection.damage:

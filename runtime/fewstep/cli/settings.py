@@ -16,6 +16,8 @@ import typer
 from typer.core import TyperCommand
 from typer.main import get_command
 
+from fewstep.runtime.errors import RequestError
+
 _GIVEN = "fewstep.settings"
 _ABSENT: tuple[Any, ...] = (None, (), [])
 _PANEL = "Settings of the bundle's family"
@@ -34,7 +36,12 @@ class SettingsCommand(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         """Put the settings aside: the command's function has no arguments for them."""
         values = {option.name: ctx.params.pop(option.name) for option in self._settings}
-        ctx.meta[_GIVEN] = {name: each for name, each in values.items() if each not in _ABSENT}
+        found = {name: each for name, each in values.items() if each not in _ABSENT}
+        for name, each in found.items():
+            if not self.repeated and len(each) > 1:
+                option = f"--{name.replace('_', '-')}"
+                raise RequestError(f"{option} takes one value, got {', '.join(each)}")
+        ctx.meta[_GIVEN] = found if self.repeated else {n: each[0] for n, each in found.items()}
         return super().invoke(ctx)
 
     @functools.cached_property
@@ -62,13 +69,12 @@ def combinations(context: typer.Context) -> list[dict[str, Any]]:
 
 def _options(repeated: bool) -> list[Any]:
     """The settings of all families as typer makes options of a function's arguments."""
-    kind: Any = list[str] if repeated else str
     panel = _PANEL_REPEATED if repeated else _PANEL
     arguments = []
     for name, text in _helps().items():
         option = typer.Option(help=text, metavar="VALUE", rich_help_panel=panel)
         keyword = inspect.Parameter.KEYWORD_ONLY
-        annotation = Annotated[kind | None, option]
+        annotation = Annotated[list[str] | None, option]
         arguments.append(inspect.Parameter(name, keyword, default=None, annotation=annotation))
 
     def function() -> None: ...

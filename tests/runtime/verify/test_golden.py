@@ -220,7 +220,8 @@ def test_recordings_of_before_are_refused_with_the_command_that_made_the_bundle(
     rehash(bundle_copy, provenance=provenance.model_dump())
     with pytest.raises(BundleError, match="recorded by an older fewstep") as caught:
         recordings(Bundle.read(bundle_copy))
-    assert str(caught.value).endswith(f"; export the bundle again, it was made with: {command}")
+    expected = f"; export the bundle again, it was made with: {command} --force"
+    assert str(caught.value).endswith(expected)
 
 
 def test_a_file_that_is_no_archive_is_refused(bundle_copy: Path) -> None:

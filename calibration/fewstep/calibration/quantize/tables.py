@@ -7,6 +7,7 @@ from rich.table import Table
 
 from fewstep.calibration.quantize.flow import Outcome
 from fewstep.calibration.quantize.plots import is_kept
+from fewstep.cli.tables import settings_text
 from fewstep.runtime.records import QuantizationInfo
 
 _WHO = {"rules": "default rules", "user": "--keep", "auto": "--auto"}
@@ -46,7 +47,7 @@ def _summary(outcome: Outcome) -> Table:
         "other layers": record.other_layers,
         "ranges": f"{record.method}{f' {record.percentile:g}' if record.percentile else ''} of "
         f"{record.rollouts} rollouts, seeds {first} … {held_out - 1}",
-        "settings": ", ".join(f"{name} {value}" for name, value in record.settings.items()),
+        "settings": settings_text(record.settings),
         "held out": f"{record.held_out} rollouts, seeds {held_out} … "
         f"{held_out + record.held_out - 1}",
         "KL from fp32": f"{record.kl_nats:.2e} nats per token",

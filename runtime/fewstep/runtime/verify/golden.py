@@ -184,10 +184,12 @@ def recordings(bundle: Bundle) -> dict[str, Recording]:
     model, read = model_of(bundle), {}
     for name, arrays in found.items():
         if "settings" not in arrays and "sampled" in arrays:
-            made = manifest.provenance.command
+            made = manifest.provenance.command or "fewstep export"
+            if made.startswith("fewstep export ") and "--force" not in made:
+                made += " --force"
             raise BundleError(
                 f"{place} was recorded by an older fewstep; export the bundle again, it was made "
-                f"with: {made or 'fewstep export'}"
+                f"with: {made}"
             )
         try:
             read[name] = _recording(name, arrays)
