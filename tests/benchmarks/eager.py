@@ -22,7 +22,7 @@ def parameters(model: MaskedModel, schedule: str, steps: int) -> Tensor:
     fixed = Schedule(
         schedule, ramps.guidance, ramps.sampling_temperature, ramps.masking_temperature
     )
-    return torch.from_numpy(fixed.parameters(steps, model.num_tokens))
+    return torch.tensor(fixed.parameters(steps, model.num_tokens))
 
 
 class EagerSampler:
