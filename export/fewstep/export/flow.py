@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fewstep import __version__
 from fewstep.export.config import read_config
 from fewstep.export.golden import GOLDEN_FILE, record
@@ -24,7 +22,7 @@ from fewstep.export.source import Exportable, Source, sources
 from fewstep.export.torch_engine import TorchEngine
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import CheckpointError, RequestError, choose
-from fewstep.runtime.families import Model, family_of
+from fewstep.runtime.families import Model, example_request
 from fewstep.runtime.files import replacing_folder, sha256
 from fewstep.runtime.manifest import MANIFEST_NAME, CheckpointInfo, Manifest, Provenance
 from fewstep.runtime.progress import Progress, no_progress
@@ -70,7 +68,7 @@ def export(
     with replacing_folder(out, overwrite=overwrite, marker=MANIFEST_NAME) as folder:
         progress("reading checkpoints", 0.0)
         exportable = source.load(given, config)
-        _check_defaults(source, exportable)
+        _check_defaults(exportable)
         for name, content in exportable.files.items():
             (folder / name).write_bytes(content)
         engines, graphs = {}, {}
@@ -110,13 +108,11 @@ def _check_given(source: Source, given: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{source.name} needs {', '.join(needed)}")
 
 
-def _check_defaults(source: Source, exportable: Exportable) -> None:
+def _check_defaults(exportable: Exportable) -> None:
     """Refuse defaults that no generation could use, before the long work."""
     info = exportable.model
-    model, condition = Model(info, graphs={}), info.condition.examples(1)
-    defaults, seeds = settings_of(info.defaults, {}), np.zeros(1, np.uint64)
     try:
-        family_of(source.kind).request(model, condition, seeds, defaults)
+        example_request(Model(info, graphs={}), settings_of(info.defaults, {}))
     except RequestError as error:
         raise CheckpointError(f"the configuration's defaults: {error}") from error
 

@@ -6,11 +6,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import RequestError
-from fewstep.runtime.families import Model, family_of, model_of
+from fewstep.runtime.families import Model, example_request, family_of, model_of
 from fewstep.runtime.program import Launch, Op, Program, Run, View
 from fewstep.runtime.settings import settings_of
 
@@ -102,9 +100,7 @@ def planned_decode(bundle: Bundle, *, batch: int = 1, **settings: Any) -> Planne
         raise RequestError(f"batch must be a whole number, at least 1, got {batch}")
     model, family = model_of(bundle), family_of(bundle.manifest.model.kind)
     chosen = settings_of(model.info.defaults, settings)
-    condition, seeds = model.info.condition.examples(batch), np.arange(batch, dtype=np.uint64)
-    request = family.request(model, condition, seeds, chosen)
-    key = family.key(model, request, batch)
+    key = family.key(model, example_request(model, chosen, batch), batch)
     program = family.program(model, key)
     graphs = [bundle.graph(name) for name in program.graphs]
     files = dict.fromkeys(file for graph in graphs for file in graph.files)

@@ -62,8 +62,8 @@ def observe(
         workspace.send()
         for op in program.ops:
             for view in _read_by(op, engines):
-                if view.buffer in wanted:
-                    target, row = binder.buffer(view), wanted[view.buffer][view.index or 0]
+                if view.buffer in wanted and view.index is not None:  # a decision's always has one
+                    target, row = binder.buffer(view), wanted[view.buffer][view.index]
                     device.upload(target, _fitted(row, target.shape).astype(target.dtype))
             binder.call(op)()
             if isinstance(op, Run):

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from fewstep.runtime.devices import Array, Buffer, Device, Direct, Replay, Workspace
 from fewstep.runtime.engines import BoundEngine, Engine
 from fewstep.runtime.errors import EngineError, FewstepError
-from fewstep.runtime.program import ERROR, Copy, Op, Program, Run, View
+from fewstep.runtime.program import ERROR, Copy, Op, Program, Run, View, stage_of
 
 Call = Callable[[], None]
 
@@ -64,10 +64,14 @@ class Binder:
         for bound in self._bound.values():
             bound.require_capturable()
 
-    def close(self) -> None:
-        """Release the bindings, once what was enqueued on them is over; closing twice is fine."""
+    def settle(self) -> None:
+        """Wait for what an interrupted run left on the device: it may need what is released."""
         with contextlib.suppress(FewstepError):
             self._device.synchronize()
+
+    def close(self) -> None:
+        """Release the bindings, once what was enqueued on them is over; closing twice is fine."""
+        self.settle()
         while self._bound:
             self._bound.popitem()[1].close()
 
@@ -134,7 +138,7 @@ class Plan:
         try:
             self.replay()
         except BaseException:  # half of it may still be running, and reading the inputs
-            self._settle()
+            self._binder.settle()
             raise
         self._device.synchronize()
         if self.workspace.read(ERROR)[0]:
@@ -145,15 +149,10 @@ class Plan:
 
     def close(self) -> None:
         """Release graph, bindings and buffers; closing twice is fine."""
-        self._settle()
+        self._binder.settle()
         self.replay.close()
         self._binder.close()
         self.workspace.close()
-
-    def _settle(self) -> None:
-        """Wait for what an interrupted run left on the device: it may need what is released."""
-        with contextlib.suppress(FewstepError):
-            self._device.synchronize()
 
     def _captured(self) -> Replay:
         if not all(engine.capturable for engine in self._used):
@@ -182,7 +181,7 @@ def _by_stage(program: Program, binder: Binder) -> list[tuple[str, list[Call]]]:
     """The calls of all operations in order, neighbours of one stage together."""
     stages: list[tuple[str, list[Call]]] = []
     for op in program.ops:
-        stage = op.stage or (op.graph if isinstance(op, Run) else "")
+        stage = stage_of(op)
         if not stages or stages[-1][0] != stage:
             stages.append((stage, []))
         stages[-1][1].append(binder.call(op))

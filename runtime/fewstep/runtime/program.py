@@ -197,7 +197,7 @@ class Program:
     @property
     def engine_stages(self) -> frozenset[str]:
         """Stages that graphs run in."""
-        return frozenset(op.stage or op.graph for op in self.ops if isinstance(op, Run))
+        return frozenset(stage_of(op) for op in self.ops if isinstance(op, Run))
 
     def upstream(self, graph: str, outputs: Mapping[str, Collection[str]]) -> Program:
         """The operations that runs of a graph depend on, where all decisions are given.
@@ -221,6 +221,11 @@ class Program:
         for op in self.ops:
             if isinstance(op, Run):
                 yield op, {name: view.shape_in(known) for name, view in op.bindings.items()}
+
+
+def stage_of(op: Op) -> str:
+    """What the time of an operation counts for; empty if for nothing."""
+    return op.stage or (op.graph if isinstance(op, Run) else "")
 
 
 def views_of(op: Op) -> tuple[View, ...]:

@@ -8,11 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-import numpy as np
-
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import RequestError, choose
-from fewstep.runtime.families import family_of, model_of
+from fewstep.runtime.families import example_request, family_of, model_of
 from fewstep.runtime.records import (
     AutoChoice,
     GraphInfo,
@@ -138,8 +136,7 @@ def _complete(bundle: Bundle, generation: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of the rollouts with nothing left open, as JSON has them."""
     family, model = family_of(bundle.manifest.model.kind), model_of(bundle)
     settings = settings_of(model.info.defaults, generation)
-    shown = model.info.condition.examples(1)
-    family.request(model, shown, np.zeros(1, np.uint64), settings)
+    example_request(model, settings)
     found: dict[str, Any] = json.loads(json.dumps(family.complete(model, settings)))
     return found
 

@@ -34,7 +34,7 @@ TensorKind = Literal[
 """What a tensor holds, which decides the metrics that it is compared by."""
 
 
-class ModelInfo(Strict):
+class ModelInfo(Strict, ABC):
     """What a manifest says of the model; every family adds its own fields.
 
     ``kind`` names the family. ``image_size``: height and width in pixels.
@@ -45,13 +45,13 @@ class ModelInfo(Strict):
     condition: ClassCondition | TextCondition
     defaults: Settings
 
+    @abstractmethod
     def tensor_shapes(self) -> dict[tuple[str, str], tuple[int | str, ...]]:
         """Shape of every (graph, tensor) that programs bind; a name stands for what may vary."""
-        raise NotImplementedError
 
+    @abstractmethod
     def describe(self) -> dict[str, str]:
         """What ``fewstep inspect`` shows of the model: a heading and a text a line."""
-        raise NotImplementedError
 
 
 class Tensors(Protocol):
@@ -275,3 +275,13 @@ def model_of(bundle: Bundle, graphs: Mapping[str, Tensors] | None = None) -> Mod
     manifest = bundle.manifest
     arrays = family_of(manifest.model.kind).arrays(bundle)
     return Model(manifest.model, manifest.graphs if graphs is None else graphs, arrays)
+
+
+def example_request(model: Model, settings: Settings, images: int = 1) -> Any:
+    """A request for examples of the model's condition: it checks settings, and needs no engines.
+
+    Raises:
+        RequestError: settings that the model cannot serve.
+    """
+    condition, seeds = model.info.condition.examples(images), np.arange(images, dtype=np.uint64)
+    return family_of(model.info.kind).request(model, condition, seeds, settings)

@@ -195,11 +195,11 @@ def recordings(bundle: Bundle) -> dict[str, Recording]:
             read[name] = _recording(name, arrays)
             _check(read[name], family_of(manifest.model.kind), model)
         except (KeyError, ValueError, TypeError, RequestError) as error:
-            raise BundleError(f"{place}: '{name}' {_told(error)}; {again}") from error
+            raise BundleError(f"{place}: '{name}' {_problem(error)}; {again}") from error
     return read
 
 
-def _told(error: Exception) -> str:
+def _problem(error: Exception) -> str:
     return f"lacks {error.args[0]}" if isinstance(error, KeyError) else f"does not fit: {error}"
 
 

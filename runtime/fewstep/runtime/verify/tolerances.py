@@ -51,6 +51,16 @@ class Tolerances:
     latent_error: float = math.inf
 
 
+_EIGHT_BITS = Tolerances(
+    logit_error=3e-1,
+    mean_logit_error=3e-2,
+    argmax_agreement=0.80,
+    kl_nats=5e-2,
+    action_error=3e-1,
+    psnr_db=25.0,
+    token_agreement=0.1,
+)
+
 TOLERANCES: dict[str, Tolerances] = {
     # Differences of rounding only; a free-running token may flip on a tie.
     "fp32": Tolerances(
@@ -82,22 +92,6 @@ TOLERANCES: dict[str, Tolerances] = {
         psnr_db=32.0,
         token_agreement=0.3,
     ),
-    "int8": Tolerances(
-        logit_error=3e-1,
-        mean_logit_error=3e-2,
-        argmax_agreement=0.80,
-        kl_nats=5e-2,
-        action_error=3e-1,
-        psnr_db=25.0,
-        token_agreement=0.1,
-    ),
-    "fp8": Tolerances(
-        logit_error=3e-1,
-        mean_logit_error=3e-2,
-        argmax_agreement=0.80,
-        kl_nats=5e-2,
-        action_error=3e-1,
-        psnr_db=25.0,
-        token_agreement=0.1,
-    ),
+    "int8": _EIGHT_BITS,
+    "fp8": _EIGHT_BITS,
 }

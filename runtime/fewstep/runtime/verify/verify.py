@@ -41,7 +41,7 @@ def verify(generator: Generator) -> Report:
 
 def _checks(generator: Generator, recording: Recording, tolerances: Tolerances) -> Iterator[Check]:
     for (graph, tensor), (actual, expected) in _outputs(generator, recording).items():
-        kind = generator.family.kinds.get(tensor, "other")
+        kind = generator.family.kinds[tensor]
         for name, metric in METRICS[kind].items():
             yield _check(graph, recording.name, name, metric(actual, expected), tolerances)
     wanted, found = _final(generator, recording)
@@ -71,7 +71,7 @@ def _outputs(
     for each in replay(generator, recording):
         run = recording.runs.get(each.index)
         for tensor, recorded in ({} if run is None else run.outputs).items():
-            kind = generator.family.kinds.get(tensor, "other")
+            kind = generator.family.kinds[tensor]
             actual = recording.kept(kind, each.call.outputs[tensor])
             halves = recorded.reshape(-1, count, *recorded.shape[1:])[:, each.images]
             pair = actual, halves.reshape(actual.shape)
