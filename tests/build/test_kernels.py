@@ -1,8 +1,7 @@
 """``fewstep build``: kernels into a bundle, again only when needed, and never half.
 
 Kernels are compiled for real, once per architecture and sources. Covered: what is compiled and what
-is up to date; forcing, subsets and damage; folders that are no bundle or cannot be written; full
-disks and interruptions at every point, after which the bundle is the one before or the one after.
+is up to date; forcing, subsets and damage; folders that are no bundle or cannot be written.
 """
 
 from __future__ import annotations
@@ -15,53 +14,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.build.kernel_builds import (
+    NEWEST_DRIVER,
+    Calls,
+    contents,
+    cubin_files,
+    keep_compiled,
+    usable,
+)
 
-from fewstep.build import stale
 from fewstep.build.kernels import build_kernels, dropped_kernels
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import BundleError, OutputError, RequestError
-from fewstep.runtime.files import replacing
-from fewstep.runtime.generator import Generator
 from fewstep.runtime.kernels import compile as compiling
 from fewstep.runtime.kernels.compile import KernelCompiler, kernel_sources
 from fewstep.runtime.kernels.cubins import load_cubin
-from fewstep.runtime.manifest import MANIFEST_NAME
-
-_NEWEST_DRIVER = (99, 0)
-_compile = KernelCompiler._compile
-_made: dict[tuple[str, str], tuple[bytes, str]] = {}
 
 Stamps = dict[str, tuple[int, int, str]]
 
 
-class Calls:
-    """What the compiler was asked for since it was last looked at."""
-
-    def __init__(self) -> None:
-        self._capabilities: list[str] = []
-
-    def add(self, capability: str) -> None:
-        self._capabilities.append(capability)
-
-    def take(self) -> list[str]:
-        taken, self._capabilities = self._capabilities, []
-        return taken
-
-
 @pytest.fixture(autouse=True)
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """Keep what was compiled, so that no test waits for the same cubin again."""
-    asked = Calls()
-
-    def once(self: KernelCompiler, capability: str) -> tuple[bytes, str]:
-        asked.add(capability)
-        key = (capability, compiling.sources_sha256())
-        if key not in _made:
-            _made[key] = _compile(self, capability)
-        return _made[key]
-
-    monkeypatch.setattr(KernelCompiler, "_compile", once)
-    return asked
+    """What the compiler is asked for; nothing is compiled twice."""
+    return keep_compiled(monkeypatch)
 
 
 @pytest.fixture
@@ -84,25 +59,6 @@ def _stamps(path: Path) -> Stamps:
     }
 
 
-def _contents(path: Path) -> dict[str, bytes]:
-    return {
-        each.relative_to(path).as_posix(): each.read_bytes()
-        for each in path.rglob("*")
-        if each.is_file()
-    }
-
-
-def _cubin_files(path: Path) -> list[Path]:
-    return sorted(path.rglob("*.cubin"))
-
-
-def _usable(path: Path) -> None:
-    """It reads, every listed file is whole, and images come out."""
-    assert Bundle.read(path).damage() == {}
-    with Generator.open(path, threads=1) as generator:
-        assert generator.generate(class_ids=[0], steps=1).images.shape == (1, 8, 8, 3)
-
-
 # --- building
 
 
@@ -111,11 +67,11 @@ def test_built_kernels_are_those_the_compiler_makes(bundle_copy: Path) -> None:
     assert compiled is not None
     bundle = Bundle.read(bundle_copy)
     for capability in ("7.5", "8.7"):
-        cubin = load_cubin(bundle, capability, _NEWEST_DRIVER)
+        cubin = load_cubin(bundle, capability, NEWEST_DRIVER)
         assert cubin == compiled.cubins[capability]
         assert cubin == KernelCompiler().compile([capability]).cubins[capability]
     assert {each.capability for each in compiled.resources} == {"7.5", "8.7"}
-    _usable(bundle_copy)
+    usable(bundle_copy)
 
 
 def test_without_capabilities_all_that_are_supported_are_built(
@@ -133,7 +89,7 @@ def test_two_bundles_get_the_same_files(tiny_bundle: Path, tmp_path: Path) -> No
     one, other = (Path(shutil.copytree(tiny_bundle, tmp_path / name)) for name in ("a", "b c"))
     for path in (one, other):
         build_kernels(path, ["8.7"])
-    assert _contents(one) == _contents(other)
+    assert contents(one) == contents(other)
 
 
 # --- up to date or not
@@ -151,15 +107,15 @@ def test_up_to_date_kernels_are_not_touched(
     assert _stamps(bundle_copy) == before
 
 
-def test_force_compiles_again_and_ends_with_the_same_contents(
+def test_force_compiles_again_and_ends_with_the_samecontents(
     bundle_copy: Path, calls: Calls
 ) -> None:
     build_kernels(bundle_copy, ["8.7"])
-    before = _contents(bundle_copy)
+    before = contents(bundle_copy)
     calls.take()
     assert build_kernels(bundle_copy, ["8.7"], force=True) is not None
     assert calls.take() == ["8.7"]
-    assert _contents(bundle_copy) == before
+    assert contents(bundle_copy) == before
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -175,7 +131,7 @@ def test_kernels_for_other_gpus_stay(bundle_copy: Path, calls: Calls, force: boo
     assert kernels is not None
     assert list(kernels.cubins) == expected
     assert dropped_kernels(kernels, compiled) == ""
-    _usable(bundle_copy)
+    usable(bundle_copy)
 
 
 def test_kernels_that_this_compiler_does_not_know_are_dropped_and_named(
@@ -207,13 +163,13 @@ def test_kernels_of_other_sources_are_replaced(
     bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build_kernels(bundle_copy, ["8.7"])
-    stale = _cubin_files(bundle_copy)
+    stale = cubin_files(bundle_copy)
     monkeypatch.setattr(compiling, "kernel_sources", kernel_sources)
     with pytest.raises(BundleError, match="another version of fewstep"):
-        load_cubin(Bundle.read(bundle_copy), "8.7", _NEWEST_DRIVER)
+        load_cubin(Bundle.read(bundle_copy), "8.7", NEWEST_DRIVER)
     assert build_kernels(bundle_copy, ["8.7"]) is not None
-    assert load_cubin(Bundle.read(bundle_copy), "8.7", _NEWEST_DRIVER)
-    fresh = _cubin_files(bundle_copy)
+    assert load_cubin(Bundle.read(bundle_copy), "8.7", NEWEST_DRIVER)
+    fresh = cubin_files(bundle_copy)
     assert len(fresh) == 1
     assert fresh != stale
 
@@ -245,11 +201,11 @@ def test_kernels_of_another_compiler_are_replaced(
 )
 def test_damaged_cubin_is_built_again(bundle_copy: Path, damage: Callable[[Path], object]) -> None:
     build_kernels(bundle_copy, ["7.5", "8.7"])
-    whole = _contents(bundle_copy)
-    damage(_cubin_files(bundle_copy)[1])
+    whole = contents(bundle_copy)
+    damage(cubin_files(bundle_copy)[1])
     assert build_kernels(bundle_copy, ["7.5"]) is None  # this one is as it was
     assert build_kernels(bundle_copy, ["7.5", "8.7"]) is not None
-    assert _contents(bundle_copy) == whole
+    assert contents(bundle_copy) == whole
 
 
 @pytest.mark.usefixtures("other_sources")
@@ -257,12 +213,12 @@ def test_folder_in_the_place_of_a_replaced_cubin_is_no_defect(
     bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build_kernels(bundle_copy, ["8.7"])
-    stale = _cubin_files(bundle_copy)[0]
+    stale = cubin_files(bundle_copy)[0]
     stale.unlink()
     stale.mkdir()
     monkeypatch.setattr(compiling, "kernel_sources", kernel_sources)
     build_kernels(bundle_copy, ["8.7"])
-    assert load_cubin(Bundle.read(bundle_copy), "8.7", _NEWEST_DRIVER)
+    assert load_cubin(Bundle.read(bundle_copy), "8.7", NEWEST_DRIVER)
 
 
 # --- what cannot be built
@@ -299,7 +255,7 @@ def test_file_in_the_place_of_the_folder_is_an_output_error(bundle_copy: Path) -
     with pytest.raises(OutputError, match=r"cannot write .*kernels.*sm_87"):
         build_kernels(bundle_copy, ["8.7"])
     assert _stamps(bundle_copy) == before
-    _usable(bundle_copy)
+    usable(bundle_copy)
 
 
 def test_link_that_leads_out_of_the_bundle_is_not_followed(bundle_copy: Path) -> None:
@@ -309,7 +265,7 @@ def test_link_that_leads_out_of_the_bundle_is_not_followed(bundle_copy: Path) ->
     with pytest.raises(BundleError, match="leads out of the bundle"):
         build_kernels(bundle_copy, ["8.7"])
     assert list(outside.iterdir()) == []
-    _usable(bundle_copy)
+    usable(bundle_copy)
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
@@ -318,7 +274,7 @@ def test_read_only_folder_is_left_as_it_was(
 ) -> None:
     """Root may write anywhere, so the system's refusal is played."""
     build_kernels(bundle_copy, ["7.5"])
-    before = _contents(bundle_copy)
+    before = contents(bundle_copy)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(code, "refused")
@@ -326,90 +282,5 @@ def test_read_only_folder_is_left_as_it_was(
     with monkeypatch.context() as patch, pytest.raises(OutputError, match="refused; choose"):
         patch.setattr("tempfile.mkstemp", refuse)
         build_kernels(bundle_copy, ["7.5", "8.7"])
-    assert _contents(bundle_copy) == before
-    _usable(bundle_copy)
-
-
-# --- interruptions
-
-
-def _disk_full() -> OSError:
-    return OSError(errno.ENOSPC, "No space left on device")
-
-
-@pytest.mark.parametrize("reason", [KeyboardInterrupt, _disk_full])
-@pytest.mark.parametrize("written", [0, 1, 2])
-@pytest.mark.parametrize("had_kernels", [False, True])
-def test_half_a_build_leaves_the_bundle_as_it_was(
-    bundle_copy: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    reason: Callable[[], BaseException],
-    written: int,
-    had_kernels: bool,
-) -> None:
-    """Of the two cubins and the manifest, so many are written, and half of the next one."""
-    if had_kernels:
-        _build_stale(bundle_copy)
-    before = _contents(bundle_copy)
-    with monkeypatch.context() as patch:
-        _fail_after(patch, written, reason())
-        with pytest.raises((KeyboardInterrupt, OutputError)):
-            build_kernels(bundle_copy, ["7.5", "8.7"])
-    after = _contents(bundle_copy)
-    assert after.items() >= before.items()
-    assert [name for name in after if Path(name).name.startswith(".")] == []
-    assert after[MANIFEST_NAME] == before[MANIFEST_NAME]
-    _usable(bundle_copy)
-    assert build_kernels(bundle_copy, ["7.5", "8.7"]) is not None  # and the next one succeeds
-    assert len(_cubin_files(bundle_copy)) == 2
-    _usable(bundle_copy)
-
-
-def test_interrupted_removal_leaves_the_new_kernels(
-    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _build_stale(bundle_copy)
-    unlink = Path.unlink
-
-    def interrupted(self: Path, missing_ok: bool = False) -> None:
-        if self.suffix == ".cubin" and not self.name.startswith("."):
-            raise KeyboardInterrupt
-        unlink(self, missing_ok)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Path, "unlink", interrupted)
-        build_kernels(bundle_copy, ["8.7"])
-    assert load_cubin(Bundle.read(bundle_copy), "8.7", _NEWEST_DRIVER)
-    assert build_kernels(bundle_copy, ["8.7"]) is None
-    _usable(bundle_copy)
-
-
-def _build_stale(path: Path) -> None:
-    """Give the bundle kernels that count as made of other sources."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiling, "sources_sha256", lambda: "0" * 64)
-        patch.setattr(stale, "sources_sha256", lambda: "0" * 64)
-        patch.setattr(KernelCompiler, "_compile", lambda self, name: (f"old {name}".encode(), ""))
-        build_kernels(path, ["7.5", "8.7"])
-
-
-def _fail_after(patch: pytest.MonkeyPatch, written: int, reason: BaseException) -> None:
-    """Let ``written`` files be written and break off in the middle of the next one."""
-    count = 0
-
-    def counted(path: Path) -> Any:
-        nonlocal count
-        count += 1
-        return replacing(path)
-
-    def half(self: Path, data: Any, *_: Any, **__: Any) -> int:
-        content = data.encode() if isinstance(data, str) else data
-        with self.open("wb") as file:
-            if count <= written:
-                return file.write(content)
-            file.write(content[: len(content) // 2])
-            raise reason
-
-    patch.setattr("fewstep.runtime.bundle.replacing", counted)
-    patch.setattr(Path, "write_bytes", half)
-    patch.setattr(Path, "write_text", half)
+    assert contents(bundle_copy) == before
+    usable(bundle_copy)

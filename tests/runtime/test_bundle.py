@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.runtime.verify.rehash import write_manifest
 
-from fewstep.runtime.bundle import Bundle, write_manifest
+from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import BundleError
 from fewstep.runtime.files import sha256
 from fewstep.runtime.generator import Generator

@@ -193,20 +193,6 @@ class Bundle:
         return {name: problem for name, problem in found.items() if problem}
 
 
-def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> Manifest:
-    """Complete ``manifest`` with the hashes of every file in ``folder`` and write it there."""
-    files = {
-        path.relative_to(folder).as_posix(): FileInfo(
-            bytes=path.stat().st_size, sha256=sha256(path)
-        )
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST_NAME
-    }
-    complete = Manifest.model_validate({**manifest, "files": files})
-    (folder / MANIFEST_NAME).write_text(complete.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    return complete
-
-
 @contextlib.contextmanager
 def _removed_on_failure(places: list[Path]) -> Iterator[None]:
     """Remove new files, and folders that are then empty, if the block fails."""

@@ -13,11 +13,12 @@ import torch
 from onnx import helper, numpy_helper
 from tests.calibration.policy.stand_ins import info, randomised
 from tests.cuda.torch_engine import load
+from tests.runtime.verify.rehash import write_manifest
 
 from fewstep.calibration.policy.networks import actor_of, new_actor, new_critic
 from fewstep.calibration.policy.store import add_policy
 from fewstep.export.models import FixedPolicy, PolicyNet
-from fewstep.runtime.bundle import Bundle, write_manifest
+from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import CalibrationError
 
 _FEATURES = torch.randn((6, 16, 32), generator=torch.Generator().manual_seed(1))

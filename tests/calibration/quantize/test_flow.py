@@ -389,18 +389,3 @@ def test_a_text_bundle_needs_text_and_records_it(tiny_text_bundle: Path, tmp_pat
     with pytest.raises(RequestError, match="--repeat needs the --text that was given before"):
         _quantize(path, text=text + 1, repeat=True)
     assert _quantize(path, text=text + 1).made
-
-
-def test_plots_are_refused_early(path: Path, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"expected a file ending in \.png"):
-        _auto(path, 1.0, plot=tmp_path / "ranking.doc")
-    with pytest.raises(RequestError, match="--plot shows the ranking of --auto"):
-        _quantize(path, plot=tmp_path / "ranking.png")
-    assert list(tmp_path.glob("ranking*")) == []
-
-
-def test_absent_matplotlib_names_the_extra(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = "fewstep.calibration.quantize.plots.importlib.util.find_spec"
-    monkeypatch.setattr(find, lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install 'fewstep\[calibration\]'"):
-        _auto(path, 1.0, plot=Path("ranking.png"))
