@@ -171,9 +171,9 @@ class _Eager:
         assert isinstance(model.condition, ClassCondition)
         self._parameters = parameters(model, _SCHEDULE, _STEPS)
         self._classes = torch.tensor(classes, device=_GPU)
-        self._sampler = EagerSampler(
-            models.transformer, models.tokenizer, model.condition.unconditional_id
-        )
+        nothing = model.condition.unconditional_id
+        assert nothing is not None
+        self._sampler = EagerSampler(models.transformer, models.tokenizer, nothing)
         event: Any = torch.cuda.Event  # untyped
         self._before, self._after = event(enable_timing=True), event(enable_timing=True)
 

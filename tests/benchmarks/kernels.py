@@ -71,6 +71,7 @@ def arguments(
         },
         "remask": {
             **{"confidence": floats, "sampled": tokens, "parameters": parameters},
+            **{"mask": _of("uint8", batch, count), "at_least_one": 0},
             **{"mask_token": codes, "next_tokens": both},
         },
         "policy_parameters": {

@@ -44,9 +44,11 @@ def _remask(device: CudaDevice, count: int) -> int:
             "confidence": -np.arange(count, dtype=np.float32)[None],
             "sampled": np.zeros((1, count), np.int32),
             "parameters": np.ones((1, 4), np.float32),
+            "mask": np.ones((1, count), np.uint8),
         },
         outputs={"next_tokens": np.full((1, count), -1, np.int32)},
         mask_token=9,
+        at_least_one=0,
     )
     return int((found["next_tokens"] == 9).sum())
 

@@ -176,9 +176,11 @@ def _remask(
             "confidence": confidence.astype(np.float32),
             "sampled": rollout.sampled[step],
             "parameters": parameters[step],
+            "mask": np.ones(confidence.shape, np.uint8),
         },
         outputs={"next_tokens": np.full((halves * 2, confidence.shape[1]), -1, np.int32)},
         mask_token=rollout.mask_token,
+        at_least_one=0,
     )
     return found["next_tokens"]
 

@@ -34,8 +34,17 @@ _ANY = st.floats(width=32)
 _RATIOS = st.one_of(st.sampled_from([0.0, 1.0, 1e-30, 0.5, 0.999999]), st.floats(0, 1, width=32))
 
 
-def _remask(device: CudaDevice, confidence: Array, ratios: Array, halves: int = 1) -> Array:
-    """Sampled ids tell image and position, so that what is kept can be recognised."""
+def _remask(
+    device: CudaDevice,
+    confidence: Array,
+    ratios: Array,
+    halves: int = 1,
+    mask: Array | None = None,
+) -> Array:
+    """Sampled ids tell image and position, so that what is kept can be recognised.
+
+    With ``mask`` every step decides at least one token.
+    """
     batch, count = confidence.shape
     parameters = np.full((batch, 4), np.nan, np.float32)  # only the ratio is looked at
     parameters[:, 0] = ratios
@@ -46,9 +55,11 @@ def _remask(device: CudaDevice, confidence: Array, ratios: Array, halves: int = 
             "confidence": confidence.astype(np.float32),
             "sampled": np.arange(batch * count, dtype=np.int32).reshape(batch, count),
             "parameters": parameters,
+            "mask": np.zeros((batch, count), np.uint8) if mask is None else mask,
         },
         outputs={"next_tokens": np.full((halves * batch, count), -1, np.int32)},
         mask_token=_MASK,
+        at_least_one=int(mask is not None),
     )
     return found["next_tokens"]
 
@@ -183,3 +194,19 @@ def test_the_order_of_threads_changes_nothing(
     confidence, ratios = rng.normal(0, 3, (3, 1111)).astype(np.float32), rng.random(3, np.float32)
     found = _remask(device, confidence, ratios, halves=2)
     np.testing.assert_array_equal(found, np.tile(_by_sorting(confidence, ratios), (2, 1)))
+
+
+def test_every_step_decides_a_token_where_the_rule_says_so(device: CudaDevice) -> None:
+    """Images that start with all, some, one and no masked tokens."""
+    rng = np.random.default_rng(5)
+    count = 300
+    started = np.stack([np.arange(count) < most for most in (count, 41, 1, 0)]).astype(np.uint8)
+    confidence = np.where(started, rng.standard_normal(started.shape), np.inf).astype(np.float32)
+    for ratio in (0.0, 0.3, 0.999, 1.0):
+        found = _remask(device, confidence, np.full(4, ratio), halves=2, mask=started)
+        masked = (found[:4] == _MASK).sum(1)
+        undecided = started.sum(1).astype(int)
+        wanted = np.floor(undecided.astype(np.float32) * np.float32(ratio)).astype(int)
+        expected = np.maximum(np.minimum(np.maximum(wanted, 1), undecided - 1), 0)
+        np.testing.assert_array_equal(masked, expected)
+        np.testing.assert_array_equal(found[:4], found[4:])

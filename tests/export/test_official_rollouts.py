@@ -302,7 +302,9 @@ def test_remask_masks_what_was_masked(passes: Passes, halves: int) -> None:
             confidence=confidence,
             sampled=official.sampled[step],
             parameters=parameters[step],
+            mask=np.ones(confidence.shape, np.uint8),
             mask_token=official.mask_token,
+            at_least_one=0,
             next_tokens=found,
         )
         np.testing.assert_array_equal(found, np.tile(official.tokens_out[step], (halves, 1)))

@@ -123,9 +123,9 @@ def test_registers_leave_room_for_a_full_block(compiled: CompiledKernels) -> Non
 
 
 def test_shared_memory_is_what_the_sources_declare(compiled: CompiledKernels) -> None:
-    """remask: 4096 keys, 256 bins, digit, rank; sample_tokens: 3 floats for each of 512 chunks."""
+    """remask: 4096 keys, 256 bins, 4 numbers; sample_tokens: 3 floats for each of 512 chunks."""
     expected = dict.fromkeys(_entries(), 0)
-    expected |= {"remask": 4 * (4096 + 256 + 2)}
+    expected |= {"remask": 4 * (4096 + 256 + 4)}
     expected |= dict.fromkeys(("sample_tokens_float", "sample_tokens_half"), 3 * 4 * 512)
     assert all(each.shared_bytes == expected[each.kernel] for each in compiled.resources)
     assert max(expected.values()) <= 48 * 1024  # what a block gets without asking

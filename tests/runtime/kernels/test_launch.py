@@ -104,7 +104,9 @@ def _remask(batch: int = 2, rows: int = 4, count: int = 256) -> dict[str, Argume
         "confidence": Memory(20, (batch, count)),
         "sampled": Memory(21, (batch, count), "int32"),
         "parameters": Memory(22, (batch, 4)),
+        "mask": Memory(24, (batch, count), "uint8"),
         "mask_token": 77,
+        "at_least_one": 0,
         "next_tokens": Memory(23, (rows, count), "int32"),
     }
 

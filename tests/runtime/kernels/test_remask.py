@@ -6,7 +6,9 @@ the ratio in float32, both halves under guidance, and NaN, which must not crash 
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +20,8 @@ from hypothesis.extra import numpy as hnp
 from fewstep.runtime.kernels.cpu import KERNELS
 from fewstep.runtime.kernels.remask import remask
 
-_MASK = 99
+_MASK = 9_999
+_RECORDED = Path(__file__).parents[2] / "data" / "maskgit_orig.npz"
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int32]
 
@@ -105,8 +108,13 @@ def test_is_launched_by_its_name() -> None:
     assert KERNELS["remask"] is remask
 
 
-def _remask(confidence: Floats, ratios: Floats, halves: int = 1) -> Ids:
-    """Sampled ids are the positions themselves, so that what is kept can be recognised."""
+def _remask(
+    confidence: Floats, ratios: Floats, halves: int = 1, mask: npt.NDArray[np.uint8] | None = None
+) -> Ids:
+    """Sampled ids are the positions themselves, so that what is kept can be recognised.
+
+    With ``mask`` every step decides at least one token.
+    """
     batch, count = confidence.shape
     parameters = np.full((batch, 4), np.nan, np.float32)
     parameters[:, 0] = ratios
@@ -115,10 +123,61 @@ def _remask(confidence: Floats, ratios: Floats, halves: int = 1) -> Ids:
         confidence=confidence,
         sampled=np.tile(np.arange(count, dtype=np.int32), (batch, 1)),
         parameters=parameters,
+        mask=np.zeros((batch, count), np.uint8) if mask is None else mask,
         mask_token=_MASK,
+        at_least_one=int(mask is not None),
         next_tokens=out,
     )
     return out
+
+
+def _decode(count: int, steps: int, started: npt.NDArray[np.uint8]) -> list[int]:
+    """Tokens that each step leaves masked, as MaskGIT's loop does, for a cosine schedule."""
+    rng = np.random.default_rng(0)
+    masked, left = started != 0, []
+    for step in range(steps):
+        confidence = np.where(masked, rng.standard_normal(count), np.inf)[None].astype(np.float32)
+        ratio = np.array([math.cos(math.pi * (step + 1) / steps / 2)], np.float32)
+        masked = _remask(confidence, ratio, mask=started[None])[0] == _MASK
+        left.append(int(masked.sum()))
+    return left
+
+
+@pytest.mark.parametrize(("count", "steps"), [(36, 36), (64, 64), (256, 256), (64, 40), (16, 3)])
+def test_every_step_decides_a_token_where_the_rule_says_so(count: int, steps: int) -> None:
+    left = _decode(count, steps, np.ones(count, np.uint8))
+    decided = -np.diff([count, *left])
+    assert (decided[:-1] >= 1).all()
+
+
+@given(seed=st.integers(0, 99), count=st.integers(1, 40), steps=st.integers(1, 12))
+def test_the_rule_is_that_of_maskgit(seed: int, count: int, steps: int) -> None:
+    """Mask ratios are of the tokens that were masked at the start, image by image."""
+    started = (np.random.default_rng(seed).random(count) < 0.6).astype(np.uint8)
+    expected, now = [], int(started.sum())
+    for step in range(steps):
+        ratio = np.float32(math.cos(math.pi * (step + 1) / steps / 2))
+        wanted = math.floor(np.float32(started.sum()) * ratio)
+        now = max(0, min(now - 1, max(1, wanted)))
+        expected.append(now)
+    assert _decode(count, steps, started) == expected
+
+
+@pytest.mark.parametrize("run", ["t8", "t5_cold", "edit"])
+def test_as_many_stay_masked_as_in_recorded_runs_of_maskgit(run: str) -> None:
+    """Of a port of Google's MaskGIT; in ``edit`` images start with different numbers of tokens."""
+    with np.load(_RECORDED) as recorded:
+        tokens = recorded[f"out/{run}/ids_in"][:, :, 1:]  # position 0 is the class
+        mask_token = json.loads(str(recorded["cfg"]))["mask_token_id"]
+    masked = tokens == mask_token
+    steps, images, count = masked.shape
+    rng = np.random.default_rng(0)
+    for step in range(steps - 1):
+        noise = rng.standard_normal((images, count)).astype(np.float32)
+        confidence = np.where(masked[step], noise, np.float32(np.inf))
+        ratio = np.full(images, math.cos(math.pi * (step + 1) / steps / 2), np.float32)
+        found = _remask(confidence, ratio, mask=masked[0].astype(np.uint8)) == _MASK
+        np.testing.assert_array_equal(found.sum(1), masked[step + 1].sum(1))
 
 
 def _reference(confidence: Floats, ratio: np.float32) -> list[int]:

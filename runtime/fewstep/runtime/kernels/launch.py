@@ -111,16 +111,21 @@ def _remask(
     confidence: Buffer,
     sampled: Buffer,
     parameters: Buffer,
+    mask: Buffer,
     mask_token: int,
+    at_least_one: int,
     next_tokens: Buffer,
 ) -> Launch:
     batch, count = confidence.shape
     if count > MAX_TOKENS:
         raise DeviceError(f"the CUDA kernels take at most {MAX_TOKENS:,} tokens, got {count:,}")
     rows = next_tokens.shape[0]
-    arguments = (confidence, sampled, parameters, mask_token, count, rows, next_tokens)
-    moved = count * (8 * batch + 4 * rows)
-    return _launch("remask", (batch, 1), _THREADS, "PPPiiiP", arguments, moved)
+    arguments = (
+        *(confidence, sampled, parameters, mask, mask_token, at_least_one),
+        *(count, rows, next_tokens),
+    )
+    moved = count * ((9 if at_least_one else 8) * batch + 4 * rows)
+    return _launch("remask", (batch, 1), _THREADS, "PPPPiiiiP", arguments, moved)
 
 
 def _policy_parameters(

@@ -5,20 +5,27 @@
 //     k    = min(floor(N g), N - 1)
 //     next = mask token where confidence < sorted[k], else the sampled token
 //
-// confidence [batch, count] float32, sampled [batch, count] int32, parameters [batch, 4] float32
+// With at_least_one, for M tokens masked at the start and m before the step (whose confidence is
+// not infinite):
+//
+//     k    = min(max(floor(M g), 1), m - 1)
+//
+// confidence [batch, count] float32, sampled [batch, count] int32, parameters [batch, 4] float32,
+// mask [batch, count] uint8 (not 0 where masked at the start; read with at_least_one only)
 // -> next_tokens [rows, count] int32, rows = batch or 2 batch (the same twice). count <= 4096.
 //
 // The k-th smallest is selected digit by digit (radix 256, most significant first) on keys in
 // shared memory that order like the floats; NaN orders last, as in numpy.sort.
 //
 // Launch: one block of 256 threads per image.
-// Shared memory: 4 bytes per token of the largest image (16 KiB) and a histogram of 1 KiB.
+// Shared memory: 4 bytes per token of the largest image (16 KiB), a histogram of 1 KiB, 16 bytes.
 // Memory: reads 8 bytes per token, writes 4 bytes per token and row.
 
 #include "warp.cuh"
 
 constexpr int kMaxTokens = 4096;
 constexpr int kDigits = 256;
+constexpr unsigned kKnown = 0xFF800000u;  // the key of +infinity
 
 // Unsigned keys in the order of the floats: negative ones reversed, below the positive ones.
 __device__ __forceinline__ unsigned key_of(float value) {
@@ -53,17 +60,29 @@ __device__ void find_digit(const unsigned* histogram, unsigned* digit, unsigned*
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-    remask(const float* confidence, const int* sampled, const float* parameters, int mask_token,
-           int count, int rows, int* next_tokens) {
+    remask(const float* confidence, const int* sampled, const float* parameters,
+           const unsigned char* mask, int mask_token, int at_least_one, int count, int rows,
+           int* next_tokens) {
   __shared__ unsigned keys[kMaxTokens];
   __shared__ unsigned histogram[kDigits];
   __shared__ unsigned digit, rank;
+  __shared__ int started, undecided;
   const int image = blockIdx.x, batch = gridDim.x, thread = threadIdx.x;
   const size_t first = static_cast<size_t>(image) * count;
   for (int at = thread; at < count; at += blockDim.x) keys[at] = key_of(confidence[first + at]);
+  if (thread == 0) started = undecided = at_least_one ? 0 : count;
+  __syncthreads();
+  if (at_least_one) {
+    for (int at = thread; at < count; at += blockDim.x) {
+      if (mask[first + at] != 0) atomicAdd(&started, 1);
+      if (keys[at] != kKnown) atomicAdd(&undecided, 1);
+    }
+    __syncthreads();
+  }
   if (thread == 0) {
-    const int masked = static_cast<int>(floorf(static_cast<float>(count) * parameters[image * 4]));
-    rank = max(0, min(masked, count - 1));
+    int masked = static_cast<int>(floorf(static_cast<float>(started) * parameters[image * 4]));
+    if (at_least_one) masked = max(masked, 1);
+    rank = max(0, min(masked, undecided - 1));
   }
   unsigned prefix = 0;
   for (int shift = 24; shift >= 0; shift -= 8) {

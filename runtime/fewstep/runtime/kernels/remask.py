@@ -8,8 +8,16 @@ With N tokens, mask ratio γ and confidences sorted ascending:
 Strictly less, as in the official AdaNAT sampler: k positions are masked, fewer on a tie with the
 k-th. N·γ is taken in float32, as there.
 
-Shapes: confidence and sampled ``[B, N]``, parameters ``[B, 4]``, next tokens ``[B, N]`` or, with
-guidance, ``[2B, N]`` (the same twice: conditional and unconditional half).
+Where every step has to decide at least one token, with M tokens masked at the start and m before
+the step:
+
+    k    = min(max(⌊M·γ⌋, 1), m − 1)
+
+as in MaskGIT (``parallel_decode.py`` of google-research/maskgit): at least one stays masked, unless
+it is the only one.
+
+Shapes: confidence, sampled and mask ``[B, N]``, parameters ``[B, 4]``, next tokens ``[B, N]`` or,
+with guidance, ``[2B, N]`` (the same twice: conditional and unconditional half).
 """
 
 from __future__ import annotations
@@ -17,7 +25,34 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.runtime.kernels.compiled import kernel
+from fewstep.runtime.kernels.compiled import helper, kernel
+
+
+@helper
+def _smallest(values: npt.NDArray[np.float32], rank: int) -> np.float32:
+    """The element of this rank, from 0, bit by bit on keys in the order of the floats.
+
+    NaN comes last, as in ``numpy.sort``, which would take longer to compile than all else here.
+    """
+    keys = np.empty(len(values), np.uint32)
+    bits = values.view(np.uint32)
+    sign = np.uint32(1 << 31)
+    for at in range(len(values)):
+        if np.isnan(values[at]):
+            keys[at] = np.uint32(0xFFFFFFFF)
+        else:
+            keys[at] = ~bits[at] if bits[at] & sign else bits[at] | sign
+    found = np.zeros(1, np.uint32)
+    for shift in range(31, -1, -1):
+        larger = found[0] | np.uint32(1 << shift)
+        below = 0
+        for key in keys:
+            below += key < larger
+        if below <= rank:
+            found[0] = larger
+    found[0] = found[0] ^ sign if found[0] & sign else ~found[0]
+    value: np.float32 = found.view(np.float32)[0]
+    return value
 
 
 @kernel
@@ -25,7 +60,9 @@ def remask(
     confidence: npt.NDArray[np.float32],
     sampled: npt.NDArray[np.int32],
     parameters: npt.NDArray[np.float32],
+    mask: npt.NDArray[np.uint8],
     mask_token: int,
+    at_least_one: int,
     next_tokens: npt.NDArray[np.int32],
 ) -> None:
     """Write the next step's tokens.
@@ -34,14 +71,24 @@ def remask(
         confidence: ``[B, N]``; +∞ for positions that stay known.
         sampled: ids ``[B, N]``.
         parameters: ``[B, 4]``, the mask ratio in column 0.
+        mask: ``[B, N]``; not 0 where the position was masked at the start.
         mask_token: id of a masked position.
+        at_least_one: not 0 where every step has to decide a token.
         next_tokens: out, ids ``[B, N]`` or ``[2B, N]``.
     """
     batch, count = confidence.shape
     for image in range(batch):
-        masked = int(np.floor(np.float32(count) * parameters[image, 0]))
-        kth = max(0, min(masked, count - 1))
-        threshold = np.sort(confidence[image])[kth]
+        most, started = count, count
+        if at_least_one:
+            most, started = 0, 0
+            for position in range(count):
+                most += confidence[image, position] != np.inf
+                started += mask[image, position] != 0
+        masked = int(np.floor(np.float32(started) * parameters[image, 0]))
+        if at_least_one:
+            masked = max(masked, 1)
+        kth = max(0, min(masked, most - 1))
+        threshold = _smallest(confidence[image], kth)
         for position in range(count):
             again = confidence[image, position] < threshold
             token = mask_token if again else sampled[image, position]
