@@ -47,7 +47,9 @@ def test_defaults_take_the_place_of_the_familys_own(tmp_path: Path) -> None:
     assert found.masking_temperature == MaskedSettings().masking_temperature
 
 
-@pytest.mark.parametrize("defaults", [{"stesp": 4}, {"steps": "few"}, {"guidance": [1.0]}], ids=str)
+@pytest.mark.parametrize(
+    "defaults", [{"stesp": 4}, {"steps": "few"}, {"guidance": "much"}], ids=str
+)
 def test_defaults_that_the_family_does_not_have_are_refused(defaults: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match="the configuration's defaults: .*(steps|guidance)"):
         ExportConfig(defaults=defaults).settings(MaskedSettings())

@@ -1,20 +1,16 @@
-"""The demo on a tiny sample: every promised file appears, and a wrong sample is refused."""
+"""The demo's export, of a tiny sample in the layout of ``samples/fashion``."""
 
 from __future__ import annotations
 
-import io
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
-from rich.console import Console
 from safetensors.torch import save_file
 
 from fewstep.export import checkpoint, demo
-from fewstep.runtime.errors import CheckpointError
 
 
 @pytest.fixture
@@ -33,20 +29,22 @@ def sample(tiny_checkpoints: dict[str, Any], tmp_path: Path) -> Path:
     return weights.parent
 
 
-def test_every_promised_file_appears(sample: Path, tmp_path: Path) -> None:
-    out, screen = tmp_path / "demo-output", io.StringIO()
-    demo.run(sample, out, Console(file=screen, width=120))
+def test_a_sample_is_exported_shown_and_exported_again(
+    fewstep: Any, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fewstep.cli.tour._TIMED_RUNS", 1)
+    out = tmp_path / "demo-output"
+    done = fewstep("demo", "--sample", sample, "--out", out)
+    assert done.code == 0, done.err
     made = {path.name for path in out.iterdir()}
     assert made == {"bundle", "grid-8-steps.png", "grid-4-steps.png", "steps.gif"}
-    with Image.open(out / "steps.gif") as animation:
-        assert getattr(animation, "n_frames", 1) == 8
-    shown = screen.getvalue()
-    for stage in ("transformer", "sampling", "decoder", "other", "total", "images/s"):
-        assert stage in shown
-    assert "fewstep generate" in shown
+    bundle = demo.export_sample(sample, out)
+    assert bundle.path == out / "bundle"
+    assert bundle.manifest.provenance.command.startswith("fewstep demo --sample ")
 
 
-def test_folder_without_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no trained sample"):
-        demo.run(tmp_path, tmp_path / "out", Console(file=io.StringIO()))
+def test_folder_without_weights_is_refused(fewstep: Any, tmp_path: Path) -> None:
+    done = fewstep("demo", "--sample", tmp_path, "--out", tmp_path / "out")
+    assert done.code == 1
+    assert "no trained sample" in done.err
     assert not (tmp_path / "out").exists()

@@ -22,7 +22,8 @@ def test_passes_are_those_of_the_authors(tiny_checkpoints: dict[str, Any], steps
 
     models.transformer.register_forward_pre_hook(count)
     sampler = EagerSampler(models.transformer, models.tokenizer, 5)
-    model = describe(models, read_config(tiny_checkpoints["config"]))
+    config = read_config(tiny_checkpoints["config"])
+    model, _ = describe(models, config, at_least_one=False)
     tokens = sampler.decide(torch.tensor([0, 3]), parameters(model, "cosine", steps))
     assert passes == [2] * (2 * steps + 1)
     assert ((tokens >= 0) & (tokens < 24)).all()

@@ -26,6 +26,7 @@ STAGES = [
     "exporting policy",
     "exporting decoder",
     "recording golden rollouts",
+    "looking at images",
     "writing manifest",
 ]
 

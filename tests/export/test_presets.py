@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.export import presets
-from fewstep.export.checkpoint import mismatches
 from fewstep.export.config import ExportConfig
+from fewstep.export.layout import mismatches
 from fewstep.export.masked import Checkpoints, Models, load_models
 from fewstep.export.models import PolicyNet, UViT, VQModel
 from fewstep.export.presets import PRESETS
@@ -143,6 +143,33 @@ def test_a_changed_table_is_refused_with_every_difference(layouts: Layouts) -> N
         "1 missing: mlm_layer.fc.bias; 1 unexpected: surplus.weight; "
         "1 mis-shaped: norm.weight [700] instead of [768]"
     )
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_published_files_saved_through_wrappers_are_loaded(
+    prefix: str, layouts: Layouts, tmp_path: Path
+) -> None:
+    torch.save(hollow({prefix + key: each for key, each in layouts[IN256].items()}), tmp_path / "L")
+    model, found = presets.read(UViT, tmp_path / "L", None)
+    assert model.embed_dim == 768
+    assert found.notes == (f"removed the prefix {prefix}",)
+
+
+@pytest.mark.parametrize(
+    ("near", "name"), [(IN256, "AdaNAT-L, ImageNet 256×256"), (CC3M, "AdaNAT, CC3M 256×256")]
+)
+def test_the_nearest_is_nearest_by_keys_and_shapes(
+    near: str, name: str, layouts: Layouts, tmp_path: Path
+) -> None:
+    """Not by the length of the message: here that of the far one is the shorter."""
+    state = hollow(layouts[near])
+    for row, key in enumerate(list(state)[:40]):
+        state[f"a_rather_long_name_of_a_surplus_tensor_{row}.{key}"] = state.pop(key)
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError) as caught:
+        presets.read(UViT, tmp_path / "x.pth", None)
+    assert f"Against the nearest, {name} (" in str(caught.value)
+    assert len(str(caught.value)) < 1000 + len(str(tmp_path))
 
 
 @pytest.mark.parametrize(

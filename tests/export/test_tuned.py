@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from fewstep.export import presets
 from fewstep.export.flow import export
 from fewstep.export.models import FixedPolicy, PolicyNet
 from fewstep.export.tuned import TunedPolicy, load_tuned, save_tuned
@@ -109,6 +110,23 @@ def test_the_authors_checkpoint_is_refused(
     for path in (tmp_path / "policy.pth", tiny_checkpoints["policy"]):
         with pytest.raises(CheckpointError, match="is no tuned policy; .* go to --policy"):
             load_tuned(path)
+
+
+def test_a_tuned_policy_in_the_place_of_the_authors_is_refused(tmp_path: Path) -> None:
+    path = _saved(tmp_path / "tuned.safetensors", _tuned(PolicyNet(32, 4, 16, 4)))
+    arguments = {"in_channels": 32, "hidden_size": 16, "grid_size": 4}
+    with pytest.raises(CheckpointError, match="calibrate policy wrote; pass it as --tuned-policy"):
+        presets.read(PolicyNet, path, arguments)
+
+
+def test_a_tuned_policy_is_known_by_content_and_its_values_are_looked_at(tmp_path: Path) -> None:
+    policy = _tuned(FixedPolicy(5))
+    path = _saved(tmp_path / "tuned.safetensors", policy)
+    assert load_tuned(path.rename(tmp_path / "renamed.bin")).name == policy.name
+    with torch.no_grad():
+        policy.network.get_parameter("actions")[2, 1] = torch.nan
+    with pytest.raises(CheckpointError, match=r"holds NaN in 1 of 1 tensors \(actions\)"):
+        load_tuned(_saved(path, policy))
 
 
 @pytest.mark.parametrize("part", [0, 0.2, 0.9])

@@ -17,9 +17,9 @@ import pytest
 import torch
 from tests.export.changed import configured
 
-from fewstep.export.checkpoint import mismatches
 from fewstep.export.flow import export
 from fewstep.export.golden import GOLDEN_FILE
+from fewstep.export.layout import mismatches
 from fewstep.export.masked import untrained_policy
 from fewstep.export.models import FixedPolicy, PolicyNet, UViT
 from fewstep.export.presets import PRESETS, Preset

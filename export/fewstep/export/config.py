@@ -1,19 +1,22 @@
 """The ``--config`` file: constructor arguments of models that are not a published size.
 
 A JSON object with the keys ``transformer``, ``tokenizer`` and ``policy``, each the official
-constructor's arguments, and optionally ``policy_residual``, ``name``, ``class_names`` and
-``defaults`` (what ``generate`` uses when nothing is said).
+constructor's arguments, and optionally ``policy_residual``, ``unconditional``, ``pixel_range``,
+``name``, ``class_names`` and ``defaults`` (what ``generate`` uses when nothing is said).
 
 ``policy_residual`` is AdaNAT's ``heu``: the heuristic schedule is added to the policy's actions.
-Left out, it is the official default, yes for text and no for classes; for an untrained policy yes.
+Left out, it is what the policy's file says; where that says nothing the official default, yes for
+text and no for classes; for an untrained policy yes. ``unconditional`` is the class id that stands
+for no class, or "none"; left out, the last one. ``pixel_range`` is the least and the largest pixel
+value that the tokenizer was trained on, [0, 1] if left out.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fewstep.runtime.errors import CheckpointError, RequestError
 from fewstep.runtime.settings import Chosen, settings_of
@@ -28,6 +31,8 @@ class ExportConfig(BaseModel):
     tokenizer: dict[str, Any] | None = None
     policy: dict[str, Any] | None = None
     policy_residual: bool | None = None
+    unconditional: Annotated[int, Field(strict=True, ge=0)] | Literal["none"] | None = None
+    pixel_range: tuple[float, float] | None = None
     name: str | None = None
     class_names: tuple[str, ...] | None = None
     defaults: dict[str, Any] = {}

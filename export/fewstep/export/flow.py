@@ -1,8 +1,8 @@
 """From checkpoints to a bundle, whatever the form.
 
-Read the checkpoints → export and check each graph → record golden rollouts with PyTorch → write
-the manifest → rename the finished folder into place. An export that fails or is interrupted leaves
-nothing behind.
+Read the checkpoints → export and check each graph → record golden rollouts with PyTorch → take a
+second look at the images → write the manifest → rename the finished folder into place. An export
+that fails or is interrupted leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -10,24 +10,29 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from fewstep import __version__
-from fewstep.export.config import read_config
-from fewstep.export.golden import GOLDEN_FILE, record
+from fewstep.export.config import ExportConfig, read_config
+from fewstep.export.golden import GOLDEN_FILE, IMAGES, record
 from fewstep.export.onnx_graph import export_graph
+from fewstep.export.second_look import second_look, write_contact_sheet
 from fewstep.export.source import Exportable, Source, sources
 from fewstep.export.torch_engine import TorchEngine
 from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.devices.cpu import CpuDevice
 from fewstep.runtime.errors import CheckpointError, RequestError, choose
 from fewstep.runtime.families import Model, example_request
 from fewstep.runtime.files import replacing_folder, sha256
+from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import MANIFEST_NAME, CheckpointInfo, Manifest, Provenance
 from fewstep.runtime.progress import Progress, no_progress
 from fewstep.runtime.records import FileInfo
-from fewstep.runtime.settings import settings_of
+from fewstep.runtime.settings import problems, settings_of
 
 CONFIG = "config"
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
@@ -41,6 +46,8 @@ def export(
     overwrite: bool = False,
     command: str = "",
     progress: Progress = no_progress,
+    note: Callable[[str], None] = lambda text: None,
+    contact_sheet: Path | None = None,
 ) -> Bundle:
     """Export checkpoints to a bundle at ``out``.
 
@@ -52,6 +59,8 @@ def export(
         overwrite: replace an existing folder once the new one is whole.
         command: what was typed, for the provenance record.
         progress: called as each stage begins.
+        note: called with what was assumed, preferred or found odd, a line each.
+        contact_sheet: where to write a picture of what the bundle makes.
 
     Raises:
         CheckpointError: a checkpoint, the configuration or an option does not fit.
@@ -67,8 +76,10 @@ def export(
     config = read_config(config_file)
     with replacing_folder(out, overwrite=overwrite, marker=MANIFEST_NAME) as folder:
         progress("reading checkpoints", 0.0)
-        exportable = source.load(given, config)
+        exportable = _loaded(source, given, config)
         _check_defaults(exportable)
+        for text in exportable.notes:
+            note(text)
         for name, content in exportable.files.items():
             (folder / name).write_bytes(content)
         engines, graphs = {}, {}
@@ -87,14 +98,27 @@ def export(
             files={path.name: _file_info(path) for path in sorted(folder.iterdir())},
             provenance=_provenance(command, checkpoints),
         )
-        progress("recording golden rollouts", 0.0)
-        record(Bundle(folder, manifest), engines)
+        with Generator(Bundle(folder, manifest), CpuDevice(), engines, max_batch=IMAGES) as made:
+            progress("recording golden rollouts", 0.0)
+            record(made)
+            progress("looking at images", 0.0)
+            for text in second_look(made, exportable.graphs):
+                note(text)
+            if contact_sheet is not None:
+                write_contact_sheet(made, contact_sheet)
         progress("writing manifest", 0.0)
         files = {**manifest.files, GOLDEN_FILE: _file_info(folder / GOLDEN_FILE)}
         manifest = manifest.model_copy(update={"golden": GOLDEN_FILE, "files": files})
         text = manifest.model_dump_json(indent=2) + "\n"
         (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
     return Bundle(out, manifest)
+
+
+def _loaded(source: Source, given: Mapping[str, Any], config: ExportConfig) -> Exportable:
+    try:
+        return source.load(given, config)
+    except ValidationError as error:  # numbers that no manifest takes, such as 0 codes
+        raise CheckpointError(f"the models cannot be described: {problems(error)}") from error
 
 
 def _check_given(source: Source, given: Mapping[str, Any]) -> None:

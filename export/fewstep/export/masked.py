@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.export import checkpoint, presets
+from fewstep.export.conditions import UNCONDITIONAL_FILE, condition_of
 from fewstep.export.config import ExportConfig
 from fewstep.export.models import PolicyNet, UViT, VQModel
+from fewstep.export.policy_file import StoredPolicy, put_in_order, stored_policy
 from fewstep.export.source import Exportable, Graph
 from fewstep.export.tuned import TunedPolicy, load_tuned
 from fewstep.runtime.condition import ClassCondition, TextCondition
@@ -31,9 +34,7 @@ from fewstep.runtime.families.masked.settings import MaskedSettings
 UNTRAINED_SEED = 0
 """What the weights of an untrained policy are drawn from."""
 
-_UNCONDITIONAL_FILE = "unconditional.npz"
 _PUBLISHED_GRID = 16  # side, in tokens, of every published model
-_ACTOR = "policy_old.actor."
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Checkpoints:
         tuned_policy: policies that ``fewstep calibrate policy`` wrote, oldest first.
         unconditional_text: ``.npy`` with the text states of the empty text ``[L, D]``, for
             guidance in text-conditional models.
+        pixel_range: of the tokenizer, ``LOW:HIGH``; that of the configuration, or 0:1, if empty.
     """
 
     transformer: Path
@@ -58,11 +60,17 @@ class Checkpoints:
     untrained_policy: bool = False
     tuned_policy: Sequence[Path] = ()
     unconditional_text: Path | None = None
+    pixel_range: str = ""
 
     def by_name(self) -> dict[str, Path]:
         """Every file, by what it is."""
-        single = {name: path for name, path in vars(self).items() if isinstance(path, Path)}
-        return single | {f"tuned/{path.name}": path for path in self.tuned_policy}
+        found: dict[str, Path] = {}
+        for name, path in vars(self).items():
+            if isinstance(path, Path):
+                read = checkpoint.files(path)
+                several = {f"{name}/{each.name}": each for each in read}
+                found |= several if len(read) > 1 else {name: read[0]}
+        return found | {f"tuned/{path.name}": path for path in self.tuned_policy}
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,9 @@ class Models:
     """Loaded models that belong together, in evaluation mode.
 
     ``policy`` is ``None`` for fixed schedules only; ``untrained``: nothing trained it.
-    ``unconditional_text``: states of the empty text ``[L, D]``, float32.
+    ``unconditional_text``: states of the empty text ``[L, D]``, float32. ``notes``: what was
+    removed from the files or preferred in them. ``stored``: what the policy's file says of itself.
+    ``pixels``: the least and the largest pixel value that the tokenizer was trained on.
     """
 
     transformer: UViT
@@ -79,21 +89,37 @@ class Models:
     untrained: bool = False
     tuned: tuple[TunedPolicy, ...] = ()
     unconditional_text: Array | None = None
+    notes: tuple[str, ...] = ()
+    stored: StoredPolicy = StoredPolicy()
+    pixels: tuple[float, float] = (0.0, 1.0)
 
 
-def load(files: Checkpoints, config: ExportConfig) -> Exportable:
+def load(files: Checkpoints, config: ExportConfig, *, at_least_one: bool) -> Exportable:
     """Read the files.
+
+    Args:
+        files: the checkpoints.
+        config: contents of the ``--config`` file.
+        at_least_one: whether the form decides a token at least in every step.
 
     Raises:
         CheckpointError: a file or the configuration does not fit.
     """
     models = load_models(files, config)
-    model, extra = describe(models, config), {}
+    model, notes = describe(models, config, at_least_one=at_least_one)
+    extra = dict[str, bytes]()
     if models.unconditional_text is not None:
         content = io.BytesIO()
         np.savez(content, text=models.unconditional_text)
-        extra[_UNCONDITIONAL_FILE] = content.getvalue()
-    return Exportable(files.transformer.stem, model, graphs(models, model), files.by_name(), extra)
+        extra[UNCONDITIONAL_FILE] = content.getvalue()
+    return Exportable(
+        files.transformer.stem,
+        model,
+        graphs(models, model),
+        files.by_name(),
+        extra,
+        (*models.notes, *notes),
+    )
 
 
 def load_models(files: Checkpoints, config: ExportConfig) -> Models:
@@ -102,17 +128,17 @@ def load_models(files: Checkpoints, config: ExportConfig) -> Models:
     Raises:
         CheckpointError: a file does not load, or the models do not fit each other.
     """
-    transformer = presets.load(
-        UViT, _transformer_state(files.transformer), files.transformer, config.transformer
-    )
+    transformer, found = presets.read(UViT, files.transformer, config.transformer)
+    notes, stored = _notes("transformer", found), StoredPolicy()
     policy = None
     if files.untrained_policy:
         policy = untrained_policy(transformer, config.policy)
     elif files.policy is not None:
-        policy = presets.load(PolicyNet, _policy_state(files.policy), files.policy, config.policy)
-    tokenizer = presets.load(
-        VQModel, _tokenizer_state(files.tokenizer), files.tokenizer, config.tokenizer
-    )
+        policy, found = presets.read(PolicyNet, files.policy, config.policy)
+        notes, stored = notes + _notes("policy", found), stored_policy(found, files.policy)
+        put_in_order(policy, stored.order)
+    tokenizer, found = presets.read(VQModel, files.tokenizer, config.tokenizer)
+    notes += _notes("tokenizer", found)
     models = Models(
         transformer,
         tokenizer,
@@ -120,6 +146,9 @@ def load_models(files: Checkpoints, config: ExportConfig) -> Models:
         files.untrained_policy,
         tuple(load_tuned(path) for path in files.tuned_policy),
         _unconditional_text(files.unconditional_text, transformer),
+        notes,
+        stored,
+        _pixel_range(files.pixel_range, config),
     )
     _check_fit(models)
     return models
@@ -155,24 +184,8 @@ def untrained_policy(network: UViT, arguments: Mapping[str, object] | None) -> P
     return policy.eval().requires_grad_(False)
 
 
-def _transformer_state(path: Path) -> checkpoint.State:
-    """``nnet_ema.pth``: a plain dictionary; the CC3M one carries ``position_ids`` to drop."""
-    state = checkpoint.tensors(path, checkpoint.read(path))
-    return {key: value for key, value in state.items() if "position_ids" not in key}
-
-
-def _tokenizer_state(path: Path) -> checkpoint.State:
-    """``vqgan_jax_strongaug.ckpt``: plain, or under ``state_dict``."""
-    content = checkpoint.read(path)
-    return checkpoint.tensors(path, content.get("state_dict", content))
-
-
-def _policy_state(path: Path) -> checkpoint.State:
-    """``ckpt_*.pth``: ``policy_old.actor.*`` under ``model``; or a plain actor."""
-    content = checkpoint.read(path)
-    state = checkpoint.tensors(path, content.get("model", content))
-    actor = {key.removeprefix(_ACTOR): state[key] for key in state if key.startswith(_ACTOR)}
-    return actor or state
+def _notes(name: str, found: checkpoint.Checkpoint) -> tuple[str, ...]:
+    return tuple(f"{name}: {note}" for note in found.notes)
 
 
 def _unconditional_text(path: Path | None, transformer: UViT) -> Array | None:
@@ -222,18 +235,25 @@ def _check_fit(models: Models) -> None:
         )
 
 
-def describe(models: Models, config: ExportConfig) -> MaskedModel:
-    """What the manifest says of loaded models.
+def describe(
+    models: Models, config: ExportConfig, *, at_least_one: bool
+) -> tuple[MaskedModel, tuple[str, ...]]:
+    """What the manifest says of loaded models, and what to say of that to the user.
 
     Raises:
         CheckpointError: class names or defaults of the configuration do not fit, or a policy
-            has no empty text.
+            has nothing to guide with.
     """
     transformer, side = models.transformer, round(models.transformer.num_tokens**0.5)
-    condition, defaults = _condition(models, config), config.settings(MaskedSettings())
-    if isinstance(condition, TextCondition) and condition.unconditional_file is None:
+    condition, notes = condition_of(models.transformer, config, models.unconditional_text)
+    if not condition.has_unconditional and (models.policy is not None or models.tuned):
+        raise CheckpointError(_nothing_to_guide_with(condition))
+    defaults = config.settings(MaskedSettings())
+    if not condition.has_unconditional and "guidance" not in config.defaults:
         defaults = defaults.model_copy(update={"guidance": (0.0, 0.0)})
-    return MaskedModel(
+    if models.stored.steps is not None and "steps" not in config.defaults:
+        defaults = defaults.model_copy(update={"steps": models.stored.steps})
+    model = MaskedModel(
         grid=(side, side),
         codebook_size=transformer.codebook_size,
         mask_token=transformer.codebook_size,
@@ -241,37 +261,56 @@ def describe(models: Models, config: ExportConfig) -> MaskedModel:
         image_size=(models.tokenizer.resolution, models.tokenizer.resolution),
         condition=condition,
         policies=_policies(models, config),
+        at_least_one=at_least_one,
         defaults=defaults,
+    )
+    return model, notes
+
+
+def _nothing_to_guide_with(condition: ClassCondition | TextCondition) -> str:
+    if isinstance(condition, ClassCondition):
+        return (
+            "a policy always uses guidance, which needs a class id that stands for no class; say "
+            'which in --config, such as {"unconditional": 1000}, or export without a policy'
+        )
+    return (
+        "a policy always uses guidance, so a text-conditional model needs the states of the empty "
+        f"text too, a .npy array [{condition.length}, {condition.width}] (--unconditional-text)"
     )
 
 
-def _condition(models: Models, config: ExportConfig) -> ClassCondition | TextCondition:
-    transformer = models.transformer
-    if transformer.class_conditional:
-        count, names = transformer.num_classes - 1, config.class_names
-        if names is not None and len(names) != count:
-            raise CheckpointError(f"class_names: expected {count} names, got {len(names)}")
-        return ClassCondition(num_classes=count, unconditional_id=count, class_names=names)
-    length, width = transformer.extras, transformer.context_width
-    if models.unconditional_text is not None:
-        return TextCondition(length=length, width=width, unconditional_file=_UNCONDITIONAL_FILE)
-    if models.policy is not None:
+def _pixel_range(given: str, config: ExportConfig) -> tuple[float, float]:
+    """The tokenizer's range, from the option, the configuration, or as in the published one."""
+    try:
+        low, high = map(float, given.split(":")) if given else (config.pixel_range or (0.0, 1.0))
+    except ValueError:
+        raise CheckpointError(f"--pixel-range must be LOW:HIGH, got {given}") from None
+    if not -math.inf < low < high < math.inf:
+        raise CheckpointError(f"pixel range: LOW must lie below HIGH, got {low:g}:{high:g}")
+    if given and config.pixel_range not in (None, (low, high)):
         raise CheckpointError(
-            "a policy always uses guidance, so a text-conditional model needs the states of the "
-            f"empty text too, a .npy array [{length}, {width}] (--unconditional-text)"
+            f"--pixel-range {given} contradicts the pixel_range of --config, "
+            f"{list(config.pixel_range or ())}"
         )
-    return TextCondition(length=length, width=width)
+    return low, high
 
 
 def _policies(models: Models, config: ExportConfig) -> dict[str, PolicyInfo]:
     tuned = {each.name: each.info for each in models.tuned}
     if models.policy is None:
         return tuned
+    said, stored = config.policy_residual, models.stored.residual
+    if None not in (said, stored) and said != stored:
+        raise CheckpointError(
+            f"policy_residual in --config is {json.dumps(said)}, but the policy was trained with "
+            f"heu {int(bool(stored))}, as its file says; leave policy_residual out"
+        )
     # The official default: residuals for CC3M (text), none for ImageNet (classes). Without
     # them an untrained policy would do the same at every step.
     default = models.untrained or not models.transformer.class_conditional
     info = PolicyInfo(
-        residual=default if config.policy_residual is None else config.policy_residual,
+        residual=next(each for each in (stored, said, default) if each is not None),
+        steps=models.stored.steps,
         untrained_seed=UNTRAINED_SEED if models.untrained else None,
     )
     return {POLICY: info, **tuned}
@@ -285,12 +324,14 @@ def graphs(models: Models, model: MaskedModel) -> dict[str, Graph]:
     tokens = torch.randint(v, (2, n), generator=generator, dtype=torch.int32)
     condition: dict[str, Tensor]
     if isinstance(model.condition, ClassCondition):
-        condition = {"condition": torch.tensor([0, model.condition.num_classes], dtype=torch.int32)}
+        ids = [0, models.transformer.num_classes - 1]
+        condition = {"condition": torch.tensor(ids, dtype=torch.int32)}
     else:
         shape = (2, model.condition.length, model.condition.width)
         condition = {"text": torch.randn(shape, generator=generator)}
     inputs = {"tokens": masked, **condition}
-    decoder = Graph(models.tokenizer, {"tokens": tokens}, ("image",))
+    ranged = models.tokenizer if models.pixels == (0, 1) else _From(models.tokenizer, models.pixels)
+    decoder = Graph(ranged, {"tokens": tokens}, ("image",), unclamped=ranged.unclamped)
     if models.policy is None:
         logits = Graph(_LogitsOnly(models.transformer), inputs, ("logits",))
         return {"transformer": logits, "decoder": decoder}
@@ -314,3 +355,19 @@ class _LogitsOnly(nn.Module):
     def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
         logits: Tensor = self.transformer(tokens, condition)[0]
         return logits
+
+
+class _From(nn.Module):
+    """A tokenizer with another range of pixel values than 0 … 1, brought to it."""
+
+    def __init__(self, tokenizer: VQModel, pixels: tuple[float, float]) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.low, self.span = pixels[0], pixels[1] - pixels[0]
+
+    def unclamped(self, tokens: Tensor) -> Tensor:
+        """Token ids ``[B, N]`` → image ``[B, 3, H, W]``."""
+        return (self.tokenizer.unclamped(tokens) - self.low) / self.span
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return torch.clamp(self.unclamped(tokens), 0.0, 1.0)

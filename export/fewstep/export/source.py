@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -30,13 +30,13 @@ class Option:
     Args:
         name: as in Python; ``tuned_policy`` is ``--tuned-policy``.
         help: a sentence for the command line.
-        kind: a path, any number of paths, or a switch.
+        kind: a path, any number of paths, a switch, or a text.
         required: whether there is no export without it.
     """
 
     name: str
     help: str
-    kind: Literal["file", "files", "flag"] = "file"
+    kind: Literal["file", "files", "flag", "text"] = "file"
     required: bool = False
 
     @property
@@ -56,12 +56,15 @@ class Graph:
         outputs: names of the outputs.
         dynamic: names of the dimensions that may vary, by input and position; equal names are
             equal sizes. ``None``: the first of every input, called ``batch``.
+        unclamped: of a graph that gives images, what they are before they are clamped to 0 … 1;
+            called with the inputs as ``module`` is. So an export sees a wrong range of pixels.
     """
 
     module: nn.Module
     inputs: Mapping[str, Tensor]
     outputs: tuple[str, ...]
     dynamic: Mapping[str, Mapping[int, str]] | None = None
+    unclamped: Callable[..., Tensor] | None = None
 
     def dimensions(self, name: str) -> Mapping[int, str]:
         """Names of the dimensions of an input that may vary, by position."""
@@ -78,6 +81,7 @@ class Exportable:
         graphs: by name, in the order in which they are exported.
         checkpoints: the files that were read, by what they are: ``transformer``.
         files: contents of more files of the bundle, by name.
+        notes: what to say to the user, a line each: what was assumed, preferred or left out.
     """
 
     name: str
@@ -85,6 +89,7 @@ class Exportable:
     graphs: Mapping[str, Graph]
     checkpoints: Mapping[str, Path]
     files: Mapping[str, bytes] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 class Source(Protocol):

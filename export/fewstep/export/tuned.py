@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import nn
+from torch import Tensor, nn
 
-from fewstep.export import checkpoint
+from fewstep.export import checkpoint, layout
 from fewstep.export.models.policy import FixedPolicy, PolicyNet
 from fewstep.runtime.errors import CheckpointError
 from fewstep.runtime.families.masked.model import PolicyInfo, PolicyName
 from fewstep.runtime.files import replacing
 
-_KEY = "fewstep_policy"
+KEY = "fewstep_policy"
+"""Of the record in the metadata of such a file."""
+
 _TABLE = "actions"
 
 
@@ -45,7 +48,7 @@ def save_tuned(path: Path, policy: TunedPolicy) -> None:
     half = {key: value.half().contiguous() for key, value in policy.network.state_dict().items()}
     record = _Record(name=policy.name, info=policy.info).model_dump_json()
     with replacing(path) as temporary:
-        temporary.write_bytes(save(half, {_KEY: record}))
+        temporary.write_bytes(save(half, {KEY: record}))
 
 
 def load_tuned(path: Path) -> TunedPolicy:
@@ -54,15 +57,14 @@ def load_tuned(path: Path) -> TunedPolicy:
     Raises:
         CheckpointError: absent, damaged, or no tuned policy.
     """
-    if path.suffix != ".safetensors":
-        raise CheckpointError(_not_tuned(path))
-    state = checkpoint.tensors(path, checkpoint.read(path))
+    content = checkpoint.open_checkpoint(path)
     try:
-        record = _Record.model_validate_json(_metadata(path).get(_KEY, ""))
+        record = _Record.model_validate_json(json.dumps(content.metadata[KEY]))
+        state = {key: value for key, value in content.tree.items() if isinstance(value, Tensor)}
         network = _network(state)
     except (ValidationError, KeyError, IndexError, TypeError, ValueError) as error:
         raise CheckpointError(_not_tuned(path)) from error
-    checkpoint.load_into(network, state, path)
+    layout.load_into(network, state, path)
     return TunedPolicy(record.name, network, record.info)
 
 
@@ -73,14 +75,7 @@ def _not_tuned(path: Path) -> str:
     )
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        return dict(file.metadata() or {})
-
-
-def _network(state: checkpoint.State) -> nn.Module:
+def _network(state: layout.State) -> nn.Module:
     """A network of the state's shape."""
     if _TABLE in state:
         if state[_TABLE].ndim != 2 or state[_TABLE].shape[1] != 4:

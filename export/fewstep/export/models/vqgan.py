@@ -226,5 +226,9 @@ class VQModel(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids of a square grid ``[B, N]`` → image ``[B, 3, H, W]`` clamped to 0…1."""
+        return torch.clamp(self.unclamped(tokens), 0.0, 1.0)
+
+    def unclamped(self, tokens: Tensor) -> Tensor:
+        """The same, not clamped."""
         side = self.resolution // self.downsampling
-        return torch.clamp(self.decode(tokens.reshape(-1, side, side)), 0.0, 1.0)
+        return self.decode(tokens.reshape(-1, side, side))

@@ -15,12 +15,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UViTSource:
-    """Files of the AdaNAT repository; ``needs_policy``: whether they make no bundle without one."""
+    """Files of the AdaNAT repository.
+
+    ``needs_policy``: whether they make no bundle without one. ``at_least_one``: whether every step
+    of the form decides at least one token.
+    """
 
     name: str
     summary: str
     options: tuple[Option, ...]
     needs_policy: bool
+    at_least_one: bool
     kind: str = "masked"
 
     def load(self, given: Mapping[str, Any], config: ExportConfig) -> Exportable:
@@ -38,7 +43,7 @@ class UViTSource:
             )
         from fewstep.export.masked import Checkpoints, load
 
-        return load(Checkpoints(**given), config)
+        return load(Checkpoints(**given), config, at_least_one=self.at_least_one)
 
 
 FILES = (
@@ -59,10 +64,16 @@ MORE = (
         "files",
     ),
     Option("unconditional_text", ".npy with the text states of the empty text."),
+    Option(
+        "pixel_range",
+        "Pixel values that the tokenizer was trained on, LOW:HIGH, such as -1:1. [0:1]",
+        "text",
+    ),
 )
 SOURCE = UViTSource(
     "adanat",
     "AdaNAT: a masked token transformer with a policy network, trained or to be tuned.",
     (*FILES, POLICY, *MORE),
     needs_policy=True,
+    at_least_one=False,
 )

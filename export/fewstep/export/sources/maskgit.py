@@ -1,6 +1,7 @@
 """MaskGIT in AdaNAT's files: the same transformer and tokenizer, with fixed schedules.
 
-A policy network can be added untrained, and tuned for it.
+Every step decides at least one token, as in MaskGIT. A policy network can be added untrained, and
+tuned for it.
 """
 
 from __future__ import annotations
@@ -12,4 +13,5 @@ SOURCE = UViTSource(
     "MaskGIT: a masked token transformer with fixed schedules, and a policy if it is tuned here.",
     (*FILES, *MORE),
     needs_policy=False,
+    at_least_one=True,
 )
