@@ -1,0 +1,159 @@
+"""The list of published models against forms and layouts; where their files are found."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fewstep.export import hub, published
+from fewstep.export.imagenet import class_names
+from fewstep.export.published import PublishedFile, PublishedModel, check, sources_of
+from fewstep.export.source import sources
+from fewstep.runtime.errors import CheckpointError
+
+_TABLES = Path(__file__).parents[1] / "data" / "ckpt_layouts.json.gz"
+_MODELS = published.published()
+
+
+def _parameters(table: str) -> int:
+    with gzip.open(_TABLES) as file:
+        keys: dict[str, Any] = json.load(file)[table]["keys"]
+    return sum(math.prod(shape) for shape, _ in keys.values())
+
+
+@pytest.mark.parametrize("model", _MODELS.values(), ids=_MODELS)
+def test_every_model_gives_its_form_what_it_needs(model: PublishedModel) -> None:
+    source = sources()[model.form]
+    options = {option.name for option in source.options if option.kind == "file"}
+    required = {option.name for option in source.options if option.required}
+    assert required <= model.files.keys() <= options
+    assert model.name not in sources()
+    for file in model.files.values():
+        assert file.hub or (file.page or "").startswith("https://")
+        if file.hub:
+            assert hub.parse(file.hub).path.rpartition("/")[2] in file.names
+
+
+@pytest.mark.parametrize("model", _MODELS.values(), ids=_MODELS)
+def test_sizes_are_those_of_the_published_layouts(model: PublishedModel) -> None:
+    table = "adanat_cc3m nnet_ema" if "cc3m" in model.name else "adanat_in256_L nnet_ema"
+    sizes = {
+        "transformer": _parameters(table),
+        "tokenizer": _parameters("vqgan_jax_strongaug.ckpt"),
+    }
+    assert model.parameters == sizes["transformer"]
+    for name, count in sizes.items():
+        assert model.files[name].megabytes == pytest.approx(4 * count / 1e6, abs=1)
+
+
+def _model(**files: dict[str, Any]) -> PublishedModel:
+    return PublishedModel(
+        name="tiny",
+        form="adanat",
+        summary="Tiny",
+        page="https://example.org",
+        files={name: PublishedFile.model_validate(file) for name, file in files.items()},
+    )
+
+
+_HUB = "hf://someone/model/net.pth"
+
+
+def test_files_in_the_folder_come_before_the_hub(tmp_path: Path) -> None:
+    model = _model(
+        transformer={"names": ["net.pth"], "hub": _HUB}, policy={"names": ["ckpt_*.pth"]}
+    )
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "deep" / "er" / "ckpt_500.pth").write_text("")
+    assert sources_of(model, tmp_path, {}) == {
+        "transformer": _HUB,
+        "policy": tmp_path / "deep" / "er" / "ckpt_500.pth",
+    }
+    (tmp_path / "deep" / "net.pth").write_text("")
+    assert sources_of(model, tmp_path, {})["transformer"] == tmp_path / "deep" / "net.pth"
+    (tmp_path / "net.pth").write_text("")
+    assert sources_of(model, tmp_path, {})["transformer"] == tmp_path / "net.pth"
+    assert sources_of(model, None, {"policy": "mine.pth"}) == {"transformer": _HUB}
+
+
+def test_what_is_absent_is_said_with_its_page(tmp_path: Path) -> None:
+    model = _model(
+        transformer={"names": ["net.pth"], "page": "https://drive.example.org/net"},
+        policy={"names": ["ckpt_*.pth"], "unless": "untrained_policy"},
+        unconditional_text={"names": ["empty.npy"], "required": False},
+    )
+    with pytest.raises(CheckpointError) as raised:
+        sources_of(model, None, {})
+    for part in ("net.pth (https://drive.example.org/net); ckpt_*.pth", "--from FOLDER"):
+        assert part in str(raised.value)
+    assert "empty.npy" not in str(raised.value)
+    with pytest.raises(CheckpointError, match=f"{tmp_path} does not hold them"):
+        sources_of(model, tmp_path, {})
+    with pytest.raises(CheckpointError, match="is no folder"):
+        sources_of(model, tmp_path / "absent", {})
+    (tmp_path / "net.pth").write_text("")
+    found = sources_of(model, tmp_path, {"untrained_policy": True})
+    assert found == {"transformer": tmp_path / "net.pth"}
+
+
+def test_several_files_of_a_name_are_not_guessed_at(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "net.pth").write_text("")
+    with pytest.raises(CheckpointError, match="several files .* pass --transformer"):
+        sources_of(_model(transformer={"names": ["net.pth"]}), tmp_path, {})
+
+
+def test_a_file_with_another_hash_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"
+    path.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    model = _model(transformer={"names": ["net.pth"], "sha256": digest})
+    check(model, {"transformer": path})
+    path.write_bytes(b"other weights")
+    with pytest.raises(CheckpointError, match=f"is not {digest}"):
+        check(model, {"transformer": path})
+
+
+def test_a_damaged_list_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "models.json"
+    monkeypatch.setattr(published, "DATA", path)
+    for content in ("", '{"models": [{"name": "x"}]}'):
+        path.write_text(content)
+        with pytest.raises(CheckpointError, match="no list of published models"):
+            published.published()
+
+
+def test_imagenet_classes_are_in_the_order_of_ilsvrc_2012() -> None:
+    """Checked against torchvision's list once; here by classes that everybody knows the ids of."""
+    names = class_names()
+    assert len(names) == 1000
+    known = {0: "tench, Tinca tinca", 1: "goldfish, Carassius auratus", 207: "golden retriever"}
+    known |= {134: "crane", 517: "crane", 281: "tabby, tabby cat", 474: "cardigan"}
+    known |= {638: "maillot", 639: "maillot, tank suit", 980: "volcano"}
+    known |= {999: "toilet tissue, toilet paper, bathroom tissue"}
+    assert {index: names[index] for index in known} == known
+    repeated = {name for name in names if names.count(name) > 1}
+    assert repeated == {"crane"}
+    assert not [name for name in names if name != name.strip() or "\t" in name]
+
+
+def test_imagenet_ids_ascend_as_in_the_data_set() -> None:
+    """ILSVRC 2012 numbers its classes in the order of their WordNet ids."""
+    path = Path(published.__file__).with_name("imagenet_classes.txt")
+    lines = path.read_text().splitlines()
+    ids = [line[:9] for line in lines if not line.startswith("#")]
+    assert ids == sorted(set(ids))
+    assert (ids[0], ids[134], ids[517], ids[-1]) == (
+        "n01440764",
+        "n02012849",
+        "n03126707",
+        "n15075141",
+    )
+    assert any("WordNet" in line and "Princeton" in line for line in lines if line[0] == "#")
