@@ -20,7 +20,7 @@ from typer.main import get_command
 from fewstep.build import target
 from fewstep.build.checklist import Step
 from fewstep.build.pipeline import BuildRequest, Preflight, build, preflight_only
-from fewstep.cli import app, spaced_capabilities
+from fewstep.cli import app
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import DeviceError, EngineError
 from fewstep.runtime.kernels.compile import KernelCompiler
@@ -154,7 +154,7 @@ def test_kernels_that_cannot_be_compiled_here_are_left_to_the_device(
 
 def _parse(command: str) -> dict[str, Any]:
     """What the command line makes of a command, without running it."""
-    program, name, *arguments = spaced_capabilities(shlex.split(command))
+    program, name, *arguments = shlex.split(command)
     assert program == "fewstep"
     group = get_command(app)
     context = Context(group)
@@ -218,7 +218,7 @@ def test_a_bundle_named_by_a_dot_goes_by_its_name(
             "tensorrt",
             None,
             {
-                "8.7 with JetPack 6": "pip install 'fewstep[cuda12,build,kernels12]' "
+                "8.7 with JetPack 6": "pip install 'PATH/TO/fewstep[cuda12,build,kernels12]' "
                 "'nvidia-cuda-nvrtc-cu12==12.6.*' 'nvidia-cuda-runtime-cu12==12.6.*'"
             },
         ),
@@ -227,22 +227,22 @@ def test_a_bundle_named_by_a_dot_goes_by_its_name(
             "tensorrt",
             None,
             {
-                "11.0 with JetPack 7": "pip install 'fewstep[cuda,build,kernels]' "
+                "11.0 with JetPack 7": "pip install 'PATH/TO/fewstep[cuda,build,kernels]' "
                 "'nvidia-cuda-nvrtc==13.0.*' 'nvidia-cuda-runtime==13.0.*'",
-                "a driver of CUDA 13": "pip install 'fewstep[cuda,build,kernels]' tensorrt",
+                "a driver of CUDA 13": "pip install 'PATH/TO/fewstep[cuda,build,kernels]' tensorrt",
             },
         ),
         (
             ["8.7"],
             "tensorrt",
             False,
-            {"8.7 with JetPack 6": "pip install 'fewstep[cuda12,build]'"},
+            {"8.7 with JetPack 6": "pip install 'PATH/TO/fewstep[cuda12,build]'"},
         ),
         (
             ["8.6", "8.9"],
             "tensorrt-rtx",
             None,
-            {"a driver of CUDA 13": "pip install 'fewstep[cuda,rtx]'"},
+            {"a driver of CUDA 13": "pip install 'PATH/TO/fewstep[cuda,rtx]'"},
         ),
     ],
 )

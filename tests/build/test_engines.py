@@ -30,7 +30,7 @@ from fewstep.build.variants import add_variant
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.engines.select import usable_engines
 from fewstep.runtime.engines.tensorrt_api import TensorRt
-from fewstep.runtime.errors import EngineError, OutputError
+from fewstep.runtime.errors import BundleError, EngineError, OutputError
 from fewstep.runtime.manifest import MANIFEST_NAME
 from fewstep.runtime.progress import Progress
 from fewstep.runtime.records import BuildOptions, EngineInfo
@@ -309,7 +309,7 @@ def test_what_others_add_while_an_engine_is_built_stays(path: Path, builder: Bui
     _whole(path)
 
 
-def test_a_graph_that_changes_while_its_engine_is_built_makes_that_stale(
+def test_an_engine_of_a_graph_that_changes_meanwhile_is_refused(
     path: Path, builder: Builder
 ) -> None:
     def another() -> None:
@@ -317,9 +317,9 @@ def test_a_graph_that_changes_while_its_engine_is_built_makes_that_stale(
         add_variant(Bundle.read(path), "fp16", heads=False)
 
     builder.before = another
-    build_engines(path, _ONE)
-    assert list(stale_engines(Bundle.read(path))) == [_engines(path)[0].file]
-    assert [each.built for each in build_engines(path, _ONE)] == [True, False, False]
+    with pytest.raises(BundleError, match="fp16 graph of transformer was changed while"):
+        build_engines(path, _ONE)
+    assert [each.built for each in build_engines(path, _ONE)] == [True, True, True]
     assert stale_engines(Bundle.read(path)) == {}
 
 

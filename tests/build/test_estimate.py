@@ -333,10 +333,12 @@ def test_tables_say_what_they_are(fewstep: Terminal, tiny_bundle: Path) -> None:
     shown = fewstep("estimate", tiny_bundle, *chosen)
     assert shown.code == 0
     assert shown.out.count("Bound, not a measurement") == 3  # two devices and the summary
+    assert shown.out.startswith("rtx-4090: at least ")
+    assert "no fp8 on orin-nano: compute capability 8.7 has no fp8 tensor cores" in shown.out
     assert "transformer (batch 2)" in shown.out
     assert "MAXN_SUPER" in shown.out
     words = " ".join(shown.out.split())
-    assert "Launches are part of the times and estimated" in words
+    assert "launches are part of the times and estimated" in words
     assert words.count("µs a launch, part of the times") == 2
     assert words.count("no measurement of this GPU is known; this is of NVIDIA Ampere") == 2
 
@@ -345,8 +347,13 @@ def test_without_a_device_all_are_shown(fewstep: Terminal, tiny_text_bundle: Pat
     shown = fewstep("estimate", tiny_text_bundle, "--precision", "fp16", "--batch", 2)
     assert shown.code == 0
     assert all(f" {name} " in shown.out for name in GPUS)
+    fastest, slowest = shown.out.splitlines()[:2]
+    assert fastest.startswith(f"fastest of {len(GPUS)}, ") and "ms per image in fp16" in fastest
+    assert (
+        slowest.startswith(f"slowest of {len(GPUS)}, ") and "steps, batch 2), bound by" in slowest
+    )
     assert shown.out.count("Bound, not a measurement") == 1
-    assert "Launches are part of the times and estimated" in " ".join(shown.out.split())
+    assert "launches are part of the times and estimated" in " ".join(shown.out.split())
 
 
 def test_headings_are_whole_in_80_columns(bundle: Bundle) -> None:

@@ -1,8 +1,8 @@
 """Updating a bundle: files are added, replaced and removed, and the manifest follows.
 
 Covered: what is written, hashed and removed; names that lead out of the folder or that cannot be
-files; links; and locales without the characters of the manifest. Interrupted and refused writes are
-in ``test_build.py``.
+files; links; locales without the characters of the manifest; and others that change the bundle
+meanwhile. Interrupted and refused writes are in ``tests/build``.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.runtime.links import linked_blobs
 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import BundleError, OutputError
-from fewstep.runtime.files import sha256
+from fewstep.runtime.files import MARK, sha256
+from fewstep.runtime.lock import LOCK_NAME
 from fewstep.runtime.manifest import MANIFEST_NAME
 
 _SHA = "0" * 64
@@ -135,3 +137,95 @@ def test_update_writes_utf_8_whatever_the_locale(bundle_copy: Path) -> None:
     assert condition.kind == "class"
     assert condition.class_names is not None
     assert condition.class_names[0] == "Rübe"
+
+
+def test_update_of_a_linked_bundle_writes_into_none_of_the_blobs(bundle_copy: Path) -> None:
+    blobs = linked_blobs(bundle_copy)
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in blobs.values()}
+    bundle = Bundle.read(bundle_copy).update({"x.cubin": b"1"}, kernels=_kernels("x.cubin"))
+    bundle.update({}, golden=None)
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
+    assert not (bundle_copy / MANIFEST_NAME).is_symlink()
+    assert (bundle_copy / "decoder.onnx").is_symlink()
+    assert not (bundle_copy / "golden.npz").is_symlink()
+    assert Bundle.read(bundle_copy).damage() == {}
+    assert sorted(path.name for path in bundle_copy.parent.glob("blobs/*")) == sorted(
+        path.name for path in before
+    )
+
+
+def test_update_into_a_folder_that_is_a_link_out_of_the_bundle_is_refused(
+    bundle_copy: Path,
+) -> None:
+    outside = bundle_copy.with_name("outside")
+    outside.mkdir()
+    (bundle_copy / "engines").symlink_to(outside)
+    with pytest.raises(BundleError, match="leads out of the bundle"):
+        Bundle.read(bundle_copy).update({"engines/x": b"content"})
+    assert list(outside.iterdir()) == []
+
+
+# --- others
+
+
+def test_what_others_have_changed_meanwhile_stays(bundle_copy: Path) -> None:
+    mine, theirs = Bundle.read(bundle_copy), Bundle.read(bundle_copy)
+    theirs.update({"x.cubin": b"1"}, kernels=_kernels("x.cubin"))
+    changed = mine.update({"a.bin": b"alpha"}, name="mine")
+    assert changed.manifest.kernels is not None
+    assert changed.manifest.files.keys() >= {"x.cubin", "a.bin"}
+    assert Bundle.read(bundle_copy).damage() == {}
+
+
+def test_change_of_what_others_have_changed_is_refused(bundle_copy: Path) -> None:
+    mine, theirs = Bundle.read(bundle_copy), Bundle.read(bundle_copy)
+    theirs.update({"x.cubin": b"1"}, kernels=_kernels("x.cubin"))
+    before = sorted(bundle_copy.rglob("*"))
+    with pytest.raises(BundleError, match="has changed kernels of the bundle meanwhile; run"):
+        mine.update({"y.cubin": b"2"}, kernels=_kernels("y.cubin"))
+    assert sorted(bundle_copy.rglob("*")) == before
+
+
+def test_values_that_are_no_manifest_are_a_bundle_error(bundle_copy: Path) -> None:
+    before = sorted(bundle_copy.rglob("*"))
+    with pytest.raises(BundleError, match="not a valid manifest: kernels"):
+        Bundle.read(bundle_copy).update({"a.bin": b"alpha"}, kernels={"compiler": 1})
+    assert sorted(bundle_copy.rglob("*")) == before
+
+
+def test_locked_bundle_is_read_anew_and_swept(bundle_copy: Path) -> None:
+    (bundle_copy / "engines").mkdir()
+    Bundle.read(bundle_copy).update({"engines/x.engine": b"engine"})
+    left = [bundle_copy / f".x-12345678{MARK}.json", bundle_copy / f"engines/.x-12345678{MARK}"]
+    for path in left:
+        path.write_bytes(b"half")
+    with Bundle.locked(bundle_copy) as now:
+        assert not any(path.exists() for path in left)
+        assert (bundle_copy / LOCK_NAME).exists()
+        now.update({}, name="inside")
+    assert Bundle.read(bundle_copy).manifest.name == "inside"
+    assert not (bundle_copy / LOCK_NAME).exists()
+
+
+_ADD = """
+import sys
+from fewstep.runtime.bundle import Bundle
+for number in range(10):
+    Bundle.read(sys.argv[1]).update({f"{sys.argv[2]}-{number}": sys.argv[2].encode()})
+"""
+
+
+def test_processes_that_add_at_once_lose_nothing(bundle_copy: Path) -> None:
+    root = Path(__file__).parents[2] / "runtime"
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    link = bundle_copy.with_name("link")
+    link.symlink_to(bundle_copy)
+    writers = [
+        subprocess.Popen([sys.executable, "-c", _ADD, str(place), name], env=environment)
+        for place, name in [(bundle_copy, "a"), (link, "b"), (bundle_copy, "c")]
+    ]
+    assert [each.wait(120) for each in writers] == [0, 0, 0]
+    added = {f"{name}-{number}" for name in "abc" for number in range(10)}
+    bundle = Bundle.read(bundle_copy)
+    assert set(bundle.manifest.files) == _EVERY_FILE | added
+    assert bundle.damage() == {}

@@ -1,7 +1,8 @@
 """What a preflight that found nothing has checked, what it has not, and the commands that follow.
 
 Nothing here asks a builder or a GPU: what only these can tell is listed as such. Commands are
-whole, to be pasted; on the device the bundle is a folder under its own name.
+whole, to be pasted, but for USER@DEVICE and PATH/TO/fewstep, a clone or wheel there; on the device
+the bundle is a folder under its own name.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ _KNOWN = {"tensorrt": "documented for TensorRT 10.3 … 11", "tensorrt-rtx": "me
 _JETPACKS = {"8.7": ("JetPack 6", "12.6"), "11.0": ("JetPack 7", "13.0")}
 """What a Jetson runs, by compute capability, and the newest CUDA that its driver loads kernels of.
 Orin may have JetPack 7 as well, from 7.2 on."""
+
+_CLONE = "PATH/TO/fewstep"
+"""What pip installs on a device that has no fewstep yet: a clone, or a wheel of it."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ def _steps(bundle: Bundle, request: BuildRequest, wanted: Target) -> Iterator[St
     running = [path.name, "--backend", wanted.backend, "--device", "cuda"]
     running += ["--precision", wanted.precision]
     verify = ["fewstep", "verify", *running, "--report", "verify.md"]
-    bench = ["fewstep", "bench", *running, "--runs", "50", "--json", "bench.json"]
+    bench = ["fewstep", "bench", *running, "--report", "bench.json"]
     yield Step("verify", "on the device", shlex.join(verify))
     yield Step("bench", "on the device", shlex.join(bench))
 
@@ -170,14 +174,14 @@ def _installs(request: BuildRequest, wanted: Target) -> Iterator[Step]:
             extras.append("kernels12" if old else "kernels")
             names = ("nvidia-cuda-nvrtc", "nvidia-cuda-runtime")
             pinned = [f"{each}{'-cu12' if old else ''}=={cuda}.*" for each in names]
-        command = ["pip", "install", f"fewstep[{','.join(extras)}]", *pinned]
+        command = ["pip", "install", f"{_CLONE}[{','.join(extras)}]", *pinned]
         note = f"{capability} with {system}, which brings TensorRT: python3-libnvinfer"
         yield Step("install", "on the device", shlex.join(command), note)
     if len(jetsons) < len(wanted.capabilities):
-        packages = ["fewstep[cuda,rtx]"]
+        packages = [f"{_CLONE}[cuda,rtx]"]
         if wanted.backend == "tensorrt":
             packages = [
-                f"fewstep[cuda,build{',kernels' if request.with_kernels else ''}]",
+                f"{_CLONE}[cuda,build{',kernels' if request.with_kernels else ''}]",
                 "tensorrt",
             ]
         note = "a driver of CUDA 13; cuda12 and kernels12 for one of CUDA 12"

@@ -18,6 +18,7 @@ from fewstep.build.target import Target
 from fewstep.build.tensorrt_builder import BuiltEngine, EngineRequest
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.engines.tensorrt_api import load
+from fewstep.runtime.errors import BundleError
 from fewstep.runtime.progress import Progress, no_progress
 from fewstep.runtime.records import EngineInfo
 
@@ -57,7 +58,8 @@ def build_engines(
             stored.
 
     Raises:
-        BundleError: no bundle at ``path``, or not in this precision.
+        BundleError: no bundle at ``path``, or not in this precision, or its graphs were changed
+            while engines were built.
         MissingDependencyError: the backend's module, or onnx, is not installed.
         EngineError: preflight, parser or builder refuse a graph.
         OutputError: the bundle cannot be written; engines stored before stay.
@@ -100,6 +102,10 @@ def _store(bundle: Bundle, record: EngineInfo, built: BuiltEngine) -> tuple[Bund
     """Add an engine, in the place of those that it makes superfluous.
 
     The manifest is read again: others may have added to the bundle while this one was built.
+
+    Raises:
+        BundleError: the graph is another by now.
+        OutputError: the bundle cannot be written.
     """
     digest = hashlib.sha256(built.content).hexdigest()[:12]  # new contents, new name
     file = f"engines/{record.graph}.{record.precision}.{record.backend}-{digest}.engine"
@@ -110,11 +116,16 @@ def _store(bundle: Bundle, record: EngineInfo, built: BuiltEngine) -> tuple[Bund
             "peak_memory_bytes": built.peak_memory_bytes,
         }
     )
-    now = Bundle.read(bundle.path)
-    others = [each for each in now.manifest.engines if now.locate(each.file).is_file()]
-    kept = [each for each in others if not _replaces(complete, each)]
-    engines = [each.model_dump() for each in (*kept, complete)]
-    return now.update({file: built.content}, engines=engines), complete
+    with Bundle.locked(bundle.path) as now:
+        if now.graph_sha256(record.graph, record.precision) != record.graph_sha256:
+            raise BundleError(
+                f"{now.path}: the {record.precision} graph of {record.graph} was changed while its "
+                "engine was built; run the command again"
+            )
+        others = [each for each in now.manifest.engines if now.locate(each.file).is_file()]
+        kept = [each for each in others if not _replaces(complete, each)]
+        engines = [each.model_dump() for each in (*kept, complete)]
+        return now.update({file: built.content}, engines=engines), complete
 
 
 def _replaces(new: EngineInfo, old: EngineInfo) -> bool:

@@ -12,7 +12,8 @@ import onnx
 from fewstep.runtime.devices import Array, Buffer
 from fewstep.runtime.devices.cpu import host_array
 from fewstep.runtime.engines import BoundEngine, require_all
-from fewstep.runtime.errors import EngineError
+from fewstep.runtime.engines.sessions import new_session
+from fewstep.runtime.errors import EngineError, FewstepError
 from fewstep.runtime.records import GraphInfo, TensorInfo
 
 
@@ -26,6 +27,7 @@ class GraphEngine:
         seen: takes the further outputs of every run, by name.
 
     Raises:
+        MissingDependencyError: onnxruntime is not installed.
         EngineError: ONNX Runtime refuses the graph.
     """
 
@@ -39,15 +41,13 @@ class GraphEngine:
         info: GraphInfo,
         seen: Callable[[Mapping[str, Array]], None] = lambda values: None,
     ) -> None:
-        import onnxruntime
-
         self.name, self._seen = name, seen
         self.inputs: Mapping[str, TensorInfo] = info.inputs
         self.outputs: Mapping[str, TensorInfo] = info.outputs
         try:
-            self._session = onnxruntime.InferenceSession(
-                model.SerializeToString(), providers=["CPUExecutionProvider"]
-            )
+            self._session = new_session(model.SerializeToString())
+        except FewstepError:
+            raise
         except Exception as error:  # onnxruntime raises types of its own
             raise EngineError(f"ONNX Runtime refuses graph '{name}': {error}") from error
         self._names = [output.name for output in self._session.get_outputs()]

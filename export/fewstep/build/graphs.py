@@ -55,7 +55,7 @@ def load_graph(bundle: Bundle, name: str) -> onnx.ModelProto:
     path = bundle.graph_path(name)
     try:
         return onnx.load(path)
-    except (DecodeError, OSError, ValueError) as error:
+    except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
         raise BundleError(
             f"{path} is not an ONNX model ({error}); export the bundle again"
         ) from error

@@ -36,15 +36,16 @@ def build_kernels(
         RequestError: a capability that this NVRTC does not know.
         OutputError: the bundle cannot be written.
     """
-    bundle = Bundle.read(path)
+    before = Bundle.read(path)
     compiler = KernelCompiler()
     wanted = compiler.wanted(capabilities)
-    if not force and not why_kernels_stale(bundle, wanted, compiler.version):
+    if not force and not why_kernels_stale(before, wanted, compiler.version):
         return None
-    known, kernels = compiler.known(), bundle.manifest.kernels
-    others = [each for each in kernels.cubins if each in known] if kernels is not None else []
-    compiled = compiler.compile(tuple(dict.fromkeys((*wanted, *others))))
-    add_kernels(bundle, compiled)
+    with Bundle.locked(path) as bundle:  # seconds, and what others have added is compiled too
+        known, kernels = compiler.known(), bundle.manifest.kernels
+        others = [each for each in kernels.cubins if each in known] if kernels is not None else []
+        compiled = compiler.compile(tuple(dict.fromkeys((*wanted, *others))))
+        add_kernels(bundle, compiled)
     return compiled
 
 

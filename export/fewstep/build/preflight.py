@@ -213,7 +213,7 @@ def _wrong_operators(graph: _Graph, model: onnx.ModelProto, path: Path) -> Itera
 
 def _wrong_weights(graph: _Graph, model: onnx.GraphProto, path: Path) -> Iterator[Problem]:
     """Weights that are kept in other files than those that were just hashed."""
-    files = {graph.bundle.locate(name) for name in graph.info.external}
+    files = {graph.bundle.locate(name).resolve() for name in graph.info.external}
     found: dict[str, list[str]] = {}
     for tensor in tensors(model):
         if what := _wrong_place(tensor, path.parent, files):

@@ -11,13 +11,17 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import onnx
 from onnx import TensorProto, helper
 
 from fewstep.runtime.devices import Array
-from fewstep.runtime.errors import EngineError, missing
+from fewstep.runtime.engines.sessions import new_session
+from fewstep.runtime.errors import EngineError, FewstepError
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 T = TypeVar("T")
 
@@ -46,19 +50,16 @@ def run_onnxruntime(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> dict
         MissingDependencyError: onnxruntime is not installed.
         EngineError: ONNX Runtime refuses the graph, or fails to run it.
     """
+
+    def configure(options: onnxruntime.SessionOptions) -> None:
+        options.enable_cpu_mem_arena = False  # one output that is kept would keep all of the arena
+
     try:
-        import onnxruntime
-    except ImportError as error:
-        raise missing("onnxruntime", "cpu") from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False  # one output that is kept would keep all of the arena
-    try:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = new_session(model.SerializeToString(), configure=configure)
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+    except FewstepError:
+        raise
     except Exception as error:  # onnxruntime raises types of its own; protobuf above 2 GB
         raise EngineError(f"ONNX Runtime cannot run a subgraph: {error}") from error
 

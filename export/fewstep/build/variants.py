@@ -120,6 +120,11 @@ def stored(
 def store(bundle: Bundle, precision: str, made: Mapping[str, Remade]) -> Bundle:
     """Store a variant, in the place of any of its precision, without engines of other graphs.
 
+    Args:
+        bundle: as :meth:`Bundle.locked` gives it, so that nothing of others is lost.
+        precision: of the variant.
+        made: its graphs by name.
+
     Raises:
         OutputError: the bundle cannot be written; it is as before.
     """
@@ -157,10 +162,23 @@ def add_variant(
     """
     if precision not in LOW:
         raise RequestError(choose("precision", precision, LOW))
+    made = _lowered(bundle, precision, heads)
+    with Bundle.locked(bundle.path) as now:
+        if _sources(now) != _sources(bundle):  # others have changed graphs meanwhile
+            made = _lowered(now, precision, heads)
+        changed = store(now, precision, made)
+    return changed, tuple(each.report for each in made.values() if each.report is not None)
+
+
+def _lowered(bundle: Bundle, precision: str, heads: bool) -> dict[str, Remade]:
+    """Every graph of a bundle in a lower precision."""
     largest = measure_magnitudes(bundle)
-    made = {
+    return {
         name: remade(bundle, name, precision, heads=heads, largest=largest.get(name))
         for name in bundle.manifest.graphs
     }
-    changed = store(bundle, precision, made)
-    return changed, tuple(each.report for each in made.values() if each.report is not None)
+
+
+def _sources(bundle: Bundle) -> dict[str, str]:
+    """Hashes of the fp32 graphs."""
+    return {name: bundle.graph_sha256(name) for name in bundle.manifest.graphs}

@@ -1,7 +1,8 @@
 """Reading and writing bundles: the manifest, its files, and their hashes.
 
-A bundle is a folder with ``bundle.json`` and the files it lists. Nothing outside the folder is
-ever read, and a file is hashed before it is used.
+A bundle is a folder with ``bundle.json`` and the files it lists. A file is hashed before it is
+used, so it may be a link to anywhere, as in the cache of huggingface_hub; names lead to nothing
+outside the folder. One process at a time changes a bundle (:meth:`Bundle.locked`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from fewstep.runtime.errors import BundleError, choose
-from fewstep.runtime.files import replacing, sha256
+from fewstep.runtime.files import replacing, sha256, sweep
+from fewstep.runtime.lock import locked
 from fewstep.runtime.manifest import MANIFEST_NAME, SCHEMA, Manifest
 from fewstep.runtime.records import FileInfo, GraphInfo
 
@@ -53,26 +55,42 @@ class Bundle:
             bundle.locate(name)
         return bundle
 
-    def locate(self, name: str) -> Path:
-        """Path of a listed file, known to lie inside the bundle; existence is not checked.
+    @classmethod
+    @contextlib.contextmanager
+    def locked(cls, path: str | Path) -> Iterator[Bundle]:
+        """Yield the bundle as it is now; nobody else changes it until the block ends.
+
+        What a killed process left half-written in it is removed. Within the block it may be locked
+        again, as :meth:`update` does.
 
         Raises:
-            BundleError: the file is not listed, is no usable path, or leads out of the bundle
-                (``..``, an absolute path, a symbolic link).
+            BundleError: as :meth:`read`.
+            OutputError: the folder is not writable.
+        """
+        cls.read(path)  # a folder without one is not to be locked
+        with locked(Path(path)):
+            now = cls.read(path)
+            for folder in {now.path, *(now.locate(name).parent for name in now.manifest.files)}:
+                sweep(folder)
+            yield now
+
+    def locate(self, name: str) -> Path:
+        """Path of a listed file, by its name inside the bundle; existence is not checked.
+
+        It may be a link to a file outside: what is read is what the hash says (:meth:`verified`).
+
+        Raises:
+            BundleError: the file is not listed, or its name is no usable path or leads out of the
+                bundle (``..``, an absolute path).
         """
         if name not in self.manifest.files:
             raise BundleError(f"{self.path}: {choose('file', name, self.manifest.files)}")
-        root = self.path.resolve()
-        try:
-            target = (root / name).resolve()
-        except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a null byte
-            raise BundleError(f"{self.path}: '{name}' is not a usable path: {error}") from error
-        if not target.is_relative_to(root):
-            raise BundleError(
-                f"{self.path}: '{name}' leads out of the bundle, to {target}; "
-                "export the bundle again, or copy the file into it"
-            )
-        return target
+        if "\0" in name:
+            raise BundleError(f"{self.path}: {name!r} is not a usable path; export it again")
+        inside = PurePosixPath(name)
+        if inside.is_absolute() or ".." in inside.parts:
+            raise BundleError(f"{self.path}: '{name}' leads out of the bundle; export it again")
+        return self.path.resolve() / name
 
     def verified(self, name: str) -> Path:
         """Path of a listed file whose size and hash were just checked.
@@ -151,7 +169,8 @@ class Bundle:
         """Add or replace files and change fields of the manifest, which is written last.
 
         Nothing that the present manifest names is overwritten with other contents, so that an
-        interruption leaves the bundle as it was: give new contents new names.
+        interruption leaves the bundle as it was: give new contents new names. Where others have
+        changed other fields since this bundle was read, theirs stay.
 
         Args:
             files: contents by path within the bundle.
@@ -162,29 +181,60 @@ class Bundle:
             The bundle with its new manifest.
 
         Raises:
-            BundleError: a path that leads out of the bundle.
+            BundleError: a path that leads out of the bundle, or others have changed one of these
+                fields: read the bundle in :meth:`locked` and it cannot happen.
             OutputError: the folder is not writable, or the disk is full; the bundle is as before.
         """
-        listed = dict(self.manifest.files)
-        for name, content in files.items():
-            listed[name] = FileInfo(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-        fields = self.manifest.model_dump() | changes
-        named = Manifest.model_validate(fields | {"files": listed}).named_files()
-        dropped = self.manifest.named_files() - named
-        kept = {name: info for name, info in listed.items() if name not in dropped}
-        changed = Bundle(self.path, Manifest.model_validate(fields | {"files": kept}))
-        places = {changed.locate(name): content for name, content in files.items()}
+        with Bundle.locked(self.path) as now:
+            self._require_same(now, changes)
+            listed = dict(now.manifest.files)
+            for name, content in files.items():
+                digest = hashlib.sha256(content).hexdigest()
+                listed[name] = FileInfo(bytes=len(content), sha256=digest)
+            fields = now.manifest.model_dump() | changes
+            named = _validated(fields | {"files": listed}, self.path).named_files()
+            dropped = now.manifest.named_files() - named
+            kept = {name: info for name, info in listed.items() if name not in dropped}
+            changed = Bundle(self.path, _validated(fields | {"files": kept}, self.path))
+            changed._write({changed._place(name): content for name, content in files.items()})
+            for name in dropped:
+                with contextlib.suppress(OSError):  # a leftover does no harm
+                    (self.path / name).unlink()
+        return changed
+
+    def _require_same(self, now: Bundle, changes: Mapping[str, Any]) -> None:
+        """Raise ``BundleError`` if a field that is to be changed is not what it was."""
+        before, after = self.manifest, now.manifest
+        lost = [each for each in changes if getattr(before, each) != getattr(after, each)]
+        if lost:
+            raise BundleError(
+                f"{self.path}: another process has changed {', '.join(sorted(lost))} of the bundle "
+                "meanwhile; run the command again"
+            )
+
+    def _place(self, name: str) -> Path:
+        """Where a listed file is written: inside the bundle, whatever links it has.
+
+        Raises:
+            BundleError: as :meth:`locate`, or its folder is a link out of the bundle.
+        """
+        place, root = self.locate(name), self.path.resolve()
+        if not place.parent.resolve().is_relative_to(root):
+            raise BundleError(
+                f"{self.path}: the folder of '{name}' leads out of the bundle, to "
+                f"{place.parent.resolve()}; copy the bundle, with what its links lead to"
+            )
+        return place
+
+    def _write(self, places: Mapping[Path, bytes | memoryview]) -> None:
+        """Write files and then the manifest, which replaces a link to one."""
         with _removed_on_failure([place for place in places if not place.exists()]):
             for place, content in places.items():
                 with replacing(place) as temporary:
                     temporary.write_bytes(content)
-            text = changed.manifest.model_dump_json(indent=2) + "\n"
+            text = self.manifest.model_dump_json(indent=2) + "\n"
             with replacing(self.path / MANIFEST_NAME) as temporary:
                 temporary.write_text(text, encoding="utf-8")
-        for name in dropped:
-            with contextlib.suppress(OSError):  # a leftover does no harm
-                (self.path / name).unlink()
-        return changed
 
     def damage(self, names: Iterable[str] | None = None) -> dict[str, str]:
         """Listed files (all if ``None``) that are missing or changed, with what is wrong."""
@@ -215,12 +265,12 @@ def _is_file(path: Path) -> bool:
 
 
 def _difference(path: Path, expected: FileInfo) -> str:
-    if not path.is_file():
+    if not _is_file(path):
         return "is missing"
-    size = path.stat().st_size
-    if size != expected.bytes:
-        return f"has {size:,} bytes where the manifest says {expected.bytes:,}"
     try:
+        size = path.stat().st_size
+        if size != expected.bytes:
+            return f"has {size:,} bytes where the manifest says {expected.bytes:,}"
         actual = sha256(path)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
@@ -238,8 +288,20 @@ def _parse(file: Path) -> Manifest:
             f"{file} has schema version {version}, this fewstep reads up to {SCHEMA}; "
             "upgrade with: pip install --upgrade fewstep"
         )
-    try:
+    with _manifest_errors(file):
         return Manifest.model_validate_json(json.dumps(content))
+
+
+def _validated(fields: Mapping[str, Any], path: Path) -> Manifest:
+    with _manifest_errors(path / MANIFEST_NAME):
+        return Manifest.model_validate(fields)
+
+
+@contextlib.contextmanager
+def _manifest_errors(file: Path) -> Iterator[None]:
+    """Turn what pydantic says of a manifest into a ``BundleError``."""
+    try:
+        yield
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, item['loc'])) or 'top level'}: {item['msg']}"

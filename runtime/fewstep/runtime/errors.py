@@ -58,11 +58,23 @@ class OutputError(FewstepError, OSError):
     """A result could not be written."""
 
 
+class FewstepWarning(UserWarning):
+    """Something that is no error but worth knowing; the command line shows it as a note."""
+
+
 def missing(package: str, extra: str) -> MissingDependencyError:
     """The error for an absent optional package, naming the extra that brings it."""
     return MissingDependencyError(
         f"{package} is not installed; install it with: pip install 'fewstep[{extra}]'"
     )
+
+
+def shortened(line: str, most: int = 1_800) -> str:
+    """A line with its middle left out if it has more than ``most`` characters."""
+    if len(line) <= most:
+        return line
+    half = most // 2
+    return f"{line[:half]} … ({len(line) - 2 * half:,} characters left out) … {line[-half:]}"
 
 
 def choose(what: str, received: str, choices: Iterable[str]) -> str:

@@ -1,16 +1,30 @@
-"""Writing without half-written results, and hashing."""
+"""Writing without half-written results, and hashing.
+
+What is not finished has a hidden name with :data:`MARK` and a lock (``flock``), which ends with its
+process however that ends: so what a killed process left can be told from what is being written, and
+:func:`sweep` removes it. Where the file system has no locks it stays.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import glob
 import hashlib
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from fewstep.runtime.errors import OutputError
+from fewstep.runtime.errors import FewstepWarning, OutputError
+from fewstep.runtime.lock import LOCK_NAME, locked
+
+MARK = ".fewstep-unfinished"
+_STEM = 40  # characters of a name that its temporary one repeats: names have an end
+_OLD = "-old"
 
 
 def sha256(path: Path) -> str:
@@ -22,31 +36,66 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; rename it there if the block succeeds.
+def require_writable(path: Path) -> None:
+    """Raise unless a file can be written at ``path``: to be asked before any work.
+
+    It is tried, and nothing of it stays: an absent file and its absent folders are made and
+    removed again; an existing file keeps contents and times. What killed processes left in the
+    folder is removed.
 
     Raises:
-        OutputError: the folder is absent or not writable, or the disk is full.
+        OutputError: a folder is there, or the file cannot be made or changed.
     """
     made: list[Path] = []
     try:
+        _require_no_folder(path)
         made = _make_folders(path.parent)
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent
-        )
-        os.close(handle)
-    except OSError as error:
-        raise _not_written(path, error) from error
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except OSError as error:
+        _require_open(path)
+        if path.is_file():
+            os.close(os.open(path, os.O_WRONLY))
+        elif _is_special(path):
+            pass  # to open a pipe would wait for who reads it
+        elif path.is_symlink():
+            tempfile.TemporaryFile(dir=path.parent).close()
+        else:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            path.unlink()
+        sweep(path.parent)
+    except (OSError, ValueError) as error:
         raise _not_written(path, error) from error
     finally:
+        _remove_empty(made)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; put what is there at ``path`` if the block succeeds.
+
+    It lies beside ``path`` and is renamed. Where that is not allowed, as with a file that is a
+    mount of its own, an existing file is written over, with a warning; so are pipes and devices.
+
+    Raises:
+        OutputError: the folder is absent or not writable, or the disk is full. Where the block had
+            succeeded, what it wrote is kept, and the message says where.
+    """
+    made: list[Path] = []
+    try:
+        _require_no_folder(path)
+        made = _make_folders(path.parent)
+        temporary, held = _temporary_file(path)
+    except OSError as error:
+        _remove_empty(made)
+        raise _not_written(path, error) from error
+    finished = False
+    try:
+        yield temporary
+        finished = True
+        _put(temporary, path)
+    except OSError as error:
+        raise _not_written(path, error, _kept(temporary) if finished else None) from error
+    finally:
         temporary.unlink(missing_ok=True)
+        os.close(held)
         _remove_empty(made)
 
 
@@ -56,38 +105,165 @@ def replacing_folder(path: Path, *, overwrite: bool = False, marker: str = "") -
 
     Nothing appears at ``path`` if the block fails or is interrupted. An existing folder is
     replaced only with ``overwrite``, only if it is empty or holds a file named ``marker``, and
-    only once the new one is whole.
+    only once the new one is whole and nobody holds the lock on the old one. The contents of a
+    folder that cannot be renamed, such as a mount, are replaced.
 
     Raises:
         OutputError: ``path`` exists and may not be replaced, its parent is not writable, or the
-            disk is full.
+            disk is full. Where the block had succeeded, the folder is kept, and the message says
+            where.
     """
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists already; remove it or pass --force to replace it")
-    if path.exists() and not _replaceable(path, marker):
-        kind = f"a folder with {marker}" if marker else "an empty folder"
-        raise OutputError(f"{path} is not {kind}, so it is not replaced; choose another place")
     made: list[Path] = []
     try:
+        _put_back(path)
+        _require_replaceable(path, overwrite, marker)
         made = _make_folders(path.parent)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        sweep(path.parent)
+        temporary, held = _temporary_folder(path)
     except OSError as error:
+        _remove_empty(made)
         raise _not_written(path, error) from error
+    finished = False
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        _swap(temporary, path)
+        finished = True
+        with contextlib.suppress(OSError):  # not every file system has modes
+            temporary.chmod(0o777 & ~_umask())
+        with locked(path) if (path / marker).is_file() else contextlib.nullcontext():
+            _require_replaceable(path, overwrite, marker)  # it may have come about meanwhile
+            _swap(temporary, path)
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise _not_written(path, error, _kept(temporary) if finished else None) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        os.close(held)
         _remove_empty(made)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left unfinished in a folder; what is being written stays."""
+    for left in folder.glob(f".*{MARK}*"):
+        if not left.name.endswith(_OLD):
+            _remove_if_dead(left)
+
+
+def _temporary_file(path: Path) -> tuple[Path, int]:
+    """A new file beside ``path``, or elsewhere if only ``path`` itself may be written.
+
+    Returns:
+        Its path, and the descriptor that holds the lock on it.
+    """
+    prefix, suffix = f".{path.stem[:_STEM]}-", f"{MARK}{path.suffix}"
+    try:
+        _require_open(path)
+        folder = None if _is_special(path) else path.parent
+        held, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=folder)
+    except OSError:
+        if path.is_symlink() or not os.access(path, os.W_OK):
+            raise
+        held, name = tempfile.mkstemp(prefix=prefix, suffix=suffix)
+    with contextlib.suppress(OSError):  # no locks here
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return Path(name), held
+
+
+def _temporary_folder(path: Path) -> tuple[Path, int]:
+    """As :func:`_temporary_file`, for a folder; inside of ``path`` if not beside it."""
+    prefix = f".{path.name[:_STEM]}-"
+    while True:
+        try:
+            name = tempfile.mkdtemp(prefix=prefix, suffix=MARK, dir=path.parent)
+        except PermissionError:
+            if not path.is_dir():
+                raise
+            name = tempfile.mkdtemp(prefix=prefix, suffix=MARK, dir=path)
+        held = _locked_folder(Path(name))
+        if Path(name).exists():  # not taken for a leftover before it was locked
+            return Path(name), held
+        os.close(held)
+
+
+def _locked_folder(folder: Path) -> int:
+    held = os.open(folder, os.O_RDONLY)
+    with contextlib.suppress(OSError):  # no locks here
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return held
+
+
+def _remove_if_dead(left: Path) -> None:
+    """Remove what no living process holds the lock on."""
+    with contextlib.suppress(OSError):
+        held = os.open(left, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink()
+        finally:
+            os.close(held)
+
+
+def _put(temporary: Path, path: Path) -> None:
+    """Put a finished file in the place of ``path``."""
+    with contextlib.suppress(OSError):  # not every file system has modes
+        temporary.chmod(0o666 & ~_umask())
+    if _is_special(path):
+        _write_over(temporary, path)
+        return
+    try:
+        temporary.replace(path)
+    except OSError as error:
+        if path.is_symlink() or not path.is_file():
+            raise
+        _write_over(temporary, path)
+        reason = error.strerror or error
+        warnings.warn(
+            f"{path} cannot be replaced ({reason}), so it was written in place: an interruption "
+            "there would have left half of it",
+            FewstepWarning,
+            4,
+        )
+
+
+def _write_over(source: Path, path: Path) -> None:
+    with source.open("rb") as old, path.open("wb") as new:
+        shutil.copyfileobj(old, new)
+
+
+def _kept(temporary: Path) -> Path | None:
+    """Give what is finished but could not be put in its place a name of its own."""
+    kept = temporary.with_name(temporary.name.removeprefix(".").replace(MARK, ""))
+    try:
+        return temporary.replace(kept)
+    except OSError:
+        return None
+
+
+def _is_special(path: Path) -> bool:
+    """Whether a pipe or device is there, which is written to and never replaced."""
+    return path.exists() and not path.is_file()
+
+
+def _require_open(path: Path) -> None:
+    """Raise ``PermissionError`` if a pipe or device is there that may not be written."""
+    if _is_special(path) and not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def _require_no_folder(path: Path) -> None:
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder; give the name of a file")
 
 
 def _make_folders(path: Path) -> list[Path]:
     """Make a folder and its parents; return those that were not there, innermost first."""
     absent = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        _remove_empty(absent)
+        raise
     return absent
 
 
@@ -98,28 +274,89 @@ def _remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
+def _require_replaceable(path: Path, overwrite: bool, marker: str) -> None:
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists already; remove it or pass --force to replace it")
+    if path.exists() and not _replaceable(path, marker):
+        kind = f"a folder with {marker}" if marker else "an empty folder"
+        raise OutputError(f"{path} is not {kind}, so it is not replaced; choose another place")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise OutputError(f"{path} is not writable, so it is not replaced; choose another place")
+
+
 def _replaceable(path: Path, marker: str) -> bool:
     if not path.is_dir() or path.is_symlink():
         return False
-    return not any(path.iterdir()) or bool(marker and (path / marker).is_file())
+    left = (each for each in path.iterdir() if MARK not in each.name)
+    return not any(left) or bool(marker and (path / marker).is_file())
 
 
 def _swap(new: Path, path: Path) -> None:
     """Put ``new`` in the place of ``path``; on failure the old folder is back in place."""
-    old = new.with_name(new.name + "-old")
+    old = new.with_name(new.name + _OLD)
+    if not path.exists():
+        new.rename(path)
+        return
+    held = _locked_folder(path)
     try:
-        if path.exists():
+        try:
             path.rename(old)
+        except OSError:  # a mount, or the parent's folder may not be changed
+            old.mkdir()
+            _exchange(new, path, old)
+        else:
+            _rename_or_restore(new, path, old)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        os.close(held)
+
+
+def _rename_or_restore(new: Path, path: Path, old: Path) -> None:
+    try:
         new.rename(path)
     except BaseException:
-        if old.exists() and not path.exists():
+        if not path.exists():
             old.rename(path)
         raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
-def _not_written(path: Path, error: OSError) -> OutputError:
-    return OutputError(f"cannot write {path}: {error.strerror or error}; choose a writable place")
+def _exchange(new: Path, path: Path, old: Path) -> None:
+    """Put the contents of ``new`` into ``path``, and those that are there into ``old``."""
+    try:
+        _move_contents(path, old)
+        try:
+            _move_contents(new, path)
+        except BaseException:
+            _move_contents(path, new)
+            raise
+    except BaseException:
+        _move_contents(old, path)
+        old.rmdir()
+        raise
+
+
+def _move_contents(source: Path, target: Path) -> None:
+    for each in list(source.iterdir()):
+        if MARK not in each.name and each.name != LOCK_NAME:
+            shutil.move(each, target / each.name)
+
+
+def _put_back(path: Path) -> None:
+    """Undo an exchange of folders that a killed process had begun, or end it."""
+    pattern = f".{glob.escape(path.name[:_STEM])}-*{MARK}{_OLD}"
+    for old in path.parent.glob(pattern):
+        if path.exists():
+            _remove_if_dead(old)
+        else:
+            old.rename(path)
+
+
+def _not_written(path: Path, error: OSError | ValueError, kept: Path | None = None) -> OutputError:
+    where = f"; what was made is kept as {kept}" if kept is not None else ""
+    if isinstance(error, OutputError):
+        return OutputError(f"{error}{where}")
+    reason = getattr(error, "strerror", None) or error
+    return OutputError(f"cannot write {path}: {reason}; choose a writable place{where}")
 
 
 def _umask() -> int:

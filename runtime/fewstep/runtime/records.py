@@ -7,7 +7,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 from typing_extensions import Self
 
 DType = Literal["float32", "float16", "bfloat16", "int32", "int64", "uint8"]
@@ -26,6 +34,12 @@ class Strict(BaseModel):
     """What cannot be changed, and refuses unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        """Names of files and commands may have bytes that are no text, which JSON cannot hold."""
+        return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 class TensorInfo(Strict):

@@ -41,7 +41,7 @@ def write_report(verification: Verification, path: Path) -> None:
     else:
         text = json.dumps(verification.as_dict(), indent=2, allow_nan=False) + "\n"
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def as_markdown(verification: Verification) -> str:

@@ -29,19 +29,27 @@ def mark(generator: Generator, report: Report) -> None:
     """
     if generator.on_gpu is None:
         return
-    then, now = generator.bundle, Bundle.read(generator.bundle.path)
+    gpu, then = generator.on_gpu.gpu, generator.bundle
     judged = {_content(then, info) for info in generator.on_gpu.records.values()}
     if report.passed:
         checked = {check.graph for check in report.checks}
         judged = {each for each in judged if each[0] in checked}
-    engines = tuple(
-        _judged(now, info, generator.on_gpu.gpu, report.passed)
-        if _content(now, info) in judged
-        else info
-        for info in now.manifest.engines
-    )
-    if engines != now.manifest.engines:
+    before = Bundle.read(then.path)
+    if _marked(before, judged, gpu, report.passed) == before.manifest.engines:
+        return  # also where the bundle cannot be written
+    with Bundle.locked(then.path) as now:
+        engines = _marked(now, judged, gpu, report.passed)
         now.update({}, engines=[each.model_dump() for each in engines])
+
+
+def _marked(
+    bundle: Bundle, judged: set[tuple[str, str, str]], gpu: Gpu, passed: bool
+) -> tuple[EngineInfo, ...]:
+    """The records of a bundle's engines, with the verdict in those that were judged."""
+    return tuple(
+        _judged(bundle, info, gpu, passed) if _content(bundle, info) in judged else info
+        for info in bundle.manifest.engines
+    )
 
 
 def _content(bundle: Bundle, info: EngineInfo) -> tuple[str, str, str]:
