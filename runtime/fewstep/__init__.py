@@ -9,6 +9,7 @@ with fewstep.open("bundle") as generator:
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,12 @@ from typing import TYPE_CHECKING, Any
 __path__ = pkgutil.extend_path(__path__, __name__)
 
 __version__ = "0.1.0"
+
+# ONNX Runtime reads this once, when it is loaded, whoever loads it; child processes inherit it. A
+# user's own setting stays: ORT_DISABLE_TELEMETRY=0 leaves its telemetry on.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# NumPy's BLAS starts as many threads as the scheduler gives cores, and too many under a CPU quota.
+importlib.import_module("fewstep.runtime.machine").limit_other_pools()
 
 if TYPE_CHECKING:
     from fewstep.runtime import *  # noqa: F403 (all that it offers, and said only there)

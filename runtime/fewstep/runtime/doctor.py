@@ -17,6 +17,7 @@ from typing import Any
 from fewstep import __version__
 from fewstep.runtime.errors import DeviceError, FewstepError
 from fewstep.runtime.jetson import Jetson, find_jetson, read
+from fewstep.runtime.machine import cores
 from fewstep.runtime.probe import Driver, TensorRt, find_driver, find_tensorrt
 from fewstep.runtime.records import EngineBackend
 
@@ -220,12 +221,11 @@ def _kernel_warnings(abilities: Iterable[Ability], driver: Driver | None) -> lis
 
 
 def _machine(root: Path, jetson: Jetson | None, driver: Driver | None) -> dict[str, str]:
-    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": processor_name(),
-        "cores": str(len(os.sched_getaffinity(0))),
-        "memory": f"{pages * size / 2**30:.0f} GiB",
+        "cores": str(cores()),
+        "memory": _memory(),
         "python": platform.python_version(),
         "fewstep": __version__,
         **_driver_rows(root, driver),
@@ -242,6 +242,14 @@ def _driver_rows(root: Path, driver: Driver | None) -> dict[str, str]:
     known = f"{version[1]}, " if version else ""
     none = {"GPU": "none that the driver can use"}
     return {"GPU driver": f"{known}CUDA {driver.cuda}", **(gpus or none)}
+
+
+def _memory() -> str:
+    try:
+        size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows has no such call
+        return "unknown"
+    return f"{size / 2**30:.0f} GiB"
 
 
 def processor_name() -> str:

@@ -102,7 +102,7 @@ def _with_sessions(monkeypatch: pytest.MonkeyPatch, first: str) -> list[Session]
     made: list[Session] = []
     real = onnxruntime.InferenceSession
 
-    def make(path: Path, options: Any, providers: list[Any]) -> Session:
+    def make(path: Path, options: Any, providers: list[Any], **rest: Any) -> Session:
         made.append(Session(real, path, providers, first))
         return made[-1]
 

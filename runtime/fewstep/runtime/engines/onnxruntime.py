@@ -2,6 +2,7 @@
 
 On the CPU through its CPU provider; on a GPU through its CUDA provider, enqueued on the device's
 stream. ONNX Runtime may allocate while it runs, so its work is not captured into a CUDA graph.
+How its sessions are made is in ``sessions.py``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from fewstep.runtime.devices import Buffer, CudaStream
 from fewstep.runtime.engines import BoundEngine, require_all
-from fewstep.runtime.errors import EngineError, MissingDependencyError, missing
+from fewstep.runtime.engines.sessions import new_session
+from fewstep.runtime.errors import DeviceError, EngineError, FewstepError, MissingDependencyError
 from fewstep.runtime.records import GraphInfo
 
 if TYPE_CHECKING:
@@ -30,13 +32,15 @@ class OnnxRuntimeEngine:
         name: the graph's name in the bundle, for messages.
         path: a checked ``.onnx`` file.
         info: its inputs and outputs as the manifest states them.
-        threads: intra-op threads on the CPU; 0 uses every core.
+        threads: on the CPU; 0 is as many as this process may use cores.
         cuda: the GPU and stream to run on; ``None`` for the CPU.
 
     Raises:
         MissingDependencyError: onnxruntime, or for CUDA onnxruntime-gpu, is not installed.
         EngineError: ONNX Runtime refuses the graph, or its inputs and outputs are not the
             manifest's.
+
+    After a fork it works on in the process that opened it alone: its threads are in no other.
     """
 
     warm_up = 1
@@ -51,6 +55,7 @@ class OnnxRuntimeEngine:
         cuda: CudaStream | None = None,
     ) -> None:
         self.name, self.inputs, self.outputs = name, info.inputs, info.outputs
+        self._process = os.getpid()
         self.capturable = cuda is None  # on the CPU there is nothing to capture
         self._place = ("cpu", 0) if cuda is None else ("cuda", cuda.ordinal)
         self._session: onnxruntime.InferenceSession | None = _session(name, path, threads, cuda)
@@ -59,9 +64,14 @@ class OnnxRuntimeEngine:
         self._check_against_manifest()
 
     def bind(self, bindings: Mapping[str, Buffer]) -> BoundEngine:
-        """Bind buffers by name; outputs are written in place."""
-        require_all(self, bindings)
+        """Bind buffers by name; outputs are written in place.
+
+        Raises:
+            EngineError: a name, shape or dtype that the graph does not have; the engine is closed.
+            DeviceError: it was opened in another process.
+        """
         session = self._open_session()
+        require_all(self, bindings)
         bound = session.io_binding()
         for name, buffer in bindings.items():
             bind = bound.bind_input if name in self.inputs else bound.bind_output
@@ -80,6 +90,11 @@ class OnnxRuntimeEngine:
             raise EngineError(f"graph '{self.name}' failed to run: {error}") from error
 
     def _open_session(self) -> onnxruntime.InferenceSession:
+        if os.getpid() != self._process:
+            raise DeviceError(
+                f"graph '{self.name}' was opened in another process, before a fork; open a "
+                "Generator in this one, after the fork"
+            )
         if self._session is None:
             raise EngineError(f"graph '{self.name}' is closed; open the Generator again")
         return self._session
@@ -101,18 +116,11 @@ def _session(
 ) -> onnxruntime.InferenceSession:
     if cuda is not None:
         require_cuda_provider()
+    providers = None if cuda is None else [_cuda_provider(cuda)]
     try:
-        import onnxruntime
-    except ImportError as error:
-        raise missing("onnxruntime", "cpu") from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-    # Idle workers that spin would take the core that the loop's own kernels run on.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    providers = ["CPUExecutionProvider"] if cuda is None else [_cuda_provider(cuda)]
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=providers)
+        session = new_session(path, threads=threads, providers=providers)
+    except FewstepError:
+        raise
     except Exception as error:  # onnxruntime raises types of its own, without a common base
         hint = ""
         if "NOT_IMPLEMENTED" in str(error):

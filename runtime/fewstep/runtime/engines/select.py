@@ -21,6 +21,7 @@ from fewstep.runtime.engines.on_gpu import EnginesOnGpu, Gpu
 from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.engines.tensorrt_api import MODULES, TensorRt, load
 from fewstep.runtime.errors import EngineError, FewstepError, RequestError, choose
+from fewstep.runtime.machine import require_threads
 from fewstep.runtime.records import EngineBackend, EngineInfo
 
 if TYPE_CHECKING:
@@ -45,11 +46,12 @@ class Wanted:
     def parse(
         cls, backend: str, device: str, precision: str, threads: int = 0, profile: bool = False
     ) -> Wanted:
-        """Check names, and split ``cuda:1``.
+        """Check names and the number of threads, and split ``cuda:1``.
 
         Raises:
-            RequestError: an unknown backend or device.
+            RequestError: an unknown backend or device, or no number of threads.
         """
+        require_threads(threads)
         if backend not in BACKENDS:
             raise RequestError(choose("backend", backend, BACKENDS))
         named = re.fullmatch(r"(auto|cpu|cuda)(?:(?<=cuda):([0-9]+))?", device)

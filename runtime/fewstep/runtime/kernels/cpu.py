@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from typing import Any
 
 from fewstep.runtime.kernels.initial_tokens import initial_tokens
 from fewstep.runtime.kernels.policy_parameters import policy_parameters
@@ -17,3 +19,31 @@ KERNELS: dict[str, Callable[..., None]] = {
     "sample_tokens": sample_tokens,
     "to_pixels": to_pixels,
 }
+
+_TYPES = {
+    "initial_tokens": "i4[:,::1], u1[:,::1], i8, i8, i4[:,::1], i4[::1]",
+    "policy_parameters": "f4[:,::1], f8, f8, f8, f8, f4[:,::1], i4[::1]",
+    "remask": "f4[:,::1], i4[:,::1], f4[:,::1], u1[:,::1], i8, i8, i4[:,::1]",
+    "sample_tokens": (
+        "f4[:,:,::1], f4[:,:,::1], i4[:,::1], f4[:,::1], u8[::1], i8, i8, "
+        "i4[:,::1], f4[:,::1], i4[::1]"
+    ),
+    "to_pixels": "f4[:,:,:,::1], u1[:,:,:,::1], i4[::1]",
+}
+"""Of the arguments that the decode loop gives, as numba writes them."""
+
+
+def warm() -> float:
+    """Compile the kernels that this process has not compiled, or load them where they are kept.
+
+    Without this the first generation does it.
+
+    Returns:
+        The seconds it took: a few where nothing was kept, next to none where everything was.
+    """
+    start = time.perf_counter()
+    for name, types in _TYPES.items():
+        kernel: Any = KERNELS[name]
+        if hasattr(kernel, "compile"):  # not with NUMBA_DISABLE_JIT=1
+            kernel.compile(f"void({types})")
+    return time.perf_counter() - start

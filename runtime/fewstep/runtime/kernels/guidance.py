@@ -10,12 +10,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.runtime.kernels.compiled import kernel
+from fewstep.runtime.kernels.compiled import helper
 
 Floats = npt.NDArray[np.float32]
 
 
-@kernel
+@helper
 def guide(conditional: Floats, unconditional: Floats, guidance: np.float32, out: Floats) -> None:
     """Logits ``[V]`` of one position into the first V of ``out``."""
     for code in range(len(conditional)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fewstep.runtime.kernels.compiled import kernel
+from fewstep.runtime.kernels.compiled import helper
 
 _SQRT_HALF = np.float32(0.707106781186547524)
 _LN2_HIGH = np.float32(0.693359375)
@@ -26,7 +26,7 @@ _P7 = np.float32(-2.4999993993e-1)
 _P8 = np.float32(3.3333331174e-1)
 
 
-@kernel
+@helper
 def logarithm(x: np.float32) -> np.float32:
     """``log(x)`` for finite x ≥ 2⁻¹²⁶."""
     bits = np.float32(x).view(np.int32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fewstep.runtime.kernels.compiled import inlined, kernel
+from fewstep.runtime.kernels.compiled import helper, inlined
 
 _MULTIPLIER_0 = np.uint64(0xD2511F53)
 _MULTIPLIER_1 = np.uint64(0xCD9E8D57)
@@ -25,7 +25,7 @@ Word = np.uint64
 """A 32-bit word, held in 64 bits so that products are exact."""
 
 
-@kernel
+@helper
 def philox(
     c0: Word, c1: Word, c2: Word, c3: Word, k0: Word, k1: Word
 ) -> tuple[Word, Word, Word, Word]:
@@ -46,7 +46,7 @@ def unit(word: Word) -> np.float32:
     return (np.float32(word >> _DROPPED_BITS) + _HALF) * _SCALE
 
 
-@kernel
+@helper
 def uniforms(seed: np.uint64, step: int, position: int) -> tuple[np.float32, np.float32]:
     """The two uniforms of a position: for its token, and for the Gumbel noise on its confidence."""
     zero = np.uint64(0)

@@ -26,7 +26,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.runtime.kernels.compiled import kernel
+from fewstep.runtime.kernels.compiled import helper, kernel
 from fewstep.runtime.kernels.exponential import exponential
 from fewstep.runtime.kernels.guidance import guide
 from fewstep.runtime.kernels.logarithm import logarithm
@@ -86,7 +86,7 @@ def sample_tokens(
                 confidence[image, position] = np.inf
                 continue
             if guidance == 0:
-                row[:codes] = conditional[image, position]
+                _copy(conditional[image, position], row)
             else:
                 shared = image % unconditional.shape[0]
                 guide(conditional[image, position], unconditional[shared, position], guidance, row)
@@ -111,22 +111,24 @@ def sample_row(
     nothing but −∞.
     """
     row, weights, lanes, maxima, sums, tempered = _scratch(len(logits))
-    row[: len(logits)] = logits
+    _copy(logits, row)
     return _sample(row, temperature, uniform, weights, lanes, maxima, sums, tempered)
 
 
-@kernel
+@helper
 def _scratch(codes: int) -> tuple[Floats, Floats, Floats, Floats, Floats, Floats]:
     """A row in whole chunks, −∞ past the last code; weights and lanes of one chunk; and its
     maximum, sum, and sum at the sampling temperature for every chunk."""
     chunks = -(-codes // _CHUNK)
-    row = np.full(chunks * _CHUNK, _NOTHING, np.float32)
+    row = np.empty(chunks * _CHUNK, np.float32)
+    for code in range(codes, len(row)):
+        row[code] = _NOTHING
     weights, lanes = np.empty(_CHUNK, np.float32), np.empty(_LANES, np.float32)
     maxima, sums = np.empty(chunks, np.float32), np.empty(chunks, np.float32)
     return row, weights, lanes, maxima, sums, np.empty(chunks, np.float32)
 
 
-@kernel
+@helper
 def _sample(
     row: Floats,
     temperature: np.float32,
@@ -155,7 +157,7 @@ def _sample(
     if not math.isfinite(highest) or math.isnan(temperature):
         return 0, _NAN
     code = (
-        int(np.argmax(row))
+        _most_likely(row)
         if coldest
         else _inverse_cdf(row, maxima, tempered, highest, inverse, uniform, weights, lanes)
     )
@@ -163,7 +165,24 @@ def _sample(
     return code, (row[code] - highest) - logarithm(total)
 
 
-@kernel
+@helper
+def _copy(logits: Floats, row: Floats) -> None:
+    # A loop, for which less is compiled than for an assignment of slices, which broadcasts.
+    for code in range(len(logits)):
+        row[code] = logits[code]
+
+
+@helper
+def _most_likely(row: Floats) -> int:
+    """The first code with the largest logit; none is NaN."""
+    code = 0
+    for candidate in range(1, len(row)):
+        if row[candidate] > row[code]:
+            code = candidate
+    return code
+
+
+@helper
 def _maximum(logits: Floats) -> np.float32:
     """The largest of a chunk; NaN if any is NaN."""
     highest, invalid = _NOTHING, 0
@@ -173,7 +192,7 @@ def _maximum(logits: Floats) -> np.float32:
     return _NAN if invalid > 0 else highest
 
 
-@kernel
+@helper
 def _weigh(
     logits: Floats, highest: np.float32, inverse: np.float32, weights: Floats, lanes: Floats
 ) -> np.float32:
@@ -182,7 +201,8 @@ def _weigh(
     Four neighbouring codes first, then 32 such sums in a tree: a lane, then a warp.
     """
     if highest == _NOTHING:
-        weights[:] = 0
+        for code in range(_CHUNK):
+            weights[code] = _ZERO
         return _ZERO
     for code in range(_CHUNK):
         weights[code] = exponential((logits[code] - highest) * inverse)
@@ -196,14 +216,14 @@ def _weigh(
     return np.float32(lanes[0])
 
 
-@kernel
+@helper
 def _lane_sum(weights: Floats, lane: int) -> np.float32:
     first = lane * _PER_LANE
     pair = weights[first] + weights[first + 1]
     return np.float32((pair + weights[first + 2]) + weights[first + 3])
 
 
-@kernel
+@helper
 def _scaled(
     chunk: int, maxima: Floats, sums: Floats, highest: np.float32, inverse: np.float32
 ) -> np.float32:
@@ -211,7 +231,7 @@ def _scaled(
     return np.float32(sums[chunk] * exponential((maxima[chunk] - highest) * inverse))
 
 
-@kernel
+@helper
 def _group_sum(
     group: int, maxima: Floats, sums: Floats, highest: np.float32, inverse: np.float32
 ) -> np.float32:
@@ -223,13 +243,13 @@ def _group_sum(
     return total
 
 
-@kernel
+@helper
 def _groups(chunks: int) -> int:
     """Number of groups that are not empty."""
     return -(-chunks // -(-chunks // _LANES))
 
 
-@kernel
+@helper
 def _sum_chunks(
     maxima: Floats, sums: Floats, highest: np.float32, inverse: np.float32
 ) -> np.float32:
@@ -239,7 +259,7 @@ def _sum_chunks(
     return total
 
 
-@kernel
+@helper
 def _inverse_cdf(
     row: Floats,
     maxima: Floats,
@@ -256,12 +276,14 @@ def _inverse_cdf(
     last one, which then takes it.
     """
     target = uniform * _sum_chunks(maxima, sums, highest, inverse)
-    cumulated, group = _ZERO, 0
-    while group < _groups(len(maxima)) - 1:
-        after = cumulated + _group_sum(group, maxima, sums, highest, inverse)
+    last = _groups(len(maxima)) - 1
+    cumulated, group = _ZERO, last
+    for candidate in range(last):
+        after = cumulated + _group_sum(candidate, maxima, sums, highest, inverse)
         if after > target:
+            group = candidate
             break
-        cumulated, group = after, group + 1
+        cumulated = after
     size = -(-len(maxima) // _LANES)
     found, before = group * size, cumulated
     for chunk in range(group * size, min((group + 1) * size, len(maxima))):
@@ -277,7 +299,7 @@ def _inverse_cdf(
     return found * _CHUNK + _code_in_chunk(weights, scale, before, target)
 
 
-@kernel
+@helper
 def _code_in_chunk(
     weights: Floats, scale: np.float32, before: np.float32, target: np.float32
 ) -> int:
