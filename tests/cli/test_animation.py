@@ -11,12 +11,15 @@ import pytest
 from PIL import Image
 
 from fewstep.cli.animation import check_suffix, save_animation, step_frames
+from fewstep.cli.lettering import fitted
 from fewstep.cli.pictures import grid
+from fewstep.cli.record import read_record
 from fewstep.runtime.errors import OutputError
 from fewstep.runtime.families import Preview
 from fewstep.runtime.generator import Generator
 
-_TITLE_HEIGHT = 15 + 3 * 6
+_TITLE_HEIGHT = fitted("round 1", 480).height + 3 * 6
+_LAST = "step 4 of 4: 16 of 16 tokens decided"
 
 
 def _pictures(frame: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -29,8 +32,28 @@ def test_last_frame_shows_the_image_and_earlier_ones_veil_it(generator: Generato
     frames = step_frames(generator, result, [""])
     assert len(frames) == 4
     last = _pictures(frames[-1])
-    np.testing.assert_array_equal(last, _pictures(grid(result.images[None], [""], "")))
+    np.testing.assert_array_equal(last, _pictures(grid(result.images[None], [""], _LAST)))
     assert (_pictures(frames[0]) != last).any()
+
+
+def test_every_frame_has_room_for_every_caption(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One small image: its frames are as wide as the captions need, and all of one size."""
+    result = generator.generate(class_ids=[2], steps=3)
+    captions = ["short", "a caption that is far wider than an image " * 3, "short again"]
+
+    def preview(model: object, trace: Any, step: int) -> Preview:
+        inputs, nothing = {"tokens": trace.sampled[step]}, np.zeros((1, 4, 4), np.bool_)
+        return Preview("decoder", inputs, "image", nothing, captions[step])
+
+    monkeypatch.setattr(generator.family, "preview", preview)
+    frames = step_frames(generator, result, ["bag"])
+    assert len({frame.size for frame in frames}) == 1
+    for frame, caption in zip(frames, captions, strict=True):
+        ink = np.asarray(frame.convert("L")) < 200
+        right, left = fitted(caption, 480).width, 6
+        assert ink[:, left : left + right].any() and frame.width >= left + right
 
 
 def test_the_veil_lies_on_what_the_family_calls_undecided(
@@ -46,7 +69,7 @@ def test_the_veil_lies_on_what_the_family_calls_undecided(
 
     monkeypatch.setattr(generator.family, "preview", preview)
     last = _pictures(step_frames(generator, result, [""])[-1])
-    plain = _pictures(grid(result.images[None], [""], ""))
+    plain = _pictures(grid(result.images[None], [""], "round 1"))
     left, top = 2 * 6, 0
     changed = (last != plain).any(-1)[top : top + 8, left : left + 8]
     cells = changed.reshape(2, 4, 2, 4).swapaxes(1, 2)
@@ -68,7 +91,7 @@ def test_frames_are_decoded_in_the_generators_batches(tiny_bundle: Path) -> None
     with Generator.open(tiny_bundle, threads=1, max_batch=2) as small:
         result = small.generate(class_ids=[0, 1, 2, 3, 4], steps=3, schedule="cosine")
         frames = step_frames(small, result, [""])
-    expected = _pictures(grid(result.images[None], [""], ""))
+    expected = _pictures(grid(result.images[None], [""], "step 3 of 3: 16 of 16 tokens decided"))
     np.testing.assert_array_equal(_pictures(frames[-1]), expected)
 
 
@@ -81,6 +104,12 @@ def test_a_gif_has_every_frame_and_pauses_on_the_last(tmp_path: Path) -> None:
             animation.seek(number)
             shown.append(int(animation.info["duration"]))
     assert shown[0] == shown[1] < shown[2]
+
+
+def test_a_gif_says_how_it_was_made(tmp_path: Path) -> None:
+    record = {"bundle": {"name": "x"}, "settings": {"steps": 2}, "seeds": [1]}
+    save_animation([Image.new("RGB", (4, 4))] * 2, tmp_path / "x.gif", record)
+    assert read_record(tmp_path / "x.gif") == record
 
 
 def test_unwritable_place_is_one_clear_error(tmp_path: Path) -> None:

@@ -1,14 +1,23 @@
-"""From the words of ``fewstep generate`` to a request, before any engine is loaded."""
+"""``fewstep generate``: from words to files, written as batches finish, and made again."""
 
 from __future__ import annotations
 
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from fewstep.cli.generate import conditions
+from fewstep.cli.order import ordered
+from fewstep.cli.record import read_record
 from fewstep.runtime.condition import ClassCondition, TextCondition
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.generator import Generator
@@ -21,17 +30,23 @@ _CLASSES = ClassCondition(num_classes=5, unconditional_id=5, class_names=_NAMES)
 _TEXT = TextCondition(length=3, width=12)
 
 
+# --- orders
+
+
 def test_class_ids_and_names_mix() -> None:
-    found, labels = conditions(_CLASSES, ["2", "Shoe"], None, 3)
-    assert found == {"class_ids": [2, 2, 2, 1, 1, 1]}
-    assert labels == ["bag", "shoe"]
+    found = ordered(_CLASSES, ["2", "Shoe"], None, 3, 7)
+    assert found.conditions == (2, 2, 2, 1, 1, 1)
+    assert found.labels == ("bag",) * 3 + ("shoe",) * 3
+    assert (found.seeds, found.each) == (tuple(range(7, 13)), 3)
+    taken = found.take([0, 5])
+    assert taken == {"class_ids": [2, 1], "text": None, "seed": [7, 12]}
 
 
 def test_classes_without_names_are_numbered() -> None:
     info = ClassCondition(num_classes=5, unconditional_id=5)
-    assert conditions(info, ["4"], None, 1) == ({"class_ids": [4]}, ["class 4"])
+    assert ordered(info, ["4"], None, 1, 0).labels == ("class 4",)
     with pytest.raises(RequestError, match="'bag' is not a number.* names no classes"):
-        conditions(info, ["bag"], None, 1)
+        ordered(info, ["bag"], None, 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -39,29 +54,71 @@ def test_classes_without_names_are_numbered() -> None:
     [
         (["sheo"], "Did you mean 'shoe'"),
         (["99"], "class ids must be 0 … 4, got 99"),
+        (["1,bag,sheo"], "Did you mean 'shoe'"),
+        (["all", "1"], "--class all chooses all classes"),
+        (["random", "balanced"], "--class random chooses all classes"),
         ([], "give --class"),
         (None, "give --class"),
     ],
 )
 def test_bad_classes(classes: list[str] | None, message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        conditions(_CLASSES, classes, None, 1)
+        ordered(_CLASSES, classes, None, 1, 0)
+
+
+def test_all_classes_but_the_one_of_no_class() -> None:
+    info = ClassCondition(num_classes=4, unconditional_id=1)
+    assert ordered(info, ["all"], None, 2, 0).conditions == (0, 0, 2, 2, 3, 3)
+    assert set(ordered(info, ["random"], None, 200, 0).conditions) == {0, 2, 3}
+
+
+def test_balanced_sets_have_all_classes_alike() -> None:
+    counts = Counter(ordered(_CLASSES, ["balanced"], None, 52, 0).conditions)
+    assert sorted(counts.values()) == [10, 10, 10, 11, 11]
+
+
+def test_random_classes_depend_on_the_seed_and_the_place_alone() -> None:
+    long, short = (ordered(_CLASSES, ["random"], None, n, 3).conditions for n in (5_000, 100))
+    assert long[:100] == short
+    assert short != ordered(_CLASSES, ["random"], None, 100, 4).conditions
+    counts = Counter(long)
+    assert all(abs(counts[each] - 1_000) < 5 * 1_000**0.5 for each in range(5))
+    recorded = (2, 1, 0, 2, 4, 2)  # the same in every version: sets are continued
+    assert ordered(_CLASSES, ["random"], None, 6, 0).conditions == recorded
+
+
+def test_a_class_that_is_called_like_a_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    info = ClassCondition(num_classes=2, unconditional_id=2, class_names=("all", "none"))
+    assert ordered(info, ["all"], None, 1, 0).conditions == (0,)
+    assert "'all' is taken for the class of this name" in capsys.readouterr().err
+
+
+def test_shards_are_the_whole_without_overlap() -> None:
+    whole = ordered(_CLASSES, ["random"], None, 23, 0)
+    shards = [whole.shard(f"{i}/4") for i in range(1, 5)]
+    pairs = [pair for each in shards for pair in zip(each.seeds, each.conditions, strict=True)]
+    assert sorted(pairs) == sorted(zip(whole.seeds, whole.conditions, strict=True))
+    for wrong in ("0/4", "5/4", "1", "a/b", "1/0", "-1/2", ""):
+        with pytest.raises(RequestError, match="--shard must be i/n"):
+            whole.shard(wrong)
+    with pytest.raises(RequestError, match="has none: use fewer shards"):
+        whole.shard("24/24")
 
 
 def test_text_comes_from_a_file(tmp_path: Path) -> None:
     states = np.arange(72, dtype=np.float32).reshape(2, 3, 12)
     np.save(tmp_path / "text.npy", states)
-    found, labels = conditions(_TEXT, None, tmp_path / "text.npy", 2)
-    np.testing.assert_array_equal(found["text"], states[[0, 0, 1, 1]])
-    assert labels == ["text 0", "text 1"]
+    found = ordered(_TEXT, None, tmp_path / "text.npy", 2, 0)
+    np.testing.assert_array_equal(found.take([0, 1, 2, 3])["text"], states[[0, 0, 1, 1]])
+    assert found.labels == ("text 0", "text 0", "text 1", "text 1")
 
 
 def test_the_other_kind_of_condition_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "text.npy", np.ones((1, 3, 12), np.float32))
     with pytest.raises(RequestError, match="text-conditional: give --text, not --class"):
-        conditions(_TEXT, ["1"], None, 1)
+        ordered(_TEXT, ["1"], None, 1, 0)
     with pytest.raises(RequestError, match="this bundle is class-conditional"):
-        conditions(_CLASSES, None, tmp_path / "text.npy", 1)
+        ordered(_CLASSES, None, tmp_path / "text.npy", 1, 0)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an array", None])
@@ -70,20 +127,243 @@ def test_unreadable_text_file(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(RequestError, match="is not a .npy array"):
-        conditions(_TEXT, None, path, 1)
+        ordered(_TEXT, None, path, 1, 0)
+
+
+# --- the command
+
+
+def _pixels(path: Path) -> Any:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def _same_files(one: Path, other: Path) -> bool:
+    return {each.name: each.read_bytes() for each in one.iterdir()} == {
+        each.name: each.read_bytes() for each in other.iterdir()
+    }
 
 
 @pytest.mark.parametrize(
     "wish",
-    ["--class sheo", "--class 99", "--text nothing.npy", "--class 1 --out x.bmpp", "--steps x", ""],
+    [
+        "--class sheo",
+        "--class 99",
+        "--text nothing.npy",
+        "--class 1 --out x.bmpp",
+        "--class 1 --steps x",
+        "--class 1 --out nothing/file/x.png",
+        "--class 1 --trace nothing/file/x.gif",
+        "--class 1 --out nothing/file/folder",
+        "--class 1 --resume",
+        "--class 1 --shard 1/2",
+        "--class 1 --count 3 --shard 4/3 --out f",
+        "--class 1 --count 900 --columns 1 --out x.webp",
+        "--like nothing.png",
+        "",
+    ],
 )
 def test_bad_words_are_known_before_engines_load(
-    fewstep: Terminal, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, wish: str
+    fewstep: Terminal,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wish: str,
 ) -> None:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("engines are loaded")
 
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "nothing" / "file").touch()
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Generator, "open", never)
     outcome = fewstep("generate", tiny_bundle, *wish.split())
-    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1), outcome.err
     assert "engines are loaded" not in outcome.err
+    assert [each.name for each in tmp_path.iterdir()] == ["nothing"]
+
+
+def test_a_picture_makes_itself_again(fewstep: Terminal, tiny_bundle: Path, tmp_path: Path) -> None:
+    wish = ["--class", "bag", 0, "--count", 2, "--seed", 5, "--steps", 3, "--guidance", "0:2"]
+    names = ("x.png", "y.webp", "trace.gif")
+    picture, other, gif = (tmp_path / name for name in names)
+    made = fewstep("generate", tiny_bundle, *wish, "--out", picture, "--trace", gif)
+    assert made.code == 0, made.err
+    for like in (picture, gif):
+        again = fewstep("generate", tiny_bundle, "--like", like, "--out", tmp_path / "again.png")
+        assert again.code == 0, again.err
+        assert (tmp_path / "again.png").read_bytes() == picture.read_bytes()
+    assert fewstep("generate", tiny_bundle, "--like", picture, "--out", other).code == 0
+    assert read_record(other) == read_record(picture)
+    record = read_record(picture)
+    assert record["class_ids"] == [2, 2, 0, 0] and record["seeds"] == [5, 6, 7, 8]
+    assert record["classes"] == ["bag", "bag", "shirt", "shirt"]
+    assert record["settings"]["steps"] == 3 and record["settings"]["guidance"] == [0, 2]
+
+
+def test_what_is_given_beside_like(fewstep: Terminal, tiny_bundle: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.png", tmp_path / "two.png"
+    assert fewstep("generate", tiny_bundle, "--class", 3, "--steps", 3, "--out", one).code == 0
+    other = fewstep("generate", tiny_bundle, "--like", one, "--steps", 2, "--out", two)
+    assert other.code == 0
+    assert read_record(two)["settings"] == read_record(one)["settings"] | {"steps": 2}
+    refused = fewstep("generate", tiny_bundle, "--like", one, "--class", 1, "--seed", 0)
+    assert refused.code == 1 and "leave out --class, --seed" in refused.err
+
+
+def test_a_picture_of_other_weights_is_said(
+    fewstep: Terminal, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    picture = tmp_path / "x.png"
+    assert fewstep("generate", tiny_bundle, "--class", 3, "--out", picture).code == 0
+    record = read_record(picture)
+    record["bundle"]["sha256"] = "0" * 64
+    from fewstep.cli.pictures import save
+
+    save(Image.open(picture), picture, record)
+    again = fewstep("generate", tiny_bundle, "--like", picture, "--out", tmp_path / "y.png")
+    assert again.code == 0 and "of other weights" in again.err
+
+
+def test_pictures_of_texts(fewstep: Terminal, tiny_text_bundle: Path, tmp_path: Path) -> None:
+    text, other = tmp_path / "text.npy", tmp_path / "other.npy"
+    np.save(text, np.ones((2, 3, 12), np.float32))
+    np.save(other, np.zeros((2, 3, 12), np.float32))
+    one, two = tmp_path / "one.png", tmp_path / "two.png"
+    made = fewstep("generate", tiny_text_bundle, "--text", text, "--count", 2, "--out", one)
+    assert made.code == 0, made.err
+    like = ["generate", tiny_text_bundle, "--like", one, "--out", two]
+    assert fewstep(*like, "--text", text).code == 0
+    assert one.read_bytes() == two.read_bytes()
+    assert "not those of the picture" in fewstep(*like, "--text", other).err
+    assert "give text states" in fewstep(*like).err
+
+
+def test_a_folder_is_the_same_whole_in_shards_and_continued(
+    fewstep: Terminal, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    wish = ["generate", tiny_bundle, "--class", "random", "--count", 11, "--steps", 2, "--out"]
+    whole, shards, parts = (tmp_path / name for name in ("whole", "shards", "parts"))
+    assert fewstep(*wish, whole).code == 0
+    assert len(list(whole.iterdir())) == 11
+    for shard in ("2/3", "3/3", "1/3"):
+        assert fewstep(*wish, shards, "--shard", shard, "--batch", 2).code == 0
+    assert _same_files(whole, shards)
+    shutil.copytree(whole, parts)
+    for name in sorted(each.name for each in parts.iterdir())[::2]:
+        (parts / name).unlink()
+    times = {each.name: each.stat().st_mtime_ns for each in parts.iterdir()}
+    summary = json.loads(fewstep(*wish, parts, "--resume", "--json").out)
+    assert (summary["images"], summary["kept"]) == (6, 5)
+    assert len(summary["files"]) == 6 and len(summary["seeds"]) == 11
+    assert _same_files(whole, parts)
+    assert all((parts / name).stat().st_mtime_ns == when for name, when in times.items())
+    assert "nothing left to make: all 11 images" in fewstep(*wish, parts, "--resume").out
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [("--steps", "3", "steps 2 there, 3 here"), ("--guidance", "1", "guidance")],
+)
+def test_a_folder_of_other_settings_is_not_continued(
+    fewstep: Terminal, tiny_bundle: Path, tmp_path: Path, option: str, value: str, said: str
+) -> None:
+    wish = ["generate", tiny_bundle, "--class", 1, 2, "--out", tmp_path / "f"]
+    assert fewstep(*wish, "--steps", 2).code == 0
+    settings = {"--steps": "2", option: value}
+    given = [word for pair in settings.items() for word in pair]
+    refused = fewstep(*wish, *given, "--resume")
+    assert refused.code == 1 and "was made otherwise" in refused.err and said in refused.err
+
+
+def test_a_foreign_file_in_the_place_of_an_image_is_kept(
+    fewstep: Terminal, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    wish = ["generate", tiny_bundle, "--class", 1, "--out", tmp_path / "f", "--resume"]
+    assert fewstep(*wish).code == 0
+    (file,) = (tmp_path / "f").iterdir()
+    Image.new("RGB", (4, 4)).save(file)
+    refused = fewstep(*wish)
+    assert refused.code == 1 and "remove it, or choose another folder" in refused.err
+    assert _pixels(file).shape == (4, 4, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_is_done_stays_when_a_run_is_ended(
+    tiny_bundle: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    folder = tmp_path / "f"
+    wish = ["--class", "balanced", "--count", "5000", "--steps", "16", "--out", str(folder)]
+    command = [sys.executable, "-m", "fewstep", "generate", str(tiny_bundle), *wish, "--batch", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        waited = time.monotonic()
+        while len(list(folder.glob("*.png"))) < 3:
+            assert process.poll() is None and time.monotonic() - waited < 300
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode in (130, 143)
+    done = list(folder.iterdir())
+    assert f"{len(done):,} of 5,000 images are in {folder}; go on with: " in said
+    assert said.partition("go on with: ")[2].splitlines()[0].endswith("--batch 1 --resume")
+    assert all(read_record(each)["settings"]["steps"] == 16 for each in done)
+    assert not [each for each in done if each.name.startswith(".")]
+
+
+def test_json_says_what_was_made(fewstep: Terminal, tiny_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.png"
+    shown = fewstep("generate", tiny_bundle, "--class", "bag", "--steps", 3, "--out", out, "--json")
+    summary = json.loads(shown.out)
+    assert summary["files"] == [str(out)]
+    assert (summary["class_ids"], summary["classes"], summary["seeds"]) == ([2], ["bag"], [0])
+    assert summary["settings"]["steps"] == 3 and summary["settings"].keys() >= {"schedule"}
+    assert summary["compile_seconds"] >= 0 and summary["timings_ms"]["total"] > 0
+
+
+def test_scale_and_columns(fewstep: Terminal, tiny_bundle: Path, tmp_path: Path) -> None:
+    one = tmp_path / "one.png"
+    assert fewstep("generate", tiny_bundle, "--class", 1, "--scale", 3, "--out", one).code == 0
+    assert _pixels(one).shape == (24, 24, 3)
+    sizes = {}
+    for columns in (2, 6):
+        out = tmp_path / f"{columns}.png"
+        wish = ["--class", 1, "--count", 6, "--columns", columns, "--scale", 8, "--out", out]
+        assert fewstep("generate", tiny_bundle, *wish).code == 0
+        sizes[columns] = _pixels(out).shape
+    assert sizes[2][0] > sizes[6][0]
+
+
+def test_two_classes_of_one_name_are_told_apart(
+    fewstep: Terminal, bundle_copy: Path, tmp_path: Path
+) -> None:
+    manifest = json.loads((bundle_copy / "bundle.json").read_text())
+    names = ["tench, Tinca tinca", "crane", "..", "crane", "crane/x"]
+    manifest["model"]["condition"]["class_names"] = names
+    (bundle_copy / "bundle.json").write_text(json.dumps(manifest))
+    refused = fewstep("generate", bundle_copy, "--class", "crane")
+    assert (refused.code, refused.err) == (1, "error: crane is class 1 and 3: give the number\n")
+    out = tmp_path / "f"
+    made = fewstep("generate", bundle_copy, "--class", "1,3,tench, Tinca tinca", "..", "--out", out)
+    assert made.code == 0, made.err
+    assert sorted(each.name for each in out.iterdir()) == [
+        *("class-0-tench-seed-2.png", "class-1-crane-1-seed-0.png"),
+        *("class-2-seed-3.png", "class-3-crane-3-seed-1.png"),
+    ]
+    assert {each.name for each in tmp_path.iterdir()} == {"copy", "f"}
+
+
+def test_readmes_trace_shows_its_whole_caption(
+    fewstep: Terminal, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    gif = tmp_path / "x.gif"
+    wish = ["--class", 1, "--steps", 4, "--out", tmp_path / "x.png", "--trace", gif]
+    assert fewstep("generate", tiny_bundle, *wish).code == 0
+    with Image.open(gif) as animation:
+        widths = set()
+        for frame in range(4):
+            animation.seek(frame)
+            ink = np.asarray(animation.convert("L"))[:26] < 128
+            widths.add(animation.size)
+            assert ink.any() and not ink[:, -4:].any()
+    assert len(widths) == 1

@@ -1,4 +1,4 @@
-"""Picture files from results: one picture, a grid that shows every image, a folder."""
+"""Picture files: names that never collide or escape, records, sizes that formats take."""
 
 from __future__ import annotations
 
@@ -9,50 +9,69 @@ import pytest
 from PIL import Image
 
 from fewstep.cli import pictures
-from fewstep.runtime.errors import OutputError
-from fewstep.runtime.generator import Generator
+from fewstep.cli.order import Order
+from fewstep.cli.record import read_record
+from fewstep.cli.sheet import Sheet
+from fewstep.runtime.errors import OutputError, RequestError
 
-_TITLE_HEIGHT = 15 + 3 * 6
+_UGLY = (
+    *("crane", "crane", "Crane", "CRANE", "a/b", "a b", "a\\b", "..", ".", "", " ", "CON", "nul."),
+    *("x" * 255, "x" * 256, "恤" * 300, "trailing...", "-rf", "~", "$HOME", "new\nline", "\x00"),
+    *("a:b", "a*b?", "\u202egnp", "café", "cafe\u0301", "\ud800", "class 3", "seed-1"),
+)
 
 
-def test_one_image_is_written_as_it_is(generator: Generator, tmp_path: Path) -> None:
-    result = generator.generate(class_ids=[0], steps=2)
-    pictures.write(result, ["shirt"], tmp_path / "one.png")
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "one.png")), result.images[0])
+def test_names_of_files_neither_collide_nor_escape() -> None:
+    count = len(_UGLY)
+    order = Order(tuple(range(count)), (5,) * count, _UGLY)
+    names = [pictures.file_name(order, k, 3) for k in range(count)]
+    assert len({name.casefold() for name in names}) == count
+    for name in names:
+        assert Path(name).name == name and name.startswith("class-0")
+        assert len(name.encode()) < 150 and name.endswith("-seed-5.png")
+        assert not set(name) & set('/\\:*?"<>|\n\x00 $~')
 
 
-def test_a_folder_gets_one_file_per_image(generator: Generator, tmp_path: Path) -> None:
-    result = generator.generate(class_ids=[0, 0, 1, 1], steps=2, seed=9)
-    pictures.write(result, ["shirt", "shoe/slip on"], tmp_path / "images")
-    names = sorted(path.name for path in (tmp_path / "images").iterdir())
+def test_names_sort_by_class_and_show_it() -> None:
+    order = Order((7, 7, 123), (0, 1, 2), ("ankle boot", "ankle boot", "class 123"))
+    names = [pictures.file_name(order, k, 4) for k in range(3)]
     assert names == [
-        "shirt-seed-10.png",
-        "shirt-seed-9.png",
-        "shoe-slip-on-seed-11.png",
-        "shoe-slip-on-seed-12.png",
+        "class-0007-ankle-boot-seed-0.png",
+        "class-0007-ankle-boot-seed-1.png",
+        "class-0123-seed-2.png",
     ]
-    last = Image.open(tmp_path / "images" / "shoe-slip-on-seed-12.png")
-    np.testing.assert_array_equal(np.asarray(last), result.images[3])
 
 
-def test_several_images_make_a_grid_that_shows_each(generator: Generator, tmp_path: Path) -> None:
-    result = generator.generate(class_ids=[0, 0, 1, 1], steps=2)
-    pictures.write(result, ["shirt", "shoe"], tmp_path / "grid.png")
-    page, scale = np.asarray(Image.open(tmp_path / "grid.png")), pictures.scale_for(result)
-    assert scale == 12  # images of 8 × 8 pixels are brought to 96
-    for image in result.images:
-        assert _contains(page, image.repeat(scale, 0).repeat(scale, 1))
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".jpeg", ".webp"])
+def test_a_picture_says_how_it_was_made(tmp_path: Path, suffix: str) -> None:
+    record = {"bundle": {"name": "恤"}, "settings": {"guidance": (0.0, 0.1)}, "seeds": [2**64 - 1]}
+    path = tmp_path / f"x{suffix}"
+    pictures.save(Image.new("RGB", (4, 4)), path, record)
+    expected = record | {"settings": {"guidance": [0.0, 0.1]}}
+    assert read_record(path) == expected
 
 
-@pytest.mark.parametrize("steps", [1, 5])
-def test_steps_are_those_asked_for(generator: Generator, steps: int) -> None:
-    """Tokens have a row more, for the end."""
-    assert pictures.steps_of(generator.generate(class_ids=[0], steps=steps)) == steps
+def test_what_does_not_fit_a_jpeg_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = {"bundle": {}, "settings": {}, "seeds": list(range(20_000))}
+    pictures.save(Image.new("RGB", (4, 4)), tmp_path / "x.jpg", record)
+    assert "a PNG can" in capsys.readouterr().err
 
 
-def test_grid_size_follows_from_its_parts() -> None:
-    page = pictures.grid(np.zeros((2, 3, 8, 10, 3), np.uint8), ["", ""], "", scale=2)
-    assert page.size == (2 * 6 + 3 * (20 + 6), _TITLE_HEIGHT + 2 * (16 + 6))
+@pytest.mark.parametrize("content", ["nothing", "other", "text", "absent", "folder"])
+def test_pictures_that_say_nothing_are_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "x.png"
+    if content == "nothing":
+        Image.new("RGB", (4, 4)).save(path)
+    elif content == "other":
+        pictures.save(Image.new("RGB", (4, 4)), path, {"seeds": [1]})
+    elif content == "text":
+        path.write_text("no picture")
+    elif content == "folder":
+        path.mkdir()
+    with pytest.raises(RequestError, match="x.png (does not say|is no picture)"):
+        read_record(path)
 
 
 def test_unwritable_place_is_one_clear_error(tmp_path: Path) -> None:
@@ -69,10 +88,23 @@ def test_other_kinds_of_files_are_refused(tmp_path: Path) -> None:
         pictures.check_suffix(Path(name))
 
 
-def _contains(
-    page: np.ndarray[tuple[int, ...], np.dtype[np.uint8]],
-    tile: np.ndarray[tuple[int, ...], np.dtype[np.uint8]],
-) -> bool:
-    height, width = tile.shape[:2]
-    corners = np.argwhere((page == tile[0, 0]).all(-1))
-    return any(np.array_equal(page[y : y + height, x : x + width], tile) for y, x in corners)
+@pytest.mark.parametrize(("suffix", "images"), [(".webp", 500), (".jpg", 1_800), (".png", 99_999)])
+def test_pictures_too_large_for_their_format_are_refused(suffix: str, images: int) -> None:
+    sheet = Sheet.of([""], images, (32, 32), [""], columns=1 if images < 9_000 else 300, scale=1)
+    with pytest.raises(OutputError, match="too large; name a folder as --out"):
+        pictures.check_page(sheet, Path(f"x{suffix}"))
+    pictures.check_page(Sheet.of([""], 100, (32, 32), [""]), Path(f"x{suffix}"))
+
+
+def test_titles_name_all_settings() -> None:
+    settings = {"steps": 8, "guidance": (0.0, 2.0), "heat": (1.0, 1.0), "ratios": (0.9, 0.5, 0.0)}
+    order = Order((1, 1), (4, 5), ("a", "a"), 2)
+    title = "2 images, steps 8, guidance 0:2, heat 1, ratios 0.9 … 0, seeds 4 … 5"
+    assert pictures.title_of(order, settings) == title
+
+
+def test_enlarged_pixels_are_squares() -> None:
+    pixels = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    large = np.asarray(pictures.enlarged(pixels, 3))
+    np.testing.assert_array_equal(large, pixels.repeat(3, 0).repeat(3, 1))
+    np.testing.assert_array_equal(np.asarray(pictures.enlarged(pixels, 1)), pixels)

@@ -64,7 +64,9 @@ def test_what_are_no_ids_is_refused_in_one_line(ids: Any, shown: str) -> None:
 
 
 def test_every_id_that_is_out_of_range_is_told_once() -> None:
-    with pytest.raises(RequestError, match="class ids must be 0 … 2, got -1, 3, 9$"):
+    with pytest.raises(
+        RequestError, match="class ids must be 0 … 2, got -1, 3, 9 .3 stands for no class.$"
+    ):
         _NAMED.array([9, 0, -1, 3, 9])
 
 
@@ -77,8 +79,9 @@ def test_examples_spread_evenly_over_the_classes() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"unconditional_id": 2}, "unconditional_id is one of the classes"),
-        ({"unconditional_id": 2**31}, "no int32"),
+        ({"unconditional_id": 2**31}, "unconditional_id"),
+        ({"unconditional_id": -1}, "unconditional_id"),
+        ({"num_classes": 1, "unconditional_id": 0}, "no class is left beside unconditional_id"),
         ({"class_names": ("a", "b")}, "class_names: expected 3 names, got 2"),
     ],
 )
@@ -87,6 +90,22 @@ def test_descriptions_that_contradict_themselves_are_refused(
 ) -> None:
     with pytest.raises(ValidationError, match=message):
         ClassCondition(**{"num_classes": 3, "unconditional_id": 3, **fields})
+
+
+def test_the_id_of_no_class_may_lie_among_the_others() -> None:
+    condition = ClassCondition(num_classes=4, unconditional_id=1)
+    assert condition.ids == [0, 2, 3]
+    assert condition.array([0, 3]).tolist() == [0, 3]
+    assert condition.examples(3).tolist() == [0, 2, 3]
+    with pytest.raises(RequestError, match="got 1 .1 stands for no class."):
+        condition.array([0, 1])
+
+
+def test_a_model_may_have_no_class_of_no_class() -> None:
+    condition = ClassCondition(num_classes=1, unconditional_id=None)
+    assert (condition.ids, condition.has_unconditional) == ([0], False)
+    assert condition.array([0]).tolist() == [0]
+    assert _NAMED.has_unconditional
 
 
 # --- text

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fewstep.cli.pictures import Pixels, grid, steps_of
-from fewstep.runtime.engines import run_once
+from fewstep.cli.record import Record, save_options
+from fewstep.cli.sheet import Pixels, Sheet
 from fewstep.runtime.errors import OutputError
-from fewstep.runtime.families import Preview
 from fewstep.runtime.files import replacing
-from fewstep.runtime.generator import Generator, batches
+from fewstep.runtime.generator import Generator
+from fewstep.runtime.preview import decoded, steps_of
 from fewstep.runtime.result import Result
 
 SUFFIX = ".gif"
@@ -33,29 +33,42 @@ def check_suffix(path: Path) -> None:
 
 
 def step_frames(
-    generator: Generator, result: Result, labels: Sequence[str], *, scale: int = 1
+    generator: Generator,
+    result: Result,
+    labels: Sequence[str],
+    *,
+    scale: int = 1,
+    columns: int | None = None,
 ) -> list[Image.Image]:
     """One frame per step: what there is of the images, under a veil where it may still change.
 
     Args:
         generator: the generator that made ``result`` (its engines draw the frames).
-        result: a result whose images fill ``len(labels)`` rows evenly.
-        labels: one per row.
+        result: a result with as many images for every label as for any other, in their order.
+        labels: of the conditions.
         scale: magnification of each image.
+        columns: images side by side.
+
+    Returns:
+        Frames of one size, which has room for any step's caption.
 
     Raises:
         EngineError: an engine fails.
     """
+    count, height, width, _ = result.images.shape
+    steps = range(steps_of(result.trace))
+    previews = [generator.family.preview(generator.model, result.trace, step) for step in steps]
+    captions = [each.caption for each in previews]
+    each = count // len(labels)
+    sheet = Sheet.of(labels, each, (height, width), captions, columns=columns, scale=scale)
     frames = []
-    for step in range(steps_of(result)):
-        preview = generator.family.preview(generator.model, result.trace, step)
-        pictures = _veiled(_decoded(generator, preview), preview.undecided)
-        rows = pictures.reshape(len(labels), -1, *pictures.shape[1:])
-        frames.append(grid(rows, labels, preview.caption, scale=scale))
+    for preview in previews:
+        pixels = decoded(generator.device, generator.engines, preview, generator.max_batch)
+        frames.append(sheet.draw(_veiled(pixels, preview.undecided), preview.caption))
     return frames
 
 
-def save_animation(frames: Sequence[Image.Image], path: Path) -> None:
+def save_animation(frames: Sequence[Image.Image], path: Path, record: Record | None = None) -> None:
     """Write frames as a GIF that pauses on the last one.
 
     Raises:
@@ -64,18 +77,14 @@ def save_animation(frames: Sequence[Image.Image], path: Path) -> None:
     durations = [_FRAME_MS] * (len(frames) - 1) + [_LAST_FRAME_MS]
     with replacing(path) as temporary:
         frames[0].save(
-            temporary, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0
+            temporary,
+            "GIF",
+            save_all=True,
+            append_images=frames[1:],
+            duration=durations,
+            loop=0,
+            **save_options(record, SUFFIX),
         )
-
-
-def _decoded(generator: Generator, preview: Preview) -> Pixels:
-    """The images of a preview, decoded in batches no larger than the generator's."""
-    engine, parts = generator.engines[preview.graph], []
-    for rows in batches(len(preview.undecided), generator.max_batch):
-        inputs = {name: np.ascontiguousarray(array[rows]) for name, array in preview.inputs.items()}
-        image = run_once(generator.device, engine, inputs)[preview.output]
-        parts.append(np.rint(image.clip(0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1))
-    return np.concatenate(parts)
 
 
 def _veiled(pixels: Pixels, undecided: npt.NDArray[np.bool_]) -> Pixels:

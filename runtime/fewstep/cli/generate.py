@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,104 +14,228 @@ from fewstep.cli.common import (
     DeviceOption,
     JsonOption,
     PrecisionOption,
+    ThreadsOption,
+    command,
     errors,
+    say_next,
+    say_note,
     say_notes,
+    say_warning,
     show,
 )
 from fewstep.cli.settings import given
 from fewstep.runtime.errors import RequestError
 
 if TYPE_CHECKING:
-    from fewstep.runtime.condition import Condition
+    from fewstep.cli.order import Order
+    from fewstep.cli.produce import Made, Target
+    from fewstep.cli.record import Record
+    from fewstep.runtime.bundle import Bundle
+    from fewstep.runtime.generator import Generator
+
+_BATCH = 8
+_TOLD = 2.0  # seconds of compilation; loading what is kept takes less
 
 
 def generate_command(
     context: typer.Context,
     bundle: BundleArgument,
     classes: Annotated[
-        list[str] | None, typer.Option("--class", help="Class id or name; repeat for more.")
+        list[str] | None,
+        typer.Option(
+            "--class",
+            metavar="CLASS ...",
+            help="Class ids or names, with spaces or commas between several. all: every class. "
+            "random: --count images of classes drawn at random. balanced: --count images of all "
+            "classes alike.",
+        ),
     ] = None,
     text: Annotated[
         Path | None, typer.Option(help=".npy of text states [B, L, D], for text bundles.")
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Images per class.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the first image; others count up.")] = 0,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            help="Make the images of this picture again, with its settings but for those given."
+        ),
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Images of each class, 1 by default; of all, with random or balanced."
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the first image, 0 by default; others count up.")
+    ] = None,
     out_path: Annotated[
-        Path, typer.Option("--out", help="Picture file (several images make a grid) or folder.")
+        Path,
+        typer.Option("--out", help="Picture file (several images make a grid) or folder."),
     ] = Path("fewstep.png"),
     trace: Annotated[
         Path | None, typer.Option(help="GIF of the images being decided, step by step.")
     ] = None,
+    columns: Annotated[
+        int | None, typer.Option(min=1, help="Images side by side in a grid.")
+    ] = None,
+    scale: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Enlarge pixels to squares of this side.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images decoded together.")] = _BATCH,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Leave out the images that the folder has.")
+    ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Make every N-th image only, to share a run; 1/N first."),
+    ] = None,
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
+    threads: ThreadsOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Generate images from a bundle."""
+    """Generate images from a bundle.
+
+    The same seed, class and settings give the same image, whatever else is made beside it. Pictures
+    say how they were made: --like makes them again.
+    """
     from fewstep.cli import animation, pictures
+    from fewstep.cli.produce import Target, produce
+    from fewstep.cli.record import read_record
     from fewstep.runtime.bundle import Bundle
-    from fewstep.runtime.families import model_of
+    from fewstep.runtime.families import family_of, model_of
     from fewstep.runtime.generator import Generator, checked_request
     from fewstep.runtime.settings import settings_of
 
     pictures.check_suffix(out_path)
     if trace is not None:
         animation.check_suffix(trace)
+    record = None if like is None else read_record(like)
     opened, settings = Bundle.read(bundle), given(context)
     settings_of(opened.manifest.model.defaults, settings)
-    condition, labels = conditions(opened.manifest.model.condition, classes, text, count)
-    asked = {"class_ids": None, "text": None, **condition, "seed": seed}
-    checked_request(model_of(opened), settings=settings, **asked)  # before engines load
-    with Generator.open(opened, backend=backend, device=device, precision=precision) as generator:
-        with errors.status("generating (the first run here compiles the kernels, once)"):
-            result = generator.generate(**condition, seed=seed, **settings)
+    if record is not None:
+        settings = record["settings"] | settings
+        precision = str(record["precision"]) if precision == "auto" else precision
+    model = model_of(opened)
+    chosen = settings_of(model.info.defaults, settings)
+    order = _order(opened, classes, text, count, seed, record)
+    if shard is not None:
+        order = order.shard(shard)
+    for k in (0, len(order) - 1):  # before engines load
+        checked_request(model, **order.take([k]), settings=settings)
+    complete = family_of(model.info.kind).complete(model, chosen)
+    digits = len(str(max(order.conditions)))
+    if order.text is None:
+        digits = len(str(model.info.condition.num_classes - 1))
+    target = Target(out_path, trace, columns, scale, resume, digits)
+    if shard is not None and not target.is_folder:
+        raise RequestError("--shard shares a folder: name one as --out")
+    target.check(order, model.info.image_size, pictures.title_of(order, complete))
+    with Generator.open(
+        opened,
+        backend=backend,
+        device=device,
+        precision=precision,
+        max_batch=batch,
+        threads=threads,
+    ) as generator:
+        if record is not None and like is not None:
+            _compare(generator, record, like)
+        compiled = _compiled(generator)
+        made = produce(generator, order, settings, target, complete=complete)
         say_notes(generator)
-        pictures.write(result, labels, out_path)
-        written = [out_path]
-        if trace is not None:
-            scale = pictures.scale_for(result)
-            frames = animation.step_frames(generator, result, labels, scale=scale)
-            animation.save_animation(frames, trace)
-            written.append(trace)
-    summary = {
-        "files": [str(path) for path in written],
-        "images": len(result.images),
+        for note in made.notes:
+            say_note(note)
+        summary = _summary(generator, order, complete, made) | {"compile_seconds": compiled}
+    show(summary, [escape(_line(generator, made, target, compiled))], as_json)
+    if not as_json and made.images:
+        words: list[object] = ["generate", bundle, "--like", made.files[0]]
+        say_next(command(*words, *([] if text is None else ["--text", text]), "--out", "again.png"))
+
+
+def _order(
+    bundle: Bundle,
+    classes: list[str] | None,
+    text: Path | None,
+    count: int | None,
+    seed: int | None,
+    record: Record | None,
+) -> Order:
+    """What to make: of the words of the command, or of a picture.
+
+    Raises:
+        RequestError: both are given, or neither.
+    """
+    from fewstep.cli.order import ordered
+    from fewstep.cli.record import order_of
+    from fewstep.runtime.condition import read_text
+
+    info = bundle.manifest.model.condition
+    if record is None:
+        return ordered(info, classes, text, count or 1, seed or 0)
+    options = {"--class": classes, "--count": count, "--seed": seed}
+    if others := [name for name, value in options.items() if value not in (None, [], ())]:
+        raise RequestError(f"--like says what to make: leave out {', '.join(others)}")
+    return order_of(record, info, None if text is None else read_text(text))
+
+
+def _compare(generator: Generator, record: Record, like: Path) -> None:
+    """Say what may make images differ from those of a picture."""
+    from fewstep.cli.record import bundle_record
+
+    ours = bundle_record(generator.bundle)
+    if record["bundle"] != ours:
+        name = dict(record["bundle"]).get("name", "?")
+        say_warning(f"{like} is of other weights ({name}): the images will differ")
+    for what in ("precision", "backend"):
+        here = getattr(generator, what)
+        if record.get(what) != here:
+            say_note(f"{like} was made in {record.get(what)}, this is {here}: images may differ")
+
+
+def _summary(
+    generator: Generator, order: Order, complete: dict[str, Any], made: Made
+) -> dict[str, Any]:
+    """What ``--json`` prints."""
+    asked: dict[str, Any] = {"texts": list(order.conditions)}
+    if order.text is None:
+        asked = {"class_ids": list(order.conditions), "classes": list(order.labels)}
+    return {
+        "files": [str(path) for path in made.files],
+        "images": made.images,
+        "kept": made.kept,
+        **asked,
+        "seeds": list(order.seeds),
+        "settings": complete,
         "backend": generator.backend,
         "device": generator.device.name,
         "precision": generator.precision,
         "passed_over": generator.passed_over,
-        "notes": list(generator.notes),
-        "timings_ms": result.timings_ms,
+        "notes": [*generator.notes, *made.notes],
+        "timings_ms": made.timings_ms,
     }
-    made = f"{len(result.images)} image{'s' if len(result.images) != 1 else ''}"
+
+
+def _compiled(generator: Generator) -> float:
+    """Compile the CPU's kernels where that was not done before; seconds that it took."""
+    if generator.device.name != "cpu":
+        return 0.0
+    from fewstep.runtime.kernels.cpu import warm
+
+    with errors.status("compiling the kernels (once; they are kept)"):
+        return warm()
+
+
+def _line(generator: Generator, made: Made, target: Target, compiled: float) -> str:
+    """What came about, in one line."""
+    if not made.images:
+        return f"nothing left to make: all {made.kept:,} images are in {target.path}"
+    images = f"{made.images:,} image{'s' if made.images != 1 else ''}"
+    kept = f" ({made.kept:,} were there already)" if made.kept else ""
+    once = f", after {compiled:.1f} s to compile the kernels once" if compiled > _TOLD else ""
+    total = made.timings_ms["total"]
+    taken = f"{total:.0f} ms" if total < 10_000 else f"{total / 1e3:.1f} s"
     how = f"{generator.backend} in {generator.precision} on {generator.device.name}"
-    where = ", ".join(map(str, written))
-    line = f"{made} in {result.timings_ms['total']:.0f} ms with {how} → {where}"
-    show(summary, [escape(line)], as_json)
-
-
-def conditions(
-    info: Condition, classes: Sequence[str] | None, text: Path | None, count: int
-) -> tuple[dict[str, Any], list[str]]:
-    """Class ids or names, or a file of text states, as arguments of ``Generator.generate``.
-
-    Returns:
-        The arguments, for ``count`` images of each class or text; and a label for each.
-
-    Raises:
-        RequestError: an unknown class, neither classes nor text, an unreadable file.
-    """
-    from fewstep.runtime.condition import ClassCondition, condition_of, read_text
-
-    if text is not None:
-        states = condition_of(info, None, read_text(text))
-        labels = [f"text {row}" for row in range(len(states))]
-        return {"text": states.repeat(count, 0)}, labels
-    if not classes:
-        kind = "--class" if isinstance(info, ClassCondition) else "--text"
-        raise RequestError(f"nothing to generate: give {kind}")
-    if not isinstance(info, ClassCondition):
-        raise RequestError("this bundle is text-conditional: give --text, not --class")
-    ids = [info.class_id(name) for name in classes]
-    info.array(ids)
-    return {"class_ids": [i for i in ids for _ in range(count)]}, [info.label(i) for i in ids]
+    places = [target.path] + ([] if target.trace is None else [target.trace])
+    return f"{images} in {taken} with {how}{once}{kept} → {', '.join(map(str, places))}"

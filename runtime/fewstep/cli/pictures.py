@@ -1,26 +1,27 @@
-"""Generated images as files: one picture, a labelled grid, or a file for each image."""
+"""Generated images as files: their names, and what they say of themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import unicodedata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from fewstep.cli.order import Order
+from fewstep.cli.record import Record, save_options
+from fewstep.cli.sheet import Pixels, Sheet
+from fewstep.runtime.class_names import normal
 from fewstep.runtime.errors import OutputError
 from fewstep.runtime.files import replacing
-from fewstep.runtime.result import Result
-
-Pixels = npt.NDArray[np.uint8]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-_MARGIN = 6
-_FONT_SIZE = 15
-_PAPER = (250, 250, 248)
-_INK = (30, 30, 34)
 _SIDE = 96
+_MOST_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383, ".gif": 65_535}
+_MOST_PIXELS = 89_478_485  # above, Pillow takes a picture for an attack when it is opened
+_NAME_BYTES = 80
 
 
 def check_suffix(path: Path) -> None:
@@ -29,70 +30,99 @@ def check_suffix(path: Path) -> None:
     Raises:
         OutputError: a suffix of another kind.
     """
-    if path.suffix and path.suffix.lower() not in SUFFIXES and not path.is_dir():
+    if path.suffix and path.suffix.lower() not in SUFFIXES and not _is_dir(path):
         raise OutputError(f"{path}: expected a folder or a file ending in {', '.join(SUFFIXES)}")
 
 
-def write(result: Result, labels: Sequence[str], path: Path) -> None:
-    """Write one picture, a grid, or a file for each image into a folder.
+def is_folder(path: Path) -> bool:
+    """Whether a place is for a file for each image."""
+    return not path.suffix or _is_dir(path)
 
-    Args:
-        result: images, as many for each label as for any other, in their order.
-        labels: of the conditions.
-        path: a picture's name, or a folder's.
+
+def _is_dir(path: Path) -> bool:
+    with contextlib.suppress(OSError):  # too long a name, say: whoever writes there says so
+        return path.is_dir()
+    return False
+
+
+def check_page(sheet: Sheet, path: Path) -> None:
+    """Refuse a sheet that its file's format, or those who open it, cannot take.
 
     Raises:
-        OutputError: the place is not writable.
+        OutputError: it is too large.
     """
-    rows = result.images.reshape(len(labels), -1, *result.images.shape[1:])
-    if not path.suffix or path.is_dir():
-        every = [label for label in labels for _ in range(rows.shape[1])]
-        for image, label, seed in zip(result.images, every, result.seeds, strict=True):
-            name = f"{label}-seed-{seed}.png".replace("/", "-").replace(" ", "-")
-            save(Image.fromarray(image), path / name)
-    elif len(result.images) == 1:
-        save(Image.fromarray(result.images[0]), path)
-    else:
-        title = f"{len(result.images)} images, {steps_of(result)} steps"
-        save(grid(rows, labels, title, scale=scale_for(result)), path)
+    (width, height), suffix = sheet.page, path.suffix.lower()
+    most = _MOST_SIDE.get(suffix, 2**31 - 1)
+    if width * height > _MOST_PIXELS or max(width, height) > most:
+        count = len(sheet.labels) * sheet.each
+        raise OutputError(
+            f"{path}: {count:,} images make a picture of {width:,} × {height:,} pixels, too large; "
+            "name a folder as --out for a file for each, or pass fewer images"
+        )
+
+
+def file_name(order: Order, k: int, digits: int) -> str:
+    """The file of an image: its condition's number, its name where it has one, its seed."""
+    condition = order.conditions[k]
+    name = plain(order.labels[k])
+    own = name not in ("", f"class-{condition}", f"text-{condition}")
+    kind = "text" if order.text is not None else "class"
+    middle = f"-{name}" if own else ""
+    return f"{kind}-{condition:0{digits}}{middle}-seed-{order.seeds[k]}.png"
+
+
+def plain(label: str) -> str:
+    """A label as part of a file's name, in any file system: letters, marks, numbers and hyphens."""
+    kept = "".join(
+        each if unicodedata.category(each)[0] in "LMN" else " " for each in normal(label)
+    )
+    words = "-".join(kept.split())
+    return words.encode()[:_NAME_BYTES].decode(errors="ignore").strip("-")
 
 
 def grid(images: Pixels, labels: Sequence[str], title: str, *, scale: int = 1) -> Image.Image:
     """Arrange ``images [rows, columns, H, W, 3]`` with a label before each row and a title."""
     rows, columns, height, width, _ = images.shape
-    font = ImageFont.load_default(_FONT_SIZE)
-    left = _MARGIN * 2 + int(max((font.getlength(label) for label in labels), default=0))
-    top = _FONT_SIZE + 3 * _MARGIN
-    cell_h, cell_w = height * scale + _MARGIN, width * scale + _MARGIN
-    page = Image.new("RGB", (left + columns * cell_w, top + rows * cell_h), _PAPER)
-    draw = ImageDraw.Draw(page)
-    draw.text((_MARGIN, _MARGIN), title, _INK, font)
-    for row in range(rows):
-        y = top + row * cell_h
-        draw.text((_MARGIN, y + (cell_h - _FONT_SIZE - _MARGIN) // 2), labels[row], _INK, font)
-        for column in range(columns):
-            tile = Image.fromarray(images[row, column]).resize(
-                (width * scale, height * scale), Image.Resampling.NEAREST
-            )
-            page.paste(tile, (left + column * cell_w, y))
-    return page
+    sheet = Sheet(tuple(labels), columns, (height, width), (title,), columns, scale)
+    return sheet.draw(images.reshape(rows * columns, height, width, 3), title)
 
 
-def save(image: Image.Image, path: Path) -> None:
-    """Write a picture, whole or not at all.
+def save(image: Image.Image, path: Path, record: Record | None = None) -> None:
+    """Write a picture, whole or not at all, with what it says of itself.
 
     Raises:
         OutputError: the place is not writable.
     """
     with replacing(path) as temporary:
-        image.save(temporary)
+        image.save(temporary, **save_options(record, path.suffix.lower()))
 
 
-def steps_of(result: Result) -> int:
-    """Steps that the images took; some decisions have one more row, for the end."""
-    return min(len(rows) for rows in result.trace.decisions.values())
+def enlarged(pixels: Pixels, scale: int) -> Image.Image:
+    """One image ``[H, W, 3]`` with every pixel as a square."""
+    image = Image.fromarray(pixels)
+    size = (image.width * scale, image.height * scale)
+    return image if scale == 1 else image.resize(size, Image.Resampling.NEAREST)
 
 
-def scale_for(result: Result) -> int:
+def scale_for(height: int) -> int:
     """Magnification that brings small images to a size people can see."""
-    return max(1, _SIDE // int(result.images.shape[1]))
+    return max(1, _SIDE // height)
+
+
+def title_of(order: Order, settings: Mapping[str, Any]) -> str:
+    """How images came about, in one line."""
+    count, first, last = len(order), order.seeds[0], order.seeds[-1]
+    seeds = f"seed {first}" if count == 1 else f"seeds {first} … {last}"
+    if count > 1 and order.seeds != tuple(range(first, first + count)):
+        seeds = "seeds as recorded"
+    said = [f"{name.replace('_', ' ')} {_value(each)}" for name, each in settings.items()]
+    return ", ".join([f"{count:,} image{'s' if count > 1 else ''}", *said, seeds])
+
+
+def _value(value: Any) -> str:
+    if not isinstance(value, (tuple, list)):
+        return f"{value:g}" if isinstance(value, float) else f"{value}"
+    if len(set(map(str, value))) == 1:
+        return _value(value[0])
+    shown = [_value(each) for each in value]
+    return ":".join(shown) if len(shown) == 2 else f"{shown[0]} … {shown[-1]}"

@@ -5,62 +5,78 @@ A bundle says which in its manifest; every family shares both kinds.
 
 from __future__ import annotations
 
-import contextlib
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 from typing_extensions import Self
 
+from fewstep.runtime.class_names import class_id_of, class_ids_of, label_of, matches
 from fewstep.runtime.devices import Array
-from fewstep.runtime.errors import RequestError, choose
+from fewstep.runtime.errors import RequestError
 from fewstep.runtime.records import Strict
+
+_SHOWN_NAMES = 20
 
 
 class ClassCondition(Strict):
     """Images are conditioned on a class id, 0 … ``num_classes − 1``.
 
-    ``unconditional_id`` is the id that stands for "no class".
+    ``unconditional_id`` is the id that stands for "no class", which guidance needs; it may be one
+    of these, and is then no class. ``None``: the model has none.
     """
 
     kind: Literal["class"] = "class"
     num_classes: PositiveInt
-    unconditional_id: int = Field(ge=0)
+    unconditional_id: int | None = Field(ge=0, lt=2**31)
     class_names: tuple[str, ...] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         known, names = self.num_classes, self.class_names
-        if not known <= self.unconditional_id < 2**31:
-            raise ValueError("unconditional_id is one of the classes, or no int32")
+        if known == 1 and self.unconditional_id == 0:
+            raise ValueError("no class is left beside unconditional_id")
         if names is not None and len(names) != known:
             raise ValueError(f"class_names: expected {known} names, got {len(names)}")
         return self
 
+    @property
+    def has_unconditional(self) -> bool:
+        """Whether there is a condition of no condition, which guidance needs."""
+        return self.unconditional_id is not None
+
+    @property
+    def ids(self) -> list[int]:
+        """The ids of all classes, in order."""
+        return [each for each in range(self.num_classes) if each != self.unconditional_id]
+
     def label(self, class_id: int) -> str:
-        """The class's name, or ``class 7``."""
-        if self.class_names and 0 <= class_id < len(self.class_names):
-            return self.class_names[class_id]
-        return f"class {class_id}"
+        """The class's name, no other's (see :mod:`fewstep.runtime.class_names`), or ``class 7``."""
+        return label_of(class_id, self.class_names or ())
+
+    def matches(self, name: str) -> tuple[int, ...]:
+        """The ids of all classes that a number or a name finds; numbers are not checked here."""
+        return matches(name, self.class_names or (), self.num_classes)
 
     def class_id(self, name: str) -> int:
-        """The id of a class by its number or, in any case, its name.
+        """The id of a class by its number or by its name, in any case, or one of its synonyms.
 
         Raises:
-            RequestError: no such name. Numbers are not checked here.
+            RequestError: no such name, or one that several classes have. Numbers are not checked
+                here.
         """
-        with contextlib.suppress(ValueError):
-            return int(name)
-        names = self.class_names or ()
-        if not names:
-            raise RequestError(f"class '{name}' is not a number, and this bundle names no classes")
-        known = {each.lower(): index for index, each in enumerate(names)}
-        if name.lower() not in known:
-            raise RequestError(choose("class", name, names))
-        return known[name.lower()]
+        return class_id_of(name, self.class_names or (), self.num_classes)
+
+    def class_ids(self, names: str) -> list[int]:
+        """The ids of classes with commas between them; a name may have commas of its own.
+
+        Raises:
+            RequestError: as :meth:`class_id`.
+        """
+        return class_ids_of(names, self.class_names or (), self.num_classes)
 
     def array(self, class_ids: Sequence[int]) -> Array:
         """Class ids as ``[B]`` int32.
@@ -76,14 +92,36 @@ class ClassCondition(Strict):
             is_array = isinstance(class_ids, np.ndarray)
             found = f"{ids.dtype} {list(ids.shape)}" if is_array else repr(class_ids)
             raise RequestError(f"class_ids must be a list of integers, got {found}")
-        if wrong := sorted({int(i) for i in ids if not 0 <= i < self.num_classes}):
+        nothing = self.unconditional_id
+        hint = f" ({nothing} stands for no class)" if nothing in ids.tolist() else ""
+        wrong = sorted({int(i) for i in ids if not 0 <= i < self.num_classes or i == nothing})
+        if wrong:
             offenders = ", ".join(map(str, wrong))
-            raise RequestError(f"class ids must be 0 … {self.num_classes - 1}, got {offenders}")
+            raise RequestError(
+                f"class ids must be 0 … {self.num_classes - 1}, got {offenders}{hint}"
+            )
         return ids.astype(np.int32)
+
+    def describe(self) -> str:
+        """How many classes, which id stands for none of them, and their names."""
+        nothing_id = self.unconditional_id
+        count = self.num_classes - int(nothing_id is not None and nothing_id < self.num_classes)
+        nothing = (
+            "none stands for no class, so there is no guidance"
+            if nothing_id is None
+            else f"id {nothing_id} stands for no class"
+        )
+        text = f"{count:,} {'class' if count == 1 else 'classes'}"
+        if not self.class_names:
+            return f"{text}; {nothing}"
+        first = [self.label(each) for each in range(min(len(self.class_names), _SHOWN_NAMES))]
+        more = ", …" if len(self.class_names) > _SHOWN_NAMES else ""
+        return f"{text} ({', '.join(first)}{more}); {nothing}"
 
     def examples(self, count: int) -> Array:
         """``count`` class ids, evenly spread over the classes."""
-        return np.linspace(0, self.num_classes - 1, count).astype(np.int32)
+        known = np.array(self.ids, np.int32)
+        return known[np.linspace(0, len(known) - 1, count).astype(np.int32)]
 
 
 class TextCondition(Strict):
@@ -97,6 +135,16 @@ class TextCondition(Strict):
     length: PositiveInt
     width: PositiveInt
     unconditional_file: str | None = Field(default=None, min_length=1)
+
+    @property
+    def has_unconditional(self) -> bool:
+        """Whether there is a condition of no condition, which guidance needs."""
+        return self.unconditional_file is not None
+
+    def describe(self) -> str:
+        """The shape of the states, and whether there are those of the empty text."""
+        nothing = "with" if self.has_unconditional else "without"
+        return f"text states {self.length} × {self.width}, {nothing} those of the empty text"
 
     def array(self, text: Array) -> Array:
         """Text states as ``[B, L, D]`` float32.
@@ -121,6 +169,9 @@ class TextCondition(Strict):
 
 Condition = ClassCondition | TextCondition
 
+Described = int | str | Sequence[int | str] | Array
+"""What images are asked for: class ids or names, one or several, or text states."""
+
 
 def condition_of(info: Condition, class_ids: Sequence[int] | None, text: Array | None) -> Array:
     """The condition in the bundle's own kind: ``[B]`` int32 or ``[B, L, D]`` float32.
@@ -135,6 +186,38 @@ def condition_of(info: Condition, class_ids: Sequence[int] | None, text: Array |
     if class_ids is not None or text is None:
         raise RequestError("this bundle is text-conditional: give text states, not class_ids")
     return info.array(text)
+
+
+def asked(info: Condition, wanted: Described, count: int) -> tuple[dict[str, Any], list[str]]:
+    """Classes or texts, as arguments of ``Generator.generate``.
+
+    Args:
+        info: of the bundle.
+        wanted: a class id or name, or several; or text states ``[B, L, D]``.
+        count: images of each.
+
+    Returns:
+        The arguments, for ``count`` images of each class or text in turn; and a label for each
+        image.
+
+    Raises:
+        RequestError: the other kind of condition, an unknown class, a count below 1.
+    """
+    if not isinstance(count, (int, np.integer)) or count < 1:
+        raise RequestError(f"count must be an integer of at least 1, got {count!r}")
+    array = np.asarray(wanted) if hasattr(wanted, "__array__") else None
+    if array is not None and array.dtype.kind != "f":
+        array = None
+    if array is not None or isinstance(info, TextCondition):
+        other: Any = wanted if array is None else None
+        states = condition_of(info, other, array)
+        labels = [f"text {row}" for row in range(len(states)) for _ in range(count)]
+        return {"text": states.repeat(count, 0)}, labels
+    several: Any = wanted if isinstance(wanted, (Sequence, np.ndarray)) else [wanted]
+    several = [wanted] if isinstance(wanted, str) else several
+    named = [info.class_id(each) if isinstance(each, str) else each for each in several]
+    ids = info.array(named).repeat(count).tolist()
+    return {"class_ids": ids}, [info.label(each) for each in ids]
 
 
 def read_text(path: Path) -> Array:

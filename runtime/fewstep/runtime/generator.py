@@ -1,6 +1,7 @@
 """The front door: open a bundle, generate images.
 
 with fewstep.open("bundle") as generator:
+    generator("Dress", count=4).images[0].save("dress.png")
     result = generator.generate(class_ids=[3, 7], steps=8, seed=0)
 """
 
@@ -8,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.condition import condition_of
+from fewstep.runtime.condition import Described, asked, condition_of
 from fewstep.runtime.devices import Array, ClosedOnExit, Device, Workspace
 from fewstep.runtime.engines import Engine
 from fewstep.runtime.engines.on_gpu import EnginesOnGpu
@@ -25,10 +25,13 @@ from fewstep.runtime.engines.select import Wanted, open_backend
 from fewstep.runtime.errors import DeviceError, RequestError, choose
 from fewstep.runtime.families import Model, family_of, model_of
 from fewstep.runtime.memory import MAX_PLAN_BYTES, Plans
+from fewstep.runtime.preview import Callback, StepPreview, decoded, steps_of
 from fewstep.runtime.program import PIXELS
+from fewstep.runtime.progress import Progress, no_progress
 from fewstep.runtime.request import seeds_of
-from fewstep.runtime.result import Result
+from fewstep.runtime.result import Pictures, Result
 from fewstep.runtime.settings import settings_of
+from fewstep.runtime.turns import Turns
 
 
 class Generator(ClosedOnExit):
@@ -45,6 +48,7 @@ class Generator(ClosedOnExit):
         backend: str = "onnxruntime",
         precision: str = "fp32",
         constants: bool = True,
+        wait: bool = True,
     ) -> None:
         """Assemble a generator from parts; most callers want :meth:`open`.
 
@@ -57,6 +61,7 @@ class Generator(ClosedOnExit):
             backend: what the engines are of, for reports.
             precision: of the graphs that the engines were made of.
             constants: compute once what is the same in all programs (same images either way).
+            wait: as of :meth:`open`.
         """
         if max_batch < 1:
             raise RequestError(f"max_batch must be at least 1, got {max_batch}")
@@ -66,7 +71,7 @@ class Generator(ClosedOnExit):
         self.passed_over: dict[str, str] = {}
         self.on_gpu: EnginesOnGpu | None = None
         self._scratch: Workspace | None = None
-        self._busy = threading.Lock()
+        self._turns = Turns(wait=wait)
         self.family = family_of(bundle.manifest.model.kind)
         self.model = model_of(bundle, {**bundle.manifest.graphs, **self.engines})
         make = functools.partial(self.family.program, self.model)
@@ -84,6 +89,7 @@ class Generator(ClosedOnExit):
         max_plan_bytes: int = MAX_PLAN_BYTES,
         threads: int = 0,
         profile: bool = False,
+        wait: bool = True,
     ) -> Generator:
         """Open a bundle's engines.
 
@@ -98,11 +104,15 @@ class Generator(ClosedOnExit):
                 of the engines that run here, and fp32 for ONNX Runtime.
             max_batch: images decoded together, at most as many as the engines were built for.
             max_plan_bytes: memory for the buffers of all kept plans together.
-            threads: CPU threads of the engines; 0 uses every core.
+            threads: CPU threads of the engines, at most 1024; 0 uses every core that this process
+                may use (affinity, CPU quota, ``OMP_NUM_THREADS``).
             profile: on CUDA, time every stage and not only the whole graph.
+            wait: while one thread's request is served, those of other threads wait; else they are
+                refused. On CUDA any thread but the one that opened the generator is refused.
 
         Raises:
-            RequestError: unknown backend or device, or a backend that does not run on the device.
+            RequestError: unknown backend or device, a backend that does not run on the device, or
+                no number of threads.
             BundleError: the bundle is damaged or unsafe.
             MissingDependencyError: the backend's package is not installed.
             EngineError: the backend refuses a graph.
@@ -121,6 +131,7 @@ class Generator(ClosedOnExit):
                 max_plan_bytes=max_plan_bytes,
                 backend=opened.backend,
                 precision=opened.precision,
+                wait=wait,
             )
             stack.pop_all()
         generator.passed_over, generator._scratch = opened.passed_over, opened.scratch
@@ -153,9 +164,42 @@ class Generator(ClosedOnExit):
         """
         if graph not in self.engines:
             raise RequestError(choose("graph", graph, self.engines))
-        self.plans.close()
-        self.engines[graph].close()
-        self.engines[graph] = engine
+        with self._turns.turn():
+            self.plans.close()
+            self.engines[graph].close()
+            self.engines[graph] = engine
+
+    def __call__(
+        self,
+        wanted: Described,
+        *,
+        count: int = 1,
+        seed: int | Sequence[int] = 0,
+        progress: Progress = no_progress,
+        callback: Callback | None = None,
+        **settings: Any,
+    ) -> Pictures:
+        """Generate images, with Pillow's images on request.
+
+        Args:
+            wanted: a class id or name, or several; or text states ``[B, L, D]`` float32.
+            count: images of each.
+            seed: as of :meth:`generate`.
+            progress: told after every batch.
+            callback: called after every step of a batch with its number, 0 … T − 1, and a
+                :class:`~fewstep.runtime.preview.StepPreview`. A captured CUDA graph stops for
+                nothing, so there all calls come after the batch. What it raises ends the request.
+            settings: as of :meth:`generate`.
+
+        Raises:
+            RequestError: an argument the bundle cannot serve.
+            EngineError: a graph failed, or gave NaN.
+            DeviceError: the generator is closed or in use by another thread, or out of memory.
+        """
+        condition, labels = asked(self.model.info.condition, wanted, count)
+        request = self.request(**condition, seed=seed, **settings)
+        result = self.run(request, progress=progress, callback=callback)
+        return Pictures(result, tuple(labels))
 
     def generate(
         self,
@@ -208,23 +252,31 @@ class Generator(ClosedOnExit):
             self.model, class_ids=class_ids, text=text, seed=seed, edit=edit, settings=settings
         )
 
-    def run(self, request: Any) -> Result:
+    def run(
+        self,
+        request: Any,
+        *,
+        progress: Progress = no_progress,
+        callback: Callback | None = None,
+    ) -> Result:
         """Serve a checked request, in batches of at most ``max_batch``.
+
+        Args:
+            request: of :meth:`request`.
+            progress: as of :meth:`__call__`.
+            callback: as there.
 
         Raises:
             EngineError: a graph failed, or gave NaN.
-            DeviceError: the generator is closed or in use by another thread, or out of memory.
+            DeviceError: the generator is closed, or out of memory; it was opened in another process
+                or, on CUDA, another thread; it is in use and nobody waits.
         """
-        if not self._busy.acquire(blocking=False):
-            raise DeviceError(
-                "this Generator is in use by another thread; open one Generator per thread"
-            )
-        try:
-            return self._run(request)
-        finally:
-            self._busy.release()
+        self._turns.require_process()
+        self.device.require_thread()  # before it waits for what it will not get
+        with self._turns.turn():
+            return self._run(request, progress, callback)
 
-    def _run(self, request: Any) -> Result:
+    def _run(self, request: Any, progress: Progress, callback: Callback | None) -> Result:
         plans, family, model = self.plans, self.family, self.model
         self.device.require()
         start, images, decided = time.perf_counter(), list[Array](), list[dict[str, Array]]()
@@ -232,26 +284,60 @@ class Generator(ClosedOnExit):
         for rows in batches(len(request.seeds), self.max_batch):
             batch = rows.stop - rows.start
             key = family.key(model, request, batch, constants=self._constants)
-            outputs = plans.run(key, family.inputs(model, request, rows))
+            inputs = family.inputs(model, request, rows)
+            if callback is None:
+                outputs = plans.run(key, inputs)
+            else:
+                outputs = self._run_watched(key, inputs, range(rows.start, rows.stop), callback)
             images.append(outputs[PIXELS])
             decided.append(family.decisions(model, key, outputs))
+            progress("generating", rows.stop / len(request.seeds))
         total = (time.perf_counter() - start) * 1e3
         stages = self.device.timings()
         timings = {**stages, "other": max(0.0, total - sum(stages.values())), "total": total}
         joined = {name: _joined([each[name] for each in decided], 1) for name in decided[0]}
         trace = family.trace(model, joined)
-        return Result(_joined(images, 0), request.seeds, trace, timings)
+        notes = family.notes(model, request)
+        return Result(_joined(images, 0), request.seeds, trace, timings, notes)
+
+    def _run_watched(
+        self, key: Any, inputs: Mapping[str, Any], rows: range, callback: Callback
+    ) -> dict[str, Array]:
+        """Run the plan for a key and call back for every step, between them where it can stop."""
+
+        def after_step(step: int, outputs: Mapping[str, Array]) -> None:
+            trace = self.family.trace(self.model, self.family.decisions(self.model, key, outputs))
+            preview = self.family.preview(self.model, trace, step)
+            decode = functools.partial(decoded, self.device, self.engines, preview, self.max_batch)
+            callback(step, StepPreview(rows, preview.caption, preview.undecided, decode))
+
+        plan = self.plans.get(key)
+        outputs = plan.run(inputs, after_step)
+        if plan.captured:
+            decided = self.family.decisions(self.model, key, outputs)
+            for step in range(steps_of(self.family.trace(self.model, decided))):
+                after_step(step, outputs)
+        return outputs
 
     def close(self) -> None:
-        """Release plans, engines and device. Closing twice is fine.
+        """Release plans, engines and device, after the request that is being served.
+
+        Closing twice is fine. In a forked process it does nothing: what is held is not its own.
 
         Raises:
-            DeviceError: this thread may not use the device; nothing was released.
+            DeviceError: this thread may not use the device, or is in the middle of a request;
+                nothing was released.
         """
-        if self._plans is None:
+        if self._plans is None or self._turns.elsewhere:
             return
         self.device.require_thread()
+        with self._turns.turn(wait=True):
+            self._close()
+
+    def _close(self) -> None:
         plans, self._plans = self._plans, None
+        if plans is None:  # another thread was first
+            return
         with contextlib.ExitStack() as stack:
             stack.callback(self.device.close)
             if self._scratch is not None:

@@ -26,7 +26,7 @@ from fewstep.runtime.records import (
     VerifiedOn,
 )
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST_NAME = "bundle.json"
 
 
@@ -54,7 +54,7 @@ class Manifest(Strict):
     compiled of either, in the order of building.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     family: str
     name: str
     model: SerializeAsAny[ModelInfo]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Hashable, Mapping
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Mapping
 
 import numpy.typing as npt
 
@@ -18,6 +19,8 @@ from fewstep.runtime.errors import EngineError, FewstepError
 from fewstep.runtime.program import ERROR, Copy, Op, Program, Run, View, stage_of
 
 Call = Callable[[], None]
+AfterStep = Callable[[int, Mapping[str, Array]], None]
+"""Takes a step that is over, and what the buffers of :meth:`Plan.run` hold by then."""
 
 
 class Binder:
@@ -114,17 +117,26 @@ class Plan:
             stack.callback(self.workspace.close)
             self._binder = Binder(device, engines, self.workspace, constants)
             stack.callback(self._binder.close)
-            self._stages = _by_stage(program, self._binder)
+            self._stages = _by_stage(program.ops, self._binder)
             for name, values in program.initial.items():
                 self.workspace.write(name, values)
             self.replay = self._captured()
             stack.pop_all()
 
-    def run(self, inputs: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
+    @property
+    def captured(self) -> bool:
+        """Whether the program runs as one captured graph, which stops for nothing."""
+        return not isinstance(self.replay, Direct)
+
+    def run(
+        self, inputs: Mapping[str, npt.ArrayLike], after_step: AfterStep | None = None
+    ) -> dict[str, Array]:
         """Run the program once.
 
         Args:
             inputs: by buffer name, broadcast to the buffer's shape; the others keep theirs.
+            after_step: called between steps, unless the program is :attr:`captured`; of what it is
+                given, later steps' rows hold nothing yet.
 
         Returns:
             Copies of the output buffers and of all decisions, by name.
@@ -136,7 +148,10 @@ class Plan:
             self.workspace.write(name, values)
         self.workspace.write(ERROR, 0)
         try:
-            self.replay()
+            if after_step is None or self.captured:
+                self.replay()
+            else:
+                self._stepwise(after_step)
         except BaseException:  # half of it may still be running, and reading the inputs
             self._binder.settle()
             raise
@@ -145,7 +160,7 @@ class Plan:
             raise EngineError(
                 "a graph produced NaN or infinite numbers; see which with: fewstep verify"
             )
-        return {name: self.workspace.read(name) for name in self._read}
+        return self._outputs()
 
     def close(self) -> None:
         """Release graph, bindings and buffers; closing twice is fine."""
@@ -166,7 +181,23 @@ class Plan:
 
     def _sequence(self) -> None:
         self.workspace.send()
-        for stage, calls in self._stages:
+        self._enqueue(self._stages)
+        self.workspace.fetch()
+
+    def _stepwise(self, after_step: AfterStep) -> None:
+        """The same operations in the same order, waited for after every step."""
+        self.workspace.send()
+        for step, ops in itertools.groupby(self.program.ops, lambda op: op.step):
+            self._enqueue(_by_stage(ops, self._binder))
+            self.workspace.fetch()
+            self._device.synchronize()
+            after_step(step, self._outputs())
+
+    def _outputs(self) -> dict[str, Array]:
+        return {name: self.workspace.read(name) for name in self._read}
+
+    def _enqueue(self, stages: Iterable[tuple[str, list[Call]]]) -> None:
+        for stage, calls in stages:
             if stage:
                 with self._device.span(stage):
                     for call in calls:
@@ -174,13 +205,12 @@ class Plan:
             else:
                 for call in calls:
                     call()
-        self.workspace.fetch()
 
 
-def _by_stage(program: Program, binder: Binder) -> list[tuple[str, list[Call]]]:
+def _by_stage(ops: Iterable[Op], binder: Binder) -> list[tuple[str, list[Call]]]:
     """The calls of all operations in order, neighbours of one stage together."""
     stages: list[tuple[str, list[Call]]] = []
-    for op in program.ops:
+    for op in ops:
         stage = stage_of(op)
         if not stages or stages[-1][0] != stage:
             stages.append((stage, []))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fewstep.runtime.devices import Array
+from fewstep.runtime.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
@@ -17,16 +23,81 @@ class Result:
 
     ``images [B, H, W, 3]`` uint8; ``seeds [B]`` uint64; ``trace``: what was decided at every
     step, of the bundle's family; ``timings_ms``: milliseconds per stage (that of each graph,
-    ``sampling``, ``other``) and in ``total``, over the whole request.
+    ``sampling``, ``other``) and in ``total``, over the whole request. ``notes``: what to know of
+    the images, a line each.
     """
 
     images: npt.NDArray[np.uint8]
     seeds: npt.NDArray[np.uint64]
     trace: Any
     timings_ms: dict[str, float]
+    notes: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> Array:
         """What the images were decoded from, ``[B, …]``; for token models ids ``[B, N]`` int32."""
         final: Array = self.trace.final
         return final
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What calling a generator returns: its :class:`Result`, with Pillow's images.
+
+    ``labels``: what each image is of, a class's name or ``text 0``.
+    """
+
+    result: Result
+    labels: tuple[str, ...]
+
+    @functools.cached_property
+    def images(self) -> list[Image]:
+        """The images as Pillow has them.
+
+        Raises:
+            MissingDependencyError: Pillow is not installed.
+        """
+        return pillow_images(self.result.images)
+
+    @property
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """The images as ``[B, H, W, 3]`` uint8."""
+        return self.result.images
+
+    @property
+    def seeds(self) -> npt.NDArray[np.uint64]:
+        """``[B]``."""
+        return self.result.seeds
+
+    @property
+    def trace(self) -> Any:
+        """What was decided at every step."""
+        return self.result.trace
+
+    @property
+    def timings_ms(self) -> dict[str, float]:
+        """Milliseconds per stage and in ``total``."""
+        return self.result.timings_ms
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know of the images, a line each."""
+        return self.result.notes
+
+    def __len__(self) -> int:
+        return len(self.result.images)
+
+
+def pillow_images(pixels: Iterable[npt.NDArray[np.uint8]]) -> list[Image]:
+    """Pillow's images of ``pixels [B, H, W, 3]``.
+
+    Raises:
+        MissingDependencyError: Pillow is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Pillow is not installed; install it with: pip install pillow"
+        ) from error
+    return [Image.fromarray(each) for each in pixels]

@@ -6,10 +6,12 @@ import functools
 import math
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Real
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BeforeValidator, ValidationError
+import numpy as np
+from pydantic import BeforeValidator, PlainSerializer, ValidationError
 
 from fewstep.runtime.errors import RequestError, choose
 from fewstep.runtime.records import Strict
@@ -40,6 +42,67 @@ def ramp(value: object) -> tuple[float, float]:
     return found
 
 
+@dataclass(frozen=True)
+class PerStep:
+    """One number for every step, finite and at least 0, in the order of the steps.
+
+    As text the numbers with commas between them, exact, as the command line takes them.
+
+    Raises:
+        ValueError: no number, or one that is negative or not finite.
+    """
+
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values or not all(0 <= each < math.inf for each in self.values):
+            raise ValueError(f"must be finite and at least 0 at every step, got {[*self.values]}")
+
+    @classmethod
+    def of(cls, values: Sequence[Any]) -> PerStep:
+        """From numbers, or texts of numbers.
+
+        Raises:
+            ValueError: something else among them, or as for the class.
+        """
+        try:
+            if not all(isinstance(each, (str, Real)) for each in values):
+                raise ValueError
+            return cls(tuple(float(each) + 0.0 for each in values))
+        except ValueError as error:
+            if "must be" in str(error):
+                raise
+            raise ValueError(f"must be numbers, one for every step, got {values!r}") from None
+
+    def __str__(self) -> str:
+        return ",".join(map(repr, self.values))
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+def ramp_or_list(value: object) -> tuple[float, float] | PerStep:
+    """What :func:`ramp` takes, or a number for every step: 1,2,3 or a sequence.
+
+    A sequence of two is a ramp; for two steps write them as text or :class:`PerStep`.
+
+    Raises:
+        ValueError: something else, or a number that is negative or not finite.
+    """
+    if isinstance(value, PerStep):
+        return value
+    if isinstance(value, str) and "," in value:
+        return PerStep.of(value.split(","))
+    given: Any = value.tolist() if isinstance(value, np.ndarray) else value
+    if isinstance(given, Sequence) and not isinstance(given, str) and len(given) not in (0, 2):
+        return PerStep.of(given)
+    return ramp(given)
+
+
+def _plain(value: tuple[float, float] | PerStep) -> tuple[float, float] | str:
+    return str(value) if isinstance(value, PerStep) else value
+
+
 def _whole(value: object) -> int:
     try:
         return int(value) if isinstance(value, str) else operator.index(value)  # type: ignore[arg-type]
@@ -50,6 +113,11 @@ def _whole(value: object) -> int:
 Ramp = Annotated[tuple[float, float], BeforeValidator(ramp)]
 """(start, end) of a straight ramp over the steps, both at least 0; a number is a constant."""
 
+RampOrList = Annotated[
+    tuple[float, float] | PerStep, BeforeValidator(ramp_or_list), PlainSerializer(_plain)
+]
+"""A ramp, or a number for every step (1,2,3), which is text in JSON."""
+
 Whole = Annotated[int, BeforeValidator(_whole)]
 """An integer, or text that is one."""
 
@@ -57,8 +125,20 @@ Whole = Annotated[int, BeforeValidator(_whole)]
 class Settings(Strict):
     """What a request may set beside its condition and seeds; families add fields.
 
-    The description of a field is its help on the command line.
+    The description of a field is its help on the command line. ``lists``: names of fields that
+    take a number for every step, so commas between numbers belong to one value.
     """
+
+    lists: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def expanded(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What was given, with every setting by its own name: one may stand for several.
+
+        Raises:
+            RequestError: what it stands for cannot be read, or is given twice.
+        """
+        return given
 
 
 Chosen = TypeVar("Chosen", bound=Settings)
@@ -74,7 +154,8 @@ def settings_of(defaults: Chosen, given: Mapping[str, Any]) -> Chosen:
     Raises:
         RequestError: a name that the family does not have, or a value that does not fit.
     """
-    wanted = {name: value for name, value in given.items() if value is not None}
+    said = {name: value for name, value in given.items() if value is not None}
+    wanted = type(defaults).expanded(said)
     found: Chosen
     typed = tuple((name, type(value), value) for name, value in wanted.items())
     try:

@@ -214,6 +214,10 @@ class Family(ABC):
         found: dict[str, Any] = settings.model_dump()
         return found
 
+    def notes(self, model: Model, request: Any) -> tuple[str, ...]:
+        """What to know of the images of a request, a line each."""
+        return ()
+
     def counted(self, model: Model, graph: str, inputs: Mapping[str, Array]) -> Array | None:
         """Positions ``[rows, N]`` whose outputs of a run matter; ``None`` if all do."""
         return None
@@ -224,7 +228,8 @@ _RESERVED = frozenset(
         *("class_ids", "classes", "text", "seed", "edit", "count", "batch", "runs"),
         *("backend", "device", "precision", "threads", "profile", "out", "out_path", "trace"),
         *("plan", "json_file", "as_json", "rollouts", "held_out", "method", "percentile", "keep"),
-        *("auto", "cache", "repeat", "force"),
+        *("auto", "cache", "repeat", "force", "wanted", "progress", "callback", "like", "columns"),
+        *("scale", "resume", "shard", "report", "seconds"),
     )
 )
 """Arguments of ``Generator.generate`` and of the commands that take settings."""

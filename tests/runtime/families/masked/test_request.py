@@ -27,7 +27,8 @@ def _settings(**given: Any) -> MaskedSettings:
     [
         ({"steps": 2.5}, "steps must be an integer, got 2.5"),
         ({"guidance": "much"}, "guidance must be a number, a pair"),
-        ({"guidance": (1.0, 2.0, 3.0)}, "guidance must be a number, a pair"),
+        ({"guidance": (1.0, 2.0, 3.0)}, "lists need one value for every step: steps 8, got"),
+        ({"guidance": (1.0, 2.0, None)}, "guidance must be numbers, one for every step"),
         ({"guidance": (1.0, None)}, "guidance must be a number, a pair"),
         ({"guidence": 1.0}, "unknown setting 'guidence'.*Did you mean 'guidance'"),
         ({"strength": 1.0}, "unknown setting 'strength'; expected one of: guidance, .*steps"),

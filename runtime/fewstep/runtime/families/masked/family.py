@@ -74,10 +74,11 @@ class MaskedFamily(Family):
     def arrays(self, bundle: Bundle) -> dict[str, Array]:
         """``unconditional``: the condition of no condition, for one image."""
         info = bundle.manifest.model.condition
+        if not info.has_unconditional:
+            return {}
         if isinstance(info, ClassCondition):
             return {"unconditional": np.array(info.unconditional_id, np.int32)}
-        if info.unconditional_file is None:
-            return {}
+        assert info.unconditional_file is not None
         text = bundle.arrays(info.unconditional_file).get("text")
         if text is None or text.shape != (info.length, info.width):
             raise BundleError(
@@ -151,11 +152,14 @@ class MaskedFamily(Family):
     def rollouts(self, model: Model) -> dict[str, dict[str, Any]]:
         """The default schedule, and every policy, under the name of its graph."""
         info: MaskedModel = model.info
-        steps = min(_GOLDEN_STEPS, info.num_tokens)
+        # Lists hold a value for every step, and fit no other number of steps.
+        listed = info.defaults.listed
+        steps = info.defaults.steps if listed else min(_GOLDEN_STEPS, info.num_tokens)
         default = settings_of(info.defaults, {"steps": steps})
         schedules = {each: policy_schedule(each) for each in info.policies}
         if not isinstance(schedule_of(info, default), str):
-            schedules = {default.schedule: default.schedule, **schedules}
+            own = "schedule" if "," in default.schedule else default.schedule
+            schedules = {own: default.schedule, **schedules}
         found = {
             name: settings_of(info.defaults, {"steps": steps, "schedule": schedule})
             for name, schedule in schedules.items()
@@ -168,6 +172,17 @@ class MaskedFamily(Family):
         if isinstance(chosen, str):
             return {"steps": settings.steps, "schedule": policy_schedule(chosen)}
         return settings.model_dump()
+
+    def notes(self, model: Model, request: MaskedRequest) -> tuple[str, ...]:
+        """That a policy runs another number of steps than it was trained for."""
+        info: MaskedModel = model.info
+        steps = info.policies[request.policy].steps if request.policy else None
+        if steps in (None, request.steps):
+            return ()
+        return (
+            f"{request.policy} was trained for {steps} steps and runs {request.steps}: pass "
+            f"--steps {steps}, or tune one with fewstep calibrate policy --steps {request.steps}",
+        )
 
     def counted(self, model: Model, graph: str, inputs: Mapping[str, Array]) -> Array | None:
         """Masked positions, for the transformer."""

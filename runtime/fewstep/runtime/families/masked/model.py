@@ -64,7 +64,8 @@ class MaskedModel(ModelInfo):
     """A masked token transformer with a VQ tokenizer (MaskGIT, AdaNAT).
 
     ``mask_token`` is the id of a masked position; tokens are 0 … ``codebook_size − 1``.
-    ``policies`` are by graph name, oldest first.
+    ``policies`` are by graph name, oldest first. ``at_least_one``: every step decides a token at
+    least (MaskGIT's rule); AdaNAT has none, and its steps may decide nothing.
     """
 
     kind: Literal["masked"] = "masked"
@@ -75,6 +76,7 @@ class MaskedModel(ModelInfo):
     image_size: tuple[PositiveInt, PositiveInt]
     condition: ClassCondition | TextCondition = Field(discriminator="kind")
     policies: dict[PolicyName, PolicyInfo] = {}
+    at_least_one: bool = False
     defaults: MaskedSettings = MaskedSettings()
 
     @property
@@ -90,8 +92,7 @@ class MaskedModel(ModelInfo):
     @property
     def can_guide(self) -> bool:
         """Whether there is an unconditional condition."""
-        text = self.condition
-        return isinstance(text, ClassCondition) or text.unconditional_file is not None
+        return self.condition.has_unconditional
 
     def tensor_shapes(self) -> dict[tuple[str, str], tuple[int | str, ...]]:
         """Shape of every (graph, tensor) that the decode binds."""
@@ -112,8 +113,9 @@ class MaskedModel(ModelInfo):
     def describe(self) -> dict[str, str]:
         """Tokens and policies, for people."""
         rows, columns = self.grid
+        least = "; every step decides one at least" if self.at_least_one else ""
         return {
-            "tokens": f"{rows} × {columns} of {self.codebook_size:,} codes",
+            "tokens": f"{rows} × {columns} of {self.codebook_size:,} codes{least}",
             "policy networks": ", ".join(map(_policy, self.policies.items())) or "-",
         }
 

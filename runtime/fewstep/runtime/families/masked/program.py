@@ -122,7 +122,12 @@ def _operations(model: MaskedModel, key: MaskedKey, *, features: bool) -> Iterat
         )
         yield Launch(
             "remask",
-            {**shared, "next_tokens": tokens[step + 1]},
+            {
+                **shared,
+                "mask": View("mask"),
+                "at_least_one": int(model.at_least_one),
+                "next_tokens": tokens[step + 1],
+            },
             writes=("next_tokens",),
             step=step,
             stage="sampling",

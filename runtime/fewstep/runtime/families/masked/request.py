@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import RequestError, choose
 from fewstep.runtime.families.masked.model import MaskedModel
@@ -18,6 +19,7 @@ from fewstep.runtime.families.masked.schedule import (
     Schedule,
 )
 from fewstep.runtime.families.masked.settings import RAMPS, MaskedSettings
+from fewstep.runtime.settings import PerStep
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,9 @@ def masked_request(
     """A request with these settings; ``edit`` has ``given`` and ``mask``.
 
     Raises:
-        RequestError: more steps than tokens, an unknown schedule, a ramp beside a policy, guidance
-            without an unconditional condition, or tokens to keep that are no codes.
+        RequestError: more steps than tokens, an unknown schedule, lists for another number of
+            steps, a ramp beside a policy, guidance without an unconditional condition, or tokens
+            to keep that are no codes.
     """
     chosen, steps = check_settings(model, settings), settings.steps
     fixed = chosen if isinstance(chosen, Schedule) else None
@@ -78,8 +81,11 @@ def check_settings(model: MaskedModel, settings: MaskedSettings) -> Schedule | s
             f"steps must be 1 … {model.num_tokens} (the number of tokens), got {settings.steps}"
         )
     chosen = schedule_of(model, settings)
+    if isinstance(chosen, Schedule):
+        chosen.check(settings.steps)
     if (isinstance(chosen, str) or chosen.guided) and not model.can_guide:
-        raise RequestError("this bundle has no unconditional text: use guidance 0")
+        nothing = "class" if isinstance(model.condition, ClassCondition) else "text"
+        raise RequestError(f"this bundle has no unconditional {nothing}: use guidance 0")
     return chosen
 
 
@@ -101,12 +107,25 @@ def schedule_of(model: MaskedModel, settings: MaskedSettings) -> Schedule | str:
         if extra := [ramp for ramp in RAMPS if ramp in settings.model_fields_set]:
             raise RequestError(f"the policy decides {', '.join(extra)}: leave it out")
         return policy
-    if name not in MASK_RATIOS:
-        known_names = dict.fromkeys([*MASK_RATIOS, POLICY, *model.policies])
-        raise RequestError(choose("schedule", name, known_names))
     return Schedule(
-        name, settings.guidance, settings.sampling_temperature, settings.masking_temperature
+        _mask_ratio(model, name),
+        settings.guidance,
+        settings.sampling_temperature,
+        settings.masking_temperature,
     )
+
+
+def _mask_ratio(model: MaskedModel, name: str) -> str | PerStep:
+    """A curve's name, or the ratios that stand in its place."""
+    if name in MASK_RATIOS:
+        return name
+    try:
+        return PerStep.of(name.split(","))
+    except ValueError as error:
+        if not name.strip()[:1].isdigit():
+            known_names = dict.fromkeys([*MASK_RATIOS, POLICY, *model.policies])
+            raise RequestError(choose("schedule", name, known_names)) from error
+        raise RequestError(f"schedule: mask ratios {error}") from error
 
 
 def _policy(model: MaskedModel, name: str, steps: int) -> str | None:

@@ -2,28 +2,65 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar
 
-from fewstep.runtime.settings import Ramp, Settings, Whole
+import numpy as np
+from pydantic import BeforeValidator, Field
+
+from fewstep.runtime.families.masked.schedule_file import expanded
+from fewstep.runtime.settings import PerStep, RampOrList, Settings, Whole
 
 RAMPS = ("guidance", "sampling_temperature", "masking_temperature")
 """What a fixed schedule ramps, and a policy decides by itself."""
+
+
+def _named(value: object) -> object:
+    """A schedule's name; mask ratios as their text, so that settings stay plain data."""
+    if isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str):
+        value = PerStep.of(list(value))
+    return str(value) if isinstance(value, PerStep) else value
 
 
 class MaskedSettings(Settings):
     """Settings of masked decoding; the values here are the defaults of every bundle that does not
     bring its own."""
 
+    lists: ClassVar[frozenset[str]] = frozenset(("schedule", *RAMPS))
+
+    @classmethod
+    def expanded(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With what ``schedule`` says of every step, if it is a file or a mapping
+        (:mod:`fewstep.runtime.families.masked.schedule_file`).
+
+        Raises:
+            RequestError: it cannot be read, or a setting is given twice.
+        """
+        return expanded(given)
+
     steps: Whole = Field(default=8, description="Transformer passes.")
-    schedule: str = Field(
-        default="cosine", description="Mask-ratio schedule (cosine, …), policy, or a name."
+    schedule: Annotated[str, BeforeValidator(_named)] = Field(
+        default="cosine",
+        description="Mask-ratio schedule: cosine, arccos, linear, square, cubic, exponential, "
+        "square-root, logarithmic, policy, a policy's name, mask ratios such as "
+        "0.9,0.5,0, or a YAML or JSON file with values for every step.",
     )
-    guidance: Ramp = Field(default=(0.0, 3.0), description="Guidance scale; START:END is a ramp.")
-    sampling_temperature: Ramp = Field(
+    guidance: RampOrList = Field(
+        default=(0.0, 3.0),
+        description="Guidance scale; START:END is a ramp, 0,1,2 a value for every step.",
+    )
+    sampling_temperature: RampOrList = Field(
         default=(1.0, 1.0),
-        description="Divides the logits; START:END is a ramp.",
+        description="Divides the logits; START:END is a ramp, 1,1,0.9 a value for every step.",
     )
-    masking_temperature: Ramp = Field(
+    masking_temperature: RampOrList = Field(
         default=(4.5, 0.0),
-        description="Scales the noise on confidences; 0 is greedy.",
+        description="Scales the noise on confidences, 0 is greedy; START:END is a ramp, 3,1,0 a "
+        "value for every step.",
     )
+
+    @property
+    def listed(self) -> bool:
+        """Whether anything has a value for every step, which fits one number of steps."""
+        ratios = self.schedule.partition(",")[1] != ""
+        return ratios or any(isinstance(getattr(self, name), PerStep) for name in RAMPS)

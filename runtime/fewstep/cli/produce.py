@@ -1,0 +1,238 @@
+"""Generated images on their way into files: all in one picture, or each in its own as soon as its
+batch is done."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewstep.cli import animation, pictures
+from fewstep.cli.common import command, errors
+from fewstep.cli.counter import Count, counter
+from fewstep.cli.fonts import font_for
+from fewstep.cli.order import Order
+from fewstep.cli.record import difference, read_record, record_of, same
+from fewstep.cli.sheet import Sheet
+from fewstep.runtime.errors import OutputError, RequestError
+from fewstep.runtime.files import require_writable
+
+if TYPE_CHECKING:
+    from fewstep.runtime.generator import Generator
+    from fewstep.runtime.result import Result
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where images go. ``digits``: of the largest condition, for names of files that sort."""
+
+    path: Path
+    trace: Path | None = None
+    columns: int | None = None
+    scale: int | None = None
+    resume: bool = False
+    digits: int = 1
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether every image gets a file of its own."""
+        return pictures.is_folder(self.path)
+
+    def file(self, order: Order, k: int) -> Path:
+        """The file of an image in a folder."""
+        return self.path / pictures.file_name(order, k, self.digits)
+
+    def sheet(self, order: Order, size: tuple[int, int], titles: Sequence[str]) -> Sheet:
+        """The page for all images of an order, of ``size`` (height, width)."""
+        scale = self.scale or pictures.scale_for(size[0])
+        return Sheet.of(
+            shown_labels(order), order.each, size, titles, columns=self.columns, scale=scale
+        )
+
+    def check(self, order: Order, size: tuple[int, int], title: str) -> None:
+        """Refuse what cannot be written, before any work.
+
+        Raises:
+            OutputError: a place that is not writable, a picture too large for its format.
+            RequestError: options that do not go together.
+        """
+        if self.is_folder:
+            require_writable(self.file(order, 0))
+        else:
+            if self.resume:
+                raise RequestError("--resume goes on with a folder: name one as --out")
+            if len(order) > 1:
+                pictures.check_page(self.sheet(order, size, [title]), self.path)
+            require_writable(self.path)
+        if self.trace is not None:
+            if self.resume:
+                raise RequestError("--trace shows images that are made: leave out --resume")
+            pictures.check_page(self.sheet(order, size, [title]), self.trace)
+            require_writable(self.trace)
+
+
+def shown_labels(order: Order) -> list[str]:
+    """A label for every condition, or its number where no font here has what its name needs."""
+    kind = "text" if order.text is not None else "class"
+    return [
+        order.labels[k] if font_for(order.labels[k]) else f"{kind} {order.conditions[k]}"
+        for k in range(0, len(order), order.each)
+    ]
+
+
+@dataclass
+class Made:
+    """What came about: files, how many images were there already, milliseconds by stage, and what
+    to know of the images."""
+
+    files: list[Path] = field(default_factory=list)
+    images: int = 0
+    kept: int = 0
+    seconds: float = 0.0
+    timings_ms: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def add(self, result: Result) -> None:
+        """Count a result in."""
+        self.images += len(result.images)
+        self.notes = tuple(dict.fromkeys((*self.notes, *result.notes)))
+        for stage, each in result.timings_ms.items():
+            self.timings_ms[stage] = self.timings_ms.get(stage, 0.0) + each
+
+
+def produce(
+    generator: Generator,
+    order: Order,
+    settings: Mapping[str, Any],
+    target: Target,
+    *,
+    complete: Mapping[str, Any],
+) -> Made:
+    """Make the images of an order and write them.
+
+    Args:
+        generator: that makes them.
+        order: which.
+        settings: of the request.
+        target: where they go.
+        complete: the same settings with all that is not given, for what pictures say.
+
+    Raises:
+        OutputError: the place is not writable.
+        RequestError: the folder has images of other settings, and is to be gone on with.
+    """
+    made, start = Made(), time.perf_counter()
+    wanted = list(range(len(order)))
+    if target.resume:
+        wanted = _absent(generator, order, complete, target)
+        made.kept = len(order) - len(wanted)
+    if not wanted:
+        made.timings_ms = {"total": 0.0}
+        return made
+    at_once = len(wanted) if target.trace or not target.is_folder else generator.max_batch
+    try:
+        with counter(len(wanted)) as count:
+            for rows in _parts(wanted, at_once):
+                result = _generated(generator, order.take(rows), settings, made.images, count)
+                _write(generator, result, order, rows, target, complete, made)
+                made.add(result)
+    except BaseException:
+        if target.is_folder and made.images:
+            _say_kept(made.images + made.kept, order, target)
+        raise
+    made.seconds = time.perf_counter() - start
+    return made
+
+
+def _say_kept(there: int, order: Order, target: Target) -> None:
+    """Say what a run that ended early leaves, and how to go on."""
+    words = sys.argv[1:] if target.resume else [*sys.argv[1:], "--resume"]
+    errors.print(
+        f"{there:,} of {len(order):,} images are in {target.path}; go on with: {command(*words)}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _generated(
+    generator: Generator,
+    asked: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    before: int,
+    count: Count,
+) -> Result:
+    request = generator.request(**asked, **settings)
+    images = len(request.seeds)
+    return generator.run(request, progress=lambda _, done: count(before + done * images))
+
+
+def _write(
+    generator: Generator,
+    result: Result,
+    order: Order,
+    rows: Sequence[int],
+    target: Target,
+    complete: Mapping[str, Any],
+    made: Made,
+) -> None:
+    """Write the images ``rows`` of an order, which are those of ``result``."""
+    if target.is_folder:
+        for k, pixels in zip(rows, result.images, strict=True):
+            path = target.file(order, k)
+            record = record_of(generator, complete, order, [k])
+            pictures.save(pictures.enlarged(pixels, target.scale or 1), path, record)
+            made.files.append(path)
+    else:
+        record = record_of(generator, complete, order, rows)
+        if len(rows) == 1:
+            picture = pictures.enlarged(result.images[0], target.scale or 1)
+        else:
+            title = pictures.title_of(order, complete)
+            _, height, width, _ = result.images.shape
+            picture = target.sheet(order, (height, width), [title]).draw(result.images, title)
+        pictures.save(picture, target.path, record)
+        made.files.append(target.path)
+    if target.trace is not None:
+        scale = target.scale or pictures.scale_for(result.images.shape[1])
+        labels = shown_labels(order)
+        frames = animation.step_frames(
+            generator, result, labels, scale=scale, columns=target.columns
+        )
+        animation.save_animation(frames, target.trace, record_of(generator, complete, order, rows))
+        made.files.append(target.trace)
+
+
+def _absent(
+    generator: Generator, order: Order, complete: Mapping[str, Any], target: Target
+) -> list[int]:
+    """The images whose files are not there.
+
+    Raises:
+        OutputError: a file is there that says something else of itself.
+    """
+    there = {entry.name for entry in target.path.iterdir()} if target.path.is_dir() else set()
+    absent = []
+    for k in range(len(order)):
+        path = target.file(order, k)
+        if path.name not in there:
+            absent.append(k)
+            continue
+        ours = record_of(generator, complete, order, [k])
+        try:
+            theirs = read_record(path)
+        except RequestError as error:
+            raise OutputError(f"{error}; remove it, or choose another folder") from error
+        if not same(ours, theirs):
+            raise OutputError(
+                f"{path} was made otherwise ({difference(ours, theirs)}): give the same settings, "
+                "or choose another folder"
+            )
+    return absent
+
+
+def _parts(wanted: Sequence[int], most: int) -> list[list[int]]:
+    return [list(wanted[first : first + most]) for first in range(0, len(wanted), most)]
