@@ -131,15 +131,19 @@ def _class_folders(path: Path, condition: ClassCondition) -> dict[Path, int]:
     folders = sorted(each for each in path.iterdir() if each.is_dir())
     if not folders:
         raise CalibrationError(f"{path} has no subfolders: expected one per class, with images")
-    names = {str(each): each for each in range(condition.num_classes)}
-    names |= {name: row for row, name in enumerate(condition.class_names or ())}
-    if unknown := [each.name for each in folders if each.name not in names]:
+    found = {each: condition.matches(each.name) for each in folders}
+    if several := [each.name for each, ids in found.items() if len(ids) > 1]:
+        raise CalibrationError(
+            f"{path}: several classes are called {_some(several)}; name these subfolders by number"
+        )
+    known = {*condition.ids}
+    if unknown := [each.name for each, ids in found.items() if not known.issuperset(ids or (-1,))]:
         raise CalibrationError(
             f"{path}: no class of the bundle is called {_some(unknown)}; name the subfolders "
             f"0 … {condition.num_classes - 1}"
             + (" or as the classes that fewstep inspect lists" if condition.class_names else "")
         )
-    return {each: names[each.name] for each in folders}
+    return {each: ids[0] for each, ids in found.items()}
 
 
 def _read_image(file: Path, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
@@ -207,9 +211,9 @@ def _check(
             raise CalibrationError(
                 f"{path}: labels must be 0 … {info.num_classes - 1}, got {_some(wrong)}"
             )
-        if absent := sorted(set(range(info.num_classes)) - {int(each) for each in condition}):
+        if absent := sorted({*info.ids} - {int(each) for each in condition}):
             raise CalibrationError(
-                f"{path} has no images of {len(absent)} of the bundle's {info.num_classes} classes "
+                f"{path} has no images of {len(absent)} of the bundle's {len(info.ids)} classes "
                 f"({_some(absent)}); a policy tuned without them would be for the others only"
             )
     elif not np.isfinite(condition).all():

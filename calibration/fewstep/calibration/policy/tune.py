@@ -40,7 +40,7 @@ from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import CalibrationError, OutputError
 from fewstep.runtime.families.masked.model import PolicyInfo, PolicyTuning, masked_model
 from fewstep.runtime.families.masked.schedule import MASK_RATIOS, Schedule
-from fewstep.runtime.files import replacing
+from fewstep.runtime.files import replacing, require_writable
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.progress import Progress, no_progress
 
@@ -103,11 +103,13 @@ def tune(
     folder = bundle.path.resolve()
     work = options.work or folder.with_name(f"{folder.name}.{name}")
     with workers.joined():
+        if workers.rank() == 0:
+            _require_places(bundle.path, work)
         progress("reading images", 0.0)
         real = read_images(options.data, masked_model(bundle), options.rollouts)
         with _generator(bundle, options) as generator:
             if workers.rank() == 0:
-                _prepare(bundle.path, work)
+                work.mkdir(parents=True, exist_ok=True)
             workers.wait()
             progress("preparing features, reward and networks", 0.0)
             training = _training(options, bundle, generator, real, stand_in, work)
@@ -126,14 +128,28 @@ def tune(
             progress("adding the policy to the bundle", 0.0)
             actor, file = half(training.best_actor()), work / f"{name}.safetensors"
             save_tuned(file, TunedPolicy(name, actor, info))
-            add_policy(_unchanged(bundle, name, file), name, actor, info)
+            _add(bundle, name, actor, info, file)
         workers.wait()
     return Tuned(name, info, reached.history, work, bool(bundle.manifest.engines))
 
 
-def _unchanged(bundle: Bundle, name: str, file: Path) -> Bundle:
-    """The bundle as it is after the training, if the policy still belongs into it."""
-    now = Bundle.read(bundle.path)
+def _add(bundle: Bundle, name: str, actor: nn.Module, info: PolicyInfo, file: Path) -> None:
+    """Add the policy to the bundle as it is after the training.
+
+    Raises:
+        CalibrationError: it does not belong into the bundle any more.
+        OutputError: the bundle cannot be written; the policy is kept in ``file``.
+    """
+    try:
+        with Bundle.locked(bundle.path) as now:
+            _require_same(bundle, now, name, file)
+            add_policy(now, name, actor, info)
+    except OutputError as error:
+        raise OutputError(f"{error}; the policy is kept in {file}") from error
+
+
+def _require_same(bundle: Bundle, now: Bundle, name: str, file: Path) -> None:
+    """Raise ``CalibrationError`` unless the policy still belongs into the bundle."""
     same = now.graph_sha256("transformer") == bundle.graph_sha256("transformer")
     if name in now.manifest.graphs or not same:
         what = f"has a policy '{name}' by now" if same else "has another transformer by now"
@@ -141,19 +157,17 @@ def _unchanged(bundle: Bundle, name: str, file: Path) -> Bundle:
             f"{bundle.path} {what}; the policy is kept in {file}: export the bundle with it "
             "(fewstep export --tuned-policy)"
         )
-    return now
 
 
-def _prepare(bundle: Path, work: Path) -> None:
-    """Make the work folder."""
+def _require_places(bundle: Path, work: Path) -> None:
+    """Raise ``OutputError`` unless the bundle and files in the work folder can be written."""
     if not os.access(bundle, os.W_OK):
         raise OutputError(f"{bundle} is not writable; copy the bundle to a folder that is")
     try:
-        work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {work}: {error.strerror}; choose another --work"
-        ) from error
+        require_writable(work / HISTORY)
+    except OutputError as error:
+        reason = getattr(error.__cause__, "strerror", None) or error
+        raise OutputError(f"cannot write {work}: {reason}; choose another --work") from error
 
 
 def _generator(bundle: Bundle, options: PolicyOptions) -> Generator:

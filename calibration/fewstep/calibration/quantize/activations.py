@@ -42,6 +42,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fewstep.calibration.quantize.rollouts import Rollouts
 from fewstep.runtime.devices import Array
+from fewstep.runtime.engines.sessions import new_session
 from fewstep.runtime.errors import EngineError, OutputError, RequestError
 from fewstep.runtime.files import replacing
 from fewstep.runtime.progress import Progress, no_progress
@@ -193,12 +194,21 @@ def _calibrator(
         def select_tensors_to_calibrate(self, model: Any) -> Any:
             return tensors, super().select_tensors_to_calibrate(model)[1]
 
+        def create_inference_session(self) -> None:
+            path = Path(self.augmented_model_path)
+            self.infer_session = new_session(path, configure=_as_it_is)
+
     return OnlyThese(
         folder / "model.onnx",
         augmented_model_path=str(folder / "augmented.onnx"),
         symmetric=True,
         **options,
     )
+
+
+def _as_it_is(options: onnxruntime.SessionOptions) -> None:
+    """No node is optimised away or fused, since its output is measured."""
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
 
 
 @contextlib.contextmanager

@@ -42,6 +42,7 @@ from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import BundleError, OutputError, RequestError, choose
 from fewstep.runtime.families import family_of
+from fewstep.runtime.files import require_writable
 from fewstep.runtime.progress import Progress, no_progress
 from fewstep.runtime.records import AutoChoice, GraphInfo, Keeper, QuantizationInfo
 
@@ -152,6 +153,8 @@ def _settings(bundle: Bundle, request: QuantizeRequest) -> Settings:
 
 
 def _check_extras(request: QuantizeRequest, settings: Settings) -> None:
+    for place in filter(None, (request.cache, request.plot)):
+        require_writable(place)
     if request.plot is not None:
         require_plot(request.plot)
         if settings.auto is None:
@@ -349,7 +352,11 @@ class _Quantization:
 
     def _store(self, final: onnx.ModelProto, info: QuantizationInfo) -> GraphInfo:
         """Into the bundle as it is now: others may have added to it meanwhile."""
-        settings, now = self._settings, Bundle.read(self._bundle.path)
+        with Bundle.locked(self._bundle.path) as now:
+            return self._store_in(now, final, info)
+
+    def _store_in(self, now: Bundle, final: onnx.ModelProto, info: QuantizationInfo) -> GraphInfo:
+        settings = self._settings
         assert settings.other_layers is not None
         if now.graph_sha256(self._graph) != self._bundle.graph_sha256(self._graph):
             raise BundleError(f"{now.path}: the fp32 graph was changed meanwhile; run again")

@@ -141,8 +141,9 @@ def conditions(info: Condition, count: int, seed: int, text: Array | None) -> Ar
     if text is not None:
         raise RequestError("this bundle is class-conditional: leave --text out")
     random = np.random.default_rng(seed)
-    rounds = [random.permutation(info.num_classes) for _ in range(-(-count // info.num_classes))]
-    return np.concatenate(rounds)[:count].astype(np.int32)
+    ids = np.array(info.ids, np.int32)
+    rounds = [random.permutation(len(ids)) for _ in range(-(-count // len(ids)))]
+    return ids[np.concatenate(rounds)[:count]]
 
 
 def _pass(family: Family, model: Model, call: Call, images: int) -> Pass:

@@ -24,7 +24,8 @@ import onnx
 
 from fewstep.calibration.quantize.rollouts import Rollouts
 from fewstep.runtime.devices import Array
-from fewstep.runtime.errors import EngineError, RequestError
+from fewstep.runtime.engines.sessions import new_session
+from fewstep.runtime.errors import EngineError, FewstepError, RequestError
 from fewstep.runtime.progress import Progress, no_progress
 from fewstep.runtime.records import AutoChoice, LayerCost
 from fewstep.runtime.verify.metrics import argmax_agreement, kl_nats
@@ -178,14 +179,10 @@ class _Session:
     """A graph in ONNX Runtime on the CPU."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
+            self._session = new_session(model.SerializeToString())
+        except FewstepError:
+            raise
         except Exception as error:  # onnxruntime raises types of its own
             raise EngineError(f"ONNX Runtime refuses the quantized graph: {error}") from error
 

@@ -1,0 +1,270 @@
+"""``fewstep compare``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from fewstep.cli.common import (
+    PRECISIONS,
+    BackendOption,
+    DeviceOption,
+    JsonOption,
+    ThreadsOption,
+    command,
+    progress_bar,
+    say_next,
+    say_note,
+    say_warning,
+    show,
+)
+from fewstep.cli.settings import combinations
+from fewstep.runtime.errors import FewstepError, RequestError
+
+if TYPE_CHECKING:
+    from fewstep.cli.comparison import Entry, Row
+    from fewstep.cli.order import Order
+    from fewstep.runtime import bench
+    from fewstep.runtime.bundle import Bundle
+    from fewstep.runtime.generator import Generator
+
+_HTML = (".html", ".htm")
+_SHOWN = 4  # classes, where none is named
+_MOST = 64  # images of a row
+
+
+def compare_command(
+    context: typer.Context,
+    bundles: Annotated[list[Path], typer.Argument(help="Bundle folders.", metavar="BUNDLE...")],
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="Class id or name, or several; a few of all by default."),
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help=".npy of text states [B, L, D], for text bundles.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Images per class, a seed for each.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the first image; others count up.")] = 0,
+    out_path: Annotated[
+        Path, typer.Option("--out", help="Picture (.png) or page (.html) to write.")
+    ] = Path("comparison.png"),
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="fp32, or what was made for the bundle (fp16, bf16, int8, fp8); repeat for more.",
+            autocompletion=lambda: ["auto", *PRECISIONS],
+        ),
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Timed runs of each, after one untimed.")] = 5,
+    backend: BackendOption = "auto",
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """The same images by different settings, precisions or bundles, on one sheet with times.
+
+    Every bundle in every precision is run with every combination of settings. Seeds and classes are
+    the same in all rows, so what differs comes from the settings. Times are of one image at a time,
+    in turns.
+    """
+    from fewstep.cli import comparison, pictures
+    from fewstep.runtime.bundle import Bundle
+    from fewstep.runtime.files import require_writable
+    from fewstep.runtime.settings import settings_of
+
+    _check_name(out_path)
+    require_writable(out_path)
+    wanted = combinations(context)
+    opened = [Bundle.read(path) for path in bundles]
+    orders = [_order(each, classes, text, count, seed) for each in opened]
+    for each in opened:
+        for settings in wanted:
+            settings_of(each.manifest.model.defaults, settings)  # wrong ones are known at once
+    if any(each.conditions != orders[0].conditions for each in orders):
+        raise RequestError("--class means other classes in one bundle than in another: give ids")
+    order, left_out = orders[0], dict[str, str]()
+    with contextlib.ExitStack() as stack:
+        how = {"backend": backend, "device": device, "threads": threads}
+        made = _generators(stack, opened, precision or ["auto"], how, left_out)
+        found, others = comparison.entries(made, wanted, order)
+        left_out |= others
+        with progress_bar(f"timing {len(found)} rows") as progress:
+            rows, report = _rows(found, order, runs, progress)
+    title = _title(rows, order, report)
+    if out_path.suffix.lower() in _HTML:
+        columns = [
+            f"{label}, seed {each}" for label, each in zip(order.labels, order.seeds, strict=True)
+        ]
+        _write(out_path, comparison.page(rows, title, columns))
+    else:
+        pictures.save(comparison.picture(rows, title), out_path)
+    for name, reason in left_out.items():
+        say_note(f"left out: {name} ({reason})")
+    for warning in report.warnings:
+        say_warning(warning)
+    summary = {
+        "sheet": str(out_path),
+        "title": title,
+        "machine": report.machine,
+        "rows": [row.as_dict() for row in rows],
+        "left_out": left_out,
+        "warnings": list(report.warnings),
+    }
+    show(summary, [_table(rows), escape(_verdict(rows, out_path))], as_json)
+    if not as_json:
+        say_next(_again(_fastest(rows), order, classes, text, count))
+
+
+def _check_name(path: Path) -> None:
+    from fewstep.cli import pictures
+    from fewstep.runtime.errors import OutputError
+
+    if path.suffix.lower() not in (*pictures.SUFFIXES, *_HTML) or path.is_dir():
+        ends = ", ".join((*pictures.SUFFIXES, _HTML[0]))
+        raise OutputError(f"{path}: expected a file ending in {ends}")
+
+
+def _order(
+    bundle: Bundle, classes: Sequence[str] | None, text: Path | None, count: int, seed: int
+) -> Order:
+    """The images of every row; a few classes if none are named.
+
+    Raises:
+        RequestError: as :func:`fewstep.cli.order.ordered`, or more images than fit on a sheet.
+    """
+    from fewstep.cli.order import ordered
+    from fewstep.runtime.condition import ClassCondition
+
+    info = bundle.manifest.model.condition
+    if classes is None and text is None and isinstance(info, ClassCondition):
+        classes = [str(each) for each in dict.fromkeys(info.examples(_SHOWN).tolist())]
+    found = ordered(info, classes, text, count, seed)
+    if len(found) > _MOST:
+        raise RequestError(f"a row of {len(found)} images is too long: at most {_MOST}")
+    return found
+
+
+def _generators(
+    stack: contextlib.ExitStack,
+    bundles: Sequence[Bundle],
+    precisions: Sequence[str],
+    how: Mapping[str, Any],
+    left_out: dict[str, str],
+) -> dict[str, Generator]:
+    """An open generator for every bundle and precision that is there, by what tells them apart.
+
+    Raises:
+        FewstepError: that of the first, if none can be opened.
+    """
+    from fewstep.runtime.generator import Generator
+
+    found, errors = dict[str, Generator](), list[FewstepError]()
+    for bundle, place in zip(bundles, _places(bundles), strict=True):
+        for precision in dict.fromkeys(precisions):
+            parts = [place] * (len(bundles) > 1) + [precision] * (len(precisions) > 1)
+            try:
+                opened = Generator.open(bundle, precision=precision, **how)
+            except FewstepError as error:
+                left_out[", ".join(parts) or place] = str(error)
+                errors.append(error)
+            else:
+                found[", ".join(parts)] = stack.enter_context(opened)
+    if not found:
+        raise errors[0]
+    return found
+
+
+def _places(bundles: Sequence[Bundle]) -> list[str]:
+    """Names of folders, or their paths where names are the same."""
+    names = [bundle.path.resolve().name for bundle in bundles]
+    if len(set(names)) == len(names):
+        return names
+    paths = [str(bundle.path) for bundle in bundles]
+    if len(set(paths)) < len(paths):
+        raise RequestError("a bundle is given twice: repeat settings or --precision instead")
+    return paths
+
+
+def _rows(
+    entries: Sequence[Entry], order: Order, runs: int, progress: Any
+) -> tuple[list[Row], bench.Report]:
+    """The images of every entry, and their times in turns."""
+    from fewstep.cli.comparison import Row
+    from fewstep.runtime import bench
+    from fewstep.runtime.load import OthersLoad
+
+    contenders = {
+        each.name: bench.contender(each.generator, batch=1, settings=each.given) for each in entries
+    }
+    watch = OthersLoad()
+    measured = bench.measure(contenders, runs=runs, progress=progress)
+    report = bench.report(entries[0].generator, measured, watch.share())
+    everything = order.take(range(len(order)))
+    rows = list[Row]()
+    for entry, times in zip(entries, measured, strict=True):
+        progress(f"images of {entry.name}", len(rows) / len(entries))
+        images = entry.generator.generate(**everything, **entry.given).images
+        rows.append(Row(entry, images, times))
+    return rows, report
+
+
+def _title(rows: Sequence[Row], order: Order, report: bench.Report) -> str:
+    """What all rows share, and where they were made."""
+    first, last = order.seeds[0], order.seeds[-1]
+    seeds = f"seed {first}" if first == last else f"seeds {first} … {last}"
+    labels = list(dict.fromkeys(order.labels))
+    shown = ", ".join(labels[:6]) + (f" and {len(labels) - 6} more" if len(labels) > 6 else "")
+    devices = dict.fromkeys(row.entry.generator.device.name for row in rows)
+    where = ", ".join(dict.fromkeys([*devices, report.machine.get("processor", "")]))
+    runs = rows[0].measured.runs
+    return f"{shown}; {seeds}; median of {runs} runs of one image on {where.strip(', ')}"
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    fastest = _fastest(rows).measured.total_ms.p50
+    table = Table("", "ms an image", "images/s", "× fastest", title_justify="left")
+    for row in rows:
+        time = row.measured.total_ms.p50
+        numbers = (f"{time:.1f}", f"{row.measured.images_per_s:.1f}", f"{time / fastest:.2f}")
+        table.add_row(escape(row.entry.name), *numbers)
+    return table
+
+
+def _fastest(rows: Sequence[Row]) -> Row:
+    return min(rows, key=lambda row: row.measured.total_ms.p50)
+
+
+def _verdict(rows: Sequence[Row], path: Path) -> str:
+    best = _fastest(rows)
+    slowest = max(row.measured.total_ms.p50 for row in rows)
+    time = best.measured.total_ms.p50
+    times = f", {slowest / time:.1f} × as fast as the slowest" if len(rows) > 1 else ""
+    return f"fastest: {best.entry.name} with {time:.1f} ms an image{times} → {path}"
+
+
+def _again(
+    row: Row, order: Order, classes: Sequence[str] | None, text: Path | None, count: int
+) -> str:
+    """The command that makes the images of a row alone."""
+    words: list[object] = ["generate", row.entry.generator.bundle.path]
+    if text is not None:
+        words += ["--text", text]
+    for each in classes or (dict.fromkeys(order.conditions) if text is None else ()):
+        words += ["--class", each]
+    for name, value in row.entry.given.items():
+        words += [f"--{name.replace('_', '-')}", value]
+    words += ["--precision", row.entry.generator.precision]
+    return command(*words, "--count", count, "--seed", order.seeds[0])
+
+
+def _write(path: Path, content: str) -> None:
+    from fewstep.runtime.files import replacing
+
+    with replacing(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")

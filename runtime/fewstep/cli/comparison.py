@@ -1,0 +1,163 @@
+"""What ``fewstep compare`` shows: rows of images with their times, as a picture or as HTML."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fewstep.cli import pictures
+from fewstep.cli.order import Order
+from fewstep.cli.sheet import Pixels
+from fewstep.runtime import bench
+from fewstep.runtime.errors import OutputError, RequestError
+from fewstep.runtime.generator import Generator
+
+_STYLE = (
+    "body{font:15px sans-serif;margin:1em;color:#1e1e22;background:#fafaf8}"
+    "table{border-collapse:collapse}th,td{padding:4px 8px;text-align:left}"
+    "td.number{text-align:right}img{image-rendering:pixelated;display:block}"
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One generator with one combination of settings.
+
+    ``name`` tells it from the others. ``given``: the settings as the command line has them.
+    """
+
+    name: str
+    generator: Generator
+    given: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """An entry with its images ``[N, H, W, 3]`` and its times."""
+
+    entry: Entry
+    images: Pixels
+    measured: bench.Measurement
+
+    @property
+    def label(self) -> str:
+        """Its name and the median time of one image."""
+        return f"{self.entry.name}: {self.measured.total_ms.p50:.1f} ms"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        generator = self.entry.generator
+        return {
+            "name": self.entry.name,
+            "bundle": str(generator.bundle.path),
+            "backend": generator.backend,
+            "precision": generator.precision,
+            "device": generator.device.name,
+            "settings": self.measured.settings,
+            "median_ms": self.measured.total_ms.p50,
+            "images_per_s": self.measured.images_per_s,
+            "runs": self.measured.runs,
+        }
+
+
+def entries(
+    generators: Mapping[str, Generator], wanted: Sequence[Mapping[str, Any]], order: Order
+) -> tuple[list[Entry], dict[str, str]]:
+    """Every generator with every combination that it can serve; and why the others are left out.
+
+    Args:
+        generators: by what tells them apart, which is empty for a single one.
+        wanted: settings as text.
+        order: of images.
+
+    Raises:
+        RequestError: none can be served.
+    """
+    varied = {name for each in wanted for name in each if len({w.get(name) for w in wanted}) > 1}
+    found, left_out = list[Entry](), dict[str, str]()
+    for kind, generator in generators.items():
+        for given in wanted:
+            shown = {name: each for name, each in given.items() if name in varied}
+            said = [f"{name.replace('_', ' ')} {_short(each)}" for name, each in shown.items()]
+            name = ", ".join([kind, *said] if kind else said) or "the bundle's own settings"
+            try:
+                generator.request(**order.take([0]), **given)
+            except RequestError as error:
+                left_out[name] = str(error)
+            else:
+                found.append(Entry(name, generator, given))
+    if not found:
+        raise RequestError(f"nothing is left to compare: {next(iter(left_out.values()))}")
+    return found, left_out
+
+
+def _short(value: Any) -> str:
+    text = str(value).rpartition("/")[2]
+    return text if len(text) <= 40 else f"{text[:39]}…"
+
+
+def picture(rows: Sequence[Row], title: str) -> Image.Image:
+    """All rows on one page, a label before each.
+
+    Raises:
+        OutputError: images of several sizes.
+    """
+    sizes = {row.images.shape[1:] for row in rows}
+    if len(sizes) > 1:
+        shown = ", ".join(f"{height}×{width}" for height, width, _ in sorted(sizes))
+        raise OutputError(
+            f"images are {shown}: a picture takes one size, --out NAME.html takes several"
+        )
+    height = next(iter(sizes))[0]
+    images = np.stack([row.images for row in rows])
+    labels = [row.label for row in rows]
+    return pictures.grid(images, labels, title, scale=pictures.scale_for(height))
+
+
+def page(rows: Sequence[Row], title: str, columns: Sequence[str]) -> str:
+    """One HTML file with the pictures in it.
+
+    Args:
+        rows: in their order.
+        title: how they came about.
+        columns: what to call the images of every row.
+    """
+    fastest = min(row.measured.total_ms.p50 for row in rows)
+    heads = ("", "ms", "images/s", "× fastest", *columns)
+    lines = [
+        "<!doctype html>",
+        f'<html lang="en"><head><meta charset="utf-8"><title>fewstep compare</title>'
+        f"<style>{_STYLE}</style></head><body>",
+        f"<p>{html.escape(title)}</p><table>",
+        f"<tr>{''.join(f'<th>{html.escape(each)}</th>' for each in heads)}</tr>",
+        *(f"<tr>{''.join(_cells(row, fastest))}</tr>" for row in rows),
+        "</table></body></html>",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: Row, fastest: float) -> Iterator[str]:
+    yield f"<td>{html.escape(row.entry.name)}</td>"
+    time = row.measured.total_ms.p50
+    for value in (f"{time:.1f}", f"{row.measured.images_per_s:.1f}", f"{time / fastest:.2f}"):
+        yield f'<td class="number">{value}</td>'
+    scale = pictures.scale_for(row.images.shape[1])
+    for pixels in row.images:
+        height, width = (scale * each for each in pixels.shape[:2])
+        yield (
+            f'<td><img width="{width}" height="{height}" alt="" '
+            f'src="data:image/png;base64,{_png(pixels)}"></td>'
+        )
+
+
+def _png(pixels: Pixels) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()

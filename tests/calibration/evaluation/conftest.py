@@ -1,0 +1,87 @@
+"""Small pictures, and Inception with random weights in a file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def blobs(count: int, *, seed: int, noise: float = 0.0, side: int = 16) -> Pixels:
+    """Smooth random pictures ``[count, side, side, 3]``, with noise on them if wanted."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.uniform(0, 255, (count, 4, 4, 3))
+    smooth = coarse.repeat(side // 4, 1).repeat(side // 4, 2)
+    noisy = smooth + noise * rng.standard_normal(smooth.shape)
+    found: Pixels = noisy.clip(0, 255).astype(np.uint8)
+    return found
+
+
+def write_pictures(folder: Path, pictures: Pixels, *, classes: int = 1) -> Path:
+    """A folder of PNGs, in a folder for each class if there are several."""
+    for number, pixels in enumerate(pictures):
+        place = folder / str(number % classes) if classes > 1 else folder
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(place / f"{number:05}.png")
+    return folder
+
+
+def averages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has ``evaluate`` take a network of 12 features, averages over quarters of the image, in the
+    place of EfficientNet: large covariances take seconds."""
+    from fewstep.calibration.evaluation import flow, networks
+
+    class Averages(networks.Network):
+        name, prefix, width = "EfficientNet of averages", "efficientnet_", 12
+        frechet, kernel = networks.EfficientNet.frechet, networks.EfficientNet.kernel
+
+        def __call__(self, images: Pixels) -> tuple[npt.NDArray[np.float32], None]:
+            count, half = len(images), images.shape[1] // 2
+            quarters = images.reshape(count, 2, half, 2, half, 3).mean((2, 4))
+            return quarters.reshape(count, 12).astype(np.float32), None
+
+    monkeypatch.setattr(flow, "open_network", lambda *_: Averages())
+
+
+@pytest.fixture
+def torch_fidelity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch-fidelity, importable.
+
+    It imports torchvision for networks that are not used here. PyPI's does not load beside a
+    PyTorch without CUDA, so empty modules stand in for one that does not.
+    """
+    pytest.importorskip("torch")
+    try:
+        import torchvision  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
+    except (ImportError, RuntimeError):
+        for name in [each for each in sys.modules if each.split(".")[0] == "torchvision"]:
+            monkeypatch.delitem(sys.modules, name)
+        names = ("torchvision", "torchvision.datasets", "torchvision.transforms")
+        for name in (*names, "torchvision.transforms.functional"):
+            module = ModuleType(name)
+            if name == "torchvision.datasets":
+                for dataset in ("CIFAR10", "STL10", "CIFAR100"):
+                    setattr(module, dataset, type(dataset, (), {}))
+            monkeypatch.setitem(sys.modules, name, module)
+            parent, _, child = name.rpartition(".")
+            if parent:
+                setattr(sys.modules[parent], child, module)
+    pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed")
+
+
+@pytest.fixture
+def inception_file(torch_fidelity: None, tmp_path: Path) -> Path:
+    """Random weights under the names of ``weights-inception-2015-12-05-6726825d.pth``."""
+    import torch
+    from tests.calibration.evaluation.inception import random_state
+
+    path = tmp_path / "inception.pth"
+    torch.save(random_state(), path)
+    return path
