@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from fewstep.runtime.bundle import Bundle
 
 if TYPE_CHECKING:
     from tests.conftest import Terminal
@@ -74,9 +77,21 @@ def test_engines_are_built_with_a_line_for_each(
     bundle, done = with_engines
     assert (done.returncode, done.stderr) == (0, _STORED)  # nothing that TensorRT prints itself
     assert "fp16 engines for 8.6, 8.9" in done.stdout
+    assert f"-m fewstep verify {bundle} --backend tensorrt-rtx --device cuda" in done.stdout
     assert all(name in done.stdout for name in _GRAPHS)
     assert len(list((bundle / "engines").iterdir())) == 3
     assert not (bundle / "kernels").exists()
+
+
+def test_the_command_that_builds_them_again(
+    fewstep: Terminal, with_engines: tuple[Path, object]
+) -> None:
+    """One for all targets of the engines, of which nothing is stale."""
+    from fewstep.cli.verdicts import rebuild_commands
+
+    (command,) = rebuild_commands(Bundle.read(with_engines[0]))
+    assert "--compute-capability 8.6 8.9" in command
+    assert fewstep(*shlex.split(command)[1:], "--no-kernels", "--check").code == 0
 
 
 def test_engines_again_are_up_to_date_in_words_and_json(
@@ -195,12 +210,12 @@ def test_preflight_of_a_jetson_needs_neither_gpu_nor_tensorrt(
     assert done.out.endswith(
         f"next:\n  1. here: rsync --archive --checksum {bundle_copy} USER@DEVICE:\n"
         "  2. on the device (8.7 with JetPack 6, which brings TensorRT: python3-libnvinfer): "
-        "pip install 'fewstep[cuda12,build,kernels12]' 'nvidia-cuda-nvrtc-cu12==12.6.*' "
+        "pip install 'PATH/TO/fewstep[cuda12,build,kernels12]' 'nvidia-cuda-nvrtc-cu12==12.6.*' "
         "'nvidia-cuda-runtime-cu12==12.6.*'\n"
         f"  3. on the device: fewstep build {name} --backend tensorrt --precision fp16 "
         "--max-batch 4 --opt-batch 1\n"
         f"  4. on the device: fewstep verify {name} {options} --report verify.md\n"
-        f"  5. on the device: fewstep bench {name} {options} --runs 50 --json bench.json\n"
+        f"  5. on the device: fewstep bench {name} {options} --report bench.json\n"
     )
     data = json.loads(fewstep(*command, "--preflight", "--json").out)
     assert (data["problems"], data["precision"], data["graphs"]) == ([], "fp16", [])

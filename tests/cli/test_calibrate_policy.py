@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -49,7 +51,9 @@ def test_tune_verify_and_generate(fewstep: Terminal, bundle_copy: Path, data: Pa
     done = fewstep("calibrate", "policy", bundle_copy, "--data", data, *_SMALL)
     assert done.code == 0, done.err
     assert "added policy-3-steps: Fréchet distance " in done.out
-    assert "--schedule policy-3-steps --steps 3" in done.out
+    (command,) = re.findall("^next: fewstep (.+)$", done.out, re.MULTILINE)
+    assert command.endswith("--class 0 --schedule policy-3-steps --steps 3")
+    assert fewstep(*shlex.split(command), "--out", data.with_name("as-printed.png")).code == 0
     model: Any = Bundle.read(bundle_copy).manifest.model
     record = model.policies["policy-3-steps"]
     assert record.tuning is not None

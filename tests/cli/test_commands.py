@@ -79,7 +79,7 @@ def test_generate_with_the_policy(fewstep: Terminal, tiny_bundle: Path, tmp_path
 def test_bench_writes_its_report(fewstep: Terminal, tiny_bundle: Path, tmp_path: Path) -> None:
     report = tmp_path / "bench.json"
     sizes = ["--batch", 1, "--batch", 2, "--runs", 2]
-    shown = fewstep("bench", tiny_bundle, *sizes, "--json", report)
+    shown = fewstep("-q", "bench", tiny_bundle, *sizes, "--report", report)
     assert (shown.code, shown.err) == (0, "")
     assert "images/s" in shown.out and "transformer" in shown.out
     measured = json.loads(report.read_text())["measurements"]

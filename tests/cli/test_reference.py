@@ -29,8 +29,8 @@ def test_the_page_has_every_command_with_its_arguments_and_options() -> None:
     section = page.partition("## fewstep generate\n")[2].partition("\n## ")[0]
     for line in (
         "| `BUNDLE` | Bundle folder. |",
-        "| `--class VALUE` | Class id or name; repeat for more. |",
-        "| `--seed VALUE` | Seed of the first image; others count up. Default: `0`. |",
+        "| `--seed VALUE` | Seed of the first image, 0 by default; others count up. |",
+        "| `--batch VALUE` | Images decoded together. Default: `8`. |",
         "| Settings of the bundle's family | |",
         "| `--steps VALUE` | Transformer passes. |",
     ):

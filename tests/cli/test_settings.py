@@ -135,7 +135,7 @@ def test_bench_times_every_combination(
     report = tmp_path / "bench.json"
     wish = ["--batch", 1, "--batch", 2, "--steps", 1, "--steps", 2]
     wish += ["--schedule", "linear", "--schedule", "policy", "--runs", 1]
-    shown = fewstep("bench", tiny_bundle, *wish, "--json", report)
+    shown = fewstep("bench", "-q", tiny_bundle, *wish, "--report", report)
     assert (shown.code, shown.err) == (0, "")
     measured = json.loads(report.read_text())["measurements"]
     found = [

@@ -7,7 +7,7 @@ once and ``export`` alone needs torch.
 
 from __future__ import annotations
 
-import re
+import errno
 import sys
 from typing import Annotated
 
@@ -18,30 +18,45 @@ from fewstep.cli import (
     bench,
     build,
     calibrate,
+    compare,
     demo,
     doctor,
     estimate,
+    evaluate,
     export,
     generate,
     inspect,
+    models,
     verify,
 )
-from fewstep.cli.common import errors, one_line
+from fewstep.cli.app import App, EndOfFileError
+from fewstep.cli.common import errors, say_error
+from fewstep.cli.process import (
+    ended_by_signals,
+    flush_results,
+    prepare_streams,
+    warnings_as_notes,
+)
 from fewstep.cli.settings import RepeatedSettingsCommand, SettingsCommand
-from fewstep.runtime.errors import FewstepError
+from fewstep.runtime.errors import FewstepError, shortened
 
 __all__ = ["app", "main"]
 
-_CAPABILITY = "--compute-capability"
-_INTERRUPTED = 130  # what typer ends with on Ctrl-C
+_CTRL_C = 130  # what typer ends with then
+_INTERRUPTED = {_CTRL_C: "interrupted", 129: "ended by SIGHUP", 143: "ended by SIGTERM"}
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EMFILE: "allow more open files, as with: ulimit -n 4096",
+    errno.ENFILE: "close other programs",
+    errno.ENOMEM: "close other programs",
+}
 
-app = typer.Typer(
+app = App(
     name="fewstep",
     help="Put few-step token image generators on NVIDIA edge GPUs. "
     "Any command takes --debug to show where an error came from.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
+    add_completion=True,
 )
 
 
@@ -62,6 +77,7 @@ def _options(
 
 app.command("doctor")(doctor.doctor_command)
 app.command("demo")(demo.demo_command)
+app.command("models")(models.models_command)
 app.add_typer(export.app, name="export")
 app.command("build")(build.build_command)
 app.add_typer(calibrate.app, name="calibrate")
@@ -69,44 +85,64 @@ app.command("inspect", cls=SettingsCommand)(inspect.inspect_command)
 app.command("estimate", cls=SettingsCommand)(estimate.estimate_command)
 app.command("verify")(verify.verify_command)
 app.command("generate", cls=SettingsCommand)(generate.generate_command)
+app.command("compare", cls=RepeatedSettingsCommand)(compare.compare_command)
+app.command("evaluate")(evaluate.evaluate_command)
 app.command("bench", cls=RepeatedSettingsCommand)(bench.bench_command)
 
 
 def main() -> None:
-    """Entry point: one line and exit code 1 for any ``FewstepError``."""
+    """Entry point: one line and exit code 1 for any error, 2 for bad usage."""
     debug = "--debug" in sys.argv
-    sys.argv = spaced_capabilities([each for each in sys.argv if each != "--debug"])
+    sys.argv = [each for each in sys.argv if each != "--debug"]
+    prepare_streams()
+    with ended_by_signals(), warnings_as_notes():
+        code = _ended(debug)
+    sys.exit(code)
+
+
+def _ended(debug: bool) -> int | str | None:
+    """Run a command and say how it ended if that was not well; the exit code."""
     try:
-        app()
-    except FewstepError as error:
-        if debug:
-            raise
-        errors.print(f"[red]error:[/] {one_line(error)}", highlight=False, soft_wrap=True)
-        sys.exit(1)
-    except Exception as error:
-        if debug:
-            raise
-        errors.print(
-            f"[red]error:[/] {type(error).__name__}: {one_line(error)} (a defect of fewstep: "
-            "please report it with what --debug shows)",
-            highlight=False,
-            soft_wrap=True,
-        )
-        sys.exit(1)
+        try:
+            app()
+        finally:
+            flush_results()
     except SystemExit as end:
-        if end.code == _INTERRUPTED:
-            errors.print("interrupted; nothing half-written was left behind")
-        raise
+        if end.code in _INTERRUPTED:
+            by = _INTERRUPTED[end.code]
+            errors.print(f"{by}; nothing half-written was left behind")
+        # Nobody reads on, which click takes for a failure.
+        return 0 if isinstance(end.__context__, BrokenPipeError) else end.code
+    except BaseException as error:
+        if debug:
+            raise
+        return _said(error)
+    return 0
 
 
-def spaced_capabilities(arguments: list[str]) -> list[str]:
-    """Allow ``--compute-capability 8.6 8.9``: the option's name before every value."""
-    spelled: list[str] = []
-    option = False
-    for argument in arguments:
-        value = re.fullmatch(r"[0-9]+\.[0-9]", argument) is not None
-        if option and value and spelled[-1] != _CAPABILITY:
-            spelled.append(_CAPABILITY)
-        option = argument == _CAPABILITY or (option and value)
-        spelled.append(argument)
-    return spelled
+def _said(error: BaseException) -> int:
+    """Say in one line what happened, and what to report if that was not foreseen."""
+    cause = error.__cause__
+    if isinstance(error, typer.Abort | EndOfFileError) and cause is not None:
+        error = cause  # an EOFError
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        errors.print(f"{_INTERRUPTED[_CTRL_C]}; nothing half-written was left behind")
+        return _CTRL_C
+    say_error(_line(error))
+    return 1
+
+
+def _line(error: BaseException) -> str:
+    try:
+        message = str(error)
+    except Exception:
+        message = ""
+    if isinstance(error, FewstepError):
+        return message
+    name = type(error).__name__
+    said = shortened(f"{name}: {message}" if message else name, 1_600)
+    if isinstance(error, MemoryError):
+        return f"out of memory ({said}); try a smaller batch, or close other programs"
+    if isinstance(error, OSError) and error.errno in _REMEDIES:
+        return f"{said}; {_REMEDIES[error.errno]}"
+    return f"{said} (a defect of fewstep: please report it with what --debug shows)"

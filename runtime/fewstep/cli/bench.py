@@ -12,35 +12,64 @@ from fewstep.cli.common import (
     BackendOption,
     BundleArgument,
     DeviceOption,
+    JsonOption,
     PrecisionOption,
-    out,
+    ThreadsOption,
     progress_bar,
     say_notes,
+    say_warning,
+    show,
 )
 from fewstep.cli.settings import combinations
+from fewstep.runtime.errors import RequestError
+
+_SECONDS = 3.0
 
 
 def bench_command(
     context: typer.Context,
     bundle: BundleArgument,
-    batch: Annotated[list[int] | None, typer.Option(help="Batch size; repeat for more.")] = None,
-    runs: Annotated[int, typer.Option(help="Measured runs of each combination.")] = 10,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Batch sizes, one or more. [1]")] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="How long to time each combination, after a fifth of that unmeasured. [3]"
+        ),
+    ] = None,
+    runs: Annotated[
+        int | None,
+        typer.Option(
+            help="Runs of each combination, however long they take, after one unmeasured."
+        ),
+    ] = None,
+    report_file: Annotated[
+        Path | None, typer.Option("--report", help="Write the report as well, .json.")
+    ] = None,
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
+    threads: ThreadsOption = 0,
+    as_json: JsonOption = False,
 ) -> None:
     """Latency percentiles per stage, images per second, peak memory.
 
-    Every batch size is timed with every combination of settings.
+    Every batch size is timed with every combination of settings, turn by turn. The ratio is that of
+    its time to the first one's. p90 takes 10 runs or more, p99 takes 100.
     """
     from fewstep.cli.tables import bench_tables, megabytes, settings_text
     from fewstep.runtime import bench
     from fewstep.runtime.bundle import Bundle
-    from fewstep.runtime.files import replacing
+    from fewstep.runtime.files import replacing, require_writable
     from fewstep.runtime.generator import Generator
+    from fewstep.runtime.load import OthersLoad
     from fewstep.runtime.settings import settings_of
 
+    if runs is not None and seconds is not None:
+        raise RequestError("--runs and --seconds say how long to go on: pass one")
+    if report_file is not None and report_file.suffix != ".json":
+        raise RequestError(f"--report writes .json, got {report_file}")
+    if report_file is not None:
+        require_writable(report_file)
     sizes, wanted, opened = batch or [1], combinations(context), Bundle.read(bundle)
     for settings in wanted:
         settings_of(opened.manifest.model.defaults, settings)  # wrong ones are known at once
@@ -49,6 +78,7 @@ def bench_command(
         backend=backend,
         device=device,
         precision=precision,
+        threads=threads,
         max_batch=max(sizes),
         profile=True,
     ) as generator:
@@ -60,12 +90,19 @@ def bench_command(
             for size in sizes
             for settings in wanted
         }
+        watch = OthersLoad()
         with progress_bar(f"timing {len(contenders)} combinations") as progress:
-            measured = bench.measure(contenders, runs=runs, progress=progress)
-        report = bench.report(generator, measured)
-    for table in bench_tables(report):
-        out.print(table)
-    out.print(f"peak memory of this process: {megabytes(report.peak_memory_bytes)}")
-    if json_file is not None:
-        with replacing(json_file) as temporary:
-            temporary.write_text(json.dumps(report.as_dict(), indent=2) + "\n")
+            measured = bench.measure(
+                contenders,
+                runs=runs,
+                seconds=_SECONDS if seconds is None else seconds,
+                progress=progress,
+            )
+        report = bench.report(generator, measured, watch.share())
+    if report_file is not None:
+        with replacing(report_file) as temporary:
+            temporary.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+    memory = f"peak memory of this process: {megabytes(report.peak_memory_bytes)}"
+    show(report.as_dict(), [*bench_tables(report), memory], as_json)
+    for warning in report.warnings:
+        say_warning(warning)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,8 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from fewstep.cli.common import BundleArgument, JsonOption, errors, progress_bar, say_note, show
+from fewstep.cli.common import (
+    PRECISIONS,
+    BundleArgument,
+    JsonOption,
+    ThreadsOption,
+    command,
+    errors,
+    progress_bar,
+    say_note,
+    say_verdict,
+    say_warning,
+    show,
+)
 from fewstep.runtime.errors import RequestError, choose
+from fewstep.runtime.machine import at_most
 
 if TYPE_CHECKING:
     from fewstep.build.pipeline import BuildRequest
@@ -20,7 +34,11 @@ if TYPE_CHECKING:
 def build_command(
     bundle: BundleArgument,
     backend: Annotated[
-        str | None, typer.Option(help="Build engines: tensorrt or tensorrt-rtx.")
+        str | None,
+        typer.Option(
+            help="Build engines: tensorrt or tensorrt-rtx.",
+            autocompletion=lambda: ["tensorrt", "tensorrt-rtx"],
+        ),
     ] = None,
     compute_capability: Annotated[
         list[str] | None,
@@ -33,13 +51,14 @@ def build_command(
         str | None,
         typer.Option(
             help="fp32, fp16 or bf16, whose graphs are made if they are not there; int8 or fp8, "
-            "whose graphs calibrate quantize makes. fp16 for engines, if not given."
+            "whose graphs calibrate quantize makes. fp16 for engines, if not given.",
+            autocompletion=lambda: list(PRECISIONS),
         ),
     ] = None,
     max_batch: Annotated[int, typer.Option(help="Most images that engines decode together.")] = 8,
     opt_batch: Annotated[
         list[int] | None,
-        typer.Option(help="Images that engines are tuned for; repeat for more profiles. [1]"),
+        typer.Option(help="Images that engines are tuned for, one or more. [1]"),
     ] = None,
     optimization_level: Annotated[
         int | None, typer.Option(help="0 … 5, as trtexec --builderOptimizationLevel.")
@@ -68,6 +87,7 @@ def build_command(
             "builder and no GPU.",
         ),
     ] = False,
+    threads: ThreadsOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Build engines, graphs of lower precision and CUDA kernels, ahead of time."""
@@ -95,14 +115,17 @@ def build_command(
         else:
             _check_contents(bundle, as_json)
     elif preflight:
-        _preflight(request(), as_json)
+        with at_most(threads):
+            _preflight(request(), as_json)
     else:
-        _build(request(), as_json)
+        with at_most(threads):
+            _build(request(), as_json)
 
 
 def _build(request: BuildRequest, as_json: bool) -> None:
     from fewstep.build import pipeline
     from fewstep.cli.tables import engines_table, kernels_table, variant_tables
+    from fewstep.cli.verdicts import build_verdict
 
     default = _default_precision(request)
     if errors.is_terminal and not as_json:  # before minutes are spent
@@ -118,14 +141,16 @@ def _build(request: BuildRequest, as_json: bool) -> None:
         tables.append(f"CUDA kernels for {', '.join(outcome.kernels.cubins)} are compiled")
     elif outcome.kernels is not None:
         tables.append(kernels_table(outcome.kernels))
-    shown = ["everything is up to date"] if outcome.up_to_date else tables
+    shown = [] if outcome.up_to_date else tables
     show(outcome.as_dict(), [*default, *shown], as_json)
+    if not as_json:
+        where = "on the device" if outcome.engines else ""
+        say_verdict(*build_verdict(outcome, request.bundle), where=where)
     for note in outcome.notes:
         say_note(note)
     for engine in outcome.engines:
         for warning in engine.warnings:
-            text = f"{engine.info.graph}: {warning}"
-            errors.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
+            say_warning(f"{engine.info.graph}: {warning}")
 
 
 def _default_precision(request: BuildRequest) -> list[str]:
@@ -167,7 +192,10 @@ def _preflight(request: BuildRequest, as_json: bool) -> None:
     shown.append("next:")
     for number, step in enumerate(found.checklist.steps, 1):
         note = f" ({step.note})" if step.note else ""
-        shown.append(escape(f"  {number}. {step.where}{note}: {step.command}"))
+        typed = step.command
+        if step.where == "here" and typed.startswith("fewstep "):
+            typed = command(*shlex.split(typed)[1:])
+        shown.append(escape(f"  {number}. {step.where}{note}: {typed}"))
     show(found.as_dict(), shown, as_json)
     for note in found.notes:
         say_note(note)

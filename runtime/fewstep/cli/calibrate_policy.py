@@ -23,8 +23,11 @@ from fewstep.cli.common import (
     DeviceOption,
     JsonOption,
     PrecisionOption,
+    ThreadsOption,
     errors,
     policy_module,
+    quiet,
+    say_verdict,
     show,
 )
 from fewstep.runtime.progress import Progress, no_progress
@@ -103,7 +106,7 @@ def policy_command(
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 for every core.")] = 0,
+    threads: ThreadsOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Tune the policy network by PPO against a discriminator, on the bundle's own engines.
@@ -111,6 +114,9 @@ def policy_command(
     Run the same command again after an interruption: it goes on from the last checkpoint. Several
     GPUs or machines: torchrun --nproc-per-node N -m fewstep calibrate policy …
     """
+    from fewstep.cli.verdicts import rebuild_commands, use_command
+    from fewstep.runtime.bundle import Bundle
+
     module = policy_module()
     ramps = _ramps(
         guidance=guidance,
@@ -149,7 +155,12 @@ def policy_command(
         command = shlex.join(["fewstep", *sys.argv[1:]])
         tuned = module.tune(options, command=command, progress=progress, log=log)
     if _first_process():
-        show(tuned.as_dict(), _summary(tuned, bundle), as_json)
+        show(tuned.as_dict(), [], as_json)
+        if not as_json:
+            changed = Bundle.read(bundle)
+            wanted = ("--schedule", tuned.name, "--steps", tuned.info.steps)
+            again = rebuild_commands(changed) if tuned.engines else []
+            say_verdict(_summary(tuned), [*again, use_command(changed, *wanted)])
 
 
 def _ramps(**given: str | None) -> dict[str, tuple[float, float]]:
@@ -164,7 +175,7 @@ def _ramps(**given: str | None) -> dict[str, tuple[float, float]]:
 @contextlib.contextmanager
 def _live() -> Iterator[tuple[Progress, Callable[[dict[str, Any]], None]]]:
     """A progress bar under the rows of the last updates, on stderr; lines for logs."""
-    if not _first_process():
+    if quiet() or not _first_process():
         yield no_progress, lambda row: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
@@ -203,16 +214,14 @@ def _cell(value: float | int | None) -> str:
     return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
-def _summary(tuned: Any, bundle: Path) -> list[str]:
+def _summary(tuned: Any) -> list[str]:
     evaluated = [row for row in tuned.history if "frechet_distance" in row]
     best = tuned.info.tuning
     return [
         f"added {tuned.name}: Fréchet distance {best.frechet_distance:.1f} after {best.updates} "
         f"updates, {evaluated[0]['frechet_distance']:.1f} before the first",
         f"plots, logs and checkpoint: {tuned.work}",
-        f"use it with: fewstep generate {shlex.quote(str(bundle))} --schedule {tuned.name} "
-        f"--steps {tuned.info.steps}",
-        *(["engines of it are not built yet: run fewstep build again"] if tuned.engines else []),
+        *(["the bundle's engines lack this policy until they are built"] if tuned.engines else []),
     ]
 
 

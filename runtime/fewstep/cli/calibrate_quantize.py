@@ -10,13 +10,17 @@ import typer
 from fewstep.cli.common import (
     BundleArgument,
     JsonOption,
+    ThreadsOption,
     calibration_module,
+    command,
     progress_bar,
     say_note,
+    say_verdict,
     show,
 )
 from fewstep.cli.settings import given as generation_given
 from fewstep.runtime.errors import RequestError
+from fewstep.runtime.machine import at_most
 
 _WITH_REPEAT = ("--other-layers", "--fp32-heads")
 
@@ -45,7 +49,7 @@ def quantize_command(
     ] = None,
     keep: Annotated[
         list[str] | None,
-        typer.Option(help="A matmul that stays in higher precision; repeat for more."),
+        typer.Option(help="Matmuls that stay in higher precision, one or more."),
     ] = None,
     auto: Annotated[
         bool, typer.Option("--auto", help="Find the fewest matmuls to keep within the tolerances.")
@@ -82,6 +86,7 @@ def quantize_command(
         Path | None, typer.Option(help="Python that has nvidia-modelopt, for fp8. [this one]")
     ] = None,
     force: Annotated[bool, typer.Option(help="Quantize even what is up to date.")] = False,
+    threads: ThreadsOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Quantize a graph, on activations of the bundle's own rollouts with these settings."""
@@ -112,7 +117,7 @@ def quantize_command(
         plot=plot,
         modelopt_python=modelopt_python,
     )
-    with progress_bar("reading the bundle") as progress:
+    with at_most(threads), progress_bar("reading the bundle") as progress:
         outcome = flow.quantize(request, progress)
     for note in outcome.notes:
         say_note(note)
@@ -120,6 +125,14 @@ def quantize_command(
     if not outcome.made:
         shown.append(f"the {outcome.precision} graphs are up to date; --force makes them again")
     show(outcome.as_dict(), shown, as_json)
+    if not as_json:
+        quality = (
+            f"{outcome.record.kl_nats:.2g} nats from fp32 per token, token agreement "
+            f"{outcome.record.token_agreement:.3f}"
+        )
+        ready = f"{'made' if outcome.made else 'kept'}: {outcome.precision} graphs, {quality}"
+        wanted = outcome.precision if outcome.precision == "int8" else "all"  # CPUs lack fp8
+        say_verdict([ready], [command("verify", bundle, "--precision", wanted)])
 
 
 def _said(options: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from fewstep.cli.common import JsonOption, errors, show
+from fewstep.cli.common import JsonOption, say_warning, show
 
 
 def doctor_command(as_json: JsonOption = False) -> None:
@@ -15,6 +15,6 @@ def doctor_command(as_json: JsonOption = False) -> None:
     diagnosis = diagnose()
     show(diagnosis.as_dict(), doctor_tables(diagnosis), as_json)
     for warning in diagnosis.warnings:
-        errors.print(f"[yellow]warning:[/] {warning}", highlight=False)
+        say_warning(warning)
     if not diagnosis.runs:
         raise typer.Exit(1)

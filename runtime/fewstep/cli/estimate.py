@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from fewstep.cli.common import BundleArgument, JsonOption, build_module, errors, show
+from fewstep.build.gpus import GPUS
+from fewstep.cli.common import PRECISIONS, BundleArgument, JsonOption, build_module, errors, show
 from fewstep.cli.settings import given
 
 
@@ -16,17 +17,24 @@ def estimate_command(
     device: Annotated[
         list[str] | None,
         typer.Option(
-            help="orin-nano, agx-orin, thor, rtx-4090, h100-sxm, … (repeatable); without it all."
+            help=f"{', '.join(GPUS)} (one or more); without it all.",
+            autocompletion=lambda: list(GPUS),
         ),
     ] = None,
     batch: Annotated[int, typer.Option(help="Images decoded together.")] = 1,
     precision: Annotated[
         list[str] | None,
-        typer.Option(help="fp32, fp16, bf16, int8, fp8 (repeatable); without it all."),
+        typer.Option(
+            help="fp32, fp16, bf16, int8, fp8 (one or more); without it all.",
+            autocompletion=lambda: list(PRECISIONS),
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What a GPU needs at least, by published specifications: a bound, not a measurement."""
+    """What a GPU needs at least, by published specifications: a bound, not a measurement.
+
+    No GPU is needed, and no builder: the extra `build` brings what counts the graphs' operations.
+    """
     from fewstep.runtime.bundle import Bundle
 
     opened = Bundle.read(bundle)

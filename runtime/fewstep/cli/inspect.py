@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fewstep.cli.common import BundleArgument, JsonOption, errors, show
+from fewstep.cli.common import BundleArgument, JsonOption, say_error, show
 from fewstep.cli.settings import given
 from fewstep.runtime.errors import RequestError
 
@@ -42,5 +42,5 @@ def inspect_command(
     inspection = inspect(Bundle.read(bundle))
     show(inspection.as_dict(), inspect_tables(inspection), as_json)
     if inspection.damage:
-        errors.print(f"[red]error:[/] damaged: {', '.join(inspection.damage)}", highlight=False)
+        say_error(f"damaged: {', '.join(inspection.damage)}")
         raise typer.Exit(1)

@@ -15,13 +15,25 @@ import typer
 from typer.main import get_command
 
 from fewstep.cli import app
+from fewstep.cli.app import is_shared
 
 _HEAD = """\
 # The command line
 
 Written by `python -m fewstep.cli.reference > docs/cli.md` from the commands themselves;
-`fewstep COMMAND --help` shows the same in a terminal. Any command takes `--debug`, which shows
-where an error came from. Every error that fewstep foresees is one line, and the exit code is 1.
+`fewstep COMMAND --help` or `-h` shows the same in a terminal. Before or after the name of any
+command:
+
+| Any command | |
+|---|---|
+| `-q`, `--quiet` | Only results and errors: no notes, no progress, nothing on what to do next. |
+| `-v`, `--verbose` | More: times, versions, and why other engines were passed over. |
+| `--debug` | Show where an error came from. |
+
+Results are on stdout; notes and progress are on stderr, so `--json` prints nothing but JSON. Every
+error that fewstep foresees is one line, and the exit code is 1, or 2 for a command line that cannot
+be read. `fewstep --install-completion` sets up the shell's completion of commands, options and
+files.
 """
 
 
@@ -44,7 +56,7 @@ def _sections(command: Any, context: typer.Context, path: str) -> Iterator[str]:
 
 
 def _section(command: Any, context: typer.Context, path: str) -> str:
-    params = [each for each in command.get_params(context) if each.name != "help"]
+    params = [each for each in command.get_params(context) if not is_shared(each)]
     arguments = [each for each in params if each.param_type_name == "argument"]
     usage = " ".join([path, *(each.name.upper() for each in arguments), "[OPTIONS]"])
     lines = [f"## {path}", "", f"    {usage}", "", *_paragraphs(command.help), ""]

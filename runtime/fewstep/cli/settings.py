@@ -13,9 +13,8 @@ import itertools
 from typing import Annotated, Any, ClassVar
 
 import typer
-from typer.core import TyperCommand
-from typer.main import get_command
 
+from fewstep.cli.app import Command, options_of
 from fewstep.runtime.errors import RequestError
 
 _GIVEN = "fewstep.settings"
@@ -24,10 +23,18 @@ _PANEL = "Settings of the bundle's family"
 _PANEL_REPEATED = f"{_PANEL}; repeat one for more"
 
 
-class SettingsCommand(TyperCommand):
+class SettingsCommand(Command):
     """A command with an option for every setting of any family; see :func:`given`."""
 
     repeated: ClassVar[bool] = False
+
+    @property
+    def whole(self) -> frozenset[str]:
+        """Those, and settings that are lists of a value for every step."""
+        from fewstep.runtime.families import family_of, kinds
+
+        lists = {name for kind in kinds() for name in family_of(kind).Settings.lists}
+        return super().whole | {f"--{name.replace('_', '-')}" for name in lists}
 
     def get_params(self, ctx: Any) -> list[Any]:
         """The command's own options, then the settings; families are imported only here."""
@@ -76,13 +83,7 @@ def _options(repeated: bool) -> list[Any]:
         keyword = inspect.Parameter.KEYWORD_ONLY
         annotation = Annotated[list[str] | None, option]
         arguments.append(inspect.Parameter(name, keyword, default=None, annotation=annotation))
-
-    def function() -> None: ...
-
-    function.__signature__ = inspect.Signature(arguments)  # type: ignore[attr-defined]
-    app = typer.Typer(add_completion=False)
-    app.command()(function)
-    return list(get_command(app).params)
+    return options_of(arguments)
 
 
 def _helps() -> dict[str, str]:

@@ -9,10 +9,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from fewstep.runtime import bench, doctor, verify
-from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.inspect import Inspection, PlannedDecode, described
 from fewstep.runtime.kernels.compile import CompiledKernels
 from fewstep.runtime.records import TensorInfo
+
+_MOST = 40  # characters of a setting, which may be a list of a value for every step
 
 
 def megabytes(size: int) -> str:
@@ -43,11 +44,11 @@ def inspect_tables(inspection: Inspection) -> list[Table]:
     rows = {
         **info.describe(),
         "image": f"{info.image_size[0]} × {info.image_size[1]}",
-        "condition": _condition(inspection),
+        "condition": info.condition.describe(),
         "precisions": ", ".join(inspection.bundle.precisions),
         "CUDA kernels": _kernels(inspection),
         "engines": _engines(inspection),
-        "defaults": settings_text(dict(info.defaults)),
+        "defaults": settings_text(dict(info.defaults), _MOST),
         "created": manifest.provenance.created,
         "command": manifest.provenance.command or "-",
         "tools": ", ".join(f"{k} {v}" for k, v in manifest.provenance.tools.items()),
@@ -71,7 +72,7 @@ def inspect_tables(inspection: Inspection) -> list[Table]:
 
 def plan_tables(plan: PlannedDecode) -> list[Table]:
     """Every operation of a decode, then every buffer, and sums."""
-    title = f"Plan: {settings_text({'batch': plan.batch, **plan.settings})}"
+    title = f"Plan: {settings_text({'batch': plan.batch, **plan.settings}, _MOST)}"
     operations = _table(escape(title), "Step", "Operation", "", "On")
     for each in map(described, plan.program.ops):
         operations.add_row(each["step"], each["op"], escape(each["what"]), escape(each["on"]))
@@ -122,25 +123,36 @@ def variant_tables(reports: Sequence[Any]) -> list[Table]:
 
 
 def verify_table(report: verify.Report) -> Table:
-    """Every metric of every graph with its tolerance."""
+    """Every metric with its tolerance, under the graph that it is of."""
     title = f"Golden rollouts, {report.precision}, {report.backend} on {report.device}"
-    table = _table(escape(title), "Graph", "Rollout", "Metric", "Value", "Tolerance", "")
-    for check in report.checks:
-        mark = "[green]passed[/]" if check.passed else "[red]failed[/]"
-        names = (escape(check.graph), escape(check.rollout), check.title)
-        tolerance = f"{check.sign} {check.tolerance:g}"
-        table.add_row(*names, f"{check.value:.3g}", tolerance, mark)
+    table = _table(escape(title), "Graph and rollout", "Metric", "Value", "Tolerance", "")
+    for graph in dict.fromkeys(check.graph for check in report.checks):
+        table.add_section()
+        table.add_row(f"[bold]{escape(graph)}[/]")
+        for check in (each for each in report.checks if each.graph == graph):
+            mark = "[green]passed[/]" if check.passed else "[red]failed[/]"
+            tolerance = f"{check.sign} {check.tolerance:g}"
+            names = (f"  {escape(check.rollout)}", check.title)
+            table.add_row(*names, f"{check.value:.3g}", tolerance, mark)
     return table
 
 
 def bench_tables(report: bench.Report) -> list[Table]:
     """Percentiles and throughput of every contender, then where the time goes."""
-    how = f"{report.backend} in {report.precision} on {report.device}"
-    latency = _table(f"Latency with {how}, ms", "", "p50", "p90", "p99", "images/s", "overhead")
-    for m in report.measurements:
-        times = (m.total_ms.p50, m.total_ms.p90, m.total_ms.p99, m.images_per_s)
+    machine = report.machine.get("processor", "") if report.device == "cpu" else ""
+    where = f"{report.device} ({machine})" if machine else report.device
+    title = f"Latency with {report.backend} in {report.precision} on {where}, ms"
+    measured = report.measurements
+    percentiles = [
+        each for each in ("p50", "p90", "p99") if any(getattr(m.total_ms, each) for m in measured)
+    ]
+    latency = _table(escape(title), "", *percentiles, "ratio", "images/s", "overhead", "runs")
+    for m in measured:
+        found = (getattr(m.total_ms, each) for each in percentiles)
+        times = ("-" if value is None else f"{value:.1f}" for value in found)
         overhead = "-" if m.overhead is None else f"{m.overhead:.1%}"
-        latency.add_row(m.name, *(f"{value:.1f}" for value in times), overhead)
+        rates = (f"{m.ratio:.2f}", f"{m.images_per_s:.1f}", overhead, str(m.runs))
+        latency.add_row(m.name, *times, *rates)
     known = stages_of(report.measurements)
     stages = _table("Where it goes, median ms", "", *known)
     for m in report.measurements:
@@ -155,9 +167,19 @@ def stages_of(measurements: Iterable[bench.Measurement]) -> list[str]:
     return sorted(found, key=lambda stage: stage == "other")
 
 
-def settings_text(settings: Mapping[str, Any]) -> str:
-    """Settings by name, with values as the command line takes them."""
-    return ", ".join(f"{name} {_spelled(value)}" for name, value in settings.items())
+def settings_text(settings: Mapping[str, Any], most: int | None = None) -> str:
+    """Settings by name, with values as the command line takes them.
+
+    Args:
+        settings: values by name.
+        most: characters of a value that are shown; all if ``None``.
+    """
+    spelled = {name: _spelled(value) for name, value in settings.items()}
+    return ", ".join(f"{name} {_cut(text, most)}" for name, text in spelled.items())
+
+
+def _cut(text: str, most: int | None) -> str:
+    return text if most is None or len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _spelled(value: Any) -> str:
@@ -200,11 +222,3 @@ def _engines(inspection: Inspection) -> str:
         sets.setdefault((what, where), []).append(each.graph)
     lines = [f"{what}: {', '.join(graphs)}; {where}" for (what, where), graphs in sets.items()]
     return "\n".join(lines) or "none"
-
-
-def _condition(inspection: Inspection) -> str:
-    condition = inspection.bundle.manifest.model.condition
-    if isinstance(condition, ClassCondition):
-        names = f": {', '.join(condition.class_names)}" if condition.class_names else ""
-        return f"{condition.num_classes} classes{names}"
-    return f"text states {condition.length} × {condition.width}"

@@ -14,13 +14,17 @@ from fewstep.cli.common import (
     BundleArgument,
     DeviceOption,
     JsonOption,
+    ThreadsOption,
     build_module,
+    command,
     errors,
     out,
     say_note,
+    say_verdict,
     show,
 )
 from fewstep.runtime.errors import EngineError, FewstepError, RequestError
+from fewstep.runtime.machine import at_most
 
 if TYPE_CHECKING:
     from fewstep.runtime.bundle import Bundle
@@ -33,7 +37,7 @@ PrecisionsOption = Annotated[
     list[str] | None,
     typer.Option(
         "--precision",
-        help="fp32, or what fewstep build --precision made; may be repeated. "
+        help="fp32, or what was made for the bundle: fp16, bf16, int8, fp8; one or more. "
         "all: every one that the bundle has and that can run here.",
     ),
 ]
@@ -54,6 +58,7 @@ def verify_command(
     report: Annotated[
         Path | None, typer.Option(help="Write a report as well, .md or .json.")
     ] = None,
+    threads: ThreadsOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Replay the golden rollouts: errors of every graph, and agreement of what is decided.
@@ -61,26 +66,33 @@ def verify_command(
     TensorRT's engines that pass are marked as verified on this GPU in the bundle.
     """
     from fewstep.runtime.bundle import Bundle
+    from fewstep.runtime.files import require_writable
     from fewstep.runtime.verify import require_report_path, write_report
 
     if reference is not None and not layers:
         raise RequestError("--reference is what --layers compares with: pass --layers too")
     if report is not None:
-        require_report_path(report)
+        require_writable(require_report_path(report))
     opened = Bundle.read(bundle)
     right = None if reference is None else Bundle.read(reference)
-    reports, unavailable = _verified(opened, backend, device, precision or [_AUTO])
-    found = _divergences(opened, reports, right, device) if layers else ()
+    wanted = precision or [_AUTO]
+    reports, unavailable = _verified(opened, backend, device, wanted, threads)
+    with at_most(threads):
+        found = _divergences(opened, reports, right, device) if layers else ()
     verification = _verification(opened, reports, unavailable, found)
-    _show(verification, as_json)
     if report is not None:
         write_report(verification, report)
+    _show(verification, as_json)
+    if not as_json:
+        options = [("--backend", backend, "auto"), ("--device", device, "auto")]
+        given = [word for name, value, usual in options if value != usual for word in (name, value)]
+        _conclude(verification, opened, given, precision, layers)
     if not verification.passed:
         raise typer.Exit(1)
 
 
 def _verified(
-    bundle: Bundle, backend: str, device: str, wanted: list[str]
+    bundle: Bundle, backend: str, device: str, wanted: list[str], threads: int
 ) -> tuple[tuple[Report, ...], tuple[Unavailable, ...]]:
     """A report for every precision that runs here, and the reasons why the others do not."""
     from fewstep.runtime.generator import Generator
@@ -90,7 +102,9 @@ def _verified(
     unavailable: list[Unavailable] = []
     for name in _precisions(bundle, backend, wanted):
         try:
-            generator = Generator.open(bundle, backend=backend, device=device, precision=name)
+            generator = Generator.open(
+                bundle, backend=backend, device=device, precision=name, threads=threads
+            )
         except EngineError as error:
             if not _not_implemented(error):
                 raise
@@ -175,11 +189,35 @@ def _verification(
     )
 
 
+def _conclude(
+    verification: Verification,
+    bundle: Bundle,
+    given: list[str],
+    precision: list[str] | None,
+    layers: bool,
+) -> None:
+    """Say the verdict, and the command that makes use of it or looks into it."""
+    from fewstep.cli.verdicts import use_command, verify_verdict
+
+    failing = [each.precision for each in verification.reports if not each.passed]
+    commands = []
+    if verification.passed and verification.reports:
+        last = verification.reports[-1].precision
+        named = ["--precision", last] if precision else []
+        commands = [use_command(bundle, *given, *named)]
+    elif failing and not layers:
+        commands = [command("verify", bundle.path, *given, "--precision", failing[0], "--layers")]
+    say_verdict(verify_verdict(verification), commands)
+
+
 def _show(verification: Verification, as_json: bool) -> None:
     from fewstep.cli.tables import verify_table
+    from fewstep.cli.verdicts import token_note
     from fewstep.runtime.verify import divergence_lines, unavailable_line
 
-    tables = [verify_table(report) for report in verification.reports]
+    tables: list[Any] = []
+    for report in verification.reports:
+        tables += [verify_table(report), *token_note(report)]
     show(verification.as_dict(), tables, as_json)
     if as_json:
         return
