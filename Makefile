@@ -15,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reor
 PYTHON_VERSION ?= $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 CUDA_VERSION ?= 13.0
 
-.PHONY: setup check test test-gpu gpu-kit demo lint format clean clean-kernels
+.PHONY: setup check test test-gpu gpu-kit demo wheel sample-bundle lint format clean
 
 setup: $(INSTALLED)
 
@@ -26,6 +26,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  { rm -rf $(VENV); echo "python3-venv is missing: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  --constraint constraints.txt --editable '.[dev,samples]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --no-deps torch-fidelity tqdm  # PyPI's torchvision does not load beside CPU torch
 	@test ! -e .git || $(BIN)/pre-commit install || echo "commits are not checked beforehand"
 	@touch $@
 
@@ -68,8 +70,14 @@ format: setup
 demo: setup
 	$(BIN)/fewstep demo
 
-clean-kernels:
-	find runtime -name '*.nb[ic]' -delete
+# What a release carries: both distributions, and the sample's bundle for `fewstep demo --bundle`.
+wheel: setup
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*.whl dist/*.tar.gz
 
-clean: clean-kernels
+sample-bundle: setup
+	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)} \
+	  $(BIN)/python samples/fashion/release_asset.py dist
+
+clean:
 	rm -rf $(VENV) $(GPU_VENV) demo-output dist .gpu gpu-report

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
 from tests.exported import copy_of
 
 _LONGEST = ("emulated_cuda/test_suite.py", "samples/test_ci.py", "gpu/test_kit.py")
@@ -120,9 +121,8 @@ def fewstep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 @pytest.fixture(scope="session")
 def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of a family that lives in tests."""
-    from tests.toy.family import ToyFamily
-
     from fewstep.runtime.families import register
+    from tests.toy.family import ToyFamily
 
     register(ToyFamily())
     return copy_of("toy", tmp_path_factory.mktemp("bundles") / "toy")
@@ -131,11 +131,10 @@ def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The weights that it was exported from; its form is known from then on."""
-    from tests.toy.family import ToyFamily
-    from tests.toy.source import ToySource, write_checkpoint
-
     from fewstep.export import source
     from fewstep.runtime.families import register
+    from tests.toy.family import ToyFamily
+    from tests.toy.source import ToySource, write_checkpoint
 
     register(ToyFamily())
     source.register(ToySource())

@@ -47,7 +47,7 @@ NOT_HERE = re.compile(r"[A-Z]{3,}/|^(my-bundle|demo-output|bundle|images|dist|gp
 WHERE_IS = {
     "top-k re-masking": "def remask(",
     "choice of the backend": "def open_backend(",
-    "default guidance": "guidance: Ramp = Field(default=",
+    "default guidance": "guidance: RampOrList = Field(",
     "fp16 overflow": "LARGEST_FP16 = ",
     "out of memory": "except OutOfMemoryError",
     "stale engine": "def why_engine_stale(",
@@ -56,7 +56,11 @@ WHERE_IS = {
     "ONNX opset: that of exports; those that builders read": "OPSET = ",
     "the GIF of steps": '"GIF"',
     "capture of the CUDA graph": "cuStreamBeginCapture",
-    "class names": "class_names",
+    "class names": "def class_id_of(",
+    "how many threads": "def cpu_quota(",
+    "which classes and seeds a run makes": "balanced",
+    "what a PNG says of itself": "PngInfo",
+    "wrapped checkpoints": "def is_ema(",
 }
 """Rows of the table in ``docs/architecture.md``, with what the file they name has to have."""
 

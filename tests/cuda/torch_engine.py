@@ -183,7 +183,7 @@ def described(models: Models, config: Path | None = None) -> Bundle:
         models: what is described.
         config: ``--config`` file, for class names and defaults.
     """
-    return unexported(describe(models, read_config(config)))
+    return unexported(describe(models, read_config(config), at_least_one=False)[0])
 
 
 def open_generator(

@@ -37,7 +37,7 @@ from fewstep.runtime.errors import FewstepError  # noqa: E402
 
 LIMIT_BYTES = 12_000_000
 """Of a kit without the sample: it travels beside the sources."""
-PACKAGES = ("pydantic", "hypothesis")
+PACKAGES = ("pydantic", "hypothesis", "filelock")
 """With what they require; a device brings NumPy, pytest, numba, onnxruntime and cuda-bindings."""
 
 

@@ -14,7 +14,7 @@ import pytest
 import typer
 from typer.main import get_command
 
-from fewstep.cli import app, spaced_capabilities
+from fewstep.cli import app
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "samples").glob("*/README.md"))
@@ -30,7 +30,7 @@ def commands(page: Path) -> list[list[str]]:
 
 def parse(words: list[str]) -> None:
     """Parse a ``fewstep`` command line without running it."""
-    name, *arguments = spaced_capabilities(words)[1:]
+    name, *arguments = words[1:]
     group = get_command(app)
     context = typer.Context(group)
     command = group.get_command(context, name)  # type: ignore[attr-defined]

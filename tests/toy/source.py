@@ -11,8 +11,9 @@ from tests.toy.family import SCALES, ToyFamily, ToyModel
 from torch import Tensor, nn
 
 from fewstep.export import flow, source
-from fewstep.export.checkpoint import load_into, read, tensors
+from fewstep.export.checkpoint import read
 from fewstep.export.config import ExportConfig
+from fewstep.export.layout import load_into
 from fewstep.export.source import Exportable, Graph, Option
 from fewstep.runtime import families
 from fewstep.runtime.condition import ClassCondition
@@ -84,7 +85,7 @@ class ToySource:
     def load(self, given: Mapping[str, Any], config: ExportConfig) -> Exportable:
         path = given["weights"]
         model = Toy()
-        load_into(model, tensors(path, read(path)), path)
+        load_into(model, read(path), path)
         random = torch.Generator().manual_seed(0)
 
         def ids(most: int, *shape: int) -> Tensor:
