@@ -207,6 +207,6 @@ def test_every_step_decides_a_token_where_the_rule_says_so(device: CudaDevice) -
         masked = (found[:4] == _MASK).sum(1)
         undecided = started.sum(1).astype(int)
         wanted = np.floor(undecided.astype(np.float32) * np.float32(ratio)).astype(int)
-        expected = np.maximum(np.minimum(np.maximum(wanted, 1), undecided - 1), 0)
+        expected = np.where(undecided, np.maximum(1, np.minimum(wanted, undecided - 1)), 0)
         np.testing.assert_array_equal(masked, expected)
         np.testing.assert_array_equal(found[:4], found[4:])

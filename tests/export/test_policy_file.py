@@ -101,6 +101,19 @@ def test_what_the_authors_code_does_not_take_is_refused(said: dict[str, Any], me
         stored_policy(Checkpoint({}, said), Path("ckpt_9.pth"))
 
 
+def test_names_may_be_one_text() -> None:
+    found = stored_policy(Checkpoint({}, {"upd_set": ", ".join(ACTIONS)}), Path("x"))
+    assert found.order == (0, 1, 2, 3)
+
+
+def test_more_steps_than_tokens_are_refused_by_their_name(
+    tiny_checkpoints: dict[str, Any], tmp_path: Path, quick: None
+) -> None:
+    files = _with_arguments(tiny_checkpoints, tmp_path, heu=1, gen_steps=32)
+    with pytest.raises(CheckpointError, match="trained for 32 steps.*gen_steps.*has 16 tokens"):
+        _bundle(files, tmp_path)
+
+
 def test_other_hyper_parameters_are_none_of_its_business() -> None:
     found = Checkpoint({}, {"lr": 1e-5, "dset": "in256"}, disputed=frozenset({"lr"}))
     assert stored_policy(found, Path("x")) == StoredPolicy()

@@ -281,3 +281,27 @@ def test_messages_stay_short(tmp_path: Path) -> None:
                     presets.read(kind, tmp_path / "file.pth", arguments)
                 assert len(str(caught.value)) < 900 + len(str(tmp_path))
                 assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["shadow_params", "ema", "nested"])
+@pytest.mark.parametrize("kind", [UViT, PolicyNet])
+def test_averages_in_a_list_are_in_the_order_of_the_parameters(
+    kind: type[nn.Module], place: str, tmp_path: Path
+) -> None:
+    model = kind(**ARGUMENTS[kind])
+    with torch.no_grad():
+        listed = [torch.full_like(each, row) for row, each in enumerate(model.parameters(), 1)]
+    averages: dict[str, Any] = {"nested": {"ema": {"decay": 0.99, "shadow_params": listed}}}
+    content = {"model": weights(kind)} | averages.get(place, {place: listed})
+    loaded, found = read(kind, content, tmp_path)
+    for row, (each, own) in enumerate(zip(loaded.parameters(), listed, strict=True), 1):
+        assert torch.equal(each, own) and (each == row).all()
+    assert any("averaged weights (EMA), a list in their order" in note for note in found.notes)
+
+
+def test_a_list_of_averages_that_does_not_fit_is_said(tmp_path: Path) -> None:
+    state = weights(UViT)
+    content = {"model": state, "shadow_params": [torch.ones(3)]}
+    model, found = read(UViT, content, tmp_path)
+    assert all(torch.equal(each, state[key]) for key, each in model.state_dict().items())
+    assert any("shadow_params holds averaged weights without names" in n for n in found.notes)

@@ -13,13 +13,29 @@ value that the tokenizer was trained on, [0, 1] if left out.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from fewstep.runtime.errors import CheckpointError, RequestError
 from fewstep.runtime.settings import Chosen, settings_of
+
+
+def _class_id(value: object) -> object:
+    if value in (None, "none") or (type(value) is int and value >= 0):
+        return value
+    raise ValueError(f'must be a class id or "none", got {json.dumps(value)}')
+
+
+def _range(value: object) -> object:
+    numbers = (int, float)
+    if value is None or (
+        isinstance(value, list) and len(value) == 2 and all(type(x) in numbers for x in value)
+    ):
+        return value
+    raise ValueError(f"must be [LOW, HIGH], got {json.dumps(value)}")
 
 
 class ExportConfig(BaseModel):
@@ -31,8 +47,8 @@ class ExportConfig(BaseModel):
     tokenizer: dict[str, Any] | None = None
     policy: dict[str, Any] | None = None
     policy_residual: bool | None = None
-    unconditional: Annotated[int, Field(strict=True, ge=0)] | Literal["none"] | None = None
-    pixel_range: tuple[float, float] | None = None
+    unconditional: Annotated[int | Literal["none"] | None, BeforeValidator(_class_id)] = None
+    pixel_range: Annotated[tuple[float, float] | None, BeforeValidator(_range)] = None
     name: str | None = None
     class_names: tuple[str, ...] | None = None
     defaults: dict[str, Any] = {}
@@ -63,6 +79,8 @@ def read_config(path: Path | None) -> ExportConfig:
         raise CheckpointError(f"{path}: {error.strerror}") from error
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors()
+            f"{'.'.join(map(str, item['loc'])) or 'file'}: "
+            f"{item['msg'].removeprefix('Value error, ')}"
+            for item in error.errors()
         )
         raise CheckpointError(f"{path} is not an export configuration: {problems}") from error

@@ -128,6 +128,9 @@ def load_models(files: Checkpoints, config: ExportConfig) -> Models:
     Raises:
         CheckpointError: a file does not load, or the models do not fit each other.
     """
+    # What needs no weights comes first: reading them takes long.
+    pixels = _pixel_range(files.pixel_range, config)
+    config.settings(MaskedSettings())
     transformer, found = presets.read(UViT, files.transformer, config.transformer)
     notes, stored = _notes("transformer", found), StoredPolicy()
     policy = None
@@ -148,7 +151,7 @@ def load_models(files: Checkpoints, config: ExportConfig) -> Models:
         _unconditional_text(files.unconditional_text, transformer),
         notes,
         stored,
-        _pixel_range(files.pixel_range, config),
+        pixels,
     )
     _check_fit(models)
     return models
@@ -251,8 +254,14 @@ def describe(
     defaults = config.settings(MaskedSettings())
     if not condition.has_unconditional and "guidance" not in config.defaults:
         defaults = defaults.model_copy(update={"guidance": (0.0, 0.0)})
-    if models.stored.steps is not None and "steps" not in config.defaults:
-        defaults = defaults.model_copy(update={"steps": models.stored.steps})
+    if (steps := models.stored.steps) is not None and "steps" not in config.defaults:
+        if steps > models.transformer.num_tokens:
+            raise CheckpointError(
+                f"the policy was trained for {steps} steps, as its file says (gen_steps), but the "
+                f"transformer has {models.transformer.num_tokens} tokens: they do not fit"
+            )
+        defaults = defaults.model_copy(update={"steps": steps})
+        notes += (f"the policy was trained for {steps} steps, the default of this bundle now",)
     model = MaskedModel(
         grid=(side, side),
         codebook_size=transformer.codebook_size,
@@ -285,7 +294,7 @@ def _pixel_range(given: str, config: ExportConfig) -> tuple[float, float]:
         low, high = map(float, given.split(":")) if given else (config.pixel_range or (0.0, 1.0))
     except ValueError:
         raise CheckpointError(f"--pixel-range must be LOW:HIGH, got {given}") from None
-    if not -math.inf < low < high < math.inf:
+    if not (low < high and math.isfinite(high - low)):
         raise CheckpointError(f"pixel range: LOW must lie below HIGH, got {low:g}:{high:g}")
     if given and config.pixel_range not in (None, (low, high)):
         raise CheckpointError(

@@ -65,6 +65,8 @@ def stored_policy(found: Checkpoint, path: Path) -> StoredPolicy:
 def _order(names: Any, path: Path) -> tuple[int, ...] | None:
     if names is None:
         return None
+    if isinstance(names, str):
+        names = names.replace(",", " ").split()
     found = list(names) if isinstance(names, (list, tuple)) else [names]
     if sorted(map(str, found)) != sorted(ACTIONS):
         raise CheckpointError(

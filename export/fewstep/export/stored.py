@@ -43,7 +43,8 @@ def hyper_parameters(
             if not _OF_TRAINING.search(str(name)) and not _weights(name, each)
         }
         for name, each in _all(settings):
-            if each is not None and found.setdefault(name, each) != each:
+            first = found.setdefault(name, each) if each is not None else None
+            if first is not each and first != each:  # NaN is itself, and equal to nothing
                 disputed.add(name)
     return found, frozenset(disputed)
 

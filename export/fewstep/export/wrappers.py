@@ -116,11 +116,47 @@ def find(path: Path, content: Content, wanted: Wanted) -> Checkpoint | None:
         state |= {name: raw[0].tensors[raw[0].sources[name]] for name in lacking}
         if lacking:
             notes.append(f"took {_count(lacking)} that it lacks from {raw[0].name}")
+    if not chosen.averaged:
+        state, said = _with_listed(content, chosen, state)
+        notes += said
     extra, left_out = _rest(chosen, others, wanted)
     if left_out:
         notes.append(f"left out {_count(left_out)} beside them ({_groups(left_out)})")
     stored, disputed = hyper_parameters(content, chosen.trail)
     return Checkpoint(state | extra, stored, tuple(notes), disputed)
+
+
+def _with_listed(
+    content: Content, chosen: _Candidate, state: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights, or averages of them that a file keeps as a list, in the order of the parameters
+    (torch_ema, diffusers); and what to say of that."""
+    names = {key: name for name, key in chosen.sources.items()}
+    ordered = [names[key] for key in chosen.tensors if key in names]
+    for trail, listed in _lists(content.tree):
+        if not any(is_ema(each) or each == "shadow_params" for each in trail):
+            continue
+        place = shown(".".join(trail))
+        fits = len(listed) == len(ordered) and all(
+            each.shape == state[name].shape for name, each in zip(ordered, listed, strict=True)
+        )
+        if fits:
+            averages = dict(zip(ordered, listed, strict=True))
+            return averages, [f"took {place}, the averaged weights (EMA), a list in their order"]
+        return state, [f"{place} holds averaged weights without names, which do not fit: not used"]
+    return state, []
+
+
+def _lists(
+    tree: Mapping[Any, Any], trail: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], list[Tensor]]]:
+    """All lists of tensors."""
+    for key, each in tree.items():
+        inside = (*trail, str(key))
+        if isinstance(each, (list, tuple)) and each and all(isinstance(x, Tensor) for x in each):
+            yield inside, list(each)
+        elif isinstance(each, dict) and len(trail) < _MOST_DEPTH:
+            yield from _lists(each, inside)
 
 
 def most_keys(content: Content, wanted: Wanted) -> int:

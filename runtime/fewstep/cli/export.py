@@ -205,13 +205,11 @@ def _check_target(folder: Path, force: bool) -> None:
 
 def _say_next(bundle: Bundle) -> None:
     """Print commands that try the bundle."""
+    from fewstep.cli.verdicts import use_command
     from fewstep.runtime.condition import ClassCondition
 
+    say_next(command("verify", bundle.path), use_command(bundle))
     condition = bundle.manifest.model.condition
-    verify = command("verify", bundle.path)
-    if isinstance(condition, ClassCondition):
-        say_next(verify, command("generate", bundle.path, "--class", 0))
-        return
-    say_next(verify)
-    shape = f"[B, {condition.length}, {condition.width}]"
-    say_note(f"generate takes states of texts: --text FILE.npy, an array {shape}")
+    if not isinstance(condition, ClassCondition):
+        shape = f"[B, {condition.length}, {condition.width}]"
+        say_note(f"generate takes states of texts: --text FILE.npy, an array {shape}")

@@ -206,10 +206,11 @@ def _check(
             "update); add images or lower --rollouts"
         )
     if isinstance(info, ClassCondition):
-        wrong = sorted({int(each) for each in condition if not 0 <= each < info.num_classes})
-        if wrong:
+        if wrong := sorted({int(each) for each in condition} - {*info.ids}):
+            nothing = info.unconditional_id
+            hint = f" ({nothing} stands for no class)" if nothing in wrong else ""
             raise CalibrationError(
-                f"{path}: labels must be 0 … {info.num_classes - 1}, got {_some(wrong)}"
+                f"{path}: labels must be 0 … {info.num_classes - 1}, got {_some(wrong)}{hint}"
             )
         if absent := sorted({*info.ids} - {int(each) for each in condition}):
             raise CalibrationError(

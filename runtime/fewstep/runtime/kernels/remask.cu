@@ -8,7 +8,7 @@
 // With at_least_one, for M tokens masked at the start and m before the step (whose confidence is
 // not infinite):
 //
-//     k    = min(max(floor(M g), 1), m - 1)
+//     k    = max(1, min(floor(M g), m - 1))
 //
 // confidence [batch, count] float32, sampled [batch, count] int32, parameters [batch, 4] float32,
 // mask [batch, count] uint8 (not 0 where masked at the start; read with at_least_one only)
@@ -81,8 +81,9 @@ extern "C" __global__ void __launch_bounds__(256)
   }
   if (thread == 0) {
     int masked = static_cast<int>(floorf(static_cast<float>(started) * parameters[image * 4]));
+    masked = min(masked, undecided - 1);
     if (at_least_one) masked = max(masked, 1);
-    rank = max(0, min(masked, undecided - 1));
+    rank = max(0, min(masked, count - 1));
   }
   unsigned prefix = 0;
   for (int shift = 24; shift >= 0; shift -= 8) {

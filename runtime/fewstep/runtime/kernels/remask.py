@@ -9,12 +9,11 @@ Strictly less, as in the official AdaNAT sampler: k positions are masked, fewer 
 k-th. N·γ is taken in float32, as there.
 
 Where every step has to decide at least one token, with M tokens masked at the start and m before
-the step:
+the step, as in MaskGIT (``parallel_decode.py`` of google-research/maskgit):
 
-    k    = min(max(⌊M·γ⌋, 1), m − 1)
+    k    = max(1, min(⌊M·γ⌋, m − 1))
 
-as in MaskGIT (``parallel_decode.py`` of google-research/maskgit): at least one stays masked, unless
-it is the only one.
+So one token at least stays masked for the last step, even where it is the only one.
 
 Shapes: confidence, sampled and mask ``[B, N]``, parameters ``[B, 4]``, next tokens ``[B, N]`` or,
 with guidance, ``[2B, N]`` (the same twice: conditional and unconditional half).
@@ -85,9 +84,10 @@ def remask(
                 most += confidence[image, position] != np.inf
                 started += mask[image, position] != 0
         masked = int(np.floor(np.float32(started) * parameters[image, 0]))
+        masked = min(masked, most - 1)
         if at_least_one:
             masked = max(masked, 1)
-        kth = max(0, min(masked, most - 1))
+        kth = max(0, min(masked, count - 1))
         threshold = _smallest(confidence[image], kth)
         for position in range(count):
             again = confidence[image, position] < threshold
