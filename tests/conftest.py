@@ -19,7 +19,12 @@ from hypothesis import HealthCheck, settings
 
 from tests.exported import copy_of
 
-_LONGEST = ("emulated_cuda/test_suite.py", "samples/test_ci.py", "gpu/test_kit.py")
+_LONGEST = (
+    "emulated_cuda/test_suite.py",
+    "packaging/test_docker.py",
+    "samples/test_ci.py",
+    "gpu/test_kit.py",
+)
 """Files that take a minute or more."""
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core, so a thread a worker

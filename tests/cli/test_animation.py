@@ -107,7 +107,20 @@ def test_a_gif_has_every_frame_and_pauses_on_the_last(tmp_path: Path) -> None:
 
 
 def test_a_gif_says_how_it_was_made(tmp_path: Path) -> None:
-    record = {"bundle": {"name": "x"}, "settings": {"steps": 2}, "seeds": [1]}
+    record = {
+        "fewstep": "0.9",
+        "bundle": {"name": "x", "sha256": "0" * 64},
+        "class_ids": [1],
+        "classes": ["a"],
+        "seeds": [1],
+        "settings": {"steps": 2},
+        "precision": "fp32",
+        "backend": "onnxruntime",
+        "device": "cpu",
+        "scale": 3,
+        "columns": None,
+        "each": 1,
+    }
     save_animation([Image.new("RGB", (4, 4))] * 2, tmp_path / "x.gif", record)
     assert read_record(tmp_path / "x.gif") == record
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -84,6 +85,27 @@ def test_bench_writes_its_report(fewstep: Terminal, tiny_bundle: Path, tmp_path:
     assert "images/s" in shown.out and "transformer" in shown.out
     measured = json.loads(report.read_text())["measurements"]
     assert [(m["name"], m["runs"]) for m in measured] == [("batch 1", 2), ("batch 2", 2)]
+    best = max(measured, key=lambda each: each["images_per_s"])["name"]
+    assert f"fastest: {best} with " in shown.out and shown.out.endswith(f"a run → {report}\n")
+
+
+@pytest.mark.parametrize("kind", ["tiny_bundle", "tiny_text_bundle"])
+def test_the_command_after_bench_runs(
+    fewstep: Terminal,
+    kind: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bundle = request.getfixturevalue(kind)
+    shown = fewstep("bench", bundle, "--runs", 1, "--steps", 2, 2, "--batch", 1, 1)
+    assert shown.code == 0 and "batch 1, steps 2 with " in shown.out and "fastest" not in shown.out
+    *_, after = shown.out.splitlines()
+    words = shlex.split(after.removeprefix("next: "))
+    assert words[:2] == ["fewstep", "generate" if kind == "tiny_bundle" else "compare"]
+    assert words[words.index("--steps") + 1] == "2"
+    assert fewstep(*words[1:]).code == 0
 
 
 @pytest.mark.slow

@@ -130,6 +130,53 @@ def test_schedules_from_files_are_rows(
     assert found["rows"][1]["settings"]["guidance"] == "0.0,1.0,2.0"
 
 
+def test_equal_combinations_are_one_row(
+    fewstep: Terminal, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    place = ("--runs", "1", "--out", tmp_path / "a.png")
+    found = _json(fewstep, tiny_bundle, "--steps", "2", "2", *place)
+    assert [row["name"] for row in found["rows"]] == ["steps 2"]
+    found = _json(fewstep, tiny_bundle, "--steps", "2", "3", "2", "--guidance", "1", "1", *place)
+    assert [row["name"] for row in found["rows"]] == ["steps 2", "steps 3"]
+
+
+def test_rows_that_would_be_called_the_same_have_their_names_in_full(
+    fewstep: Terminal, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder, last in (("a", 1), ("b", 2)):
+        Path(folder).mkdir()
+        content = {"mask_ratio": [0.6, 0.2, 0], "guidance": [0, 1, last]}
+        Path(folder, "x.json").write_text(json.dumps(content))
+    files = ("a/x.json", "b/x.json")
+    found = _json(fewstep, tiny_bundle, "--schedule", "cosine", *files, "--runs", "1")
+    names = ["schedule cosine", "schedule a/x.json", "schedule b/x.json"]
+    assert [row["name"] for row in found["rows"]] == names
+    begin = ",".join(["0.123456789"] * 5)
+    lists = (f"{begin},1,2,3", f"{begin},1,2,4")
+    found = _json(fewstep, tiny_bundle, "--steps", "8", "--guidance", *lists, "--runs", "1")
+    assert [row["name"] for row in found["rows"]] == [f"guidance {each}" for each in lists]
+
+
+def test_a_text_bundle_has_texts_that_nobody_wrote(
+    fewstep: Terminal, tiny_text_bundle: Path, tmp_path: Path
+) -> None:
+    from fewstep.cli import order
+
+    place = tmp_path / "a.html"
+    words = ("--count", 2, "--seed", 3, "--guidance", "0", "1", "--runs", 1, "--out", place)
+    shown = fewstep("compare", tiny_text_bundle, *words)
+    assert shown.code == 0, shown.err
+    with Generator.open(tiny_text_bundle, threads=1) as opened:
+        states = opened.model.info.condition.examples(4)
+        taken = order.order_of_texts(states, 2, 3).take(range(8))
+        expected = [opened.generate(**taken, guidance=each).images for each in (0, 1)]
+    np.testing.assert_array_equal(np.stack(_embedded(place)), np.concatenate(expected))
+    after = next(line for line in shown.out.splitlines() if line.startswith("next: "))
+    command = shlex.split(after.removeprefix("next: "))[1:]
+    assert command[0] == "bench" and fewstep(*command, "--runs", 1).code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -139,6 +186,8 @@ def test_schedules_from_files_are_rows(
         (("--steps", "99"), "nothing is left to compare: steps must be 1"),
         (("--class", "77"), "class ids must be 0 … 4"),
         (("--class", "0", "--count", "65"), "a row of 65 images is too long"),
+        (("--count", str(10**12)), "a row of 4,000,000,000,000 images is too long"),
+        (("--class", "balanced", "--count", str(10**12)), "images is too long"),
         (("--schedule", "absent.yaml"), "cannot read the schedule absent.yaml"),
     ],
 )

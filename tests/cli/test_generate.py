@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,121 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.cli.order import ordered
+from fewstep.cli.pictures import save
 from fewstep.cli.record import read_record
-from fewstep.runtime.condition import ClassCondition, TextCondition
-from fewstep.runtime.errors import RequestError
 from fewstep.runtime.generator import Generator
 
 if TYPE_CHECKING:
     from tests.conftest import Terminal
-
-_NAMES = ("shirt", "shoe", "bag", "coat", "dress")
-_CLASSES = ClassCondition(num_classes=5, unconditional_id=5, class_names=_NAMES)
-_TEXT = TextCondition(length=3, width=12)
-
-
-# --- orders
-
-
-def test_class_ids_and_names_mix() -> None:
-    found = ordered(_CLASSES, ["2", "Shoe"], None, 3, 7)
-    assert found.conditions == (2, 2, 2, 1, 1, 1)
-    assert found.labels == ("bag",) * 3 + ("shoe",) * 3
-    assert (found.seeds, found.each) == (tuple(range(7, 13)), 3)
-    taken = found.take([0, 5])
-    assert taken == {"class_ids": [2, 1], "text": None, "seed": [7, 12]}
-
-
-def test_classes_without_names_are_numbered() -> None:
-    info = ClassCondition(num_classes=5, unconditional_id=5)
-    assert ordered(info, ["4"], None, 1, 0).labels == ("class 4",)
-    with pytest.raises(RequestError, match="'bag' is not a number.* names no classes"):
-        ordered(info, ["bag"], None, 1, 0)
-
-
-@pytest.mark.parametrize(
-    ("classes", "message"),
-    [
-        (["sheo"], "Did you mean 'shoe'"),
-        (["99"], "class ids must be 0 … 4, got 99"),
-        (["1,bag,sheo"], "Did you mean 'shoe'"),
-        (["all", "1"], "--class all chooses all classes"),
-        (["random", "balanced"], "--class random chooses all classes"),
-        ([], "give --class"),
-        (None, "give --class"),
-    ],
-)
-def test_bad_classes(classes: list[str] | None, message: str) -> None:
-    with pytest.raises(RequestError, match=message):
-        ordered(_CLASSES, classes, None, 1, 0)
-
-
-def test_all_classes_but_the_one_of_no_class() -> None:
-    info = ClassCondition(num_classes=4, unconditional_id=1)
-    assert ordered(info, ["all"], None, 2, 0).conditions == (0, 0, 2, 2, 3, 3)
-    assert set(ordered(info, ["random"], None, 200, 0).conditions) == {0, 2, 3}
-
-
-def test_balanced_sets_have_all_classes_alike() -> None:
-    counts = Counter(ordered(_CLASSES, ["balanced"], None, 52, 0).conditions)
-    assert sorted(counts.values()) == [10, 10, 10, 11, 11]
-
-
-def test_random_classes_depend_on_the_seed_and_the_place_alone() -> None:
-    long, short = (ordered(_CLASSES, ["random"], None, n, 3).conditions for n in (5_000, 100))
-    assert long[:100] == short
-    assert short != ordered(_CLASSES, ["random"], None, 100, 4).conditions
-    counts = Counter(long)
-    assert all(abs(counts[each] - 1_000) < 5 * 1_000**0.5 for each in range(5))
-    recorded = (2, 1, 0, 2, 4, 2)  # the same in every version: sets are continued
-    assert ordered(_CLASSES, ["random"], None, 6, 0).conditions == recorded
-
-
-def test_a_class_that_is_called_like_a_choice(capsys: pytest.CaptureFixture[str]) -> None:
-    info = ClassCondition(num_classes=2, unconditional_id=2, class_names=("all", "none"))
-    assert ordered(info, ["all"], None, 1, 0).conditions == (0,)
-    assert "'all' is taken for the class of this name" in capsys.readouterr().err
-
-
-def test_shards_are_the_whole_without_overlap() -> None:
-    whole = ordered(_CLASSES, ["random"], None, 23, 0)
-    shards = [whole.shard(f"{i}/4") for i in range(1, 5)]
-    pairs = [pair for each in shards for pair in zip(each.seeds, each.conditions, strict=True)]
-    assert sorted(pairs) == sorted(zip(whole.seeds, whole.conditions, strict=True))
-    for wrong in ("0/4", "5/4", "1", "a/b", "1/0", "-1/2", ""):
-        with pytest.raises(RequestError, match="--shard must be i/n"):
-            whole.shard(wrong)
-    with pytest.raises(RequestError, match="has none: use fewer shards"):
-        whole.shard("24/24")
-
-
-def test_text_comes_from_a_file(tmp_path: Path) -> None:
-    states = np.arange(72, dtype=np.float32).reshape(2, 3, 12)
-    np.save(tmp_path / "text.npy", states)
-    found = ordered(_TEXT, None, tmp_path / "text.npy", 2, 0)
-    np.testing.assert_array_equal(found.take([0, 1, 2, 3])["text"], states[[0, 0, 1, 1]])
-    assert found.labels == ("text 0", "text 0", "text 1", "text 1")
-
-
-def test_the_other_kind_of_condition_is_refused(tmp_path: Path) -> None:
-    np.save(tmp_path / "text.npy", np.ones((1, 3, 12), np.float32))
-    with pytest.raises(RequestError, match="text-conditional: give --text, not --class"):
-        ordered(_TEXT, ["1"], None, 1, 0)
-    with pytest.raises(RequestError, match="this bundle is class-conditional"):
-        ordered(_CLASSES, None, tmp_path / "text.npy", 1, 0)
-
-
-@pytest.mark.parametrize("content", [b"", b"not an array", None])
-def test_unreadable_text_file(tmp_path: Path, content: bytes | None) -> None:
-    path = tmp_path / "text.npy"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(RequestError, match="is not a .npy array"):
-        ordered(_TEXT, None, path, 1, 0)
-
-
-# --- the command
 
 
 def _pixels(path: Path) -> Any:
@@ -160,6 +50,12 @@ def _same_files(one: Path, other: Path) -> bool:
         "--class 1 --count 3 --shard 4/3 --out f",
         "--class 1 --count 900 --columns 1 --out x.webp",
         "--like nothing.png",
+        "--class 1 --count 1000000000000 --out f",
+        "--class 1 --count 1000000000000 --shard 1/4 --out f",
+        "--class random --count 1000000000000000000000000000000 --out f",
+        "--class balanced --count 1000000000000 --out f --trace x.gif",
+        "--class all --count 10000000 --out x.png",
+        "--class 1 --out folder.b",
         "",
     ],
 )
@@ -175,12 +71,15 @@ def test_bad_words_are_known_before_engines_load(
 
     (tmp_path / "nothing").mkdir()
     (tmp_path / "nothing" / "file").touch()
+    (tmp_path / "folder.b").mkdir()
+    (tmp_path / "folder.b" / "bundle.json").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Generator, "open", never)
     outcome = fewstep("generate", tiny_bundle, *wish.split())
     assert (outcome.code, outcome.err.count("\n")) == (1, 1), outcome.err
     assert "engines are loaded" not in outcome.err
-    assert [each.name for each in tmp_path.iterdir()] == ["nothing"]
+    assert {each.name for each in tmp_path.iterdir()} == {"nothing", "folder.b"}
+    assert [each.name for each in (tmp_path / "folder.b").iterdir()] == ["bundle.json"]
 
 
 def test_a_picture_makes_itself_again(fewstep: Terminal, tiny_bundle: Path, tmp_path: Path) -> None:
@@ -201,6 +100,46 @@ def test_a_picture_makes_itself_again(fewstep: Terminal, tiny_bundle: Path, tmp_
     assert record["settings"]["steps"] == 3 and record["settings"]["guidance"] == [0, 2]
 
 
+@pytest.mark.parametrize(
+    "wish",
+    [
+        "--class 3 --scale 3",
+        "--class 3 --count 3 --scale 2 --columns 2",
+        "--class 3 3",
+        "--class 3 3 1 1 --count 1 --columns 1",
+        "--class 2 1 --count 2 --scale 1",
+        "--class random --count 5 --columns 4",
+    ],
+)
+def test_a_picture_made_again_has_its_size_and_layout(
+    fewstep: Terminal, tiny_bundle: Path, tmp_path: Path, wish: str
+) -> None:
+    one, two, gif = tmp_path / "one.png", tmp_path / "two.png", tmp_path / "x.gif"
+    words = ["generate", tiny_bundle, "--steps", 1, "--seed", 5, *wish.split()]
+    assert fewstep(*words, "--out", one, "--trace", gif).code == 0
+    for like in (one, gif):
+        assert fewstep("generate", tiny_bundle, "--like", like, "--out", two).code == 0
+        assert one.read_bytes() == two.read_bytes()
+    given = ["--like", one, "--scale", 5, "--columns", 1]
+    assert fewstep("generate", tiny_bundle, *given, "--out", two).code == 0
+    assert (read_record(two)["scale"], read_record(two)["columns"]) == (5, 1)
+
+
+def test_a_folder_has_images_of_one_size(
+    fewstep: Terminal, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    wish = ["generate", tiny_bundle, "--class", 1, 2, "--steps", 1, "--out", tmp_path / "f"]
+    assert fewstep(*wish).code == 0
+    assert fewstep(*wish, "--resume", "--scale", 1).code == 0
+    refused = fewstep(*wish, "--resume", "--scale", 3)
+    assert refused.code == 1 and "scale 1 there, 3 here" in refused.err
+    for file in (tmp_path / "f").iterdir():  # of a version that did not say it
+        record = read_record(file)
+        older = {name: record[name] for name in record if name not in ("scale", "columns", "each")}
+        save(Image.open(file), file, older)
+    assert "nothing left to make" in fewstep(*wish, "--resume").out
+
+
 def test_what_is_given_beside_like(fewstep: Terminal, tiny_bundle: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one.png", tmp_path / "two.png"
     assert fewstep("generate", tiny_bundle, "--class", 3, "--steps", 3, "--out", one).code == 0
@@ -218,8 +157,6 @@ def test_a_picture_of_other_weights_is_said(
     assert fewstep("generate", tiny_bundle, "--class", 3, "--out", picture).code == 0
     record = read_record(picture)
     record["bundle"]["sha256"] = "0" * 64
-    from fewstep.cli.pictures import save
-
     save(Image.open(picture), picture, record)
     again = fewstep("generate", tiny_bundle, "--like", picture, "--out", tmp_path / "y.png")
     assert again.code == 0 and "of other weights" in again.err
@@ -236,7 +173,28 @@ def test_pictures_of_texts(fewstep: Terminal, tiny_text_bundle: Path, tmp_path: 
     assert fewstep(*like, "--text", text).code == 0
     assert one.read_bytes() == two.read_bytes()
     assert "not those of the picture" in fewstep(*like, "--text", other).err
-    assert "give text states" in fewstep(*like).err
+    absent = "error: give the texts of the picture too: --text FILE.npy\n"
+    assert fewstep(*like).err == absent
+    record = read_record(one)
+    for rows, seeds in (([0, 0, 1, 9], [0, 1, 2, 3]), ([10**30], [0])):
+        save(Image.open(one), one, record | {"texts": rows, "seeds": seeds, "each": 1})
+        assert "not those of the picture" in fewstep(*like, "--text", text).err
+
+
+def test_a_picture_of_the_other_kind_is_refused(
+    fewstep: Terminal, tiny_bundle: Path, tiny_text_bundle: Path, tmp_path: Path
+) -> None:
+    text, one, two = (tmp_path / name for name in ("text.npy", "one.png", "two.png"))
+    np.save(text, np.ones((1, 3, 12), np.float32))
+    assert fewstep("generate", tiny_bundle, "--class", 1, "--out", one).code == 0
+    assert fewstep("generate", tiny_text_bundle, "--text", text, "--out", two).code == 0
+    for bundle, like, said in (
+        (tiny_bundle, two, "the picture is of texts, this bundle makes images of classes"),
+        (tiny_text_bundle, one, "the picture is of classes, this bundle makes images of texts"),
+        (tiny_bundle, one, "the picture is of classes: leave out --text"),
+    ):
+        refused = fewstep("generate", bundle, "--like", like, "--text", text)
+        assert (refused.code, refused.err) == (1, f"error: {said}\n")
 
 
 def test_a_folder_is_the_same_whole_in_shards_and_continued(

@@ -85,7 +85,10 @@ def test_choices_are_listed(fewstep: Terminal) -> None:
         (["bench", "x", "--run", "3"], "--runs"),
         (["bench"], "; see fewstep bench --help"),
         (["bench", "x", "--runs", "y"], "--runs"),
-        (["bench", "x", "--runs"], "--runs"),
+        (["bench", "x", "--runs"], "; see fewstep bench --help"),
+        (["generate", "x", "--class"], "; see fewstep generate --help"),
+        (["generate", "x", "--out"], "; see fewstep generate --help"),
+        (["calibrate", "policy", "x", "--out"], "; see fewstep calibrate policy --help"),
         (["calibrate", "polcy"], "Did you mean 'policy'"),
     ],
 )

@@ -47,6 +47,18 @@ def test_text_states(text_generator: Generator) -> None:
         text_generator("a cat")
 
 
+@pytest.mark.parametrize("count", [10**5 + 1, 10**9, 10**13, np.int64(10**12)])
+def test_too_many_images_are_refused_before_they_are_listed(
+    generator: Generator, text_generator: Generator, count: int
+) -> None:
+    states = text_generator.model.info.condition.examples(1)
+    said = "images are too many for one call, at most 100,000"
+    with pytest.raises(RequestError, match=said):
+        generator(0, count=count)
+    with pytest.raises(RequestError, match=said):
+        text_generator(states, count=count)
+
+
 def test_the_other_kind_of_condition_is_refused(generator: Generator) -> None:
     with pytest.raises(RequestError, match="class-conditional: give class_ids"):
         generator(np.zeros((1, 3, 12), np.float32))

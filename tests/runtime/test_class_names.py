@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 import warnings
 
@@ -72,6 +73,27 @@ def test_commas_separate_classes_but_not_the_synonyms_of_one() -> None:
     for nothing in ("", ",", " "):
         with pytest.raises(RequestError, match="unknown class ''"):
             _BIRDS.class_ids(nothing)
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("\udcff", r"'\udcff'"),
+        ("\x1b[31mhen", r"'\x1b[31mhen'"),
+        ("\x00", r"'\x00'"),
+        ("\u202enech", r"'\u202enech'"),
+        ("sheo", "'sheo'"),
+        ("it's", "'it's'"),
+    ],
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_what_cannot_be_seen_of_an_unknown_name_is_spelled_out(
+    given: str, shown: str, named: bool
+) -> None:
+    classes = _BIRDS if named else ClassCondition(num_classes=5, unconditional_id=None)
+    with pytest.raises(RequestError, match=re.escape(f"class {shown}")) as refused:
+        classes.class_id(given)
+    assert str(refused.value).isprintable()
 
 
 def test_labels_are_short_and_no_other_class_has_them() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from fewstep.cli.common import (
     BackendOption,
@@ -15,13 +16,19 @@ from fewstep.cli.common import (
     JsonOption,
     PrecisionOption,
     ThreadsOption,
+    command,
     progress_bar,
+    say_next,
     say_notes,
     say_warning,
     show,
 )
-from fewstep.cli.settings import combinations
+from fewstep.cli.settings import combinations, options
 from fewstep.runtime.errors import RequestError
+
+if TYPE_CHECKING:
+    from fewstep.runtime.bench import Measurement, Report
+    from fewstep.runtime.bundle import Bundle
 
 _SECONDS = 3.0
 
@@ -83,12 +90,14 @@ def bench_command(
         profile=True,
     ) as generator:
         say_notes(generator)
-        contenders = {
-            settings_text({"batch": size, **settings}): bench.contender(
-                generator, batch=size, settings=settings
-            )
+        given = {
+            settings_text({"batch": size, **settings}): (size, settings)
             for size in sizes
             for settings in wanted
+        }
+        contenders = {
+            name: bench.contender(generator, batch=size, settings=settings)
+            for name, (size, settings) in given.items()
         }
         watch = OthersLoad()
         with progress_bar(f"timing {len(contenders)} combinations") as progress:
@@ -103,6 +112,29 @@ def bench_command(
         with replacing(report_file) as temporary:
             temporary.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
     memory = f"peak memory of this process: {megabytes(report.peak_memory_bytes)}"
-    show(report.as_dict(), [*bench_tables(report), memory], as_json)
+    fastest = max(report.measurements, key=lambda each: each.images_per_s)
+    verdict = _verdict(fastest, report, report_file)
+    show(report.as_dict(), [*bench_tables(report), memory, escape(verdict)], as_json)
     for warning in report.warnings:
         say_warning(warning)
+    if not as_json:
+        how = ["--precision", report.precision, "--backend", report.backend]
+        how += [] if device == "auto" else ["--device", device]
+        say_next(_next(opened, [*options(given[fastest.name][1]), *how]))
+
+
+def _next(bundle: Bundle, words: list[object]) -> str:
+    """A command that makes images so, of a class or of texts that nobody wrote."""
+    from fewstep.runtime.condition import ClassCondition
+
+    condition = bundle.manifest.model.condition
+    if isinstance(condition, ClassCondition):
+        return command("generate", bundle.path, "--class", condition.ids[0], *words)
+    return command("compare", bundle.path, *words)
+
+
+def _verdict(fastest: Measurement, report: Report, file: Path | None) -> str:
+    """The fastest of all, and where the report is."""
+    best = "fastest: " if len(report.measurements) > 1 else ""
+    rate = f"{fastest.images_per_s:.1f} images/s, {fastest.total_ms.p50:.1f} ms a run"
+    return f"{best}{fastest.name} with {rate}{'' if file is None else f' → {file}'}"

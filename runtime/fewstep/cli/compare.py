@@ -24,7 +24,7 @@ from fewstep.cli.common import (
     say_warning,
     show,
 )
-from fewstep.cli.settings import combinations
+from fewstep.cli.settings import combinations, options
 from fewstep.runtime.errors import FewstepError, RequestError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def compare_command(
     from fewstep.runtime.files import require_writable
     from fewstep.runtime.settings import settings_of
 
-    _check_name(out_path)
+    pictures.check_suffix(out_path, (*pictures.SUFFIXES, *_HTML), folder=False)
     require_writable(out_path)
     wanted = combinations(context)
     opened = [Bundle.read(path) for path in bundles]
@@ -121,33 +121,29 @@ def compare_command(
         say_next(_again(_fastest(rows), order, classes, text, count))
 
 
-def _check_name(path: Path) -> None:
-    from fewstep.cli import pictures
-    from fewstep.runtime.errors import OutputError
-
-    if path.suffix.lower() not in (*pictures.SUFFIXES, *_HTML) or path.is_dir():
-        ends = ", ".join((*pictures.SUFFIXES, _HTML[0]))
-        raise OutputError(f"{path}: expected a file ending in {ends}")
-
-
 def _order(
     bundle: Bundle, classes: Sequence[str] | None, text: Path | None, count: int, seed: int
 ) -> Order:
-    """The images of every row; a few classes if none are named.
+    """The images of every row; a few classes if none are named, or texts that nobody wrote.
 
     Raises:
         RequestError: as :func:`fewstep.cli.order.ordered`, or more images than fit on a sheet.
     """
-    from fewstep.cli.order import ordered
+    from fewstep.cli.order import order_of_texts, ordered
     from fewstep.runtime.condition import ClassCondition
 
     info = bundle.manifest.model.condition
-    if classes is None and text is None and isinstance(info, ClassCondition):
-        classes = [str(each) for each in dict.fromkeys(info.examples(_SHOWN).tolist())]
-    found = ordered(info, classes, text, count, seed)
-    if len(found) > _MOST:
-        raise RequestError(f"a row of {len(found)} images is too long: at most {_MOST}")
-    return found
+    if not classes and text is None:
+        examples = info.examples(_SHOWN)
+        if not isinstance(info, ClassCondition):
+            return order_of_texts(examples, count, seed, check=_check_images)
+        classes = [str(each) for each in dict.fromkeys(examples.tolist())]
+    return ordered(info, classes, text, count, seed, check=_check_images)
+
+
+def _check_images(count: int) -> None:
+    if count > _MOST:
+        raise RequestError(f"a row of {count:,} images is too long: at most {_MOST}")
 
 
 def _generators(
@@ -216,10 +212,14 @@ def _rows(
 
 def _title(rows: Sequence[Row], order: Order, report: bench.Report) -> str:
     """What all rows share, and where they were made."""
+    from fewstep.cli.pictures import drawn
+
     first, last = order.seeds[0], order.seeds[-1]
     seeds = f"seed {first}" if first == last else f"seeds {first} … {last}"
     labels = list(dict.fromkeys(order.labels))
-    shown = ", ".join(labels[:6]) + (f" and {len(labels) - 6} more" if len(labels) > 6 else "")
+    shown = ", ".join(map(drawn, labels[:6])) + (
+        f" and {len(labels) - 6} more" if len(labels) > 6 else ""
+    )
     devices = dict.fromkeys(row.entry.generator.device.name for row in rows)
     where = ", ".join(dict.fromkeys([*devices, report.machine.get("processor", "")]))
     runs = rows[0].measured.runs
@@ -251,16 +251,16 @@ def _verdict(rows: Sequence[Row], path: Path) -> str:
 def _again(
     row: Row, order: Order, classes: Sequence[str] | None, text: Path | None, count: int
 ) -> str:
-    """The command that makes the images of a row alone."""
-    words: list[object] = ["generate", row.entry.generator.bundle.path]
-    if text is not None:
-        words += ["--text", text]
+    """The command that makes the images of a row alone, or times it where nobody has the texts."""
+    generator = row.entry.generator
+    how = [*options(row.entry.given), "--precision", generator.precision]
+    if order.text is not None and text is None:
+        return command("bench", generator.bundle.path, *how)
+    asked: list[object] = [] if text is None else ["--text", text]
     for each in classes or (dict.fromkeys(order.conditions) if text is None else ()):
-        words += ["--class", each]
-    for name, value in row.entry.given.items():
-        words += [f"--{name.replace('_', '-')}", value]
-    words += ["--precision", row.entry.generator.precision]
-    return command(*words, "--count", count, "--seed", order.seeds[0])
+        asked += ["--class", each]
+    how += ["--count", count, "--seed", order.seeds[0]]
+    return command("generate", generator.bundle.path, *asked, *how)
 
 
 def _write(path: Path, content: str) -> None:

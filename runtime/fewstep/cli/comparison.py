@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,8 @@ _STYLE = (
     "table{border-collapse:collapse}th,td{padding:4px 8px;text-align:left}"
     "td.number{text-align:right}img{image-rendering:pixelated;display:block}"
 )
+
+_OWN = "the bundle's own settings"
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,9 @@ class Row:
 
     @property
     def label(self) -> str:
-        """Its name and the median time of one image."""
-        return f"{self.entry.name}: {self.measured.total_ms.p50:.1f} ms"
+        """Its name, as much of it as is drawn, and the median time of one image."""
+        name = pictures.drawn(self.entry.name, 1_000)
+        return f"{name}: {self.measured.total_ms.p50:.1f} ms"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -80,13 +83,11 @@ def entries(
     Raises:
         RequestError: none can be served.
     """
-    varied = {name for each in wanted for name in each if len({w.get(name) for w in wanted}) > 1}
+    names = _names(wanted)
     found, left_out = list[Entry](), dict[str, str]()
     for kind, generator in generators.items():
-        for given in wanted:
-            shown = {name: each for name, each in given.items() if name in varied}
-            said = [f"{name.replace('_', ' ')} {_short(each)}" for name, each in shown.items()]
-            name = ", ".join([kind, *said] if kind else said) or "the bundle's own settings"
+        for given, said in zip(wanted, names, strict=True):
+            name = ", ".join(filter(None, (kind, said))) or _said(given, _short) or _OWN
             try:
                 generator.request(**order.take([0]), **given)
             except RequestError as error:
@@ -96,6 +97,21 @@ def entries(
     if not found:
         raise RequestError(f"nothing is left to compare: {next(iter(left_out.values()))}")
     return found, left_out
+
+
+def _names(wanted: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What tells combinations apart: short, but in full where several would be called the same."""
+    varied = {name for each in wanted for name in each if len({w.get(name) for w in wanted}) > 1}
+    shown = [{name: each[name] for name in each if name in varied} for each in wanted]
+    short = [_said(each, _short) for each in shown]
+    return [
+        name if short.count(name) == 1 else _said(each, str)
+        for name, each in zip(short, shown, strict=True)
+    ]
+
+
+def _said(settings: Mapping[str, Any], text: Callable[[Any], str]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {text(each)}" for name, each in settings.items())
 
 
 def _short(value: Any) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from fewstep.cli.order import Order
     from fewstep.cli.produce import Made, Target
     from fewstep.cli.record import Record
-    from fewstep.runtime.bundle import Bundle
+    from fewstep.runtime.condition import Condition
     from fewstep.runtime.generator import Generator
 
 _BATCH = 8
@@ -101,9 +103,11 @@ def generate_command(
     say how they were made: --like makes them again.
     """
     from fewstep.cli import animation, pictures
+    from fewstep.cli.order import ordered
     from fewstep.cli.produce import Target, produce
     from fewstep.cli.record import read_record
     from fewstep.runtime.bundle import Bundle
+    from fewstep.runtime.condition import ClassCondition
     from fewstep.runtime.families import family_of, model_of
     from fewstep.runtime.generator import Generator, checked_request
     from fewstep.runtime.settings import settings_of
@@ -117,20 +121,25 @@ def generate_command(
     if record is not None:
         settings = record["settings"] | settings
         precision = str(record["precision"]) if precision == "auto" else precision
+        scale, columns = scale or record.get("scale"), columns or record.get("columns")
     model = model_of(opened)
     chosen = settings_of(model.info.defaults, settings)
-    order = _order(opened, classes, text, count, seed, record)
-    if shard is not None:
-        order = order.shard(shard)
-    for k in (0, len(order) - 1):  # before engines load
-        checked_request(model, **order.take([k]), settings=settings)
-    complete = family_of(model.info.kind).complete(model, chosen)
-    digits = len(str(max(order.conditions)))
-    if order.text is None:
-        digits = len(str(model.info.condition.num_classes - 1))
+    info = model.info.condition
+    digits = len(str(info.num_classes - 1)) if isinstance(info, ClassCondition) else 1
     target = Target(out_path, trace, columns, scale, resume, digits)
     if shard is not None and not target.is_folder:
         raise RequestError("--shard shares a folder: name one as --out")
+    if record is None:
+        check = functools.partial(target.check_count, size=model.info.image_size)
+        order = ordered(info, classes, text, count or 1, seed or 0, shard=shard, check=check)
+    else:
+        order = _again(record, info, classes, text, count, seed)
+        order = order if shard is None else order.shard(shard)
+    for k in (0, len(order) - 1):  # before engines load
+        checked_request(model, **order.take([k]), settings=settings)
+    complete = family_of(model.info.kind).complete(model, chosen)
+    if order.text is not None:
+        target = replace(target, digits=len(str(max(order.conditions))))
     target.check(order, model.info.image_size, pictures.title_of(order, complete))
     with Generator.open(
         opened,
@@ -154,26 +163,22 @@ def generate_command(
         say_next(command(*words, *([] if text is None else ["--text", text]), "--out", "again.png"))
 
 
-def _order(
-    bundle: Bundle,
+def _again(
+    record: Record,
+    info: Condition,
     classes: list[str] | None,
     text: Path | None,
     count: int | None,
     seed: int | None,
-    record: Record | None,
 ) -> Order:
-    """What to make: of the words of the command, or of a picture.
+    """The order of a picture.
 
     Raises:
-        RequestError: both are given, or neither.
+        RequestError: words that say what to make are given too, or it does not fit the bundle.
     """
-    from fewstep.cli.order import ordered
     from fewstep.cli.record import order_of
     from fewstep.runtime.condition import read_text
 
-    info = bundle.manifest.model.condition
-    if record is None:
-        return ordered(info, classes, text, count or 1, seed or 0)
     options = {"--class": classes, "--count": count, "--seed": seed}
     if others := [name for name, value in options.items() if value not in (None, [], ())]:
         raise RequestError(f"--like says what to make: leave out {', '.join(others)}")
@@ -183,10 +188,11 @@ def _order(
 def _compare(generator: Generator, record: Record, like: Path) -> None:
     """Say what may make images differ from those of a picture."""
     from fewstep.cli.record import bundle_record
+    from fewstep.runtime.class_names import normal
 
     ours = bundle_record(generator.bundle)
     if record["bundle"] != ours:
-        name = dict(record["bundle"]).get("name", "?")
+        name = normal(record["bundle"]["name"])
         say_warning(f"{like} is of other weights ({name}): the images will differ")
     for what in ("precision", "backend"):
         here = getattr(generator, what)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fewstep.runtime.devices import Array
 
 ALL, RANDOM, BALANCED = "all", "random", "balanced"
+_MOST = 5_000_000  # images of a run: what is listed of them takes half a gigabyte
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,23 @@ class Order:
         Raises:
             RequestError: something else.
         """
-        found = re.fullmatch(r"([0-9]+)/([0-9]+)", wanted)
-        number, shards = map(int, found.groups()) if found else (0, 0)
-        if not 1 <= number <= shards:
-            raise RequestError(f"--shard must be i/n, 1/4 … 4/4 for four, got {wanted}")
-        cut = slice(number - 1, None, shards)
-        if not self.seeds[cut]:
-            raise RequestError(f"shard {wanted} of {len(self)} images has none: use fewer shards")
+        rows = _shard(len(self), wanted)
+        cut = slice(rows.start, rows.stop, rows.step)
         parts = {name: getattr(self, name)[cut] for name in ("conditions", "seeds", "labels")}
         return replace(self, **parts, each=1)
+
+
+def check_images(count: int) -> None:
+    """Refuse more images than one run can list.
+
+    Raises:
+        RequestError: too many.
+    """
+    if count > _MOST:
+        raise RequestError(
+            f"{count:,} images are too many for one run, at most {_MOST:,}: share them among "
+            "several runs, with --shard I/N for each"
+        )
 
 
 def ordered(
@@ -73,6 +82,9 @@ def ordered(
     text: Path | None,
     count: int,
     seed: int,
+    *,
+    shard: str | None = None,
+    check: Callable[[int], None] = check_images,
 ) -> Order:
     """The order of a command's words.
 
@@ -82,44 +94,80 @@ def ordered(
         text: a file of text states.
         count: images of each class or text; of all together for ``random`` and ``balanced``.
         seed: of the first image; others count up.
+        shard: the part to take, as :meth:`Order.shard`.
+        check: is told how many images there are before any is listed, and may refuse them.
 
     Raises:
-        RequestError: an unknown class, neither classes nor text, an unreadable file.
+        RequestError: an unknown class, neither classes nor text, an unreadable file, no such
+            shard; and what ``check`` raises.
     """
     from fewstep.runtime.condition import ClassCondition, condition_of, read_text
 
     if text is not None:
         states = condition_of(info, None, read_text(text))
-        rows = [row for row in range(len(states)) for _ in range(count)]
-        labels = tuple(f"text {row}" for row in rows)
-        return Order(tuple(rows), _seeds(seed, len(rows)), labels, count, states)
+        return order_of_texts(states, count, seed, shard=shard, check=check)
     if not classes:
         kind = "--class" if isinstance(info, ClassCondition) else "--text"
         raise RequestError(f"nothing to generate: give {kind}")
     if not isinstance(info, ClassCondition):
         raise RequestError("this bundle is text-conditional: give --text, not --class")
-    ids, each = _class_ids(info, classes, count, seed)
-    info.array(ids)
-    names = {each: info.label(each) for each in set(ids)}
-    return Order(tuple(ids), _seeds(seed, len(ids)), tuple(names[each] for each in ids), each)
+    known, choice = _classes(info, classes)
+    total = count if choice in (BALANCED, RANDOM) else count * len(known)
+    wanted = _wanted(total, shard, check)
+    if choice == BALANCED:
+        ids = tuple(known[k % len(known)] for k in wanted)
+    elif choice == RANDOM:
+        ids = tuple(known[_draw(seed, k) % len(known)] for k in wanted)
+    else:
+        ids = tuple(known[k // count] for k in wanted)
+    labels = {each: info.label(each) for each in set(ids)}
+    together = count if shard is None and choice not in (BALANCED, RANDOM) else 1
+    return Order(ids, _seeds(seed, wanted), tuple(labels[each] for each in ids), together)
 
 
-def _class_ids(
-    info: ClassCondition, classes: Sequence[str], count: int, seed: int
-) -> tuple[list[int], int]:
-    """A class id for each image, and how many stand together."""
+def order_of_texts(
+    states: Array,
+    count: int,
+    seed: int,
+    *,
+    shard: str | None = None,
+    check: Callable[[int], None] = check_images,
+) -> Order:
+    """``count`` images of each of ``states [rows, L, D]``; arguments as of :func:`ordered`."""
+    wanted = _wanted(count * len(states), shard, check)
+    rows = tuple(k // count for k in wanted)
+    labels = tuple(f"text {row}" for row in rows)
+    return Order(rows, _seeds(seed, wanted), labels, count if shard is None else 1, states)
+
+
+def _classes(info: ClassCondition, classes: Sequence[str]) -> tuple[list[int], str]:
+    """The ids to choose from, in order, and the word for how, if there is one."""
     words = [word for word in classes if _chooses(info, word)]
     if words and len(classes) > 1:
         raise RequestError(f"--class {words[0]} chooses all classes: give no other")
-    if not words:
-        found = [each for text in classes for each in info.class_ids(text)]
-        return [each for each in found for _ in range(count)], count
-    known = info.ids
-    if words[0] == ALL:
-        return [each for each in known for _ in range(count)], count
-    if words[0] == BALANCED:
-        return [known[k % len(known)] for k in range(count)], 1
-    return [known[_draw(seed, k) % len(known)] for k in range(count)], 1
+    if words:
+        return info.ids, words[0]
+    found = [each for text in classes for each in info.class_ids(text)]
+    info.array(found)
+    return found, ""
+
+
+def _wanted(total: int, shard: str | None, check: Callable[[int], None]) -> range:
+    """The numbers of the images to be made, once it is known that they are not too many."""
+    rows = range(total) if shard is None else _shard(total, shard)
+    check((rows.stop - rows.start + rows.step - 1) // rows.step)  # len() has a limit of its own
+    return rows
+
+
+def _shard(total: int, wanted: str) -> range:
+    """Every n-th of ``total`` numbers, as :meth:`Order.shard`."""
+    found = re.fullmatch(r"([0-9]{1,18})/([0-9]{1,18})", wanted)
+    number, shards = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= number <= shards:
+        raise RequestError(f"--shard must be i/n, 1/4 … 4/4 for four, got {wanted}")
+    if number > total:
+        raise RequestError(f"shard {wanted} of {total} images has none: use fewer shards")
+    return range(number - 1, total, shards)
 
 
 def _chooses(info: ClassCondition, word: str) -> bool:
@@ -137,5 +185,5 @@ def _draw(seed: int, k: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}:{k}".encode(), digest_size=16).digest(), "big")
 
 
-def _seeds(first: int, count: int) -> tuple[int, ...]:
-    return tuple(range(first, first + count))
+def _seeds(first: int, wanted: range) -> tuple[int, ...]:
+    return tuple(first + k for k in wanted)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fewstep.cli.order import Order
 from fewstep.cli.record import Record, save_options
-from fewstep.cli.sheet import Pixels, Sheet
+from fewstep.cli.sheet import MARGIN, Pixels, Sheet
 from fewstep.runtime.class_names import normal
 from fewstep.runtime.errors import OutputError
 from fewstep.runtime.files import replacing
@@ -22,16 +22,24 @@ _SIDE = 96
 _MOST_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383, ".gif": 65_535}
 _MOST_PIXELS = 89_478_485  # above, Pillow takes a picture for an attack when it is opened
 _NAME_BYTES = 80
+_DRAWN = 300
 
 
-def check_suffix(path: Path) -> None:
-    """Refuse file names that are not a picture's, before any work.
+def check_suffix(path: Path, suffixes: Sequence[str] = SUFFIXES, *, folder: bool = True) -> None:
+    """Refuse names of files of another kind, before any work.
+
+    Args:
+        path: the name.
+        suffixes: of the files that may be.
+        folder: whether a folder may be, too.
 
     Raises:
-        OutputError: a suffix of another kind.
+        OutputError: a suffix of another kind, or a folder that may not be.
     """
-    if path.suffix and path.suffix.lower() not in SUFFIXES and not _is_dir(path):
-        raise OutputError(f"{path}: expected a folder or a file ending in {', '.join(SUFFIXES)}")
+    known = path.suffix.lower() in suffixes
+    if (is_folder(path) and not folder) or not (known or is_folder(path)):
+        kinds = "a folder or a file" if folder else "a file"
+        raise OutputError(f"{path}: expected {kinds} ending in {', '.join(suffixes)}")
 
 
 def is_folder(path: Path) -> bool:
@@ -43,6 +51,26 @@ def _is_dir(path: Path) -> bool:
     with contextlib.suppress(OSError):  # too long a name, say: whoever writes there says so
         return path.is_dir()
     return False
+
+
+def check_count(count: int, size: tuple[int, int], scale: int, path: Path) -> None:
+    """Refuse more images than any sheet takes, before they are listed; see :func:`check_page`.
+
+    Args:
+        count: of images.
+        size: of an image, height and width.
+        scale: of its pixels.
+        path: of the sheet.
+
+    Raises:
+        OutputError: too many.
+    """
+    least = (size[0] * scale + MARGIN) * (size[1] * scale + MARGIN)
+    if count * least > _MOST_PIXELS:
+        raise OutputError(
+            f"{path}: {count:,} images are too many for one picture; name a folder as --out for a "
+            "file for each, or pass fewer images"
+        )
 
 
 def check_page(sheet: Sheet, path: Path) -> None:
@@ -78,6 +106,11 @@ def plain(label: str) -> str:
     )
     words = "-".join(kept.split())
     return words.encode()[:_NAME_BYTES].decode(errors="ignore").strip("-")
+
+
+def drawn(text: str, most: int = _DRAWN) -> str:
+    """What is drawn of a text: as much as somebody reads beside a picture."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def grid(images: Pixels, labels: Sequence[str], title: str, *, scale: int = 1) -> Image.Image:

@@ -14,11 +14,12 @@ from fewstep.cli import animation, pictures
 from fewstep.cli.common import command, errors
 from fewstep.cli.counter import Count, counter
 from fewstep.cli.fonts import font_for
-from fewstep.cli.order import Order
-from fewstep.cli.record import difference, read_record, record_of, same
+from fewstep.cli.order import Order, check_images
+from fewstep.cli.record import Record, difference, read_record, record_of, same
 from fewstep.cli.sheet import Sheet
 from fewstep.runtime.errors import OutputError, RequestError
 from fewstep.runtime.files import require_writable
+from fewstep.runtime.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
     from fewstep.runtime.generator import Generator
@@ -47,10 +48,34 @@ class Target:
 
     def sheet(self, order: Order, size: tuple[int, int], titles: Sequence[str]) -> Sheet:
         """The page for all images of an order, of ``size`` (height, width)."""
-        scale = self.scale or pictures.scale_for(size[0])
         return Sheet.of(
-            shown_labels(order), order.each, size, titles, columns=self.columns, scale=scale
+            shown_labels(order),
+            order.each,
+            size,
+            titles,
+            columns=self.columns,
+            scale=self.scale or pictures.scale_for(size[0]),
         )
+
+    def check_count(self, count: int, size: tuple[int, int]) -> None:
+        """Refuse too many images of ``size`` (height, width), before they are listed.
+
+        Raises:
+            OutputError: more than a picture takes.
+            RequestError: more than a run makes.
+        """
+        scale = self.scale or pictures.scale_for(size[0])
+        for path in (None if self.is_folder else self.path, self.trace):
+            if path is not None and count > 1:
+                pictures.check_count(count, size, scale, path)
+        check_images(count)
+
+    def record(
+        self, generator: Generator, complete: Mapping[str, Any], order: Order, rows: Sequence[int]
+    ) -> Record:
+        """What a picture of some images of an order says, all or one."""
+        how = {"scale": self.scale, "columns": self.columns}
+        return record_of(generator, complete, order, rows, **how)
 
     def check(self, order: Order, size: tuple[int, int], title: str) -> None:
         """Refuse what cannot be written, before any work.
@@ -60,6 +85,8 @@ class Target:
             RequestError: options that do not go together.
         """
         if self.is_folder:
+            if (self.path / MANIFEST_NAME).is_file():
+                raise OutputError(f"{self.path} is a bundle: name another folder as --out")
             require_writable(self.file(order, 0))
         else:
             if self.resume:
@@ -77,10 +104,11 @@ class Target:
 def shown_labels(order: Order) -> list[str]:
     """A label for every condition, or its number where no font here has what its name needs."""
     kind = "text" if order.text is not None else "class"
-    return [
-        order.labels[k] if font_for(order.labels[k]) else f"{kind} {order.conditions[k]}"
-        for k in range(0, len(order), order.each)
-    ]
+    found = []
+    for k in range(0, len(order), order.each):
+        label = pictures.drawn(order.labels[k])
+        found.append(label if font_for(label) else f"{kind} {order.conditions[k]}")
+    return found
 
 
 @dataclass
@@ -140,15 +168,19 @@ def produce(
                 _write(generator, result, order, rows, target, complete, made)
                 made.add(result)
     except BaseException:
-        if target.is_folder and made.images:
-            _say_kept(made.images + made.kept, order, target)
+        if target.is_folder:
+            _say_kept(order, target)
         raise
     made.seconds = time.perf_counter() - start
     return made
 
 
-def _say_kept(there: int, order: Order, target: Target) -> None:
+def _say_kept(order: Order, target: Target) -> None:
     """Say what a run that ended early leaves, and how to go on."""
+    names = _names(target)  # a run may end between writing an image and counting it
+    there = sum(target.file(order, k).name in names for k in range(len(order)))
+    if not there:
+        return
     words = sys.argv[1:] if target.resume else [*sys.argv[1:], "--resume"]
     errors.print(
         f"{there:,} of {len(order):,} images are in {target.path}; go on with: {command(*words)}",
@@ -183,11 +215,11 @@ def _write(
     if target.is_folder:
         for k, pixels in zip(rows, result.images, strict=True):
             path = target.file(order, k)
-            record = record_of(generator, complete, order, [k])
+            record = target.record(generator, complete, order, [k])
             pictures.save(pictures.enlarged(pixels, target.scale or 1), path, record)
             made.files.append(path)
     else:
-        record = record_of(generator, complete, order, rows)
+        record = target.record(generator, complete, order, rows)
         if len(rows) == 1:
             picture = pictures.enlarged(result.images[0], target.scale or 1)
         else:
@@ -202,7 +234,8 @@ def _write(
         frames = animation.step_frames(
             generator, result, labels, scale=scale, columns=target.columns
         )
-        animation.save_animation(frames, target.trace, record_of(generator, complete, order, rows))
+        record = target.record(generator, complete, order, rows)
+        animation.save_animation(frames, target.trace, record)
         made.files.append(target.trace)
 
 
@@ -214,14 +247,14 @@ def _absent(
     Raises:
         OutputError: a file is there that says something else of itself.
     """
-    there = {entry.name for entry in target.path.iterdir()} if target.path.is_dir() else set()
+    there = _names(target)
     absent = []
     for k in range(len(order)):
         path = target.file(order, k)
         if path.name not in there:
             absent.append(k)
             continue
-        ours = record_of(generator, complete, order, [k])
+        ours = target.record(generator, complete, order, [k])
         try:
             theirs = read_record(path)
         except RequestError as error:
@@ -232,6 +265,11 @@ def _absent(
                 "or choose another folder"
             )
     return absent
+
+
+def _names(target: Target) -> set[str]:
+    """What is in a folder."""
+    return {each.name for each in target.path.iterdir()} if target.path.is_dir() else set()
 
 
 def _parts(wanted: Sequence[int], most: int) -> list[list[int]]:

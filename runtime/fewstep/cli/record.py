@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from pydantic import ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from typing_extensions import Self
 
 from fewstep import __version__
 from fewstep.cli.common import say_note
 from fewstep.cli.order import Order
 from fewstep.runtime.errors import RequestError
+from fewstep.runtime.records import Precision, Sha256, Strict
 
 if TYPE_CHECKING:
     from fewstep.runtime.bundle import Bundle
+    from fewstep.runtime.condition import Condition
     from fewstep.runtime.devices import Array
     from fewstep.runtime.generator import Generator
 
@@ -30,10 +35,72 @@ KEY = "fewstep"
 _DESCRIPTION = 0x010E  # of EXIF
 _MOST_EXIF = 60_000  # a JPEG's segment has 65,533 bytes
 _DECIDES = ("bundle", "settings", "precision", "backend", "class_ids", "texts", "text", "seeds")
+_MOST_SCALE = 64  # as of the command line
+
+_UNREADABLE = (  # what Pillow raises of pictures that are damaged, or far too large
+    *(OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, struct.error),
+    *(ValueError, KeyError, TypeError, EOFError),
+)
+
+_Row = Annotated[int, Field(ge=0)]
+_Seed = Annotated[int, Field(ge=0, lt=2**64)]
+
+
+class _Bundle(Strict):
+    """Which bundle it is; see :func:`bundle_record`."""
+
+    model_config = ConfigDict(strict=True)
+
+    name: str
+    sha256: Sha256
+
+
+class _Written(Strict):
+    """What a record has to be.
+
+    ``scale`` and ``columns``: the options as they were given. ``each``: as of
+    :class:`fewstep.cli.order.Order`. Older pictures have none of the three.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    fewstep: str
+    bundle: _Bundle
+    class_ids: tuple[_Row, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    texts: tuple[_Row, ...] | None = None
+    text: Sha256 | None = None
+    seeds: tuple[_Seed, ...] = Field(min_length=1)
+    settings: dict[str, Any]
+    precision: Precision
+    backend: str
+    device: str
+    scale: Annotated[int, Field(ge=1, le=_MOST_SCALE)] | None = None
+    columns: PositiveInt | None = None
+    each: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        of_texts = self.texts is not None
+        if of_texts != (self.text is not None) or of_texts == (self.class_ids is not None):
+            raise ValueError("either class_ids, or texts and text")
+        rows, count, each = self.texts or self.class_ids or (), len(self.seeds), self.each
+        if len(rows) != count or (self.classes is not None and len(self.classes) != count):
+            raise ValueError("a condition for each seed")
+        groups = [rows[k : k + each] for k in range(0, count, each)]
+        if any(len(group) != each or len(set(group)) != 1 for group in groups):
+            raise ValueError("each images of every condition")
+        return self
 
 
 def record_of(
-    generator: Generator, settings: Mapping[str, Any], order: Order, wanted: Sequence[int]
+    generator: Generator,
+    settings: Mapping[str, Any],
+    order: Order,
+    wanted: Sequence[int],
+    *,
+    scale: int | None = None,
+    columns: int | None = None,
 ) -> Record:
     """What to write into a picture of some images of an order.
 
@@ -41,7 +108,9 @@ def record_of(
         generator: that makes them.
         settings: complete ones.
         order: all images.
-        wanted: those in the picture.
+        wanted: those in the picture, all or one.
+        scale: as it was given.
+        columns: as they were given.
     """
     conditions = [order.conditions[k] for k in wanted]
     if order.text is None:
@@ -57,6 +126,9 @@ def record_of(
         "precision": generator.precision,
         "backend": generator.backend,
         "device": generator.device.name,
+        "scale": scale,
+        "columns": columns,
+        "each": order.each if len(wanted) == len(order) else 1,
     }
 
 
@@ -69,15 +141,28 @@ def bundle_record(bundle: Bundle) -> Record:
 
 
 def same(one: Record, other: Record) -> bool:
-    """Whether two records are of the same images, up to the device and the version."""
-    return all(_plain(one.get(name)) == _plain(other.get(name)) for name in _DECIDES)
+    """Whether two records are of the same images, up to the device and the version.
+
+    The size of the pixels counts too, where both say it.
+    """
+    return not _unlike(one, other)
+
+
+def _unlike(one: Record, other: Record) -> list[str]:
+    """What two records do not agree on."""
+    found = [name for name in _DECIDES if _plain(one.get(name)) != _plain(other.get(name))]
+    if "scale" in one and "scale" in other and (one["scale"] or 1) != (other["scale"] or 1):
+        found.append("scale")
+    return found
 
 
 def difference(one: Record, other: Record) -> str:
     """What two records do not agree on, for people."""
     found = []
-    for name in (name for name in _DECIDES if _plain(one.get(name)) != _plain(other.get(name))):
+    for name in _unlike(one, other):
         mine, theirs = one.get(name), other.get(name)
+        if name == "scale":
+            mine, theirs = mine or 1, theirs or 1
         if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
             keys = [key for key in mine if _plain(mine[key]) != _plain(theirs.get(key))]
             found += [f"{key} {theirs.get(key)} there, {mine[key]} here" for key in keys]
@@ -111,30 +196,27 @@ def save_options(record: Record | None, suffix: str) -> dict[str, Any]:
 
 
 def read_record(path: Path) -> Record:
-    """What a picture says of itself.
+    """What a picture says of itself, as JSON has it.
 
     Raises:
-        RequestError: it is no picture, or says nothing.
+        RequestError: it is no picture, or says nothing, or what no picture of ours says.
     """
     try:
         with Image.open(path) as image:
             text = image.info.get(KEY) or image.getexif().get(_DESCRIPTION)
             text = text or image.info.get("comment") or ""
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except _UNREADABLE as error:
         raise RequestError(f"{path} is no picture that can be read: {error}") from error
     try:
-        found = json.loads(text)
-        seeds, settings = found["seeds"], found["settings"]
-        if not (found["bundle"] and isinstance(seeds, list) and isinstance(settings, dict)):
-            raise ValueError
-    except (TypeError, ValueError, KeyError):
+        found = _Written.model_validate_json(text)
+    except ValidationError:
         raise RequestError(
             f"{path} does not say how it was made: it is not of fewstep generate, or was edited"
         ) from None
-    return dict(found)
+    return found.model_dump(mode="json", exclude_unset=True)
 
 
-def order_of(record: Record, info: Any, text: Array | None) -> Order:
+def order_of(record: Record, info: Condition, text: Array | None) -> Order:
     """The order that a record is of.
 
     Args:
@@ -143,25 +225,33 @@ def order_of(record: Record, info: Any, text: Array | None) -> Order:
         text: the states that were given, for text bundles.
 
     Raises:
-        RequestError: it is of another kind of bundle, or the texts are others.
+        RequestError: it is of another kind of bundle, or the texts are absent or others.
     """
     from fewstep.runtime.condition import ClassCondition, condition_of
 
-    seeds = tuple(record["seeds"])
+    seeds, of_classes = tuple(record["seeds"]), isinstance(info, ClassCondition)
+    if of_classes != ("class_ids" in record):
+        kinds = ("texts", "classes") if of_classes else ("classes", "texts")
+        raise RequestError("the picture is of {}, this bundle makes images of {}".format(*kinds))
     if isinstance(info, ClassCondition):
-        ids = tuple(record.get("class_ids") or ())
+        if text is not None:
+            raise RequestError("the picture is of classes: leave out --text")
+        ids = tuple(record["class_ids"])
         info.array(ids)
         labels = tuple(map(info.label, ids))
-        return Order(ids, seeds, labels, _together(ids))
-    states = condition_of(info, None, text)
-    if _digest(states) != record.get("text"):
+        return Order(ids, seeds, labels, record.get("each") or _together(ids))
+    if text is None:
+        raise RequestError("give the texts of the picture too: --text FILE.npy")
+    states, rows = condition_of(info, None, text), tuple(record["texts"])
+    if _digest(states) != record["text"] or max(rows) >= len(states):
         raise RequestError("the texts are not those of the picture: give the same file as --text")
-    rows = tuple(record["texts"])
-    return Order(rows, seeds, tuple(f"text {row}" for row in rows), _together(rows), states)
+    labels = tuple(f"text {row}" for row in rows)
+    return Order(rows, seeds, labels, record.get("each") or _together(rows), states)
 
 
 def _together(conditions: Sequence[int]) -> int:
-    """Images of every condition, where all have as many and stand together; else 1."""
+    """A guess at ``each`` for a picture that does not say it: images of every condition, where all
+    have as many and stand together; else 1."""
     each = next((k for k, c in enumerate(conditions) if c != conditions[0]), len(conditions))
     rows = [conditions[k : k + each] for k in range(0, len(conditions), max(each, 1))]
     return each if all(len(set(row)) == 1 and len(row) == each for row in rows) else 1

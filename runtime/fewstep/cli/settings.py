@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import typer
@@ -69,9 +70,19 @@ def given(context: typer.Context) -> dict[str, Any]:
 
 
 def combinations(context: typer.Context) -> list[dict[str, Any]]:
-    """Every combination of settings that are given once or more; one without any if none is."""
-    found: dict[str, list[str]] = context.meta[_GIVEN]
+    """Every combination of settings that are given once or more, no two of the same words; one
+    without any if none is."""
+    given_all: dict[str, list[str]] = context.meta[_GIVEN]
+    found = {name: list(dict.fromkeys(each)) for name, each in given_all.items()}
     return [dict(zip(found, each, strict=True)) for each in itertools.product(*found.values())]
+
+
+def options(settings: Mapping[str, Any]) -> list[object]:
+    """Settings as words of a command line."""
+    words: list[object] = []
+    for name, value in settings.items():
+        words += [f"--{name.replace('_', '-')}", value]
+    return words
 
 
 def _options(repeated: bool) -> list[Any]:

@@ -14,10 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import typer
 from typer.core import TyperCommand
 
 WHOLE = frozenset({"--class"})
 """Options whose values may have commas of their own; who reads them cuts them."""
+
+
+_UsageError: Any = typer.BadParameter.__base__
 
 
 class ValuesCommand(TyperCommand):
@@ -30,7 +34,11 @@ class ValuesCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Spell out what the command line shortens, then parse it."""
-        return super().parse_args(ctx, spelled_out(args, self.get_params(ctx), self.whole))
+        try:
+            return super().parse_args(ctx, spelled_out(args, self.get_params(ctx), self.whole))
+        except _UsageError as error:
+            error.ctx = error.ctx or ctx  # the parser does not say of an option without its value
+            raise
 
 
 def spelled_out(

@@ -30,7 +30,7 @@ def class_id_of(text: str, names: Sequence[str], num_classes: int) -> int:
     """
     found, wanted = matches(text, names, num_classes), normal(text)
     if not found:
-        raise RequestError(_unknown(wanted, names))
+        raise RequestError(_unknown(text, names))
     if len(found) > 1:
         raise RequestError(_several(wanted, found, names))
     return found[0]
@@ -162,9 +162,12 @@ def _several(wanted: str, ids: Sequence[int], names: Sequence[str]) -> str:
     return f"{_short(wanted)} is class {listed}{rest}: give the number"
 
 
-def _unknown(wanted: str, names: Sequence[str]) -> str:
+def _unknown(text: str, names: Sequence[str]) -> str:
+    """That no class is called so; what cannot be seen of the text is shown as Python has it."""
+    wanted = normal(text)
+    given = repr(text[:_LONGEST_SHOWN]) if any(map(_is_hidden, text)) else _quoted(wanted)
     if not any(map(normal, names)):
-        return f"class '{_short(wanted)}' is not a number, and this bundle names no classes"
+        return f"class {given} is not a number, and this bundle names no classes"
     spelled = {each.casefold(): each for name in names for each in synonyms(normal(name))}
     near = difflib.get_close_matches(wanted.casefold(), spelled, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(_quoted(spelled[each]) for each in near)}?" if near else ""
@@ -172,7 +175,7 @@ def _unknown(wanted: str, names: Sequence[str]) -> str:
         expected = f"one of: {', '.join(sorted(_short(normal(each)) for each in names))}"
     else:
         expected = f"a number below {len(names)} or a name that the bundle has"
-    return f"unknown class '{_short(wanted)}'; expected {expected}.{hint}"
+    return f"unknown class {given}; expected {expected}.{hint}"
 
 
 def _quoted(name: str) -> str:

@@ -20,6 +20,7 @@ from fewstep.runtime.errors import RequestError
 from fewstep.runtime.records import Strict
 
 _SHOWN_NAMES = 20
+_MOST_IMAGES = 100_000
 
 
 class ClassCondition(Strict):
@@ -201,7 +202,8 @@ def asked(info: Condition, wanted: Described, count: int) -> tuple[dict[str, Any
         image.
 
     Raises:
-        RequestError: the other kind of condition, an unknown class, a count below 1.
+        RequestError: the other kind of condition, an unknown class, a count below 1, more than
+            100,000 images.
     """
     if not isinstance(count, (int, np.integer)) or count < 1:
         raise RequestError(f"count must be an integer of at least 1, got {count!r}")
@@ -211,13 +213,25 @@ def asked(info: Condition, wanted: Described, count: int) -> tuple[dict[str, Any
     if array is not None or isinstance(info, TextCondition):
         other: Any = wanted if array is None else None
         states = condition_of(info, other, array)
+        _check_images(len(states) * int(count))
         labels = [f"text {row}" for row in range(len(states)) for _ in range(count)]
         return {"text": states.repeat(count, 0)}, labels
     several: Any = wanted if isinstance(wanted, (Sequence, np.ndarray)) else [wanted]
     several = [wanted] if isinstance(wanted, str) else several
     named = [info.class_id(each) if isinstance(each, str) else each for each in several]
-    ids = info.array(named).repeat(count).tolist()
+    found = info.array(named)
+    _check_images(len(found) * int(count))
+    ids = found.repeat(count).tolist()
     return {"class_ids": ids}, [info.label(each) for each in ids]
+
+
+def _check_images(count: int) -> None:
+    """Refuse more than one result can be expected to hold."""
+    if count > _MOST_IMAGES:
+        raise RequestError(
+            f"{count:,} images are too many for one call, at most {_MOST_IMAGES:,}: call it for "
+            "some at a time, with seed= for the first of them"
+        )
 
 
 def read_text(path: Path) -> Array:

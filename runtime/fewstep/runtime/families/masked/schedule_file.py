@@ -96,10 +96,23 @@ def _own(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     for field in fields:
         if field not in _FIELDS:
             raise RequestError(f"{name}: {choose('field', field, _FIELDS)}")
-    found = {key: _list(name, key, value) for key, value in fields.items() if value is not None}
-    if "mask_ratio" in found:
-        found["schedule"] = found.pop("mask_ratio")
-    return _with_steps(name, found)
+    given = {key: value for key, value in fields.items() if value is not None}
+    steps = given.get("steps", 1)
+    if isinstance(steps, bool) or not (isinstance(steps, (int, np.integer)) or _is_count(steps)):
+        raise RequestError(f"{name}: steps must be an integer, got {steps!r}")
+    found = {key: _list(name, key, value) for key, value in given.items()}
+    ratios = found.get("mask_ratio", "")
+    if not isinstance(ratios, (str, PerStep)):
+        raise RequestError(
+            f"{name}: mask_ratio must be a list with a number for every step, or a curve's name, "
+            f"got {ratios!r}"
+        )
+    found = _with_steps(name, found)
+    return {"schedule" if key == "mask_ratio" else key: value for key, value in found.items()}
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().isdecimal()
 
 
 def _autonat(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
