@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  --constraint constraints.txt --editable '.[dev,samples]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint constraints.txt --no-deps torch-fidelity tqdm  # PyPI's torchvision does not load beside CPU torch
+	  --constraint constraints.txt --no-deps torch-fidelity  # its torchvision would bring another torch
 	@test ! -e .git || $(BIN)/pre-commit install || echo "commits are not checked beforehand"
 	@touch $@
 

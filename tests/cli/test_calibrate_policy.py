@@ -122,6 +122,13 @@ def test_errors_are_one_line(
     assert "Traceback" not in done.err
 
 
+def test_absent_data_are_said_without_a_bar(fewstep: Terminal, bundle_copy: Path) -> None:
+    done = fewstep("calibrate", "policy", bundle_copy, "--data", "nope", *_SMALL)
+    assert (done.code, done.out) == (1, "")
+    assert re.search("^error: no such folder or file: nope; expected a fol", done.err, re.MULTILINE)
+    assert "-:--:--" not in done.err and "━" not in done.err
+
+
 def test_an_absent_package_is_one_line(
     fewstep: Terminal, bundle_copy: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -182,6 +182,7 @@ def test_a_text_bundle_has_texts_that_nobody_wrote(
     [
         (("--out", "a.txt"), "expected a file ending in .png, .jpg, .jpeg, .webp, .html"),
         (("--out", "absent/../file/a.png"), "cannot write"),
+        (("--out", "a.html", "--columns", "2"), "--columns is for pictures"),
         (("--steps", "many"), "steps must be an integer"),
         (("--steps", "99"), "nothing is left to compare: steps must be 1"),
         (("--class", "77"), "class ids must be 0 … 4"),
@@ -212,3 +213,67 @@ def test_the_same_bundle_twice_is_refused(
 ) -> None:
     found = fewstep("compare", tiny_bundle, tiny_bundle, "--out", tmp_path / "a.png")
     assert found.code == 1 and "a bundle is given twice" in found.err
+
+
+@pytest.mark.parametrize(
+    ("settings", "names", "shared"),
+    [
+        ("", ["the bundle's own settings"], ""),
+        ("--steps 2", ["steps 2"], ""),
+        ("--steps 3 --guidance 0,1,2 0:2", ["guidance 0,1,2", "guidance 0:2"], "steps 3"),
+        ("--steps 3 4 --guidance 0:2", ["steps 3", "steps 4"], "guidance 0:2"),
+        ("--steps 2 --guidance 1", ["steps 2, guidance 1"], ""),
+    ],
+)
+def test_settings_of_all_rows_are_said_once(
+    fewstep: Terminal,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    settings: str,
+    names: list[str],
+    shared: str,
+) -> None:
+    words = (*settings.split(), "--class", 1, "--runs", 1, "--out", tmp_path / "a.png")
+    found = _json(fewstep, tiny_bundle, *words)
+    assert [row["name"] for row in found["rows"]] == names
+    assert found["title"].startswith(f"{shared}; " if shared else "shoe; ")
+    assert "; time of 1 run of one image on" in found["title"]
+    table = fewstep("compare", tiny_bundle, *words).out
+    assert all(each in table for each in (*names, shared))
+
+
+def test_settings_of_all_rows_are_said_of_bundles_too(
+    fewstep: Terminal, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(tiny_bundle, tmp_path / "other")
+    words = ("--steps", 2, "--runs", 2, "--out", tmp_path / "a.png")
+    found = _json(fewstep, tiny_bundle, other, *words)
+    assert found["title"].startswith("steps 2; ") and "; median of 2 runs of" in found["title"]
+
+
+def test_long_rows_wrap(fewstep: Terminal, tiny_bundle: Path, tmp_path: Path) -> None:
+    words = ("--class", 1, "--count", 24, "--steps", 1, 2, "--runs", 1, "--out")
+    sizes = []
+    for columns in ((), ("--columns", 4), ("--columns", 100)):
+        place = tmp_path / "a.jpg"
+        found = fewstep("compare", tiny_bundle, *words, place, *columns)
+        assert found.code == 0, found.err
+        sizes.append(Image.open(place).size)
+    assert sizes[0][0] < 1_400 < sizes[2][0]
+    assert sizes[1][0] < sizes[0][0] and sizes[1][1] > sizes[0][1] > sizes[2][1]
+
+
+def test_the_next_command_has_what_is_not_the_default(
+    fewstep: Terminal, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    words = ("--class", 1, "--steps", 2, "--runs", 1, "--out", tmp_path / "a.png")
+    for given, expected in (
+        ((), "--class 1 --steps 2"),
+        (("--precision", "fp32", "--count", 1, "--seed", 0), "--class 1 --steps 2"),
+        (
+            ("--count", 2, "--seed", 3, "--device", "cpu"),
+            "--class 1 --steps 2 --device cpu --count 2 --seed 3",
+        ),
+    ):
+        out = fewstep("compare", tiny_bundle, *words, *given).out
+        assert out.endswith(f"next: fewstep generate {tiny_bundle} {expected}\n"), out

@@ -63,6 +63,8 @@ def test_saved_statistics_are_named_with_the_command_that_takes_them(
     ("arguments", "message"),
     [
         (("absent", "--reference", "real"), "absent is not there"),
+        (("made/0/00000.png", "--reference", "real"), "is a single picture: expected a folder"),
+        (("made", "--reference", "real", "--weights", "nope.pth"), "no such file: nope.pth"),
         (("made",), "nothing to compare with"),
         (("made", "--reference", "real", "--save-statistics", "a.txt"), "written as .npz"),
     ],

@@ -70,3 +70,13 @@ def test_lists_for_other_steps_are_refused_in_a_line(
         assert refused.code == 1 and message in refused.err
         assert len(refused.err.splitlines()) == 1
     assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize("content", ["stpes: 4\nguidance: 3\n", "stpes: 4\nmanual_cfg: 3\n"])
+def test_an_unknown_field_of_a_file_is_named(
+    fewstep: Terminal, tiny_bundle: Path, tmp_path: Path, content: str
+) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text(content)
+    refused = fewstep("generate", tiny_bundle, "--class", "1", "--schedule", file)
+    assert refused.code == 1 and "unknown field 'stpes'" in refused.err

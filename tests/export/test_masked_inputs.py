@@ -47,7 +47,12 @@ def resized(files: dict[str, Any], folder: Path, part: str, **changes: Any) -> d
 @pytest.mark.parametrize(
     ("form", "changes", "message"),
     [
-        ("adanat", {}, r"needs a policy checkpoint .--policy., or --untrained-policy"),
+        (
+            "adanat",
+            {},
+            r"needs a policy checkpoint .--policy., or --untrained-policy; .*"
+            "--untrained-policy --tuned-policy FILE",
+        ),
         ("maskgit", {"policy": Path("p.pth")}, "unknown option of maskgit 'policy'; .*tokenizer"),
         ("maskgit", {"transformers": Path("t")}, "Did you mean 'transformer'"),
         ("maskgit", {"transformer": None, "tokenizer": None}, "needs --transformer, --tokenizer"),
@@ -59,7 +64,12 @@ def resized(files: dict[str, Any], folder: Path, part: str, **changes: Any) -> d
         (
             "maskgit",
             {"tuned_policy": [Path("absent/policy-4.safetensors")]},
-            "--tuned-policy needs another policy: pass --untrained-policy too",
+            "beside it: pass --untrained-policy --tuned-policy absent/policy-4.safetensors",
+        ),
+        (
+            "adanat",
+            {"tuned_policy": [Path("absent/policy-4.safetensors")]},
+            "beside it: pass --untrained-policy --tuned-policy absent/policy-4.safetensors",
         ),
         ("maskgti", {}, r"unknown form 'maskgti'; .* adanat, maskgit. Did you mean 'maskgit"),
         ("var", {}, "unknown form 'var'; expected one of: adanat, maskgit"),

@@ -108,14 +108,15 @@ def test_the_authors_checkpoint_is_refused(
     """``--tuned-policy`` given what belongs to ``--policy``."""
     torch.save(PolicyNet(32, 4, 16, 4).state_dict(), tmp_path / "policy.pth")
     for path in (tmp_path / "policy.pth", tiny_checkpoints["policy"]):
-        with pytest.raises(CheckpointError, match="is no tuned policy; .* go to --policy"):
+        with pytest.raises(CheckpointError, match="is no tuned policy; .* go to --policy, in the"):
             load_tuned(path)
 
 
 def test_a_tuned_policy_in_the_place_of_the_authors_is_refused(tmp_path: Path) -> None:
     path = _saved(tmp_path / "tuned.safetensors", _tuned(PolicyNet(32, 4, 16, 4)))
     arguments = {"in_channels": 32, "hidden_size": 16, "grid_size": 4}
-    with pytest.raises(CheckpointError, match="calibrate policy wrote; pass it as --tuned-policy"):
+    message = "instead of --policy pass --untrained-policy --tuned-policy .*tuned.safetensors"
+    with pytest.raises(CheckpointError, match=message):
         presets.read(PolicyNet, path, arguments)
 
 

@@ -153,3 +153,13 @@ def test_a_plan_gives_what_it_has_after_every_step(queue: bool) -> None:
     )
     for step, images in seen.items():
         np.testing.assert_array_equal(images[: step + 1], found["images"][: step + 1])
+
+
+def test_what_is_shown_of_results_fits_a_line(tiny_bundle: Path) -> None:
+    with Generator.open(tiny_bundle) as generator:
+        assert generator.class_names == ("shirt", "shoe", "bag", "coat", "dress")
+        assert repr(generator).startswith("<Generator of tiny (")
+        made = generator(["dress", "bag"], count=2, steps=2)
+    assert repr(made) == "<4 images of dress, bag, 8 × 8; see .images, .pixels>"
+    assert made[3].size == (8, 8)
+    assert repr(made.result).startswith("<Result: images [4, 8, 8, 3] uint8 in ")

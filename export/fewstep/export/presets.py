@@ -100,7 +100,8 @@ def read(
     content = open_checkpoint(path)
     if tuned.KEY in content.metadata:
         raise CheckpointError(
-            f"{path} is a policy that fewstep calibrate policy wrote; pass it as --tuned-policy"
+            f"{path} is a policy that fewstep calibrate policy wrote; instead of --policy pass "
+            f"--untrained-policy --tuned-policy {path}"
         )
     found = wrappers.find(path, content, PARTS[kind].wanted(_keys(kind, path, arguments)))
     size, problem = _size(kind, {} if found is None else found.tensors, path, arguments)

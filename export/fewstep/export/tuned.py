@@ -71,7 +71,7 @@ def load_tuned(path: Path) -> TunedPolicy:
 def _not_tuned(path: Path) -> str:
     return (
         f"{path} is no tuned policy; expected a file that fewstep calibrate policy wrote "
-        "(policies of the authors go to --policy)"
+        "(policies of the authors go to --policy, in the place of --untrained-policy)"
     )
 
 

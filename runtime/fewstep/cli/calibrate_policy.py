@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
@@ -178,25 +179,39 @@ def _live() -> Iterator[tuple[Progress, Callable[[dict[str, Any]], None]]]:
     if quiet() or not _first_process():
         yield no_progress, lambda row: None
         return
+    if not errors.is_terminal:
+        yield _lines()
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    bars, rows, begun = Bars(*columns, console=errors), list[dict[str, Any]](), set[str]()
+    bars, rows = Bars(*columns, console=errors), list[dict[str, Any]]()
     task = bars.add_task("starting", total=1.0)
     with Live(bars, console=errors, refresh_per_second=4) as live:
 
         def progress(what: str, done: float) -> None:
             bars.update(task, description=what, completed=done)
-            if not live.console.is_terminal and what not in begun:
-                errors.print(what, highlight=False)
-            begun.add(what)
 
         def log(row: dict[str, Any]) -> None:
             rows.append(row)
             live.update(Group(_table(rows[-_SHOWN_ROWS:]), bars))
-            if not live.console.is_terminal and "frechet_distance" in row:
-                line = f"update {row['update']}: Fréchet distance {row['frechet_distance']:.1f}"
-                errors.print(line, highlight=False)
 
         yield progress, log
+
+
+def _lines() -> tuple[Progress, Callable[[dict[str, Any]], None]]:
+    """A line for every kind of work that begins, and for every evaluation."""
+    begun = set[str]()
+
+    def progress(what: str, done: float) -> None:
+        if what not in begun:
+            errors.print(escape(what), highlight=False)
+        begun.add(what)
+
+    def log(row: dict[str, Any]) -> None:
+        if "frechet_distance" in row:
+            line = f"update {row['update']}: Fréchet distance {row['frechet_distance']:.1f}"
+            errors.print(line, highlight=False)
+
+    return progress, log
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

@@ -52,8 +52,14 @@ def compare_command(
     count: Annotated[int, typer.Option(min=1, help="Images per class, a seed for each.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the first image; others count up.")] = 0,
     out_path: Annotated[
-        Path, typer.Option("--out", help="Picture (.png) or page (.html) to write.")
+        Path,
+        typer.Option(
+            "--out", help="Picture (.png, .jpg, .jpeg, .webp) or page (.html, .htm) to write."
+        ),
     ] = Path("comparison.png"),
+    columns: Annotated[
+        int | None, typer.Option(min=1, help="Images side by side in a picture.")
+    ] = None,
     precision: Annotated[
         list[str] | None,
         typer.Option(
@@ -79,6 +85,8 @@ def compare_command(
     from fewstep.runtime.settings import settings_of
 
     pictures.check_suffix(out_path, (*pictures.SUFFIXES, *_HTML), folder=False)
+    if columns is not None and out_path.suffix.lower() in _HTML:
+        raise RequestError("--columns is for pictures: a page has every row in one line")
     require_writable(out_path)
     wanted = combinations(context)
     opened = [Bundle.read(path) for path in bundles]
@@ -98,12 +106,12 @@ def compare_command(
             rows, report = _rows(found, order, runs, progress)
     title = _title(rows, order, report)
     if out_path.suffix.lower() in _HTML:
-        columns = [
+        heads = [
             f"{label}, seed {each}" for label, each in zip(order.labels, order.seeds, strict=True)
         ]
-        _write(out_path, comparison.page(rows, title, columns))
+        _write(out_path, comparison.page(rows, title, heads))
     else:
-        pictures.save(comparison.picture(rows, title), out_path)
+        pictures.save(comparison.picture(rows, title, columns), out_path)
     for name, reason in left_out.items():
         say_note(f"left out: {name} ({reason})")
     for warning in report.warnings:
@@ -118,7 +126,14 @@ def compare_command(
     }
     show(summary, [_table(rows), escape(_verdict(rows, out_path))], as_json)
     if not as_json:
-        say_next(_again(_fastest(rows), order, classes, text, count))
+        best = _fastest(rows)
+        opener = best.entry.generator
+        built = opener.bundle.manifest.engines
+        usual = opener.precision if not precision else "" if built else "fp32"  # what auto takes
+        where = _given(
+            precision=(opener.precision, usual), backend=(backend, "auto"), device=(device, "auto")
+        )
+        say_next(_again(best, order, classes, text, count, where))
 
 
 def _order(
@@ -212,6 +227,7 @@ def _rows(
 
 def _title(rows: Sequence[Row], order: Order, report: bench.Report) -> str:
     """What all rows share, and where they were made."""
+    from fewstep.cli.comparison import shared
     from fewstep.cli.pictures import drawn
 
     first, last = order.seeds[0], order.seeds[-1]
@@ -223,12 +239,16 @@ def _title(rows: Sequence[Row], order: Order, report: bench.Report) -> str:
     devices = dict.fromkeys(row.entry.generator.device.name for row in rows)
     where = ", ".join(dict.fromkeys([*devices, report.machine.get("processor", "")]))
     runs = rows[0].measured.runs
-    return f"{shown}; {seeds}; median of {runs} runs of one image on {where.strip(', ')}"
+    timed = f"median of {runs} runs" if runs > 1 else "time of 1 run"
+    parts = (shared(rows), shown, seeds, f"{timed} of one image on {where.strip(', ')}")
+    return "; ".join(filter(None, parts))
 
 
 def _table(rows: Sequence[Row]) -> Table:
-    fastest = _fastest(rows).measured.total_ms.p50
-    table = Table("", "ms an image", "images/s", "× fastest", title_justify="left")
+    from fewstep.cli.comparison import shared
+
+    fastest, title = _fastest(rows).measured.total_ms.p50, escape(shared(rows)) or None
+    table = Table("", "ms an image", "images/s", "× fastest", title=title, title_justify="left")
     for row in rows:
         time = row.measured.total_ms.p50
         numbers = (f"{time:.1f}", f"{row.measured.images_per_s:.1f}", f"{time / fastest:.2f}")
@@ -249,18 +269,32 @@ def _verdict(rows: Sequence[Row], path: Path) -> str:
 
 
 def _again(
-    row: Row, order: Order, classes: Sequence[str] | None, text: Path | None, count: int
+    row: Row,
+    order: Order,
+    classes: Sequence[str] | None,
+    text: Path | None,
+    count: int,
+    how: Sequence[object],
 ) -> str:
     """The command that makes the images of a row alone, or times it where nobody has the texts."""
     generator = row.entry.generator
-    how = [*options(row.entry.given), "--precision", generator.precision]
+    how = [*options(row.entry.given), *how]
     if order.text is not None and text is None:
         return command("bench", generator.bundle.path, *how)
     asked: list[object] = [] if text is None else ["--text", text]
     for each in classes or (dict.fromkeys(order.conditions) if text is None else ()):
         asked += ["--class", each]
-    how += ["--count", count, "--seed", order.seeds[0]]
+    how += _given(count=(count, 1), seed=(order.seeds[0], 0))
     return command("generate", generator.bundle.path, *asked, *how)
+
+
+def _given(**options: tuple[object, object]) -> list[object]:
+    """Options with a value and a default each, as words, without those that have their default."""
+    words: list[object] = []
+    for name, (value, default) in options.items():
+        if value != default:
+            words += [f"--{name}", value]
+    return words
 
 
 def _write(path: Path, content: str) -> None:

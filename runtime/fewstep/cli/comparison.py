@@ -14,7 +14,8 @@ from PIL import Image
 
 from fewstep.cli import pictures
 from fewstep.cli.order import Order
-from fewstep.cli.sheet import Pixels
+from fewstep.cli.pictures import scale_for
+from fewstep.cli.sheet import Pixels, Sheet
 from fewstep.runtime import bench
 from fewstep.runtime.errors import OutputError, RequestError
 from fewstep.runtime.generator import Generator
@@ -26,6 +27,7 @@ _STYLE = (
 )
 
 _OWN = "the bundle's own settings"
+_WIDE = 1_000  # pixels of images side by side
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,21 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:39]}…"
 
 
-def picture(rows: Sequence[Row], title: str) -> Image.Image:
-    """All rows on one page, a label before each.
+def shared(rows: Sequence[Row]) -> str:
+    """Settings that were given for all rows alike, unless their names say them."""
+    first, others = rows[0].entry.given, [row.entry.given for row in rows[1:]]
+    alike = {name: each for name, each in first.items() if all(o[name] == each for o in others)}
+    said = _said(alike, _short)
+    return "" if all(said in row.entry.name for row in rows) else said
+
+
+def picture(rows: Sequence[Row], title: str, columns: int | None = None) -> Image.Image:
+    """All rows on one page, a label before each; long ones wrap.
+
+    Args:
+        rows: in their order.
+        title: how they came about.
+        columns: images side by side; as many as a page has room for if ``None``.
 
     Raises:
         OutputError: images of several sizes.
@@ -131,10 +146,12 @@ def picture(rows: Sequence[Row], title: str) -> Image.Image:
         raise OutputError(
             f"images are {shown}: a picture takes one size, --out NAME.html takes several"
         )
-    height = next(iter(sizes))[0]
-    images = np.stack([row.images for row in rows])
-    labels = [row.label for row in rows]
-    return pictures.grid(images, labels, title, scale=pictures.scale_for(height))
+    height, width, _ = next(iter(sizes))
+    images = np.concatenate([row.images for row in rows])
+    labels, each, scale = [row.label for row in rows], len(rows[0].images), scale_for(height)
+    columns = min(each, columns or max(1, _WIDE // (width * scale)))
+    sheet = Sheet(tuple(labels), each, (height, width), (title,), columns, scale)
+    return sheet.draw(images, title)
 
 
 def page(rows: Sequence[Row], title: str, columns: Sequence[str]) -> str:
@@ -164,7 +181,7 @@ def _cells(row: Row, fastest: float) -> Iterator[str]:
     time = row.measured.total_ms.p50
     for value in (f"{time:.1f}", f"{row.measured.images_per_s:.1f}", f"{time / fastest:.2f}"):
         yield f'<td class="number">{value}</td>'
-    scale = pictures.scale_for(row.images.shape[1])
+    scale = scale_for(row.images.shape[1])
     for pixels in row.images:
         height, width = (scale * each for each in pixels.shape[:2])
         yield (

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from fewstep.runtime.generator import Generator
 
 _BATCH = 8
+_AGAIN = "again.png"
 _TOLD = 2.0  # seconds of compilation; loading what is kept takes less
 
 
@@ -72,7 +73,9 @@ def generate_command(
     ] = None,
     out_path: Annotated[
         Path,
-        typer.Option("--out", help="Picture file (several images make a grid) or folder."),
+        typer.Option(
+            "--out", help="Picture (.png, .jpg, .webp; several images make a grid) or folder."
+        ),
     ] = Path("fewstep.png"),
     trace: Annotated[
         Path | None, typer.Option(help="GIF of the images being decided, step by step.")
@@ -158,9 +161,13 @@ def generate_command(
             say_note(note)
         summary = _summary(generator, order, complete, made) | {"compile_seconds": compiled}
     show(summary, [escape(_line(generator, made, target, compiled))], as_json)
-    if not as_json and made.images:
+    if not as_json and like is None and made.images and not _is_again(made.files[0]):
         words: list[object] = ["generate", bundle, "--like", made.files[0]]
-        say_next(command(*words, *([] if text is None else ["--text", text]), "--out", "again.png"))
+        say_next(command(*words, *([] if text is None else ["--text", text]), "--out", _AGAIN))
+
+
+def _is_again(path: Path) -> bool:
+    return path.resolve() == Path(_AGAIN).resolve()
 
 
 def _again(

@@ -104,6 +104,8 @@ def ordered(
     from fewstep.runtime.condition import ClassCondition, condition_of, read_text
 
     if text is not None:
+        if isinstance(info, ClassCondition):
+            raise RequestError("this bundle is class-conditional: give --class, not --text")
         states = condition_of(info, None, read_text(text))
         return order_of_texts(states, count, seed, shard=shard, check=check)
     if not classes:

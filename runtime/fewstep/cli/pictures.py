@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -97,6 +98,12 @@ def file_name(order: Order, k: int, digits: int) -> str:
     kind = "text" if order.text is not None else "class"
     middle = f"-{name}" if own else ""
     return f"{kind}-{condition:0{digits}}{middle}-seed-{order.seeds[k]}.png"
+
+
+def image_of(name: str) -> tuple[str, int, int] | None:
+    """The kind, condition and seed of a file that :func:`file_name` names; ``None`` of others."""
+    found = re.fullmatch(r"(class|text)-([0-9]{1,20})(?:-.*)?-seed-([0-9]{1,20})\.png", name)
+    return (found[1], int(found[2]), int(found[3])) if found else None
 
 
 def plain(label: str) -> str:

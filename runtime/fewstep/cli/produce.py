@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.cli import animation, pictures
-from fewstep.cli.common import command, errors
+from fewstep.cli.common import command, errors, say_note
 from fewstep.cli.counter import Count, counter
 from fewstep.cli.fonts import font_for
 from fewstep.cli.order import Order, check_images
@@ -24,6 +24,9 @@ from fewstep.runtime.manifest import MANIFEST_NAME
 if TYPE_CHECKING:
     from fewstep.runtime.generator import Generator
     from fewstep.runtime.result import Result
+
+
+_LOOKED_INTO = 5  # images of a folder
 
 
 @dataclass(frozen=True)
@@ -149,14 +152,15 @@ def produce(
         complete: the same settings with all that is not given, for what pictures say.
 
     Raises:
-        OutputError: the place is not writable.
-        RequestError: the folder has images of other settings, and is to be gone on with.
+        OutputError: the place is not writable, or the folder has images of other settings.
     """
     made, start = Made(), time.perf_counter()
     wanted = list(range(len(order)))
     if target.resume:
         wanted = _absent(generator, order, complete, target)
         made.kept = len(order) - len(wanted)
+    elif target.is_folder:
+        _check_set(generator, order, complete, target)
     if not wanted:
         made.timings_ms = {"total": 0.0}
         return made
@@ -265,6 +269,52 @@ def _absent(
                 "or choose another folder"
             )
     return absent
+
+
+def _check_set(
+    generator: Generator, order: Order, complete: Mapping[str, Any], target: Target
+) -> None:
+    """Refuse to add to images that were made otherwise; say which are to be made again.
+
+    A few of them are looked into, so that a folder of many takes no time.
+
+    Raises:
+        OutputError: the folder has images of other settings, weights or precision.
+    """
+    kind = "class" if order.text is None else "text"
+    there = {each: name for name in _names(target) if (each := pictures.image_of(name))}
+    if not there:
+        return
+    again = []
+    for k, (condition, seed) in enumerate(zip(order.conditions, order.seeds, strict=True)):
+        name = there.get((kind, condition, seed))
+        if name is not None and target.file(order, k).name == name:
+            again.append(name)
+    ours = target.record(generator, complete, order, [0])
+    for name in dict.fromkeys((*_few(again), *_few(sorted(there.values())))):
+        try:
+            theirs = read_record(target.path / name)
+        except RequestError:  # not ours to judge
+            continue
+        if said := difference(ours, theirs, of_sets=True):
+            raise OutputError(
+                f"{target.path} has images that were made otherwise ({said}): choose another "
+                "folder, or remove them"
+            )
+    if again:
+        said = (
+            f"1 image is in {target.path} already; it is made again (--resume keeps it)"
+            if len(again) == 1
+            else f"{len(again):,} images are in {target.path} already; they are made again "
+            "(--resume keeps them)"
+        )
+        say_note(said)
+
+
+def _few(names: Sequence[str]) -> list[str]:
+    """The first, the last and some between."""
+    last = len(names) - 1
+    return [names[last * k // (_LOOKED_INTO - 1)] for k in range(_LOOKED_INTO)] if names else []
 
 
 def _names(target: Target) -> set[str]:

@@ -35,6 +35,7 @@ KEY = "fewstep"
 _DESCRIPTION = 0x010E  # of EXIF
 _MOST_EXIF = 60_000  # a JPEG's segment has 65,533 bytes
 _DECIDES = ("bundle", "settings", "precision", "backend", "class_ids", "texts", "text", "seeds")
+_SET = ("bundle", "settings", "precision", "backend", "text")
 _MOST_SCALE = 64  # as of the command line
 
 _UNREADABLE = (  # what Pillow raises of pictures that are damaged, or far too large
@@ -148,24 +149,32 @@ def same(one: Record, other: Record) -> bool:
     return not _unlike(one, other)
 
 
-def _unlike(one: Record, other: Record) -> list[str]:
-    """What two records do not agree on."""
-    found = [name for name in _DECIDES if _plain(one.get(name)) != _plain(other.get(name))]
+def _unlike(one: Record, other: Record, names: Sequence[str] = _DECIDES) -> list[str]:
+    """What two records do not agree on, of some names."""
+    found = [name for name in names if _plain(one.get(name)) != _plain(other.get(name))]
     if "scale" in one and "scale" in other and (one["scale"] or 1) != (other["scale"] or 1):
         found.append("scale")
     return found
 
 
-def difference(one: Record, other: Record) -> str:
-    """What two records do not agree on, for people."""
+def difference(one: Record, other: Record, *, of_sets: bool = False) -> str:
+    """What two records do not agree on, for people; empty if nothing.
+
+    ``of_sets``: whatever images they are of, only what all images of a set share counts.
+    """
     found = []
-    for name in _unlike(one, other):
+    for name in _unlike(one, other, _SET if of_sets else _DECIDES):
         mine, theirs = one.get(name), other.get(name)
         if name == "scale":
             mine, theirs = mine or 1, theirs or 1
         if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
             keys = [key for key in mine if _plain(mine[key]) != _plain(theirs.get(key))]
+            if "sha256" in keys:
+                keys.remove("sha256")
+                found.append("other weights")
             found += [f"{key} {theirs.get(key)} there, {mine[key]} here" for key in keys]
+        elif name == "text":
+            found.append("other texts")
         else:
             found.append(f"{name} {theirs} there, {mine} here")
     return ", ".join(each if len(each) < 200 else f"{each[:200]}…" for each in found)
@@ -206,7 +215,10 @@ def read_record(path: Path) -> Record:
             text = image.info.get(KEY) or image.getexif().get(_DESCRIPTION)
             text = text or image.info.get("comment") or ""
     except _UNREADABLE as error:
-        raise RequestError(f"{path} is no picture that can be read: {error}") from error
+        reason = getattr(error, "strerror", None)  # what else Pillow says is not for users
+        reason = "no such file" if isinstance(error, FileNotFoundError) else reason
+        said = f": {reason}" if reason else ""
+        raise RequestError(f"{path} is no picture that can be read{said}") from error
     try:
         found = _Written.model_validate_json(text)
     except ValidationError:

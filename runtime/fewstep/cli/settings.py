@@ -10,7 +10,9 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import typer
@@ -44,11 +46,14 @@ class SettingsCommand(Command):
     def invoke(self, ctx: Any) -> Any:
         """Put the settings aside: the command's function has no arguments for them."""
         values = {option.name: ctx.params.pop(option.name) for option in self._settings}
-        found = {name: each for name, each in values.items() if each not in _ABSENT}
+        found = {name: [*each] for name, each in values.items() if each not in _ABSENT}
+        lists = self.whole
         for name, each in found.items():
+            option = f"--{name.replace('_', '-')}"
             if not self.repeated and len(each) > 1:
-                option = f"--{name.replace('_', '-')}"
-                raise RequestError(f"{option} takes one value, got {', '.join(each)}")
+                raise RequestError(_one_value(option, each, lists))
+            if option in lists:
+                found[name] = [*map(_unbracketed, each)]
         ctx.meta[_GIVEN] = found if self.repeated else {n: each[0] for n, each in found.items()}
         return super().invoke(ctx)
 
@@ -75,6 +80,28 @@ def combinations(context: typer.Context) -> list[dict[str, Any]]:
     given_all: dict[str, list[str]] = context.meta[_GIVEN]
     found = {name: list(dict.fromkeys(each)) for name, each in given_all.items()}
     return [dict(zip(found, each, strict=True)) for each in itertools.product(*found.values())]
+
+
+def _one_value(option: str, values: Sequence[str], lists: Collection[str]) -> str:
+    """Say that an option takes one value, and how numbers for every step are written as one."""
+    said = f"{option} takes one value, got {', '.join(values)}"
+    numbers = [each for value in values for each in re.split(r"[\s,()\[\]]+", value) if each]
+    if option not in lists or not all(map(_is_number, numbers)):
+        return said
+    return f"{said}; a value for every step is written with commas: {option} {','.join(numbers)}"
+
+
+def _unbracketed(value: str) -> str:
+    """A list as its numbers alone: ``[0,1,2]`` is 0,1,2."""
+    text = value.strip()
+    return text[1:-1] if text[:1] + text[-1:] in ("[]", "()") else value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def options(settings: Mapping[str, Any]) -> list[object]:

@@ -38,7 +38,19 @@ class ValuesCommand(TyperCommand):
             return super().parse_args(ctx, spelled_out(args, self.get_params(ctx), self.whole))
         except _UsageError as error:
             error.ctx = error.ctx or ctx  # the parser does not say of an option without its value
+            _say_plainly(error)
             raise
+
+
+def _say_plainly(error: Any) -> None:
+    """Put what pydantic says of a value, if it is pydantic that refuses it, in plain words."""
+    from pydantic import ValidationError
+
+    from fewstep.runtime.settings import plain
+
+    if isinstance(error.__cause__, ValidationError):
+        first = error.__cause__.errors()[0]
+        error.message = f"{plain(first['msg'])}, got {str(first['input'])!r}"
 
 
 def spelled_out(

@@ -46,6 +46,11 @@ class Bundle:
         folder = Path(path)
         file = folder / MANIFEST_NAME
         if not _is_file(file):
+            if _is_file(folder) and zipfile.is_zipfile(folder):
+                raise BundleError(
+                    f"{folder} is a packed bundle: unzip it and name its folder, or try it with: "
+                    f"fewstep demo --bundle {shlex.quote(str(folder))}"
+                )
             raise BundleError(
                 f"no bundle at {folder}: expected a folder with {MANIFEST_NAME}; "
                 "make one with: fewstep export"

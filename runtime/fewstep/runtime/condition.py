@@ -238,12 +238,22 @@ def read_text(path: Path) -> Array:
     """Text states ``[B, L, D]`` of a ``.npy`` file.
 
     Raises:
-        RequestError: the file is no such array.
+        RequestError: there is no such file, or it is no such array.
     """
     try:
         states = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise RequestError(f"{path} is not a .npy array: {error}") from error
+    except OSError as error:
+        raise RequestError(
+            f"{path} is not a .npy array that can be read: {_reason(error)}"
+        ) from error
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:  # what numpy says is not for users
+        raise RequestError(
+            f"{path} is not a .npy array of text states [B, L, D], or it is damaged"
+        ) from error
     if not isinstance(states, np.ndarray) or states.ndim != 3:
         raise RequestError(f"{path}: expected one array [B, L, D]")
     return states
+
+
+def _reason(error: OSError) -> str:
+    return "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)

@@ -138,6 +138,15 @@ class Generator(ClosedOnExit):
         generator.on_gpu = opened.on_gpu
         return generator
 
+    def __repr__(self) -> str:
+        how = f"{self.backend} in {self.precision} on {self.device.name}"
+        return f"<Generator of {self.bundle.manifest.name} ({self.bundle.path}), {how}>"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes by id; empty for texts, and where the bundle has none."""
+        return getattr(self.model.info.condition, "class_names", None) or ()
+
     @property
     def notes(self) -> tuple[str, ...]:
         """What to know of TensorRT's engines on this GPU, a line each: which were tuned for another

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """Generated images and how they came about.
 
@@ -33,6 +33,10 @@ class Result:
     timings_ms: dict[str, float]
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        shape, total = list(self.images.shape), self.timings_ms.get("total", 0.0)
+        return f"<Result: images {shape} uint8 in {total:.0f} ms; see .images, .seeds, .trace>"
+
     @property
     def tokens(self) -> Array:
         """What the images were decoded from, ``[B, …]``; for token models ids ``[B, N]`` int32."""
@@ -40,7 +44,10 @@ class Result:
         return final
 
 
-@dataclass(frozen=True)
+_SHOWN = 100  # characters of labels
+
+
+@dataclass(frozen=True, repr=False)
 class Pictures:
     """What calling a generator returns: its :class:`Result`, with Pillow's images.
 
@@ -86,6 +93,14 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.result.images)
+
+    def __getitem__(self, index: int) -> Image:
+        return self.images[index]
+
+    def __repr__(self) -> str:
+        _, height, width, _ = self.pixels.shape
+        shown = ", ".join(dict.fromkeys(self.labels))
+        return f"<{len(self)} images of {shown[:_SHOWN]}, {height} × {width}; see .images, .pixels>"
 
 
 def pillow_images(pixels: Iterable[npt.NDArray[np.uint8]]) -> list[Image]:

@@ -16,6 +16,14 @@ from pydantic import BeforeValidator, PlainSerializer, ValidationError
 from fewstep.runtime.errors import RequestError, choose
 from fewstep.runtime.records import Strict
 
+_PLAIN = (  # words of pydantic, and ours
+    ("Input should be", "must be"),
+    ("a valid integer", "an integer"),
+    ("a valid", "a"),
+    ("greater than or equal to", "at least"),
+    ("less than or equal to", "at most"),
+)
+
 
 def ramp(value: object) -> tuple[float, float]:
     """A number, a pair, or text of the command line as (start, end).
@@ -184,8 +192,16 @@ def problems(error: ValidationError) -> str:
     found = []
     for each in error.errors():
         place = ".".join(map(str, each["loc"]))
-        text = each["msg"].removeprefix("Value error, ")
+        text = plain(each["msg"])
         if "got" not in text:  # pydantic's own do not say what came
             text = f"{text[0].lower()}{text[1:]}, got {each['input']!r}"
         found.append(f"{place} {text}".strip())
     return "; ".join(found)
+
+
+def plain(message: str) -> str:
+    """A message of pydantic in this program's words: ``must be at least 1``."""
+    text = message.removeprefix("Value error, ").partition(", unable to parse")[0]
+    for theirs, ours in _PLAIN:
+        text = text.replace(theirs, ours)
+    return text

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
+import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -51,35 +50,11 @@ def averages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def torch_fidelity(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch-fidelity, importable.
-
-    It imports torchvision for networks that are not used here. PyPI's does not load beside a
-    PyTorch without CUDA, so empty modules stand in for one that does not.
-    """
-    pytest.importorskip("torch")
-    try:
-        import torchvision  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
-    except (ImportError, RuntimeError):
-        for name in [each for each in sys.modules if each.split(".")[0] == "torchvision"]:
-            monkeypatch.delitem(sys.modules, name)
-        names = ("torchvision", "torchvision.datasets", "torchvision.transforms")
-        for name in (*names, "torchvision.transforms.functional"):
-            module = ModuleType(name)
-            if name == "torchvision.datasets":
-                for dataset in ("CIFAR10", "STL10", "CIFAR100"):
-                    setattr(module, dataset, type(dataset, (), {}))
-            monkeypatch.setitem(sys.modules, name, module)
-            parent, _, child = name.rpartition(".")
-            if parent:
-                setattr(sys.modules[parent], child, module)
-    pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed")
-
-
-@pytest.fixture
-def inception_file(torch_fidelity: None, tmp_path: Path) -> Path:
+def inception_file(tmp_path: Path) -> Path:
     """Random weights under the names of ``weights-inception-2015-12-05-6726825d.pth``."""
-    import torch
+    torch = pytest.importorskip("torch")
+    if importlib.util.find_spec("torch_fidelity") is None:
+        pytest.skip("torch-fidelity is not installed")
     from tests.calibration.evaluation.inception import random_state
 
     path = tmp_path / "inception.pth"

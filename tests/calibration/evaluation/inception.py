@@ -9,9 +9,9 @@ import torch
 
 def random_state() -> dict[str, Any]:
     """Tensors by name, scaled so that features neither vanish nor explode; always the same."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    from fewstep.calibration.evaluation.networks import inception_class
 
-    class Unloaded(FeatureExtractorInceptionV3):  # type: ignore[misc, unused-ignore]
+    class Unloaded(inception_class()):  # type: ignore[misc]
         """Its layers as they are initialised: nothing is read."""
 
         def load_state_dict(self, *args: Any, **options: Any) -> Any:

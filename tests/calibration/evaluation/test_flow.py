@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,6 @@ from fewstep.calibration.policy.features import EfficientNetLite0
 from fewstep.runtime.errors import (
     CalibrationError,
     DeviceError,
-    FewstepError,
     MissingDependencyError,
     OutputError,
 )
@@ -203,39 +203,90 @@ def test_weights_of_something_else_are_refused_in_a_line(
         ("a.pth", "is not Inception as FID uses it"),
         ("b.pth", "holds no weights"),
         ("c.pth", "holds no weights"),
-        ("absent.pth", "cannot read .*No such file"),
+        ("absent.pth", "no such file"),
     ):
         with pytest.raises(CalibrationError, match=message) as refused:
             evaluate(real, real, weights=tmp_path / name)
         assert "\n" not in str(refused.value) and len(str(refused.value)) < 1000
 
 
-def test_without_torch_fidelity_the_extra_is_named(
-    tmp_path: Path, real: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_torch_fidelity_the_command_that_leaves_pytorch_alone_is_named(
+    real: Path, inception_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
-    with pytest.raises(MissingDependencyError, match=r"fewstep\[evaluation\]"):
-        evaluate(real, real, weights=tmp_path / "any.pth")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "torch_fidelity" else find(name)
+    )
+    with pytest.raises(MissingDependencyError, match="pip install --no-deps torch-fidelity$"):
+        evaluate(real, real, weights=inception_file)
 
 
-def test_a_torchvision_that_does_not_fit_is_told_from_one_that_is_absent(
-    tmp_path: Path, real: Path
-) -> None:
-    """In a process of its own, with a module that fails as PyPI's does beside a CPU build."""
-    fake = tmp_path / "torchvision.py"
-    fake.write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+def test_inception_needs_no_torchvision(inception_file: Path, tmp_path: Path) -> None:
+    """In a process of its own, where torchvision fails as PyPI's does beside a CPU build; the
+    package is not left behind in part."""
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('no operator torchvision::nms')")
     code = (
-        "from pathlib import Path; from fewstep.calibration.evaluation.flow import evaluate\n"
-        f"p = Path({str(real)!r}); evaluate(p, p, weights=Path('w.pth'))"
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from fewstep.calibration.evaluation.networks import inception_class\n"
+        "inception_class()('any', ['2048'], sys.argv[1])\n"
+        "print([name for name in sys.modules if name.startswith('torch_fidelity')])"
     )
-    paths = [str(tmp_path), *(p for p in sys.path if p)]
-    found = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path[:0] = {paths!r}\n{code}"],
-        capture_output=True,
-        text=True,
+    done = subprocess.run(
+        [sys.executable, "-c", code, inception_file], capture_output=True, text=True
     )
-    if "is not installed" in found.stderr:
-        pytest.skip("torch-fidelity is not installed")
-    assert "nms does not exist); install the torchvision that belongs" in found.stderr
-    assert issubclass(MissingDependencyError, FewstepError)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+def test_a_package_that_is_imported_already_stays(
+    inception_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = importlib.util.find_spec("torch_fidelity")
+    assert spec is not None
+    package = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", package)
+    networks.inception_class()
+    assert sys.modules["torch_fidelity"] is package
+    for name in [each for each in sys.modules if each.startswith("torch_fidelity.")]:
+        del sys.modules[name]
+
+
+def test_another_inception_is_told_from_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch_fidelity").mkdir()
+    (tmp_path / "torch_fidelity" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingDependencyError, match="another Inception .*--no-deps --upgrade"):
+        networks.inception_class()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("nope.pth", "no such file: .*nope.pth"), ("real", "real is a folder")]
+)
+def test_weights_that_are_not_there_are_said_before_anything_else(
+    tmp_path: Path, name: str, message: str, monkeypatch: pytest.MonkeyPatch, real: Path
+) -> None:
+    monkeypatch.setattr(flow, "open_images", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(networks, "inception_class", lambda: pytest.fail("work began"))
+    with pytest.raises(CalibrationError, match=f"{message}; --weights expects weights-inception"):
+        evaluate(real, real, weights=tmp_path / name)
+
+
+# --- few images
+
+
+@pytest.mark.usefixtures("quick")
+def test_few_images_are_said_of_every_metric_between_images(tmp_path: Path) -> None:
+    for count in (3, 20, 120, 1000):
+        np.savez(tmp_path / f"{count}.npz", blobs(count, seed=count))
+    said = evaluate(tmp_path / "120.npz", tmp_path / "20.npz").warnings
+    few, subsets = said[-2:]
+    assert few.startswith("precision, recall and EfficientNet kernel distance say little with 20 ")
+    assert "1,000 or more on both sides" in few
+    assert subsets.startswith("subsets of EfficientNet kernel distance are 20 images, all that ")
+    assert f"{tmp_path / '20.npz'} has" in subsets
+    said = evaluate(tmp_path / "120.npz", tmp_path / "3.npz").warnings
+    assert any("need more than 3 images" in each for each in said)
+    assert any(each.startswith("EfficientNet kernel distance say") for each in said)
+    said = evaluate(tmp_path / "1000.npz", tmp_path / "1000.npz").warnings
+    assert not any("precision" in each or "subsets" in each for each in said)

@@ -128,10 +128,16 @@ def test_a_damaged_archive_is_refused_when_it_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("absent", "is not there"), ("a.png", "is neither"), ("empty", "holds no pictures")],
+    [
+        ("absent", "absent is not there: expected a folder of pictures"),
+        ("a.png", "a.png is a single picture: expected a folder of pictures .* or an .npz"),
+        ("a.txt", "a.txt is no folder and no .npz file: expected a folder of pictures"),
+        ("empty", "holds no pictures"),
+    ],
 )
 def test_what_is_no_set_of_images_is_refused(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "a.png").write_bytes(b"")
+    for file in ("a.png", "a.txt"):
+        (tmp_path / file).write_bytes(b"")
     with pytest.raises(CalibrationError, match=message):
         open_images(tmp_path / name)

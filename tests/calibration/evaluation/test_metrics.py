@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fewstep.calibration.evaluation import metrics
-from fewstep.calibration.evaluation.metrics import precision_recall
+from fewstep.calibration.evaluation.metrics import inception_score, precision_recall
 from fewstep.calibration.policy.distances import Matrix, frechet_distance
 
 
@@ -93,3 +93,27 @@ def test_frechet_distance_by_the_eigenvalues_of_the_product() -> None:
     shift = a.mean(0) - b.mean(0)
     expected = shift @ shift + sum(map(np.trace, covariances)) - 2 * roots
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_inception_score_of_sure_and_even_classes_is_their_number() -> None:
+    """And 1 where all images are the same, in every split."""
+    logits = np.tile(50 * np.eye(4), (500, 1))
+    mean, deviation = inception_score(logits)
+    assert mean == pytest.approx(4, rel=0.03) and 0 < deviation < 0.05
+    assert inception_score(np.ones((300, 7))) == pytest.approx((1, 0))
+
+
+@given(st.integers(2, 450))
+def test_splits_of_the_inception_score_hold_every_image_once(count: int) -> None:
+    """As many as hundreds of images, one at least, with torch-fidelity's order."""
+    logits = np.random.default_rng(count).standard_normal((count, 5)) * 3
+    order = np.random.RandomState(2020).permutation(count)
+    parts = max(1, count // 100)
+    scores = []
+    for part in range(parts):
+        rows = order[part * count // parts : (part + 1) * count // parts]
+        p = np.exp(logits[rows]) / np.exp(logits[rows]).sum(1, keepdims=True)
+        entropies = -(p * np.log(p)).sum(1).mean(), -(p.mean(0) * np.log(p.mean(0))).sum()
+        scores.append(math.exp(entropies[1] - entropies[0]))  # mutual information
+    expected = float(np.mean(scores)), float(np.std(scores))
+    assert inception_score(logits) == pytest.approx(expected, abs=1e-9)

@@ -156,6 +156,9 @@ def test_text_is_taken_in_turn_and_compared_with_any_image(
 # --- folders that are refused
 
 
+_EXPECTED = "expected a folder with a subfolder of images per class, or an .npz"
+
+
 def _nothing(path: Path) -> None:
     path.rmdir()
 
@@ -178,8 +181,8 @@ def _unknown(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (_nothing, "expected a folder with a subfolder of images per class, or an .npz"),
-        (_file, "expected a folder with a subfolder of images per class, or an .npz"),
+        (_nothing, f"no such folder or file: .*real; {_EXPECTED}"),
+        (_file, f"real is no folder and no .npz file; {_EXPECTED}"),
         (lambda path: None, "has no subfolders: expected one per class"),
         (_empty_classes, r"holds no images \(.png, "),
         (_unknown, r"no class of the bundle is called 5, hat; name the subfolders 0 … 4 or as"),
@@ -193,6 +196,11 @@ def test_folders_without_usable_classes_are_refused(
     make(path)
     with pytest.raises(CalibrationError, match=message):
         read_images(path, model, 1)
+
+
+def test_a_single_picture_is_refused(folder: Path, model: MaskedModel) -> None:
+    with pytest.raises(CalibrationError, match=f"0.png is a single picture; {_EXPECTED}"):
+        read_images(folder / "0" / "0.png", model, 1)
 
 
 def test_all_unusable_files_are_named_together(folder: Path, model: MaskedModel) -> None:

@@ -96,6 +96,24 @@ def test_unknown_names_are_refused(names: tuple[str, str], message: str) -> None
         Wanted.parse(names[0], names[1], "auto")
 
 
+@pytest.mark.parametrize(
+    ("precision", "message"),
+    [
+        ("float16", r"'fp16'\? Make its graphs with: fewstep build \S+ --precision fp16$"),
+        ("BFloat16", r"'bf16'\? Make its graphs with: fewstep build \S+ --precision bf16$"),
+        ("float8", r"'fp8'\? Make .* with: fewstep calibrate quantize \S+ --precision fp8$"),
+        ("fp23", r"expected one of: fp32, fp16, bf16, int8, fp8\. Did you mean 'fp32'\?$"),
+        ("nonsense", "expected one of: fp32, fp16, bf16, int8, fp8\\.$"),
+    ],
+)
+def test_an_unknown_precision_names_the_nearest_and_what_makes_it(
+    tiny_bundle: Path, precision: str, message: str
+) -> None:
+    wanted = Wanted.parse("auto", "cpu", precision)
+    with pytest.raises(RequestError, match=f"unknown precision '{precision}'; .*{message}"):
+        open_backend(Bundle.read(tiny_bundle), wanted)
+
+
 def test_the_number_of_a_gpu_is_split_off() -> None:
     wanted = Wanted.parse("auto", "cuda:3", "fp16")
     assert (wanted.device, wanted.ordinal, wanted.precision) == ("cuda", 3, "fp16")

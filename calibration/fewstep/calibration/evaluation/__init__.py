@@ -3,6 +3,6 @@
 images.py       sets of images: folders and archives, read batch by batch
 networks.py     what turns images into features: Inception, or EfficientNet-Lite0
 statistics.py   Gaussians of features, in files
-metrics.py      precision and recall
+metrics.py      Inception Score, precision and recall
 flow.py         from two places to a report
 """

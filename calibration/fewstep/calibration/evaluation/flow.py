@@ -12,8 +12,13 @@ import torch
 
 from fewstep.calibration.evaluation import statistics
 from fewstep.calibration.evaluation.images import ARRAYS, Images, names_of, open_images
-from fewstep.calibration.evaluation.metrics import NEIGHBOURS, precision_recall
-from fewstep.calibration.evaluation.networks import Network, Vectors, open_network
+from fewstep.calibration.evaluation.metrics import NEIGHBOURS, inception_score, precision_recall
+from fewstep.calibration.evaluation.networks import (
+    Network,
+    Vectors,
+    open_network,
+    require_weights,
+)
 from fewstep.calibration.evaluation.statistics import Statistics
 from fewstep.calibration.policy.distances import (
     frechet_of_gaussians,
@@ -26,7 +31,7 @@ from fewstep.runtime.files import require_writable
 from fewstep.runtime.progress import Progress, no_progress
 
 _LEAST = 2  # images that have a covariance
-_SPLITS, _IN_A_SPLIT = 10, 100  # of the Inception Score, and images at least in each
+_SUBSET = 1_000  # images in a subset of the kernel distance
 _OF_PAPERS = 50_000  # images that papers generate for FID
 
 
@@ -97,6 +102,8 @@ def evaluate(
         RequestError: no number of threads.
     """
     machine.require_threads(threads)
+    if weights is not None:
+        require_weights(weights)
     if reference is None and save is None:
         raise CalibrationError("nothing to compare with: give --reference, or --save-statistics")
     if save is not None:
@@ -181,13 +188,13 @@ def _metrics(
         value = max(0.0, value)  # equal sets may come out below by rounding
         yield f"{prefix}frechet_distance" if prefix else "fid", (network.frechet, value)
     if found.logits is not None:
-        mean, deviation = _inception_score(found.logits)
+        mean, deviation = inception_score(found.logits)
         yield "inception_score", ("Inception Score", mean)
         yield "inception_score_deviation", ("Inception Score, deviation over splits", deviation)
     if compared is None or compared.features is None or found.features is None:
         return
     progress(network.kernel, 0.0)
-    mean, deviation = kernel_distance(found.features, compared.features)
+    mean, deviation = kernel_distance(found.features, compared.features, subset_size=_SUBSET)
     name = f"{prefix}kernel_distance" if prefix else "kid"
     yield name, (network.kernel, mean)
     yield f"{name}_deviation", (f"{network.kernel}, deviation over subsets", deviation)
@@ -195,20 +202,6 @@ def _metrics(
         both = precision_recall(found.features, compared.features, progress=progress)
         for title, value in zip(("precision", "recall"), both, strict=True):
             yield f"{prefix}{title}", (f"{title}{by}", value)
-
-
-def _inception_score(logits: Vectors) -> tuple[float, float]:
-    """Mean and deviation over ten splits (Salimans et al., NeurIPS 2016), or over fewer of at
-    least 100 images."""
-    from torch_fidelity.metric_isc import (
-        KEY_METRIC_ISC_MEAN,
-        KEY_METRIC_ISC_STD,
-        isc_features_to_metric,
-    )
-
-    splits = max(1, min(_SPLITS, len(logits) // _IN_A_SPLIT))
-    found = isc_features_to_metric(torch.from_numpy(logits), splits)
-    return float(found[KEY_METRIC_ISC_MEAN]), float(found[KEY_METRIC_ISC_STD])
 
 
 def _warnings(
@@ -240,12 +233,29 @@ def _warnings(
             "precision, recall and kernel distance need images of the reference; statistics have "
             "none"
         )
-    elif real is not None and min(shown.count, real.count) <= NEIGHBOURS:
-        yield f"precision and recall need more than {NEIGHBOURS} images on both sides"
+    elif real is not None:
+        yield from _few(shown, real, network)
     if compared is not None and compared.statistics.network is None:
         yield (
             "the statistics do not say which network they are of: they fit by the number of "
             "features alone"
+        )
+
+
+def _few(shown: Images, real: Images, network: Network) -> Iterator[str]:
+    """Of metrics between images, when one side has few of them."""
+    smaller = min(shown, real, key=lambda images: images.count)
+    count, names = smaller.count, f"precision, recall and {network.kernel}"
+    if count <= NEIGHBOURS:
+        yield f"precision and recall need more than {NEIGHBOURS} images on both sides"
+        names = network.kernel
+    if count < _SUBSET:
+        yield (
+            f"{names} say little with {count:,} images: they need {_SUBSET:,} or more on both sides"
+        )
+        yield (
+            f"subsets of {network.kernel} are {count:,} images, all that {smaller.path} has: its "
+            "deviation is too small, and equal images come out below 0"
         )
 
 

@@ -107,11 +107,19 @@ def open_images(path: Path, resize: int | None = None) -> Images:
         return _folder(path, resize)
     if path.suffix == ".npz" and path.is_file():
         return _archive(path, resize)
-    what = "is not there" if not path.exists() else "is neither"
     raise CalibrationError(
-        f"{path} {what}: expected a folder of pictures ({', '.join(SUFFIXES)}) or an .npz with "
-        "arr_0, uint8 [n, H, W, 3]"
+        f"{path} {_instead(path)}: expected a folder of pictures ({', '.join(SUFFIXES)}) or an "
+        ".npz with arr_0, uint8 [n, H, W, 3]"
     )
+
+
+def _instead(path: Path) -> str:
+    """What is where a folder or an archive was expected."""
+    if not path.exists():
+        return "is not there"
+    if path.suffix.lower() in SUFFIXES:
+        return "is a single picture"
+    return "is no folder and no .npz file"
 
 
 def names_of(path: Path) -> set[str]:

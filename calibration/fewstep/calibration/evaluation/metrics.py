@@ -1,4 +1,5 @@
-"""Precision and recall of generated images (Kynkäänniemi et al., NeurIPS 2019, section 3.1).
+"""Inception Score (Salimans et al., NeurIPS 2016), and precision and recall of generated images
+(Kynkäänniemi et al., NeurIPS 2019, section 3.1).
 
 The manifold of a set of features is the union of balls around them, each as wide as the distance to
 the k-th nearest other of the set. Precision: the fraction of generated features in the manifold of
@@ -8,14 +9,42 @@ paper and in ADM's evaluator.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from fewstep.calibration.policy.distances import Features, Matrix
 from fewstep.runtime.progress import Progress, no_progress
 
 NEIGHBOURS = 3
+_SPLITS, _IN_A_SPLIT = 10, 100  # of the Inception Score, and images at least in each
+_SHUFFLE = 2020  # as torch-fidelity seeds it
 _BLOCK = 1_000  # rows whose distances are in memory at a time
 _ROUNDING = 1e-12  # of squared norms: below it a distance is that of equal vectors
+
+
+def inception_score(logits: Features) -> tuple[float, float]:
+    """Mean and standard deviation over ten splits, or over fewer of at least 100 images.
+
+    A split's score is exp of the mean KL divergence between an image's classes and the split's.
+    Images are shuffled as torch-fidelity does, so that scores are the same.
+
+    Args:
+        logits: ``[n, classes]``.
+    """
+    rows = np.random.RandomState(_SHUFFLE).permutation(len(logits))
+    shuffled = np.asarray(logits, np.float64)[rows]
+    logs = shuffled - shuffled.max(1, keepdims=True)
+    logs -= np.log(np.exp(logs).sum(1, keepdims=True))
+    count = max(1, min(_SPLITS, len(logs) // _IN_A_SPLIT))
+    bounds = [part * len(logs) // count for part in range(count + 1)]
+    scores = []
+    for first, end in itertools.pairwise(bounds):
+        split = logs[first:end]
+        chances = np.exp(split)
+        divergence = (chances * (split - np.log(chances.mean(0)))).sum(1)
+        scores.append(np.exp(divergence.mean()))
+    return float(np.mean(scores)), float(np.std(scores))
 
 
 def precision_recall(

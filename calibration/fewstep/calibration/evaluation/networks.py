@@ -8,8 +8,11 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import io
 import pickle
+import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -77,8 +80,8 @@ class Inception(Network):
     width = 2048
 
     def __init__(self, weights: Path, device: torch.device) -> None:
-        extractor = _extractor()
         state, layers = _state(weights), ["2048", "logits_unbiased"]
+        extractor = inception_class()
         buffer = io.BytesIO()  # the library would unpickle whatever a file holds
         torch.save(state, buffer)
         buffer.seek(0)
@@ -107,7 +110,7 @@ def open_network(weights: Path | None, image_side: int, device: str) -> Network:
         device: ``auto``, ``cpu`` or ``cuda`` (``cuda:1`` is the second).
 
     Raises:
-        CalibrationError: the weights are none of Inception's.
+        CalibrationError: the weights are not there, or none of Inception's.
         DeviceError: no such device.
         MissingDependencyError: a package is not installed.
     """
@@ -133,18 +136,46 @@ def _device(name: str) -> torch.device:
     return found
 
 
-def _extractor() -> Any:
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ModuleNotFoundError as error:
-        raise missing(str(error.name), "evaluation") from error
-    except (ImportError, RuntimeError) as error:  # a torchvision of another PyTorch
+def inception_class() -> Any:
+    """torch-fidelity's Inception, without torchvision.
+
+    Only other networks of the package need torchvision, but its ``__init__`` imports them all, and
+    PyPI's torchvision does not load beside a PyTorch without CUDA. So ``__init__`` is left out.
+
+    Raises:
+        MissingDependencyError: torch-fidelity is not installed, or a version without that module.
+    """
+    package, module = "torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3"
+    spec = importlib.util.find_spec(package)
+    if spec is None:
         raise MissingDependencyError(
-            f"torch-fidelity cannot be imported with PyTorch {torch.__version__} "
-            f"({_first_line(error)}); install the torchvision that belongs to this PyTorch, from "
-            "where PyTorch came"
+            "torch-fidelity is not installed; install it with: pip install --no-deps torch-fidelity"
+        )
+    whole = package in sys.modules
+    if not whole:
+        sys.modules[package] = importlib.util.module_from_spec(spec)  # its place, and no content
+    try:
+        return importlib.import_module(module).FeatureExtractorInceptionV3
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"this version of torch-fidelity has another Inception ({_first_line(error)}); install "
+            "a newer one with: pip install --no-deps --upgrade torch-fidelity"
         ) from error
-    return FeatureExtractorInceptionV3
+    finally:
+        if not whole:  # who imports the package afterwards gets all of it
+            for name in [each for each in sys.modules if each.split(".")[0] == package]:
+                del sys.modules[name]
+
+
+def require_weights(path: Path) -> None:
+    """Refuse a place without a file, before any work.
+
+    Raises:
+        CalibrationError: nothing is there, or a folder.
+    """
+    if not path.is_file():
+        what = f"{path} is a folder" if path.is_dir() else f"no such file: {path}"
+        raise CalibrationError(f"{what}; --weights expects {_KNOWN}")
 
 
 def _state(path: Path) -> dict[str, Tensor]:

@@ -88,9 +88,15 @@ def read_images(path: Path, model: MaskedModel, least: int) -> RealImages:
     elif path.suffix == ".npz" and path.is_file():
         images, condition = _read_archive(path, model)
     else:
+        if not path.exists():
+            came = f"no such folder or file: {path}"
+        elif path.suffix.lower() in SUFFIXES:
+            came = f"{path} is a single picture"
+        else:
+            came = f"{path} is no folder and no .npz file"
         raise CalibrationError(
-            f"{path}: expected a folder with a subfolder of images per class, or an .npz file "
-            "with 'images' and 'labels'"
+            f"{came}; expected a folder with a subfolder of images per class, or an .npz file "
+            "with 'images' and 'labels' (or 'text')"
         )
     _check(path, images, condition, model, least)
     condition = condition.astype(np.int32 if condition.ndim == 1 else np.float32)

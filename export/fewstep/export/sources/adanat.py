@@ -33,13 +33,16 @@ class UViTSource:
         policy, untrained = "policy" in given, "untrained_policy" in given
         if policy and untrained:
             raise CheckpointError("--policy and --untrained-policy exclude each other; pass one")
-        if self.needs_policy and not (policy or untrained):
-            raise CheckpointError(
-                f"{self.name} needs a policy checkpoint (--policy), or --untrained-policy"
-            )
         if "tuned_policy" in given and not (policy or untrained):
             raise CheckpointError(
-                "--tuned-policy needs another policy: pass --untrained-policy too"
+                "--tuned-policy needs another policy beside it: pass --untrained-policy "
+                f"--tuned-policy {given['tuned_policy'][0]}"
+            )
+        if self.needs_policy and not (policy or untrained):
+            raise CheckpointError(
+                f"{self.name} needs a policy checkpoint (--policy), or --untrained-policy; what "
+                "fewstep calibrate policy wrote goes with it: --untrained-policy --tuned-policy "
+                "FILE"
             )
         from fewstep.export.masked import Checkpoints, load
 

@@ -1,16 +1,18 @@
 """Kernels that TensorRT-RTX compiled for this GPU, in a file beside the engine.
 
 Only TensorRT-RTX understands the file. One that does not fit the machine is refused by it; one that
-cannot be read or written costs time at the next start and nothing else.
+cannot be read or written costs time at the next start and nothing else, which is said once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import warnings
 from pathlib import Path
 from typing import Any
 
-from fewstep.runtime.errors import FewstepError
+from fewstep.runtime.errors import FewstepError, FewstepWarning
 from fewstep.runtime.files import replacing
 
 _MOST_BYTES = 1 << 30
@@ -49,8 +51,11 @@ class RuntimeCache:
             return
         content = self._serialized()
         if len(content) > self._loaded and _usable(self._path):
-            with contextlib.suppress(FewstepError), replacing(self._path) as temporary:
-                temporary.write_bytes(content)
+            try:
+                with replacing(self._path) as temporary:
+                    temporary.write_bytes(content)
+            except FewstepError:
+                _say_not_kept(self._path.parent)
 
     def _serialized(self) -> bytes:
         """Empty where TensorRT-RTX cannot, without a usable CUDA context for example."""
@@ -59,6 +64,16 @@ class RuntimeCache:
         except (RuntimeError, TypeError):
             return b""
         return b"" if found is None else bytes(found)
+
+
+@functools.cache  # so that a process says it once
+def _say_not_kept(folder: Path) -> None:
+    warnings.warn(
+        f"what TensorRT-RTX compiled is not kept, since {folder} cannot be written: it compiles "
+        "again at every start; copy the bundle to a folder that can be written",
+        FewstepWarning,
+        stacklevel=3,
+    )
 
 
 def _usable(path: Path) -> bool:

@@ -7,11 +7,12 @@ and keeps the others' reasons.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices import Device, Workspace
@@ -22,7 +23,7 @@ from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.engines.tensorrt_api import MODULES, TensorRt, load
 from fewstep.runtime.errors import EngineError, FewstepError, RequestError, choose
 from fewstep.runtime.machine import require_threads
-from fewstep.runtime.records import EngineBackend, EngineInfo
+from fewstep.runtime.records import EngineBackend, EngineInfo, Precision
 
 if TYPE_CHECKING:
     from fewstep.runtime.engines.tensorrt import TensorRtEngine
@@ -93,9 +94,10 @@ def open_backend(bundle: Bundle, wanted: Wanted) -> Opened:
     """Open the first backend that works.
 
     Raises:
-        RequestError: a backend that does not run on this device.
+        RequestError: a backend that does not run on this device, a precision that nothing makes.
         FewstepError: of the backend asked for, or of the last that ``auto`` tries.
     """
+    _require_known(bundle, wanted.precision)
     places = list(_places(wanted))
     if not places:
         raise RequestError(
@@ -122,6 +124,21 @@ def open_backend(bundle: Bundle, wanted: Wanted) -> Opened:
         raise type(error)(message) from (error.__cause__ or error)
     opened.passed_over = passed_over
     return opened
+
+
+def _require_known(bundle: Bundle, precision: str) -> None:
+    """Refuse a precision that there is not, with the nearest one and what makes it."""
+    if precision in ("auto", *bundle.precisions) or bundle.making(precision):
+        return
+    spelled = precision.lower().replace("bfloat", "bf").replace("float", "fp")
+    known = get_args(Precision)
+    near = next(iter(difflib.get_close_matches(spelled, known, n=1, cutoff=0.5)), "")
+    hint = f" Did you mean '{near}'?" if near else ""
+    if near and near not in bundle.precisions:
+        hint += f" Make its graphs with: {bundle.making(near)}"
+    raise RequestError(
+        f"unknown precision '{precision}'; expected one of: {', '.join(known)}.{hint}"
+    )
 
 
 def open_engine(bundle: Bundle, graph: str, device: Device, threads: int, precision: str) -> Engine:

@@ -103,7 +103,11 @@ class KernelCache:
         folder = cache_folder()
         if folder is None:
             return None
-        depends = repr((str(signature), codegen.magic_tuple(), _versions(), _sources()))
+        from numba.core.sigutils import normalize_signature
+
+        # Types of arguments alone when a kernel is called, a text when it is compiled ahead.
+        types, _ = normalize_signature(signature)  # type: ignore[no-untyped-call]
+        depends = repr((str(types), codegen.magic_tuple(), _versions(), _sources()))
         digest = hashlib.sha256(depends.encode()).hexdigest()
         return folder / f"{self._name}-{digest[:24]}.kernel"
 

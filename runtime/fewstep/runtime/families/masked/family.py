@@ -174,8 +174,13 @@ class MaskedFamily(Family):
         return settings.model_dump()
 
     def notes(self, model: Model, request: MaskedRequest) -> tuple[str, ...]:
-        """That a policy runs another number of steps than it was trained for."""
+        """That a policy was never trained, or for another number of steps than it runs."""
         info: MaskedModel = model.info
+        if request.policy and info.policies[request.policy].untrained_seed is not None:
+            return (
+                f"{request.policy} is untrained, so it follows the heuristic schedule: tune one "
+                f"with fewstep calibrate policy --steps {request.steps}",
+            )
         steps = info.policies[request.policy].steps if request.policy else None
         if steps in (None, request.steps):
             return ()

@@ -95,7 +95,7 @@ def _yaml(text: str) -> Any:
 def _own(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     for field in fields:
         if field not in _FIELDS:
-            raise RequestError(f"{name}: {choose('field', field, _FIELDS)}")
+            raise RequestError(f"{name}: {choose('field', str(field), _FIELDS)}")
     given = {key: value for key, value in fields.items() if value is not None}
     steps = given.get("steps", 1)
     if isinstance(steps, bool) or not (isinstance(steps, (int, np.integer)) or _is_count(steps)):
@@ -116,9 +116,11 @@ def _is_count(value: Any) -> bool:
 
 
 def _autonat(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    if fields.keys() != _AUTONAT.keys():
+    wrong = [f"unknown field '{field}'" for field in fields if field not in _AUTONAT]
+    wrong += [f"no {field}" for field in _AUTONAT if field not in fields]
+    if wrong:
         raise RequestError(
-            f"{name}: a strategy of AutoNAT has {', '.join(_AUTONAT)}, got {', '.join(fields)}"
+            f"{name}: a strategy of AutoNAT has {', '.join(_AUTONAT)}; this has {', '.join(wrong)}"
         )
     lists = {
         key: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
