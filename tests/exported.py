@@ -62,11 +62,10 @@ def _start(name: str, folder: Path) -> None:
 
 
 def _export(name: str, folder: Path) -> None:
-    from tests import tiny
-    from tests.toy.source import export_toy
-
     from fewstep.export import flow
     from fewstep.export.demo import sample_checkpoints
+    from tests import tiny
+    from tests.toy.source import export_toy
 
     bundle = folder / "bundle"
     with tempfile.TemporaryDirectory() as checkpoints:
