@@ -59,14 +59,16 @@ def test_a_second_build_takes_the_place_of_the_first(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "said"),
+    ("precision", "kind", "said"),
     [
-        ("fp16", "there are no fp16 graphs; make them with: fewstep build .* --precision fp16$"),
-        ("fp61", "expected one of: fp32"),
+        ("fp16", BundleError, "there are no fp16 graphs; make them with: fewstep build .* fp16$"),
+        ("fp61", RequestError, "unknown precision 'fp61'.*Did you mean 'fp16'.*--precision fp16$"),
     ],
 )
-def test_a_precision_that_is_not_there(bundle: Bundle, precision: str, said: str) -> None:
-    with pytest.raises(BundleError, match=said):
+def test_a_precision_that_is_not_there(
+    bundle: Bundle, precision: str, kind: type[Exception], said: str
+) -> None:
+    with pytest.raises(kind, match=said):
         Generator.open(bundle, precision=precision, device="cpu")
 
 
