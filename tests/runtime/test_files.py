@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from tests.runtime.folders import names, old_folder
 
 from fewstep.runtime.errors import OutputError
 from fewstep.runtime.files import replacing, replacing_folder, sha256
@@ -54,7 +55,7 @@ def test_file_appears_only_at_the_end(place: Path) -> None:
         assert temporary.parent == target.parent
         assert temporary.suffix == ".png"
     assert target.read_bytes() == b"new"
-    assert _names(target.parent) == ["image.png"]
+    assert names(target.parent) == ["image.png"]
 
 
 def test_file_replaces_an_existing_one(place: Path) -> None:
@@ -74,14 +75,14 @@ def test_failed_file_leaves_the_old_one(place: Path, failure: type[BaseException
         temporary.write_bytes(b"half")
         raise failure
     assert target.read_bytes() == b"old"
-    assert _names(place) == ["image.png"]
+    assert names(place) == ["image.png"]
 
 
 def test_full_disk_names_the_target_and_leaves_nothing(place: Path) -> None:
     target = place / "image.png"
     with pytest.raises(OutputError, match="image.png: No space left on device"), replacing(target):
         raise OSError(28, "No space left on device")
-    assert _names(place) == []
+    assert names(place) == []
 
 
 def test_file_cannot_take_the_place_of_a_folder(place: Path) -> None:
@@ -90,7 +91,7 @@ def test_file_cannot_take_the_place_of_a_folder(place: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"), replacing(target) as temporary:
         temporary.write_bytes(b"new")
     assert target.is_dir()
-    assert _names(place) == ["taken"]
+    assert names(place) == ["taken"]
 
 
 def test_folder_appears_only_at_the_end(place: Path) -> None:
@@ -100,28 +101,28 @@ def test_folder_appears_only_at_the_end(place: Path) -> None:
         assert not target.exists()
         assert temporary.parent == target.parent
     assert (target / "a").read_text() == "new"
-    assert _names(target.parent) == ["bundle"]
+    assert names(target.parent) == ["bundle"]
     assert stat.S_IMODE(target.stat().st_mode) == 0o755
 
 
 def test_existing_folder_is_refused_before_any_work(place: Path) -> None:
-    target = _old_folder(place)
+    target = old_folder(place)
     with (
         pytest.raises(OutputError, match="exists already; remove it or pass --force"),
         replacing_folder(target),
     ):
         pytest.fail("the block must not run")
-    assert _names(place) == ["bundle"]
-    assert _names(target) == ["old"]
+    assert names(place) == ["bundle"]
+    assert names(target) == ["old"]
 
 
 def test_existing_folder_is_replaced_as_a_whole(place: Path) -> None:
-    target = _old_folder(place)
+    target = old_folder(place)
     with replacing_folder(target, overwrite=True, marker="old") as temporary:
         (temporary / "new").touch()
-        assert _names(target) == ["old"]
-    assert _names(target) == ["new"]
-    assert _names(place) == ["bundle"]
+        assert names(target) == ["old"]
+    assert names(target) == ["new"]
+    assert names(place) == ["bundle"]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -129,7 +130,7 @@ def test_existing_folder_is_replaced_as_a_whole(place: Path) -> None:
 def test_failed_folder_leaves_nothing_but_the_old_one(
     place: Path, failure: type[BaseException], overwrite: bool
 ) -> None:
-    target = _old_folder(place) if overwrite else place / "bundle"
+    target = old_folder(place) if overwrite else place / "bundle"
     with (
         pytest.raises(failure),
         replacing_folder(target, overwrite=overwrite, marker="old") as temporary,
@@ -137,9 +138,9 @@ def test_failed_folder_leaves_nothing_but_the_old_one(
         (temporary / "deep").mkdir()
         (temporary / "deep" / "half").touch()
         raise failure
-    assert _names(place) == (["bundle"] if overwrite else [])
+    assert names(place) == (["bundle"] if overwrite else [])
     if overwrite:
-        assert _names(target) == ["old"]
+        assert names(target) == ["old"]
 
 
 def test_full_disk_while_filling_a_folder_leaves_nothing(place: Path) -> None:
@@ -149,14 +150,14 @@ def test_full_disk_while_filling_a_folder_leaves_nothing(place: Path) -> None:
     ):
         (temporary / "half").touch()
         raise OSError(28, "No space left on device")
-    assert _names(place) == []
+    assert names(place) == []
 
 
 @pytest.mark.parametrize("failure", [PermissionError, KeyboardInterrupt])
 def test_old_folder_is_put_back_if_the_new_one_cannot_be_renamed(
     place: Path, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
 ) -> None:
-    target = _old_folder(place)
+    target = old_folder(place)
     rename = Path.rename
 
     def fail_for_the_new(self: Path, to: Path) -> Path:
@@ -170,10 +171,10 @@ def test_old_folder_is_put_back_if_the_new_one_cannot_be_renamed(
         replacing_folder(target, overwrite=True, marker="old") as temporary,
     ):
         (temporary / "new").touch()
-    assert _names(target) == ["old"]
-    kept = [name for name in _names(place) if name != "bundle"]
+    assert names(target) == ["old"]
+    kept = [name for name in names(place) if name != "bundle"]
     assert len(kept) == (failure is PermissionError)  # what was finished is not thrown away
-    assert all(_names(place / name) == ["new"] for name in kept)
+    assert all(names(place / name) == ["new"] for name in kept)
 
 
 @pytest.mark.parametrize("marker", ["", "bundle.json"])
@@ -204,8 +205,8 @@ def test_an_empty_folder_is_replaced(place: Path, marker: str) -> None:
     target.mkdir()
     with replacing_folder(target, overwrite=True, marker=marker) as temporary:
         (temporary / "new").touch()
-    assert _names(target) == ["new"]
-    assert _names(place) == ["bundle"]
+    assert names(target) == ["new"]
+    assert names(place) == ["bundle"]
 
 
 @pytest.mark.parametrize("context", [replacing, replacing_folder])
@@ -220,18 +221,7 @@ def test_place_below_a_regular_file_cannot_be_written(
     ):
         pytest.fail("the block must not run")
     assert isinstance(caught.value.__cause__, OSError)
-    assert _names(place) == ["file"]
-
-
-def _old_folder(place: Path) -> Path:
-    target = place / "bundle"
-    target.mkdir()
-    (target / "old").touch()
-    return target
-
-
-def _names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    assert names(place) == ["file"]
 
 
 def test_folders_made_for_a_failed_result_are_removed_again(tmp_path: Path) -> None:

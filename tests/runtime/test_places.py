@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from tests.runtime.folders import names, old_folder
 
 from fewstep.runtime.errors import FewstepWarning, OutputError
 from fewstep.runtime.files import MARK, replacing, replacing_folder, require_writable, sweep
@@ -63,7 +64,7 @@ def test_place_that_cannot_be_written_is_known_before_the_work(
     (place / "file").touch()
     with pytest.raises(OutputError, match=f"cannot write .*{reason}"):
         require_writable(place / name)
-    assert _names(place) == ["file", "folder"]
+    assert names(place) == ["file", "folder"]
 
 
 def test_place_on_a_read_only_file_system_is_refused() -> None:
@@ -92,7 +93,7 @@ def test_refused_modes_do_not_cost_the_work(place: Path, monkeypatch: pytest.Mon
         temporary.write_bytes(b"new")
     with replacing_folder(place / "bundle") as folder:
         (folder / "a").touch()
-    assert _names(place) == ["bundle", "x.png"]
+    assert names(place) == ["bundle", "x.png"]
 
 
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.EXDEV, errno.EPERM, errno.EACCES])
@@ -106,7 +107,7 @@ def test_file_that_cannot_be_replaced_is_written_in_place(
     with pytest.warns(FewstepWarning, match="written in place"), replacing(target) as temporary:
         temporary.write_bytes(b"new")
     assert (target.read_bytes(), target.stat().st_ino) == (b"new", inode)
-    assert _names(place) == ["x.png"]
+    assert names(place) == ["x.png"]
 
 
 def test_finished_file_that_cannot_be_put_in_its_place_is_kept(
@@ -164,9 +165,9 @@ for content in "12":
     done = subprocess.run([*command, sys.executable, code], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (place / "source.png").read_bytes() == b"new"
-    assert _names(place / "source") == ["mark", "only-2"]
+    assert names(place / "source") == ["mark", "only-2"]
     assert (place / "source" / "mark").read_text() == "2"
-    assert _names(place) == ["bundle", "source", "source.png", "x.png"]
+    assert names(place) == ["bundle", "source", "source.png", "x.png"]
 
 
 # --- killed processes, and others at the same place
@@ -186,18 +187,18 @@ with replacing_folder(place / "bundle") as folder, replacing(place / "x.png") as
 
 def test_what_killed_processes_left_is_removed_and_what_is_being_written_stays(place: Path) -> None:
     processes = [_unfinished(place) for _ in range(2)]
-    assert len(_names(place)) == 4
+    assert len(names(place)) == 4
     processes[0].send_signal(signal.SIGKILL)
     processes[0].wait()
     require_writable(place / "y.png")
-    left = _names(place)
+    left = names(place)
     assert len(left) == 2
     assert all(MARK in name for name in left)
     processes[1].send_signal(signal.SIGKILL)
     processes[1].wait()
     with replacing_folder(place / "bundle"):
         pass
-    assert _names(place) == ["bundle"]
+    assert names(place) == ["bundle"]
 
 
 def test_killed_exchange_of_folders_is_undone(place: Path) -> None:
@@ -208,7 +209,7 @@ def test_killed_exchange_of_folders_is_undone(place: Path) -> None:
     (old / "precious").touch()
     with pytest.raises(OutputError, match="exists already"), replacing_folder(place / "bundle"):
         pytest.fail("the block must not run")
-    assert _names(place / "bundle") == ["precious"]
+    assert names(place / "bundle") == ["precious"]
 
 
 def test_hidden_files_of_others_stay(place: Path) -> None:
@@ -218,7 +219,7 @@ def test_hidden_files_of_others_stay(place: Path) -> None:
     with replacing_folder(place / "bundle"):
         pass
     require_writable(place / "x.png")
-    assert _names(place) == sorted([*mine, "bundle"])
+    assert names(place) == sorted([*mine, "bundle"])
 
 
 def test_second_that_makes_the_same_folder_is_refused_and_kept(place: Path) -> None:
@@ -228,12 +229,12 @@ def test_second_that_makes_the_same_folder_is_refused_and_kept(place: Path) -> N
             (second / "second").touch()
             with replacing_folder(target) as first:
                 (first / "first").touch()
-    assert _names(target) == ["first"]
-    assert _names(Path(str(caught.value).rpartition("kept as ")[2])) == ["second"]
+    assert names(target) == ["first"]
+    assert names(Path(str(caught.value).rpartition("kept as ")[2])) == ["second"]
 
 
 def test_folder_is_not_replaced_while_another_holds_its_lock(place: Path) -> None:
-    target = _old_folder(place)
+    target = old_folder(place)
     released = threading.Event()
 
     def change() -> None:
@@ -248,12 +249,12 @@ def test_folder_is_not_replaced_while_another_holds_its_lock(place: Path) -> Non
     begun.wait(10)
     with replacing_folder(target, overwrite=True, marker="old") as temporary:
         (temporary / "old").touch()
-        seen += _names(target)
+        seen += names(target)
         threading.Timer(0.2, released.set).start()
     writer.join()
     assert "added" not in seen
-    assert _names(target) == ["old"]
-    assert _names(place) == ["bundle"]
+    assert names(target) == ["old"]
+    assert names(place) == ["bundle"]
 
 
 def _unfinished(place: Path) -> subprocess.Popen[str]:
@@ -279,14 +280,3 @@ def _refuse_renaming(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
         return replace(self, to)
 
     monkeypatch.setattr(Path, "replace", refuse)
-
-
-def _old_folder(place: Path) -> Path:
-    target = place / "bundle"
-    target.mkdir()
-    (target / "old").touch()
-    return target
-
-
-def _names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())

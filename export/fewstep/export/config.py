@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from fewstep.runtime.errors import CheckpointError, RequestError
+from fewstep.runtime.records import found_wrong
 from fewstep.runtime.settings import Chosen, settings_of
 
 
@@ -78,9 +79,5 @@ def read_config(path: Path | None) -> ExportConfig:
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'file'}: "
-            f"{item['msg'].removeprefix('Value error, ')}"
-            for item in error.errors()
-        )
+        problems = found_wrong(error, "file")
         raise CheckpointError(f"{path} is not an export configuration: {problems}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -24,8 +24,7 @@ class Part:
         settings_beside: a name without which the file's settings are another network's.
         other_name: the key under which another system has a tensor.
         other_system: that system.
-        unused, beside, preferred, avoided, bare_note: as in
-            :class:`~fewstep.export.wrappers.Wanted`.
+        rules: what to look for besides keys.
     """
 
     title: str
@@ -34,25 +33,13 @@ class Part:
     settings_beside: str = ""
     other_name: Callable[[str], str] = str
     other_system: str = ""
-    unused: tuple[str, ...] = ()
-    beside: str = r"(?!)"
-    preferred: tuple[str, ...] = ()
-    avoided: str = r"(?!)"
-    bare_note: str = ""
+    rules: Wanted = Wanted(frozenset())
 
     def wanted(self, keys: Collection[str]) -> Wanted:
         """What to look for, of a model whose state dict has ``keys``."""
-        exported = frozenset(key for key in keys if not key.startswith(self.unused))
-        return Wanted(
-            exported,
-            {name: key for key in exported if (name := self.other_name(key)) != key},
-            self.other_system,
-            self.unused,
-            self.beside,
-            self.preferred,
-            self.avoided,
-            self.bare_note,
-        )
+        exported = frozenset(key for key in keys if not key.startswith(self.rules.unused))
+        aliases = {name: key for key in exported if (name := self.other_name(key)) != key}
+        return replace(self.rules, keys=exported, aliases=aliases, alias_of=self.other_system)
 
 
 def open_muse_name(key: str) -> str:
@@ -85,10 +72,13 @@ PARTS: Mapping[Callable[..., nn.Module], Part] = {
         "policy network",
         "--policy",
         settings=("in_channels", "out_channels", "hidden_size", "grid_size"),
-        preferred=("policy_old.actor", "actor"),
-        avoided=r"(^|\.)critic$",
-        bare_note="read as AdaNAT's; AdaGen's files look the same, but their actions are smoothed "
-        "over the steps, which is not supported yet",
+        rules=Wanted(
+            frozenset(),
+            preferred=("policy_old.actor", "actor"),
+            avoided=r"(^|\.)critic$",
+            bare_note="read as AdaNAT's; AdaGen's files look the same, but their actions are "
+            "smoothed over the steps, which is not supported yet",
+        ),
     ),
     VQModel: Part(
         "tokenizer (VQGAN)",
@@ -97,9 +87,12 @@ PARTS: Mapping[Callable[..., nn.Module], Part] = {
         settings_beside="ddconfig",
         other_name=open_muse_name,
         other_system="open-muse",
-        unused=("encoder.", "quant_conv."),
-        # Statistics of codes, of taming-transformers, LlamaGen and others.
-        beside=r"^quantize\.(.*\.)?(cluster_size|embed_avg|ema_\w+|codebook_used|initt?ed)$",
+        rules=Wanted(
+            frozenset(),
+            unused=("encoder.", "quant_conv."),
+            # Statistics of codes, of taming-transformers, LlamaGen and others.
+            beside=r"^quantize\.(.*\.)?(cluster_size|embed_avg|ema_\w+|codebook_used|initt?ed)$",
+        ),
     ),
 }
 """By the class of the network."""

@@ -142,7 +142,7 @@ def _model(
 ) -> Model:
     """A model on the meta device, without what is never exported if ``state`` has not all of it."""
     model = build(kind, arguments, path)
-    for name in (each.removesuffix(".") for each in PARTS[kind].unused):
+    for name in (each.removesuffix(".") for each in PARTS[kind].rules.unused):
         needed = [key for key in model.state_dict() if key.startswith(f"{name}.")]
         if needed and not all(key in state for key in needed):
             delattr(model, name)

@@ -12,7 +12,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, cast
 
@@ -95,6 +94,9 @@ PrecisionOption = Annotated[
         "bundle: fp16, bf16, int8, fp8.",
         autocompletion=lambda: ["auto", *PRECISIONS],
     ),
+]
+TextOption = Annotated[
+    Path | None, typer.Option(help=".npy of text states [B, L, D], for text bundles.")
 ]
 ThreadsOption = Annotated[
     int, typer.Option(help="CPU threads; 0 for every core that this process may use.")
@@ -203,6 +205,8 @@ def say_versions() -> None:
     """Say, to those who pass ``--verbose``, which Python and libraries run."""
     if _verbosity < 1:
         return
+    from importlib.metadata import PackageNotFoundError, version
+
     found = {"Python": platform.python_version()}
     for name in _VERSIONS:
         with contextlib.suppress(PackageNotFoundError):

@@ -16,6 +16,7 @@ from fewstep.cli.common import (
     BackendOption,
     DeviceOption,
     JsonOption,
+    TextOption,
     ThreadsOption,
     command,
     progress_bar,
@@ -46,9 +47,7 @@ def compare_command(
         list[str] | None,
         typer.Option("--class", help="Class id or name, or several; a few of all by default."),
     ] = None,
-    text: Annotated[
-        Path | None, typer.Option(help=".npy of text states [B, L, D], for text bundles.")
-    ] = None,
+    text: TextOption = None,
     count: Annotated[int, typer.Option(min=1, help="Images per class, a seed for each.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the first image; others count up.")] = 0,
     out_path: Annotated[

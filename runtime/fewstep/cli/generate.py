@@ -16,6 +16,7 @@ from fewstep.cli.common import (
     DeviceOption,
     JsonOption,
     PrecisionOption,
+    TextOption,
     ThreadsOption,
     command,
     errors,
@@ -53,9 +54,7 @@ def generate_command(
             "classes alike.",
         ),
     ] = None,
-    text: Annotated[
-        Path | None, typer.Option(help=".npy of text states [B, L, D], for text bundles.")
-    ] = None,
+    text: TextOption = None,
     like: Annotated[
         Path | None,
         typer.Option(

@@ -4,7 +4,6 @@ batch is done."""
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,7 +121,6 @@ class Made:
     files: list[Path] = field(default_factory=list)
     images: int = 0
     kept: int = 0
-    seconds: float = 0.0
     timings_ms: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -154,7 +152,7 @@ def produce(
     Raises:
         OutputError: the place is not writable, or the folder has images of other settings.
     """
-    made, start = Made(), time.perf_counter()
+    made = Made()
     wanted = list(range(len(order)))
     if target.resume:
         wanted = _absent(generator, order, complete, target)
@@ -175,7 +173,6 @@ def produce(
         if target.is_folder:
             _say_kept(order, target)
         raise
-    made.seconds = time.perf_counter() - start
     return made
 
 

@@ -90,7 +90,7 @@ def spelled_out(
         else:
             spelled.append(_Word(word, option, loose=bool(option)))
     free = sum(1 for word in spelled if word.free) + len(words[end + 1 :])
-    _give_back(spelled, places - free)
+    _leave_to_arguments(spelled, places - free)
     found = [part for word in spelled for part in word.spelled(options, whole)]
     if expects:
         found.append(option)  # without a value; the parser says so
@@ -122,7 +122,7 @@ class _Word:
         return [part for value in values for part in (self.option, value)]
 
 
-def _give_back(words: list[_Word], missing: int) -> None:
+def _leave_to_arguments(words: list[_Word], missing: int) -> None:
     """Leave words after values to the command's arguments, as many as these lack: those that are
     there as files first, else the last."""
     loose = [word for word in words if word.loose]

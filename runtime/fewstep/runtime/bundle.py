@@ -26,7 +26,7 @@ from fewstep.runtime.errors import BundleError, choose
 from fewstep.runtime.files import replacing, sha256, sweep
 from fewstep.runtime.lock import locked
 from fewstep.runtime.manifest import MANIFEST_NAME, SCHEMA, Manifest
-from fewstep.runtime.records import FileInfo, GraphInfo
+from fewstep.runtime.records import FileInfo, GraphInfo, found_wrong
 
 
 @dataclass(frozen=True)
@@ -308,8 +308,5 @@ def _manifest_errors(file: Path) -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'top level'}: {item['msg']}"
-            for item in error.errors()
-        )
+        problems = found_wrong(error, "top level")
         raise BundleError(f"{file} is not a valid manifest: {problems}") from error

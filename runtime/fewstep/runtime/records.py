@@ -13,6 +13,7 @@ from pydantic import (
     Field,
     NonNegativeInt,
     PositiveInt,
+    ValidationError,
     field_validator,
     model_validator,
 )
@@ -40,6 +41,19 @@ class Strict(BaseModel):
     def _is_text(cls, value: Any) -> Any:
         """Names of files and commands may have bytes that are no text, which JSON cannot hold."""
         return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+
+
+def found_wrong(error: ValidationError, whole: str) -> str:
+    """What pydantic found wrong in a file, by the place of each, in one line.
+
+    Args:
+        error: of pydantic.
+        whole: what to call the file itself, where no place in it is wrong.
+    """
+    return "; ".join(
+        f"{'.'.join(map(str, each['loc'])) or whole}: {each['msg'].removeprefix('Value error, ')}"
+        for each in error.errors()
+    )
 
 
 class TensorInfo(Strict):

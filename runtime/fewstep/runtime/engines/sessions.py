@@ -86,7 +86,7 @@ def _threads(wanted: int) -> int:
     """Threads of a session, the caller's among them.
 
     ONNX Runtime waits forever for threads that could not be started, so it is asked for what can
-    be; then for half of it, as more than this session needs threads.
+    be; then for half of it, as other graphs need threads too.
     """
     wanted = wanted or cores()
     others = startable(wanted - 1)
