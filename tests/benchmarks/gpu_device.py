@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from tests.benchmarks.gpu_run import Bench, LeftOut, Row, Tables, Times, repeated
-from tests.benchmarks.kernels import Shaped, arguments
+from tests.benchmarks.kernels import SAMPLERS, Shaped, arguments
 
 from fewstep.runtime.devices import Array, BufferSpec
 from fewstep.runtime.devices.cuda import CudaDevice
@@ -29,6 +29,8 @@ _COPIES = 8
 _LAUNCHES = 200
 _PARAMETERS = (0.5, 4.5, 1.0, 2.0)
 """Mask ratio, masking and sampling temperature, guidance."""
+_LIMITS = (2.0, 900.0, 0.95, 1.0)
+"""Guidance, top-k, top-p, sampling temperature."""
 
 
 def card(bench: Bench) -> Tables:
@@ -135,7 +137,10 @@ class _Case:
         if name == "image":
             return random.random(one, np.float32)
         if name == "parameters":
-            return np.array(_PARAMETERS, np.float32)
+            limited = self.kernel == "sample_top_k_top_p"
+            return np.array(_LIMITS if limited else _PARAMETERS, np.float32)
+        if name == "given":
+            return np.full(1, -1)
         if name == "sampled":
             return random.integers(0, self.codes, one)
         if name == "tokens":
@@ -152,7 +157,7 @@ def kernels(bench: Bench) -> Tables:
 
 
 def _cases(quick: bool) -> list[_Case]:
-    """Codes matter to ``sample_tokens`` alone, and types to what reads logits or images."""
+    """Codes matter to what samples, and types to what reads logits, images or rows."""
     sizes = {"count": 16, "side": 16} if quick else {}
     found: dict[tuple[str, int, int], _Case] = {}
     for codes in (24, 256) if quick else (1024, 16384):
@@ -195,7 +200,7 @@ def _kernel(device: CudaDevice, case: _Case, bench: Bench, launches: int) -> Row
     speed = bench.bandwidth_gb_s
     return {
         "kernel": launch.entry,
-        "codes": case.codes if case.kernel == "sample_tokens" else None,
+        "codes": case.codes if case.kernel in SAMPLERS else None,
         "batch": case.batch,
         "bytes": launch.bytes_moved,
         "at the bandwidth, µs": None if speed is None else launch.bytes_moved / speed / 1e3,

@@ -21,7 +21,10 @@ BANDWIDTH_GB_S = {"Orin Nano": 68, "AGX Orin": 204.8, "Thor": 273, "RTX 4090": 1
 """Memory bandwidth from NVIDIA's data sheets: Jetson Orin Nano 8 GB (68 GB/s before its Super
 mode), Jetson AGX Orin 64 GB, Jetson T5000, GeForce RTX 4090."""
 
-_TOKENS, _SIDE = 256, 256
+_TOKENS, _SIDE, _WIDTH = 256, 256, 1024
+
+SAMPLERS = ("sample_tokens", "sample_top_k_top_p")
+"""The kernels that read logits."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def launches(codes: int, dtype: str, batch: int = 1) -> dict[str, Launch]:
 def arguments(
     codes: int, dtype: str, batch: int, count: int = _TOKENS, side: int = _SIDE
 ) -> Mapping[str, Mapping[str, Any]]:
-    """What these kernels are given, buffers as shapes.
+    """What these kernels are given, buffers as shapes; rows to copy are those of a cache.
 
     Args:
         codes: size of the codebook.
@@ -59,6 +62,7 @@ def arguments(
     logits = _of(dtype, batch, count, codes)
     other = Shaped(logits.shape, logits.dtype, pointer=1)
     both = _of("int32", 2 * batch, count)
+    offsets = ("guidance_offset", "top_k_offset", "top_p_offset", "temperature_offset")
     return {
         "initial_tokens": {
             **{"given": tokens, "mask": _of("uint8", batch, count), "codebook_size": codes},
@@ -79,6 +83,20 @@ def arguments(
             **{"guidance_offset": 0.0, "action": parameters},
             **{"parameters": parameters, "error": error},
         },
+        "sample_top_k_top_p": {
+            **{"conditional": logits, "unconditional": other, "parameters": parameters},
+            **{"seeds": _of("uint64", batch), "step": 0, "given": tokens},
+            **{"tokens": tokens, "error": error},
+        },
+        "sampling_parameters": {
+            **dict.fromkeys(offsets, 0.0),
+            **{"guidance_scale": 1.0, "action": parameters},
+            **{"parameters": parameters, "error": error},
+        },
+        "copy_rows": {
+            **{"source": _of(dtype, 1, batch, _WIDTH), "first": batch},
+            "target": _of(dtype, 1, 2 * batch, _WIDTH),
+        },
         "to_pixels": {
             **{"image": _of(dtype, batch, 3, side, side), "error": error},
             "pixels": _of("uint8", batch, side, side, 3),
@@ -95,7 +113,7 @@ def bounds_table() -> list[str]:
     lines = [f"| kernel | bytes | {' | '.join(BANDWIDTH_GB_S)} |", "|---" * 6 + "|"]
     for codes, dtype in ((1024, "float32"), (1024, "float16"), (16384, "float32")):
         for name, launch in launches(codes, dtype).items():
-            if codes == 16384 and name != "sample_tokens":
+            if codes == 16384 and name not in SAMPLERS:
                 continue
             times = (launch.bytes_moved / speed / 1e3 for speed in BANDWIDTH_GB_S.values())
             row = " | ".join(f"{time:.2f}" for time in times)

@@ -1,9 +1,11 @@
-"""``initial_tokens``, ``policy_parameters`` and ``to_pixels`` on the GPU against NumPy.
+"""The kernels of a thread or block per element on the GPU against NumPy.
 
-Covered: kept, masked and invalid tokens in one half and two; actions to parameters against the
-formulas in float64, at huge actions and with actions that are not finite; pixels of float32 and
-of every float16 there is, with NaN, both ends of the range and ties; sizes that are and are not
-multiples of the block; error flags, which only ever go up.
+Covered: ``initial_tokens``, ``policy_parameters``, ``sampling_parameters``, ``copy_rows`` and
+``to_pixels``: kept, masked and invalid tokens in one half and two; actions to parameters against
+the formulas in float64, at huge actions and with actions that are not finite; rows of words of 16
+and of 2 bytes, from every row on, and what is refused; pixels of float32 and of every float16 there
+is, with NaN, both ends of the range and ties; sizes that are and are not multiples of the block;
+error flags, which only ever go up.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fewstep.runtime.devices.cuda import CudaDevice
+from fewstep.runtime.errors import DeviceError
 
 sys.path.append(str(Path(__file__).parent))
 if TYPE_CHECKING:
@@ -163,6 +166,102 @@ def test_an_action_that_is_not_finite_raises_the_flag(
     np.testing.assert_array_equal(found[others], sound[others])
 
 
+# --- sampling_parameters
+
+
+def _of_a_scale(
+    device: CudaDevice,
+    action: Array,
+    offsets: npt.ArrayLike = (0, 0, 0, 0),
+    scale: float = 1.0,
+    flag: int = 0,
+) -> tuple[Array, int]:
+    names = ("guidance_offset", "top_k_offset", "top_p_offset", "temperature_offset")
+    found = runs.launch(
+        device,
+        "sampling_parameters",
+        inputs={"action": action.astype(np.float32)},
+        outputs={
+            "parameters": np.full(action.shape, -1, np.float32),
+            "error": np.array([flag], np.int32),
+        },
+        guidance_scale=scale,
+        **dict(zip(names, np.asarray(offsets, np.float64).tolist(), strict=True)),
+    )
+    return found["parameters"], int(found["error"][0])
+
+
+@pytest.mark.parametrize("batch", [1, 127, 128, 129])
+@pytest.mark.parametrize("spread", [0.1, 3.0, 20.0, 1e30])
+def test_parameters_of_a_scale_are_those_of_the_formulas_in_float64(
+    device: CudaDevice, batch: int, spread: float
+) -> None:
+    action = np.random.default_rng(batch).normal(0, spread, (batch, 4)).astype(np.float32)
+    offsets = (0.5, -1.25, 2.5, 0.75)
+    found, error = _of_a_scale(device, action, offsets, 4 / 9)
+    raw = action.astype(np.float64) + offsets
+    expected = np.logaddexp(0, raw) * (4 / 9, 1, 1, 1)
+    with np.errstate(over="ignore"):
+        expected[:, 1:3] = 1 / (1 + np.exp(-raw[:, 1:3])) * (4096, 1)
+    np.testing.assert_allclose(found, expected, rtol=2**-24 + 1e-13, atol=1e-12)
+    assert error == 0
+
+
+def test_an_action_of_0_at_the_offset_of_top_k_900_gives_900(device: CudaDevice) -> None:
+    found, _ = _of_a_scale(device, np.zeros((1, 4)), (0, math.log(900 / (4096 - 900)), 0, 0))
+    assert found[0, 1] == 900
+
+
+@pytest.mark.parametrize("column", range(4))
+def test_an_action_of_a_scale_that_is_not_finite_raises_the_flag(
+    device: CudaDevice, column: int
+) -> None:
+    for bad in (math.nan, math.inf, -math.inf):
+        action = np.zeros((2, 4))
+        action[1, column] = bad
+        assert _of_a_scale(device, action)[1] == 1
+
+
+# --- copy_rows
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("width", [1, 3, 128, 1024, 2049])
+@pytest.mark.parametrize(
+    ("groups", "period", "rows", "first"), [(1, 2, 4, 2), (3, 1, 5, 0), (2, 3, 8, 4), (2, 5, 3, 2)]
+)
+def test_rows_are_copied_in_turn(
+    device: CudaDevice, groups: int, period: int, rows: int, first: int, width: int, dtype: str
+) -> None:
+    """Every bit, NaN among them; what is before the first row stays."""
+    random = np.random.default_rng(width)
+    source = np.frombuffer(random.bytes(groups * period * width * 4), dtype)
+    source = source[: groups * period * width].reshape(groups, period, width)
+    before = np.full((groups, rows, width), 7, dtype)
+    found = runs.launch(
+        device, "copy_rows", inputs={"source": source}, outputs={"target": before}, first=first
+    )["target"]
+    expected = before.copy()
+    expected[:, first:] = source[:, np.arange(first, rows) % period]
+    assert found.tobytes() == expected.tobytes()
+
+
+def test_rows_of_two_types_and_no_rows_are_refused(device: CudaDevice) -> None:
+    for dtype, first, message in (
+        ("float16", 0, "of one type of 2, 4 or 8 bytes, got float16 and float32"),
+        ("float32", 3, "starts at one of the 3 rows, got 3"),
+    ):
+        inputs, outputs = np.zeros((1, 1, 4), dtype), np.zeros((1, 3, 4), np.float32)
+        with pytest.raises(DeviceError, match=message):
+            runs.launch(
+                device,
+                "copy_rows",
+                inputs={"source": inputs},
+                outputs={"target": outputs},
+                first=first,
+            )
+
+
 # --- to_pixels
 
 
@@ -260,6 +359,7 @@ def test_nan_raises_the_flag_and_becomes_0(device: CudaDevice, channel: int, dty
 def test_a_flag_is_never_taken_down(device: CudaDevice) -> None:
     assert _initial(device, np.zeros((1, 1)), np.zeros((1, 1)), flag=1)[1] == 1
     assert _parameters(device, np.zeros((1, 4)), flag=1)[1] == 1
+    assert _of_a_scale(device, np.zeros((1, 4)), flag=1)[1] == 1
     assert _pixels(device, np.zeros((1, 3, 1, 1), np.float32), flag=1)[1] == 1
 
 

@@ -21,8 +21,9 @@ from tests.emulated_cuda.build import CannotBuild, build, host_kernels
 from tests.emulated_cuda.run import KERNELS, ROOT, environment
 
 _ENTRIES = {
-    *("initial_tokens", "remask", "policy_parameters"),
+    *("copy_rows", "initial_tokens", "policy_parameters", "remask", "sampling_parameters"),
     *("sample_tokens_float", "sample_tokens_half", "to_pixels_float", "to_pixels_half"),
+    *("sample_top_k_top_p_float", "sample_top_k_top_p_half"),
 }
 
 
@@ -104,7 +105,7 @@ def test_every_kernel_is_timed_beside_the_bytes_it_moves(report: dict[str, Any])
         assert 0 < row["measured, minimum, µs"] <= row["measured, median, µs"]
         assert 0 < row["one set, minimum, µs"] <= row["one set, median, µs"]
     sampled = {(row["kernel"], row["codes"], row["batch"]) for row in rows if row["codes"]}
-    assert len(sampled) == 2 * 2 * 2  # type, codes, batch
+    assert len(sampled) == 2 * 2 * 2 * 2  # kernel, type, codes, batch
 
 
 def test_the_loop_is_timed_by_steps(report: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ _KERNELS = (
     "test_philox.py",
     "test_remask.py",
     "test_sample_tokens.py",
+    "test_sample_top_k_top_p.py",
     "test_unusable_logits.py",
     "test_kernel_limits.py",
     "test_official_rollouts.py",

@@ -234,9 +234,13 @@ def _compiled(generator: Generator) -> float:
     if generator.device.name != "cpu":
         return 0.0
     from fewstep.runtime.kernels.cpu import warm
+    from fewstep.runtime.program import Launch
 
+    family, model = generator.family, generator.model
+    programs = (family.program(model, key) for key in family.corners(model, 1))
+    wanted = {op.kernel for each in programs for op in each.ops if isinstance(op, Launch)}
     with errors.status("compiling the kernels (once; they are kept)"):
-        return warm()
+        return warm(wanted)
 
 
 def _line(generator: Generator, made: Made, target: Target, compiled: float) -> str:

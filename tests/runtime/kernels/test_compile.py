@@ -33,7 +33,7 @@ _ROOT = Path(__file__).parents[3]
 _KERNELS = _ROOT / "runtime" / "fewstep" / "runtime" / "kernels"
 _CUDA_MACHINE = 190  # EM_CUDA
 _ENTRY = re.compile(
-    r'extern "C" __global__ void __launch_bounds__\((?P<threads>\d+)\)\s+(?P<name>\w+)\('
+    r'extern "C" __global__ void __launch_bounds__\((?P<threads>\d+)(?:, \d+)?\)\s+(?P<name>\w+)\('
 )
 
 
@@ -78,7 +78,8 @@ def _code(cubin: bytes) -> dict[str, bytes]:
 
 def test_the_sources_hold_the_kernels_that_are_launched() -> None:
     assert set(_entries()) == {
-        *("initial_tokens", "policy_parameters", "remask"),
+        *("copy_rows", "initial_tokens", "policy_parameters", "remask"),
+        *("sample_top_k_top_p_float", "sample_top_k_top_p_half", "sampling_parameters"),
         *("sample_tokens_float", "sample_tokens_half", "to_pixels_float", "to_pixels_half"),
     }
 
@@ -123,10 +124,13 @@ def test_registers_leave_room_for_a_full_block(compiled: CompiledKernels) -> Non
 
 
 def test_shared_memory_is_what_the_sources_declare(compiled: CompiledKernels) -> None:
-    """remask: 4096 keys, 256 bins, 4 numbers; sample_tokens: 3 floats for each of 512 chunks."""
+    """remask: 4096 keys, 256 bins, 4 numbers; sample_tokens: 3 floats for each of 512 chunks;
+    sample_top_k_top_p: 8192 logits, 8 maxima, 256 bins, 8 sums, a place."""
     expected = dict.fromkeys(_entries(), 0)
     expected |= {"remask": 4 * (4096 + 256 + 4)}
     expected |= dict.fromkeys(("sample_tokens_float", "sample_tokens_half"), 3 * 4 * 512)
+    filtered = ("sample_top_k_top_p_float", "sample_top_k_top_p_half")
+    expected |= dict.fromkeys(filtered, 4 * (8192 + 8) + 8 * (256 + 8) + 16)
     assert all(each.shared_bytes == expected[each.kernel] for each in compiled.resources)
     assert max(expected.values()) <= 48 * 1024  # what a block gets without asking
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.runtime.kernels import shapes
 
 from fewstep.runtime.errors import DeviceError
 from fewstep.runtime.kernels.launch import MAX_CODES, MAX_TOKENS, Argument, Launch, launch_of
@@ -23,28 +22,9 @@ from fewstep.runtime.kernels.launch import MAX_CODES, MAX_TOKENS, Argument, Laun
 _FOLDER = Path(__file__).parents[3] / "runtime" / "fewstep" / "runtime" / "kernels"
 _LETTERS = {"int": "i", "double": "d"}
 _ENTRY = re.compile(
-    r'extern "C" __global__ void __launch_bounds__\((\d+)\)\s+(\w+)\(([^)]*)\)', re.DOTALL
+    r'extern "C" __global__ void __launch_bounds__\((\d+)(?:, \d+)?\)\s+(\w+)\(([^)]*)\)', re.DOTALL
 )
 _FLOATS = st.sampled_from(["float32", "float16"])
-
-
-@dataclass
-class Memory:
-    """A buffer that is nowhere: an address and what it would hold."""
-
-    pointer: int
-    shape: tuple[int, ...]
-    type: str = "float32"
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype(self.type)
-
-    def __getitem__(self, rows: int | slice) -> Memory:
-        raise AssertionError("nobody asks for rows")
-
-    def view(self, shape: tuple[int, ...]) -> Memory:
-        raise AssertionError("nobody asks for another shape")
 
 
 @dataclass(frozen=True)
@@ -71,76 +51,18 @@ def _sources() -> dict[str, Entry]:
 _SOURCES = _sources()
 
 
-def _initial(batch: int = 2, rows: int = 4, count: int = 300) -> dict[str, Argument]:
-    return {
-        "given": Memory(1, (batch, count), "int32"),
-        "mask": Memory(2, (batch, count), "uint8"),
-        "codebook_size": 24,
-        "mask_token": 25,
-        "tokens": Memory(3, (rows, count), "int32"),
-        "error": Memory(4, (1,), "int32"),
-    }
-
-
-def _sample(
-    batch: int = 2, count: int = 16, codes: int = 1024, dtype: str = "float32", shared: bool = False
-) -> dict[str, Argument]:
-    return {
-        "conditional": Memory(10, (batch, count, codes), dtype),
-        "unconditional": Memory(11, (1 if shared else batch, count, codes), dtype),
-        "tokens": Memory(12, (batch, count), "int32"),
-        "parameters": Memory(13, (batch, 4)),
-        "seeds": Memory(14, (batch,), "uint64"),
-        "step": 3,
-        "mask_token": 9999,
-        "sampled": Memory(15, (batch, count), "int32"),
-        "confidence": Memory(16, (batch, count)),
-        "error": Memory(17, (1,), "int32"),
-    }
-
-
-def _remask(batch: int = 2, rows: int = 4, count: int = 256) -> dict[str, Argument]:
-    return {
-        "confidence": Memory(20, (batch, count)),
-        "sampled": Memory(21, (batch, count), "int32"),
-        "parameters": Memory(22, (batch, 4)),
-        "mask": Memory(24, (batch, count), "uint8"),
-        "mask_token": 77,
-        "at_least_one": 0,
-        "next_tokens": Memory(23, (rows, count), "int32"),
-    }
-
-
-def _policy(batch: int = 3) -> dict[str, Argument]:
-    return {
-        "action": Memory(30, (batch, 4)),
-        "ratio_offset": 0.25,
-        "masking_offset": -0.5,
-        "sampling_offset": 0.75,
-        "guidance_offset": -1.0,
-        "parameters": Memory(31, (batch, 4)),
-        "error": Memory(32, (1,), "int32"),
-    }
-
-
-def _pixels(
-    batch: int = 2, height: int = 20, width: int = 30, dtype: str = "float32"
-) -> dict[str, Argument]:
-    return {
-        "image": Memory(40, (batch, 3, height, width), dtype),
-        "pixels": Memory(41, (batch, height, width, 3), "uint8"),
-        "error": Memory(42, (1,), "int32"),
-    }
-
-
 _EVERY: dict[str, tuple[str, dict[str, Argument]]] = {
-    "initial_tokens": ("initial_tokens", _initial()),
-    "policy_parameters": ("policy_parameters", _policy()),
-    "remask": ("remask", _remask()),
-    "sample_tokens_float": ("sample_tokens", _sample()),
-    "sample_tokens_half": ("sample_tokens", _sample(dtype="float16")),
-    "to_pixels_float": ("to_pixels", _pixels()),
-    "to_pixels_half": ("to_pixels", _pixels(dtype="float16")),
+    "copy_rows": ("copy_rows", shapes.rows()),
+    "initial_tokens": ("initial_tokens", shapes.initial()),
+    "policy_parameters": ("policy_parameters", shapes.policy()),
+    "remask": ("remask", shapes.remask()),
+    "sample_tokens_float": ("sample_tokens", shapes.sample()),
+    "sample_tokens_half": ("sample_tokens", shapes.sample(dtype="float16")),
+    "sample_top_k_top_p_float": ("sample_top_k_top_p", shapes.filtered()),
+    "sample_top_k_top_p_half": ("sample_top_k_top_p", shapes.filtered(dtype="float16")),
+    "sampling_parameters": ("sampling_parameters", shapes.of_a_scale()),
+    "to_pixels_float": ("to_pixels", shapes.pixels()),
+    "to_pixels_half": ("to_pixels", shapes.pixels(dtype="float16")),
 }
 
 
@@ -174,7 +96,7 @@ def test_every_argument_of_the_caller_arrives_under_its_name(entry: str) -> None
     packed = _by_name(launch_of(kernel, arguments))
     renamed = {"pixels": "out"} if kernel == "to_pixels" else {}
     for name, value in arguments.items():
-        expected = value.pointer if isinstance(value, Memory) else value
+        expected = value.pointer if isinstance(value, shapes.Memory) else value
         assert packed[renamed.get(name, name)] == expected
 
 
@@ -187,23 +109,48 @@ def test_integers_are_python_integers_that_fit_the_declared_type(entry: str) -> 
 
 
 def test_sizes_are_passed_from_the_shapes() -> None:
-    initial = _by_name(launch_of("initial_tokens", _initial(batch=2, rows=4, count=300)))
+    initial = _by_name(launch_of("initial_tokens", shapes.initial(batch=2, rows=4, count=300)))
     assert (initial["batch"], initial["count"]) == (2, 300)
-    remask = _by_name(launch_of("remask", _remask(batch=2, rows=4, count=256)))
+    remask = _by_name(launch_of("remask", shapes.remask(batch=2, rows=4, count=256)))
     assert (remask["count"], remask["rows"]) == (256, 4)
-    assert _by_name(launch_of("policy_parameters", _policy(batch=5)))["batch"] == 5
-    assert _by_name(launch_of("sample_tokens", _sample(codes=777)))["codes"] == 777
-    assert _by_name(launch_of("to_pixels", _pixels(height=20, width=30)))["pixels"] == 600
+    assert _by_name(launch_of("policy_parameters", shapes.policy(batch=5)))["batch"] == 5
+    assert _by_name(launch_of("sample_tokens", shapes.sample(codes=777)))["codes"] == 777
+    assert _by_name(launch_of("sample_top_k_top_p", shapes.filtered(codes=777)))["codes"] == 777
+    assert _by_name(launch_of("sampling_parameters", shapes.of_a_scale(batch=5)))["batch"] == 5
+    assert _by_name(launch_of("to_pixels", shapes.pixels(height=20, width=30)))["pixels"] == 600
+    copied = _by_name(launch_of("copy_rows", shapes.rows(period=3, rows=7)))
+    assert (copied["period"], copied["rows"]) == (3, 7)
 
 
 @pytest.mark.parametrize(("batch", "shared", "flag"), [(3, False, 0), (3, True, 1), (1, True, 1)])
 def test_one_row_of_unconditional_logits_is_shared(batch: int, shared: bool, flag: int) -> None:
-    launch = launch_of("sample_tokens", _sample(batch=batch, shared=shared))
+    launch = launch_of("sample_tokens", shapes.sample(batch=batch, shared=shared))
+    assert _by_name(launch)["shared"] == flag
+    launch = launch_of("sample_top_k_top_p", shapes.filtered(batch=batch, shared=shared))
     assert _by_name(launch)["shared"] == flag
 
 
+@pytest.mark.parametrize(
+    ("width", "source", "dtype", "words", "wide"),
+    [
+        (128, 512, "float32", 32, 1),
+        (128, 512, "float16", 16, 1),
+        (127, 512, "float32", 254, 0),
+        (3, 512, "float16", 3, 0),
+        (128, 516, "float32", 256, 0),
+    ],
+)
+def test_rows_are_copied_by_16_bytes_where_everything_is_aligned(
+    width: int, source: int, dtype: str, words: int, wide: int
+) -> None:
+    arguments = shapes.rows(width=width, dtype=dtype)
+    arguments["source"] = shapes.Memory(source, (2, 1, width), dtype)
+    packed = _by_name(launch_of("copy_rows", arguments))
+    assert (packed["words"], packed["wide"]) == (words, wide)
+
+
 def test_whole_numbers_are_offsets_too() -> None:
-    launch = launch_of("policy_parameters", _policy() | {"ratio_offset": 0})
+    launch = launch_of("policy_parameters", shapes.policy() | {"ratio_offset": 0})
     assert launch.signature == _SOURCES["policy_parameters"].letters
 
 
@@ -221,28 +168,28 @@ def test_block_is_whole_warps_within_the_bounds_of_the_source(entry: str) -> Non
 @given(batch=st.integers(1, 9), guided=st.booleans(), count=st.integers(1, 4096))
 def test_initial_tokens_has_a_thread_for_every_token(batch: int, guided: bool, count: int) -> None:
     rows = 2 * batch if guided else batch
-    launch = launch_of("initial_tokens", _initial(batch, rows, count))
+    launch = launch_of("initial_tokens", shapes.initial(batch, rows, count))
     assert launch.grid[1] == rows
     _covers(launch, count)
 
 
 @given(batch=st.integers(1, 1000))
 def test_policy_parameters_has_a_thread_for_every_image(batch: int) -> None:
-    launch = launch_of("policy_parameters", _policy(batch))
+    launch = launch_of("policy_parameters", shapes.policy(batch))
     assert launch.grid[1] == 1
     _covers(launch, batch)
 
 
 @given(batch=st.integers(1, 9), height=st.integers(1, 600), width=st.integers(1, 600))
 def test_to_pixels_has_a_thread_for_every_pixel(batch: int, height: int, width: int) -> None:
-    launch = launch_of("to_pixels", _pixels(batch, height, width))
+    launch = launch_of("to_pixels", shapes.pixels(batch, height, width))
     assert launch.grid[1] == batch
     _covers(launch, height * width)
 
 
 @given(batch=st.integers(1, 9), count=st.integers(1, MAX_TOKENS))
 def test_remask_has_a_full_block_for_every_image(batch: int, count: int) -> None:
-    launch = launch_of("remask", _remask(batch, 2 * batch, count))
+    launch = launch_of("remask", shapes.remask(batch, 2 * batch, count))
     assert (launch.grid, launch.block) == ((batch, 1), (256, 1, 1))
 
 
@@ -256,10 +203,30 @@ def test_sample_tokens_has_a_block_for_every_position(
     batch: int, count: int, codes: int, dtype: str
 ) -> None:
     """A warp for every chunk of 128 codes, up to eight of them."""
-    launch = launch_of("sample_tokens", _sample(batch, count, codes, dtype))
+    launch = launch_of("sample_tokens", shapes.sample(batch, count, codes, dtype))
     assert launch.grid == (count, batch)
     warps = launch.block[0] // 32
     assert warps == 8 or (warps - 1) * 128 < codes <= warps * 128
+
+
+@given(batch=st.integers(1, 9), count=st.integers(1, 4096), codes=st.integers(1, MAX_CODES))
+def test_sample_top_k_top_p_has_a_full_block_for_every_position(
+    batch: int, count: int, codes: int
+) -> None:
+    launch = launch_of("sample_top_k_top_p", shapes.filtered(batch, count, codes))
+    assert (launch.grid, launch.block) == ((count, batch), (256, 1, 1))
+
+
+@given(batch=st.integers(1, 1000))
+def test_sampling_parameters_has_a_thread_for_every_image(batch: int) -> None:
+    launch = launch_of("sampling_parameters", shapes.of_a_scale(batch))
+    assert launch.grid[1] == 1
+    _covers(launch, batch)
+
+
+@given(groups=st.integers(1, 60), rows=st.integers(3, 700))
+def test_copy_rows_has_a_block_for_every_row_that_it_writes(groups: int, rows: int) -> None:
+    assert launch_of("copy_rows", shapes.rows(groups, rows=rows)).grid == (rows - 2, groups)
 
 
 def _covers(launch: Launch, elements: int) -> None:
@@ -272,24 +239,26 @@ def _covers(launch: Launch, elements: int) -> None:
 
 def test_bytes_of_the_initial_tokens() -> None:
     """Read: 4 for the given token and 1 for the mask. Written: 4 per row of tokens."""
-    assert _bytes("initial_tokens", _initial(batch=2, rows=2, count=256)) == 2 * 256 * (5 + 4)
+    assert _bytes("initial_tokens", shapes.initial(batch=2, rows=2, count=256)) == 2 * 256 * (5 + 4)
 
 
 def test_bytes_of_the_initial_tokens_under_guidance() -> None:
     """Twice as many rows are written, but there is no more to read."""
-    assert _bytes("initial_tokens", _initial(batch=2, rows=4, count=256)) == 2 * 256 * (5 + 2 * 4)
+    assert _bytes("initial_tokens", shapes.initial(batch=2, rows=4, count=256)) == 2 * 256 * (
+        5 + 2 * 4
+    )
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("float16", 2)])
 def test_bytes_of_the_guided_sampling(dtype: str, size: int) -> None:
     """Two rows of logits and a token are read; a token and a confidence are written."""
     expected = 2 * 256 * (2 * 1024 * size + 4 + 4 + 4)
-    assert _bytes("sample_tokens", _sample(2, 256, 1024, dtype)) == expected
+    assert _bytes("sample_tokens", shapes.sample(2, 256, 1024, dtype)) == expected
 
 
 def test_bytes_of_the_guided_sampling_with_shared_unconditional_logits() -> None:
     expected = (2 + 1) * 256 * 1024 * 4 + 2 * 256 * 12
-    assert _bytes("sample_tokens", _sample(2, 256, 1024, shared=True)) == expected
+    assert _bytes("sample_tokens", shapes.sample(2, 256, 1024, shared=True)) == expected
 
 
 @pytest.mark.parametrize(
@@ -298,24 +267,46 @@ def test_bytes_of_the_guided_sampling_with_shared_unconditional_logits() -> None
 )
 def test_bytes_of_the_sampling_without_guidance(batch: int) -> None:
     """Without guidance the plan passes the conditional logits in both places."""
-    arguments = _sample(batch, 256, 1024)
+    arguments = shapes.sample(batch, 256, 1024)
     arguments["unconditional"] = arguments["conditional"]
     assert _bytes("sample_tokens", arguments) == batch * 256 * (1024 * 4 + 12)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("float16", 2)])
+def test_bytes_of_the_filtered_sampling(dtype: str, size: int) -> None:
+    """Logits once, a given id, a token."""
+    expected = 2 * 256 * (2 * 4096 * size + 4 + 4)
+    assert _bytes("sample_top_k_top_p", shapes.filtered(2, 256, 4096, dtype)) == expected
+    shared = (2 + 1) * 256 * 4096 * size + 2 * 256 * 8
+    assert _bytes("sample_top_k_top_p", shapes.filtered(2, 256, 4096, dtype, shared=True)) == shared
+    alone = shapes.filtered(2, 256, 4096, dtype)
+    alone["unconditional"] = alone["conditional"]
+    assert _bytes("sample_top_k_top_p", alone) == 2 * 256 * (4096 * size + 8)
+
+
+def test_bytes_of_the_parameters_of_a_scale() -> None:
+    assert _bytes("sampling_parameters", shapes.of_a_scale(3)) == 3 * (4 * 4 + 4 * 4)
+
+
+@pytest.mark.parametrize(("period", "read"), [(1, 1), (2, 2), (8, 3)])
+def test_bytes_of_the_copied_rows(period: int, read: int) -> None:
+    """Three rows of each group are written, and as many are read as differ."""
+    assert _bytes("copy_rows", shapes.rows(2, period, 5, 128, "float16")) == 2 * (read + 3) * 256
 
 
 @pytest.mark.parametrize(("rows", "written"), [(2, 1), (4, 2)])
 def test_bytes_of_the_masking(rows: int, written: int) -> None:
     """Read: a confidence and a sampled token. Written: a token per row."""
-    assert _bytes("remask", _remask(2, rows, 256)) == 2 * 256 * (4 + 4 + 4 * written)
+    assert _bytes("remask", shapes.remask(2, rows, 256)) == 2 * 256 * (4 + 4 + 4 * written)
 
 
 def test_bytes_of_the_policys_parameters() -> None:
-    assert _bytes("policy_parameters", _policy(3)) == 3 * (4 * 4 + 4 * 4)
+    assert _bytes("policy_parameters", shapes.policy(3)) == 3 * (4 * 4 + 4 * 4)
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("float16", 2)])
 def test_bytes_of_the_pixels(dtype: str, size: int) -> None:
-    assert _bytes("to_pixels", _pixels(2, 20, 30, dtype)) == 2 * 20 * 30 * 3 * (size + 1)
+    assert _bytes("to_pixels", shapes.pixels(2, 20, 30, dtype)) == 2 * 20 * 30 * 3 * (size + 1)
 
 
 # --- what the kernels do not take
@@ -327,24 +318,46 @@ def test_limits_are_those_of_the_sources() -> None:
 
 
 def test_the_largest_sizes_are_taken() -> None:
-    assert launch_of("sample_tokens", _sample(codes=MAX_CODES)).block == (256, 1, 1)
-    assert launch_of("remask", _remask(count=MAX_TOKENS)).grid == (2, 1)
+    assert launch_of("sample_tokens", shapes.sample(codes=MAX_CODES)).block == (256, 1, 1)
+    assert launch_of("remask", shapes.remask(count=MAX_TOKENS)).grid == (2, 1)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_too_many_codes_are_refused(dtype: str) -> None:
     with pytest.raises(DeviceError, match="at most 65,536 codes, got 65,537"):
-        launch_of("sample_tokens", _sample(codes=MAX_CODES + 1, dtype=dtype))
+        launch_of("sample_tokens", shapes.sample(codes=MAX_CODES + 1, dtype=dtype))
+    with pytest.raises(DeviceError, match="at most 65,536 codes, got 65,537"):
+        launch_of("sample_top_k_top_p", shapes.filtered(codes=MAX_CODES + 1, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [("float16", "float32"), ("float32", "uint32"), ("uint8", "uint8")]
+)
+def test_rows_of_two_types_or_of_bytes_are_refused(source: str, target: str) -> None:
+    arguments = shapes.rows() | {"source": shapes.Memory(0, (2, 1, 8), source)}
+    arguments["target"] = shapes.Memory(0, (2, 5, 8), target)
+    with pytest.raises(DeviceError, match=f"2, 4 or 8 bytes, got {source} and {target}"):
+        launch_of("copy_rows", arguments)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_copy_of_no_rows_is_refused(rows: int) -> None:
+    with pytest.raises(DeviceError, match=f"one of the {rows} rows, got 2"):
+        launch_of("copy_rows", shapes.rows(rows=rows))
 
 
 def test_too_many_tokens_are_refused() -> None:
     with pytest.raises(DeviceError, match="at most 4,096 tokens, got 4,097"):
-        launch_of("remask", _remask(count=MAX_TOKENS + 1))
+        launch_of("remask", shapes.remask(count=MAX_TOKENS + 1))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "int32", "uint8"])
-@pytest.mark.parametrize("kernel", ["sample_tokens", "to_pixels"])
+@pytest.mark.parametrize("kernel", ["sample_tokens", "sample_top_k_top_p", "to_pixels"])
 def test_other_types_are_refused(kernel: str, dtype: str) -> None:
-    arguments = _sample(dtype=dtype) if kernel == "sample_tokens" else _pixels(dtype=dtype)
+    arguments = {
+        "sample_tokens": shapes.sample(dtype=dtype),
+        "sample_top_k_top_p": shapes.filtered(dtype=dtype),
+        "to_pixels": shapes.pixels(dtype=dtype),
+    }[kernel]
     with pytest.raises(DeviceError, match=f"float32 or float16, got {dtype}"):
         launch_of(kernel, arguments)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
+from fewstep.runtime.kernels.copy_rows import copy_rows
 from fewstep.runtime.kernels.initial_tokens import initial_tokens
 from fewstep.runtime.kernels.policy_parameters import policy_parameters
 from fewstep.runtime.kernels.remask import remask
 from fewstep.runtime.kernels.sample_tokens import sample_tokens
+from fewstep.runtime.kernels.sample_top_k_top_p import sample_top_k_top_p
+from fewstep.runtime.kernels.sampling_parameters import sampling_parameters
 from fewstep.runtime.kernels.to_pixels import to_pixels
 
 KERNELS: dict[str, Callable[..., None]] = {
+    "copy_rows": copy_rows,
     "initial_tokens": initial_tokens,
     "policy_parameters": policy_parameters,
     "remask": remask,
     "sample_tokens": sample_tokens,
+    "sample_top_k_top_p": sample_top_k_top_p,
+    "sampling_parameters": sampling_parameters,
     "to_pixels": to_pixels,
 }
 
@@ -28,22 +34,29 @@ _TYPES = {
         "f4[:,:,::1], f4[:,:,::1], i4[:,::1], f4[:,::1], u8[::1], i8, i8, "
         "i4[:,::1], f4[:,::1], i4[::1]"
     ),
+    "sample_top_k_top_p": (
+        "f4[:,:,::1], f4[:,:,::1], f4[:,::1], u8[::1], i8, i4[:,::1], i4[:,::1], i4[::1]"
+    ),
+    "sampling_parameters": "f4[:,::1], f8, f8, f8, f8, f8, f4[:,::1], i4[::1]",
     "to_pixels": "f4[:,:,:,::1], u1[:,:,:,::1], i4[::1]",
 }
 """Of the arguments that the decode loop gives, as numba writes them."""
 
 
-def warm() -> float:
+def warm(wanted: Collection[str] = tuple(KERNELS)) -> float:
     """Compile the kernels that this process has not compiled, or load them where they are kept.
 
     Without this the first generation does it.
+
+    Args:
+        wanted: names of kernels.
 
     Returns:
         The seconds it took: a few where nothing was kept, next to none where everything was.
     """
     start = time.perf_counter()
-    for name, types in _TYPES.items():
+    for name in _TYPES.keys() & set(wanted):
         kernel: Any = KERNELS[name]
         if hasattr(kernel, "compile"):  # not with NUMBA_DISABLE_JIT=1
-            kernel.compile(f"void({types})")
+            kernel.compile(f"void({_TYPES[name]})")
     return time.perf_counter() - start

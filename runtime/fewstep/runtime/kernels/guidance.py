@@ -2,7 +2,8 @@
 
     l = c + s·(c − u)        c conditional, u unconditional, s the guidance scale; 0 is no guidance
 
-A conditional logit of −∞ stays −∞. The kernel for GPUs does the same in ``sample_tokens.cu``.
+A conditional logit of −∞ stays −∞. The kernels for GPUs, ``sample_tokens.cu`` and
+``sample_top_k_top_p.cu``, do the same.
 """
 
 from __future__ import annotations

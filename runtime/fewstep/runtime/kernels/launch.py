@@ -16,8 +16,10 @@ from fewstep.runtime.errors import DeviceError
 Argument = Buffer | int | float | None
 
 ENTRIES = (
-    *("initial_tokens", "policy_parameters", "remask", "sample_tokens_float"),
-    *("sample_tokens_half", "to_pixels_float", "to_pixels_half"),
+    *("copy_rows", "initial_tokens", "policy_parameters", "remask"),
+    *("sample_tokens_float", "sample_tokens_half"),
+    *("sample_top_k_top_p_float", "sample_top_k_top_p_half", "sampling_parameters"),
+    *("to_pixels_float", "to_pixels_half"),
 )
 """Entry points of a cubin."""
 
@@ -26,6 +28,7 @@ MAX_TOKENS = 4_096
 _MAX_ROWS = 65_535  # gridDim.y
 _THREADS = 256
 _CHUNK, _WARP = 128, 32
+_WIDE, _NARROW = 16, 2  # bytes that copy_rows moves at once
 _SUFFIX = {"float32": "float", "float16": "half"}
 
 
@@ -84,6 +87,42 @@ def _sample_tokens(
     confidence: Buffer,
     error: Buffer,
 ) -> Launch:
+    batch, count, codes = _logits(conditional, unconditional)
+    threads = _WARP * min(-(-codes // _CHUNK), _THREADS // _WARP)
+    shared = int(unconditional.shape[0] == 1)
+    arguments = (
+        *(conditional, unconditional, shared, tokens, parameters, seeds),
+        *(step, mask_token, codes, sampled, confidence, error),
+    )
+    moved = _logit_bytes(conditional, unconditional) + batch * count * 12
+    entry = f"sample_tokens_{_suffix(conditional)}"
+    return _launch(entry, (count, batch), threads, "PPiPPPiiiPPP", arguments, moved)
+
+
+def _sample_top_k_top_p(
+    *,
+    conditional: Buffer,
+    unconditional: Buffer,
+    parameters: Buffer,
+    seeds: Buffer,
+    step: int,
+    given: Buffer,
+    tokens: Buffer,
+    error: Buffer,
+) -> Launch:
+    batch, count, codes = _logits(conditional, unconditional)
+    shared = int(unconditional.shape[0] == 1)
+    arguments = (
+        *(conditional, unconditional, shared, parameters, seeds, step),
+        *(given, codes, tokens, error),
+    )
+    moved = _logit_bytes(conditional, unconditional) + batch * count * 8
+    entry = f"sample_top_k_top_p_{_suffix(conditional)}"
+    return _launch(entry, (count, batch), _THREADS, "PPiPPiPiPP", arguments, moved)
+
+
+def _logits(conditional: Buffer, unconditional: Buffer) -> tuple[int, int, int]:
+    """Batch, positions and codes of the logits."""
     batch, count, codes = conditional.shape
     if codes > MAX_CODES:
         raise DeviceError(
@@ -93,17 +132,14 @@ def _sample_tokens(
         raise DeviceError(
             f"both logits must be of one type, got {conditional.dtype} and {unconditional.dtype}"
         )
-    threads = _WARP * min(-(-codes // _CHUNK), _THREADS // _WARP)
-    shared = int(unconditional.shape[0] == 1)
-    arguments = (
-        *(conditional, unconditional, shared, tokens, parameters, seeds),
-        *(step, mask_token, codes, sampled, confidence, error),
-    )
-    own = unconditional.pointer != conditional.pointer  # without guidance: the same
-    read = batch + (unconditional.shape[0] if own else 0)
-    moved = count * (read * codes * conditional.dtype.itemsize + batch * 12)
-    entry = f"sample_tokens_{_suffix(conditional)}"
-    return _launch(entry, (count, batch), threads, "PPiPPPiiiPPP", arguments, moved)
+    return batch, count, codes
+
+
+def _logit_bytes(conditional: Buffer, unconditional: Buffer) -> int:
+    """Of both, once; without guidance they are the same."""
+    own = unconditional.pointer != conditional.pointer
+    rows = conditional.shape[0] + (unconditional.shape[0] if own else 0)
+    return math.prod((rows, *conditional.shape[1:])) * conditional.dtype.itemsize
 
 
 def _remask(
@@ -145,6 +181,42 @@ def _policy_parameters(
     return _launch("policy_parameters", grid, 128, "PiddddPP", arguments, batch * 32)
 
 
+def _sampling_parameters(
+    *,
+    action: Buffer,
+    guidance_offset: float,
+    top_k_offset: float,
+    top_p_offset: float,
+    temperature_offset: float,
+    guidance_scale: float,
+    parameters: Buffer,
+    error: Buffer,
+) -> Launch:
+    batch = action.shape[0]
+    numbers = (guidance_offset, top_k_offset, top_p_offset, temperature_offset, guidance_scale)
+    arguments = (action, batch, *numbers, parameters, error)
+    grid = (-(-batch // 128), 1)
+    return _launch("sampling_parameters", grid, 128, "PidddddPP", arguments, batch * 32)
+
+
+def _copy_rows(*, source: Buffer, target: Buffer, first: int) -> Launch:
+    if source.dtype != target.dtype or source.dtype.itemsize % _NARROW:
+        raise DeviceError(
+            "copy_rows copies between buffers of one type of 2, 4 or 8 bytes, got "
+            f"{source.dtype} and {target.dtype}"
+        )
+    groups, rows, width = target.shape
+    written = rows - first
+    if written < 1:
+        raise DeviceError(f"copy_rows starts at one of the {rows:,} rows, got {first:,}")
+    period, row_bytes = source.shape[1], width * source.dtype.itemsize
+    wide = all(each % _WIDE == 0 for each in (row_bytes, source.pointer, target.pointer))
+    words = row_bytes // (_WIDE if wide else _NARROW)
+    arguments = (source, target, first, period, rows, words, int(wide))
+    moved = groups * (min(period, written) + written) * row_bytes
+    return _launch("copy_rows", (written, groups), _THREADS, "PPiiiii", arguments, moved)
+
+
 def _to_pixels(*, image: Buffer, pixels: Buffer, error: Buffer) -> Launch:
     batch, _, *size = image.shape
     count = math.prod(size)
@@ -155,10 +227,13 @@ def _to_pixels(*, image: Buffer, pixels: Buffer, error: Buffer) -> Launch:
 
 
 _LAUNCHES: dict[str, Callable[..., Launch]] = {
+    "copy_rows": _copy_rows,
     "initial_tokens": _initial_tokens,
     "policy_parameters": _policy_parameters,
     "remask": _remask,
     "sample_tokens": _sample_tokens,
+    "sample_top_k_top_p": _sample_top_k_top_p,
+    "sampling_parameters": _sampling_parameters,
     "to_pixels": _to_pixels,
 }
 

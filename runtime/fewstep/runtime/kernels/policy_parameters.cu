@@ -7,14 +7,12 @@
 //     guidance scale       = softplus(a3 + o3)
 //
 // action [batch, 4] float32 -> parameters [batch, 4] float32, same columns. error [1] becomes 1 if
-// an action is not finite. In float64, rounded once: these few numbers decide a whole step.
+// an action is not finite. In float64, rounded once.
 //
 // Launch: one thread per image, blocks of 128.
 // Memory: reads 16 bytes and writes 16 bytes per image.
 
-__device__ __forceinline__ double softplus(double x) {
-  return fmax(x, 0.0) + log1p(exp(-fabs(x)));
-}
+#include "activations.cuh"
 
 extern "C" __global__ void __launch_bounds__(128)
     policy_parameters(const float* action, int batch, double ratio_offset, double masking_offset,
@@ -25,7 +23,7 @@ extern "C" __global__ void __launch_bounds__(128)
   const float* raw = action + image * 4;
   float* out = parameters + image * 4;
   if (!isfinite(raw[0]) || !isfinite(raw[1]) || !isfinite(raw[2]) || !isfinite(raw[3])) *error = 1;
-  out[0] = static_cast<float>(0.5 * (tanh(0.5 * (raw[0] + ratio_offset)) + 1));  // no overflow
+  out[0] = static_cast<float>(sigmoid(raw[0] + ratio_offset));
   out[1] = static_cast<float>(softplus(raw[1] + masking_offset));
   out[2] = static_cast<float>(softplus(raw[2] + sampling_offset));
   out[3] = static_cast<float>(softplus(raw[3] + guidance_offset));

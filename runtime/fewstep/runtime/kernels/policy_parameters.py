@@ -14,12 +14,11 @@ rounded once.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.runtime.kernels.compiled import inlined, kernel
+from fewstep.runtime.kernels.activations import sigmoid, softplus
+from fewstep.runtime.kernels.compiled import kernel
 
 
 @kernel
@@ -46,13 +45,7 @@ def policy_parameters(
     if not np.isfinite(action).all():
         error[0] = 1
     for image in range(len(action)):
-        ratio_logit = action[image, 0] + ratio_offset
-        parameters[image, 0] = 0.5 * (math.tanh(0.5 * ratio_logit) + 1)  # never overflows
-        parameters[image, 1] = _softplus(action[image, 1] + masking_offset)
-        parameters[image, 2] = _softplus(action[image, 2] + sampling_offset)
-        parameters[image, 3] = _softplus(action[image, 3] + guidance_offset)
-
-
-@inlined
-def _softplus(x: float) -> float:
-    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+        parameters[image, 0] = sigmoid(action[image, 0] + ratio_offset)
+        parameters[image, 1] = softplus(action[image, 1] + masking_offset)
+        parameters[image, 2] = softplus(action[image, 2] + sampling_offset)
+        parameters[image, 3] = softplus(action[image, 3] + guidance_offset)
