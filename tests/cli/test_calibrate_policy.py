@@ -87,11 +87,14 @@ def test_json_is_the_record_and_the_history(
     fewstep: Terminal, bundle_copy: Path, data: Path, small_network: None
 ) -> None:
     wish = ["--reward", "feature-distance", "--fixed", "--name", "policy-mine", "--json"]
+    wish += ["--start", "square", "--guidance", "0:3"]
     done = fewstep("calibrate", "policy", bundle_copy, "--data", data, *_SMALL, *wish)
     assert done.code == 0, done.err
     document: dict[str, Any] = json.loads(done.out)
     assert document["name"] == "policy-mine"
     assert [row["update"] for row in document["history"]] == [0, 1, 2]
+    guidance = [step[3] for step in document["history"][0]["schedule"]["mean"]]
+    assert guidance == pytest.approx([1, 2, 3], rel=1e-3)
     tuning = document["info"]["tuning"]
     assert (tuning["reward"], tuning["adaptive"]) == ("feature-distance", False)
 

@@ -15,7 +15,8 @@ import typer
 from typer.main import get_command
 
 from fewstep.runtime.engines.select import BACKENDS, DEVICES
-from fewstep.runtime.families.masked.schedule import MASK_RATIOS, POLICY
+from fewstep.runtime.families.masked.schedule import MASK_RATIOS
+from fewstep.runtime.policies import POLICY
 
 if TYPE_CHECKING:
     from tests.conftest import Terminal

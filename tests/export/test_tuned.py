@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.masked import masked_model
 from torch import nn
 
 from fewstep.export import presets
@@ -18,10 +20,12 @@ from fewstep.export.flow import export
 from fewstep.export.models import FixedPolicy, PolicyNet
 from fewstep.export.tuned import TunedPolicy, load_tuned, save_tuned
 from fewstep.runtime.errors import CheckpointError, OutputError
-from fewstep.runtime.families.masked.model import PolicyInfo, masked_model
+from fewstep.runtime.families.masked.model import MaskedPolicyInfo
 from fewstep.runtime.generator import Generator
+from fewstep.runtime.policies import policy_for
 from fewstep.runtime.verify import verify
 
+_SAMPLES = Path(__file__).parents[2] / "samples" / "fashion" / "weights"
 _NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "adaptive": lambda: PolicyNet(32, 4, 16, 4),
     "features' width": lambda: PolicyNet(32, 4, 32, 4),
@@ -35,7 +39,7 @@ def _tuned(network: nn.Module, name: str = "policy-5-steps", steps: int = 5) -> 
     for parameter in network.parameters():
         with torch.no_grad():
             parameter.normal_(std=0.05, generator=random)
-    return TunedPolicy(name, network, PolicyInfo(residual=True, steps=steps))
+    return TunedPolicy(name, network, MaskedPolicyInfo(residual=True, steps=steps), "masked")
 
 
 def _saved(path: Path, policy: TunedPolicy) -> Path:
@@ -46,7 +50,7 @@ def _saved(path: Path, policy: TunedPolicy) -> Path:
 @pytest.mark.parametrize("kind", _NETWORKS)
 def test_what_is_saved_is_loaded_in_half_precision(kind: str, tmp_path: Path) -> None:
     policy = _tuned(_NETWORKS[kind]())
-    found = load_tuned(_saved(tmp_path / "tuned.safetensors", policy))
+    found = load_tuned(_saved(tmp_path / "tuned.safetensors", policy), "masked")
     assert (found.name, found.info) == (policy.name, policy.info)
     assert type(found.network) is type(policy.network)
     expected = {key: each.half().float() for key, each in policy.network.state_dict().items()}
@@ -99,7 +103,20 @@ def _flat_network(path: Path) -> None:
 def test_other_safetensors_files_are_refused(make: object, tmp_path: Path) -> None:
     make(tmp_path / "other.safetensors")  # type: ignore[operator]
     with pytest.raises(CheckpointError, match="is no tuned policy; expected a file that fewstep"):
-        load_tuned(tmp_path / "other.safetensors")
+        load_tuned(tmp_path / "other.safetensors", "masked")
+
+
+def test_a_policy_of_another_family_is_refused(tmp_path: Path) -> None:
+    policy = replace(_tuned(FixedPolicy(5)), kind="var")
+    path = _saved(tmp_path / "tuned.safetensors", policy)
+    with pytest.raises(CheckpointError, match="for models of the family var, these are masked"):
+        load_tuned(path, "masked")
+
+
+def test_files_that_name_no_family_are_of_masked_models() -> None:
+    """As they were written before there were others."""
+    found = load_tuned(_SAMPLES / "policy-4-steps.safetensors", "masked")
+    assert (found.name, found.kind, found.info.steps) == ("policy-4-steps", "masked", 4)
 
 
 def test_the_authors_checkpoint_is_refused(
@@ -109,7 +126,7 @@ def test_the_authors_checkpoint_is_refused(
     torch.save(PolicyNet(32, 4, 16, 4).state_dict(), tmp_path / "policy.pth")
     for path in (tmp_path / "policy.pth", tiny_checkpoints["policy"]):
         with pytest.raises(CheckpointError, match="is no tuned policy; .* go to --policy, in the"):
-            load_tuned(path)
+            load_tuned(path, "masked")
 
 
 def test_a_tuned_policy_in_the_place_of_the_authors_is_refused(tmp_path: Path) -> None:
@@ -123,11 +140,11 @@ def test_a_tuned_policy_in_the_place_of_the_authors_is_refused(tmp_path: Path) -
 def test_a_tuned_policy_is_known_by_content_and_its_values_are_looked_at(tmp_path: Path) -> None:
     policy = _tuned(FixedPolicy(5))
     path = _saved(tmp_path / "tuned.safetensors", policy)
-    assert load_tuned(path.rename(tmp_path / "renamed.bin")).name == policy.name
+    assert load_tuned(path.rename(tmp_path / "renamed.bin"), "masked").name == policy.name
     with torch.no_grad():
         policy.network.get_parameter("actions")[2, 1] = torch.nan
     with pytest.raises(CheckpointError, match=r"holds NaN in 1 of 1 tensors \(actions\)"):
-        load_tuned(_saved(path, policy))
+        load_tuned(_saved(path, policy), "masked")
 
 
 @pytest.mark.parametrize("part", [0, 0.2, 0.9])
@@ -135,12 +152,12 @@ def test_a_cut_off_file_is_refused(part: float, tmp_path: Path) -> None:
     path = _saved(tmp_path / "tuned.safetensors", _tuned(FixedPolicy(5)))
     path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
     with pytest.raises(CheckpointError, match="tuned.safetensors"):
-        load_tuned(path)
+        load_tuned(path, "masked")
 
 
 def test_an_absent_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file"):
-        load_tuned(tmp_path / "tuned.safetensors")
+        load_tuned(tmp_path / "tuned.safetensors", "masked")
 
 
 # --- export
@@ -155,7 +172,11 @@ def test_export_takes_tuned_policies_as_the_newest(
     bundle = export("adanat", files, tmp_path / "out")
     model = masked_model(bundle)
     assert list(model.policies) == ["policy", "policy-a", "policy-b"]
-    assert [model.policy_for(steps) for steps in (5, 3, 8)] == ["policy-a", "policy-b", "policy"]
+    assert [policy_for(model.policies, steps) for steps in (5, 3, 8)] == [
+        "policy-a",
+        "policy-b",
+        "policy",
+    ]
     assert {"tuned/a.safetensors", "tuned/b.safetensors"} < set(
         bundle.manifest.provenance.checkpoints
     )

@@ -15,6 +15,7 @@ from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.families.masked.model import MaskedModel
 from fewstep.runtime.manifest import MANIFEST_NAME, Manifest
+from fewstep.runtime.policies import policy_for
 from fewstep.runtime.records import EngineInfo, GraphInfo, KernelsInfo
 
 Content = dict[str, Any]
@@ -225,13 +226,13 @@ def test_the_policy_for_some_steps_is_the_newest_tuned_for_them_else_for_any(
     tuned: dict[str, int | None], steps: int, expected: str
 ) -> None:
     model = _masked(Manifest.model_validate(_with_policies(**tuned)))
-    assert model.policy_for(steps) == expected
+    assert policy_for(model.policies, steps) == expected
 
 
 def test_without_policies_there_is_none_for_any_steps() -> None:
     content = _content()
     _without_policy(content)
-    assert _masked(Manifest.model_validate(content)).policy_for(4) is None
+    assert policy_for(_masked(Manifest.model_validate(content)).policies, 4) is None
 
 
 def test_policies_keep_their_order_through_a_round_trip() -> None:

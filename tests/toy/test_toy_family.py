@@ -160,6 +160,13 @@ def test_quantization_is_of_the_graphs_that_the_family_names(
     assert fewstep("verify", toy_copy, "--precision", "int8").code == 0
 
 
+def test_a_family_without_policies_has_none_to_tune(fewstep: Terminal, toy_bundle: Path) -> None:
+    asked = fewstep("calibrate", "policy", toy_bundle, "--data", "images")
+    assert (asked.code, asked.out) == (1, "")
+    assert "is of the family toy, which has no policies; only masked" in asked.err
+    assert asked.err.count("error:") == 1
+
+
 @pytest.mark.slow
 def test_rtx_engines_are_built_without_a_gpu(fewstep: Terminal, toy_copy: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has wheels for x86-64 alone")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from fewstep.export import checkpoint, layout
 from fewstep.export.models.policy import FixedPolicy, PolicyNet
 from fewstep.runtime.errors import CheckpointError
-from fewstep.runtime.families.masked.model import PolicyInfo, PolicyName
+from fewstep.runtime.families import family_of
 from fewstep.runtime.files import replacing
+from fewstep.runtime.policies import PolicyName
 
 KEY = "fewstep_policy"
 """Of the record in the metadata of such a file."""
@@ -22,19 +24,26 @@ _TABLE = "actions"
 
 
 class _Record(BaseModel):
+    """Files of before there were other families say no kind."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: PolicyName
-    info: PolicyInfo
+    kind: str = "masked"
+    info: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class TunedPolicy:
-    """A tuned policy: its name, its network, and what the manifest says of it."""
+    """A tuned policy: its name, its network, what the manifest says of it, and its family.
+
+    ``info``: of the family's own :class:`~fewstep.runtime.policies.PolicyInfo`.
+    """
 
     name: str
     network: nn.Module
-    info: PolicyInfo
+    info: Any
+    kind: str
 
 
 def save_tuned(path: Path, policy: TunedPolicy) -> None:
@@ -46,26 +55,37 @@ def save_tuned(path: Path, policy: TunedPolicy) -> None:
     from safetensors.torch import save
 
     half = {key: value.half().contiguous() for key, value in policy.network.state_dict().items()}
-    record = _Record(name=policy.name, info=policy.info).model_dump_json()
+    info = policy.info.model_dump(mode="json")
+    record = _Record(name=policy.name, kind=policy.kind, info=info).model_dump_json()
     with replacing(path) as temporary:
         temporary.write_bytes(save(half, {KEY: record}))
 
 
-def load_tuned(path: Path) -> TunedPolicy:
-    """Read such a file.
+def load_tuned(path: Path, kind: str) -> TunedPolicy:
+    """Read such a file of a policy for models of the family ``kind``.
 
     Raises:
-        CheckpointError: absent, damaged, or no tuned policy.
+        CheckpointError: absent, damaged, no tuned policy, or one of another family.
     """
-    content = checkpoint.open_checkpoint(path)
+    content, rules = checkpoint.open_checkpoint(path), family_of(kind).policies
+    assert rules is not None
     try:
         record = _Record.model_validate_json(json.dumps(content.metadata[KEY]))
+    except (ValidationError, KeyError, TypeError) as error:
+        raise CheckpointError(_not_tuned(path)) from error
+    if record.kind != kind:
+        raise CheckpointError(
+            f"{path} is a policy for models of the family {record.kind}, these are {kind}: pass "
+            "one that was tuned for them"
+        )
+    try:
+        info = rules.Info.model_validate(record.info)
         state = {key: value for key, value in content.tree.items() if isinstance(value, Tensor)}
-        network = _network(state)
+        network = _network(state, len(rules.parameters))
     except (ValidationError, KeyError, IndexError, TypeError, ValueError) as error:
         raise CheckpointError(_not_tuned(path)) from error
     layout.load_into(network, state, path)
-    return TunedPolicy(record.name, network, record.info)
+    return TunedPolicy(record.name, network, info, kind)
 
 
 def _not_tuned(path: Path) -> str:
@@ -75,12 +95,12 @@ def _not_tuned(path: Path) -> str:
     )
 
 
-def _network(state: layout.State) -> nn.Module:
+def _network(state: layout.State, actions: int) -> nn.Module:
     """A network of the state's shape."""
     if _TABLE in state:
-        if state[_TABLE].ndim != 2 or state[_TABLE].shape[1] != 4:
-            raise ValueError("a table has four actions per step")
-        return FixedPolicy(len(state[_TABLE]))
+        if state[_TABLE].ndim != 2 or state[_TABLE].shape[1] != actions:
+            raise ValueError(f"a table has {actions} actions per step")
+        return FixedPolicy(len(state[_TABLE]), actions)
     embed = state.get("x_embedder.weight")
     hidden = len(state["dw_conv.weight"])
     places = state["linear1.weight"].shape[1] / state["pw_conv.weight"].shape[0]

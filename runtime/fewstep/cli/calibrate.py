@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fewstep.cli import calibrate_policy, calibrate_quantize
 from fewstep.cli.app import App
-from fewstep.cli.settings import SettingsCommand
+from fewstep.cli.settings import SettingsCommand, StartCommand
 
 app = App(help="Calibrate a bundle on rollouts of its own.")
-app.command("policy")(calibrate_policy.policy_command)
+app.command("policy", cls=StartCommand)(calibrate_policy.policy_command)
 app.command("quantize", cls=SettingsCommand)(calibrate_quantize.quantize_command)

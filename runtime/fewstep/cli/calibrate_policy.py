@@ -31,6 +31,8 @@ from fewstep.cli.common import (
     say_verdict,
     show,
 )
+from fewstep.cli.settings import given
+from fewstep.cli.settings import options as options_of
 from fewstep.runtime.progress import Progress, no_progress
 
 _SHOWN_ROWS = 12
@@ -45,6 +47,7 @@ _COLUMNS = {
 
 
 def policy_command(
+    context: typer.Context,
     bundle: BundleArgument,
     data: Annotated[
         Path,
@@ -53,7 +56,10 @@ def policy_command(
             "(or text)."
         ),
     ],
-    steps: Annotated[int, typer.Option(help="Steps to tune the policy for.")],
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Steps to tune the policy for; left out where every decode has as many."),
+    ] = None,
     updates: Annotated[int, typer.Option(help="Updates of the policy.")] = 80,
     rollouts: Annotated[int, typer.Option(help="Images generated per update.")] = 160,
     batch: Annotated[int, typer.Option(help="Images generated together.")] = 32,
@@ -87,15 +93,6 @@ def policy_command(
         str | None,
         typer.Option(help="A policy of the bundle, a fixed schedule, or scratch, to start from."),
     ] = None,
-    guidance: Annotated[
-        str | None, typer.Option(help="Guidance scale of a fixed --start, or START:END.")
-    ] = None,
-    sampling_temperature: Annotated[
-        str | None, typer.Option(help="Sampling temperature of a fixed --start, or START:END.")
-    ] = None,
-    masking_temperature: Annotated[
-        str | None, typer.Option(help="Masking temperature of a fixed --start, or START:END.")
-    ] = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the new policy. [policy-STEPS-steps]")
     ] = None,
@@ -117,13 +114,9 @@ def policy_command(
     """
     from fewstep.cli.verdicts import rebuild_commands, use_command
     from fewstep.runtime.bundle import Bundle
+    from fewstep.runtime.policies import rules_of
 
     module = policy_module()
-    ramps = _ramps(
-        guidance=guidance,
-        sampling_temperature=sampling_temperature,
-        masking_temperature=masking_temperature,
-    )
     options = module.PolicyOptions(
         bundle=bundle,
         data=data,
@@ -147,10 +140,10 @@ def policy_command(
         evaluation_images=evaluation_images,
         seed=seed,
         start=start,
+        settings=given(context),
         name=name,
         work=work,
         restart=restart,
-        **ramps,
     )
     with _live() as (progress, log):
         command = shlex.join(["fewstep", *sys.argv[1:]])
@@ -159,18 +152,9 @@ def policy_command(
         show(tuned.as_dict(), [], as_json)
         if not as_json:
             changed = Bundle.read(bundle)
-            wanted = ("--schedule", tuned.name, "--steps", tuned.info.steps)
+            wanted = options_of(rules_of(changed).settings(tuned.name, tuned.info.steps))
             again = rebuild_commands(changed) if tuned.engines else []
             say_verdict(_summary(tuned), [*again, use_command(changed, *wanted)])
-
-
-def _ramps(**given: str | None) -> dict[str, tuple[float, float]]:
-    """Those that are given, as (start, end)."""
-    from fewstep.runtime.families.masked.settings import MaskedSettings
-    from fewstep.runtime.settings import settings_of
-
-    chosen = settings_of(MaskedSettings(), given)
-    return {name: getattr(chosen, name) for name in chosen.model_fields_set}
 
 
 @contextlib.contextmanager

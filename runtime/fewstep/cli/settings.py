@@ -12,24 +12,30 @@ import inspect
 import itertools
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
 from fewstep.cli.app import Command, options_of
 from fewstep.runtime.errors import RequestError
 
+if TYPE_CHECKING:
+    from fewstep.runtime.families import Family
+
 _GIVEN = "fewstep.settings"
 _ABSENT: tuple[Any, ...] = (None, (), [])
-_PANEL = "Settings of the bundle's family"
-_PANEL_REPEATED = f"{_PANEL}; repeat one for more"
 
 
 class SettingsCommand(Command):
     """A command with an option for every setting of any family; see :func:`given`."""
 
     repeated: ClassVar[bool] = False
+    panel: ClassVar[str] = "Settings of the bundle's family"
+
+    def taken(self, family: Family) -> Collection[str]:
+        """Names of the family's settings that become options."""
+        return family.Settings.model_fields.keys()
 
     @property
     def whole(self) -> frozenset[str]:
@@ -59,13 +65,24 @@ class SettingsCommand(Command):
 
     @functools.cached_property
     def _settings(self) -> list[Any]:
-        return _options(self.repeated)
+        return _options(self.panel, _helps(self.taken))
 
 
 class RepeatedSettingsCommand(SettingsCommand):
     """The same with options that may be repeated; see :func:`combinations`."""
 
     repeated = True
+    panel = f"{SettingsCommand.panel}; repeat one for more"
+
+
+class StartCommand(SettingsCommand):
+    """A command with an option for every setting of a fixed schedule that policies start as."""
+
+    panel = "Settings of a fixed --start, by the bundle's family"
+
+    def taken(self, family: Family) -> Collection[str]:
+        """Names of the family's settings that become options."""
+        return family.policies.schedule_settings if family.policies else ()
 
 
 def given(context: typer.Context) -> dict[str, Any]:
@@ -112,11 +129,10 @@ def options(settings: Mapping[str, Any]) -> list[object]:
     return words
 
 
-def _options(repeated: bool) -> list[Any]:
-    """The settings of all families as typer makes options of a function's arguments."""
-    panel = _PANEL_REPEATED if repeated else _PANEL
+def _options(panel: str, helps: Mapping[str, str]) -> list[Any]:
+    """Settings as typer makes options of a function's arguments."""
     arguments = []
-    for name, text in _helps().items():
+    for name, text in helps.items():
         option = typer.Option(help=text, metavar="VALUE", rich_help_panel=panel)
         keyword = inspect.Parameter.KEYWORD_ONLY
         annotation = Annotated[list[str] | None, option]
@@ -124,14 +140,16 @@ def _options(repeated: bool) -> list[Any]:
     return options_of(arguments)
 
 
-def _helps() -> dict[str, str]:
-    """What every setting is, and in which families where that differs."""
+def _helps(taken: Callable[[Family], Collection[str]]) -> dict[str, str]:
+    """What every setting is, of those taken, and in which families where that differs."""
     from fewstep.runtime.families import family_of, kinds
 
     said: dict[str, dict[str, list[str]]] = {}
     for kind in kinds():
-        for name, field in family_of(kind).Settings.model_fields.items():
-            said.setdefault(name, {}).setdefault(field.description or "", []).append(kind)
+        family = family_of(kind)
+        for name in taken(family):
+            text = family.Settings.model_fields[name].description or ""
+            said.setdefault(name, {}).setdefault(text, []).append(kind)
     return {name: _help(texts, len(kinds())) for name, texts in said.items()}
 
 

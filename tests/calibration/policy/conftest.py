@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from tests.calibration.policy.stand_ins import SmallNetwork, random_images, small_options
+from tests.masked import masked_model
 
 from fewstep.calibration.policy.options import PolicyOptions
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.families.masked.model import MaskedModel, masked_model
+from fewstep.runtime.families.masked.model import MaskedModel
 from fewstep.runtime.generator import Generator
 
 

@@ -9,18 +9,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from tests.masked import masked_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.calibration.policy.data import RealImages, read_images
 from fewstep.calibration.policy.environment import Environment
 from fewstep.calibration.policy.features import FeatureNetwork, Features
-from fewstep.calibration.policy.networks import actor_of, new_critic
+from fewstep.calibration.policy.networks import Shape, actor_of, new_critic
 from fewstep.calibration.policy.options import PolicyOptions
 from fewstep.calibration.policy.training import Training
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.families.masked.model import PolicyInfo, PolicyTuning, masked_model
+from fewstep.runtime.families.masked.model import MaskedPolicyInfo
 from fewstep.runtime.generator import Generator
+from fewstep.runtime.policies import PolicyTuning
 
 CLASSES, SIZE = 5, 8
 
@@ -89,9 +91,9 @@ def tuning() -> PolicyTuning:
     )
 
 
-def info(steps: int | None = 3) -> PolicyInfo:
+def info(steps: int | None = 3) -> MaskedPolicyInfo:
     """What a manifest says of a tuned policy."""
-    return PolicyInfo(residual=True, steps=steps, tuning=tuning())
+    return MaskedPolicyInfo(residual=True, steps=steps, tuning=tuning())
 
 
 def small_options(bundle: Path, data: Path, **changes: Any) -> PolicyOptions:
@@ -106,18 +108,19 @@ def small_options(bundle: Path, data: Path, **changes: Any) -> PolicyOptions:
 @contextlib.contextmanager
 def opened_training(options: PolicyOptions, work: Path) -> Iterator[Training]:
     """A training of a bundle's first policy with the small network."""
-    bundle, work = Bundle.read(options.bundle), Path(work)
+    bundle, work, steps = Bundle.read(options.bundle), Path(work), options.steps
+    assert steps is not None
     work.mkdir(exist_ok=True)
     real = read_images(options.data, masked_model(bundle), options.rollouts)
     actor = actor_of(bundle, "policy")
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
-        critic = new_critic(bundle, 16)
+        critic = new_critic(Shape.of(bundle.graph("policy")), 16)
     with Generator.open(bundle, threads=1, max_batch=options.batch) as generator:
         yield Training(
             options,
             masked_model(bundle),
-            Environment(generator, "policy", options.steps),
+            Environment(generator, "policy", steps),
             actor,
             critic,
             real,

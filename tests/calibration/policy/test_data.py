@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.calibration.policy.stand_ins import random_images, real_images
+from tests.masked import masked_model
 
 from fewstep.calibration.policy.data import SUFFIXES, RealImages, read_images
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import CalibrationError
-from fewstep.runtime.families.masked.model import MaskedModel, masked_model
+from fewstep.runtime.families.masked.model import MaskedModel
 
 _NAMES = ("shirt", "shoe", "bag", "coat", "dress")
 

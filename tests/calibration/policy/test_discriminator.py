@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.masked import masked_model
 from torch import Tensor
 
 from fewstep.calibration.policy.discriminator import Discriminator, mean_logit
 from fewstep.calibration.policy.features import Features
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.families.masked.model import MaskedModel, masked_model
+from fewstep.runtime.families.masked.model import MaskedModel
 
 _CHANNELS = (8, 12, 20)
 _SIDES = (4, 2, 1)

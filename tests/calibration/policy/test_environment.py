@@ -14,7 +14,7 @@ import torch
 from tests.calibration.policy.stand_ins import randomised
 
 from fewstep.calibration.policy.environment import Environment, Rollouts, log_probability
-from fewstep.calibration.policy.networks import actor_of, new_actor
+from fewstep.calibration.policy.networks import Shape, actor_of, new_actor
 from fewstep.export.models import FixedPolicy, PolicyNet
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.engines import run_once
@@ -167,7 +167,7 @@ def test_seeds_decide_actions_and_images(environment: Environment, actor: Policy
 def test_actions_are_spread_as_asked(
     deviation: float, environment: Environment, tiny_bundle: Path
 ) -> None:
-    actor = new_actor(Bundle.read(tiny_bundle), _STEPS, adaptive=True)  # its mean is 0
+    actor = new_actor(Shape(4, 32, 4), _STEPS, adaptive=True)  # its mean is 0
     classes, seeds = np.arange(200, dtype=np.int32) % 5, list(range(200))
     found = environment.explore(actor, classes, seeds, deviation=deviation).actions
     own = found[:, 0::2]  # one of each pair: 3,200 numbers

@@ -15,7 +15,7 @@ from tests.calibration.policy.stand_ins import info, randomised
 from tests.cuda.torch_engine import load
 from tests.runtime.verify.rehash import write_manifest
 
-from fewstep.calibration.policy.networks import actor_of, new_actor, new_critic
+from fewstep.calibration.policy.networks import Shape, actor_of, new_actor, new_critic
 from fewstep.calibration.policy.store import add_policy
 from fewstep.export.models import FixedPolicy, PolicyNet
 from fewstep.runtime.bundle import Bundle
@@ -26,15 +26,17 @@ _STEP = torch.tensor([0, 1, 2, 3, 7, 15], dtype=torch.int32)
 
 
 @pytest.mark.parametrize("adaptive", [True, False])
-def test_a_new_actor_does_nothing_yet(tiny_bundle: Path, adaptive: bool) -> None:
-    actor = new_actor(Bundle.read(tiny_bundle), 5, adaptive=adaptive)
-    assert torch.equal(actor(_FEATURES, _STEP), torch.zeros(6, 4))
+def test_a_new_actor_does_nothing_yet(adaptive: bool) -> None:
+    actor = new_actor(Shape(4, 32, 3), 5, adaptive=adaptive)
+    assert torch.equal(actor(_FEATURES, _STEP), torch.zeros(6, 3))
     assert isinstance(actor, PolicyNet if adaptive else FixedPolicy)
 
 
 def test_a_new_critic_expects_nothing_and_has_the_actors_shape(tiny_bundle: Path) -> None:
     bundle = Bundle.read(tiny_bundle)
-    critic, actor = new_critic(bundle, 16), actor_of(bundle, "policy")
+    shape = Shape.of(bundle.graph("policy"))
+    assert shape == Shape(side=4, width=32, actions=4)
+    critic, actor = new_critic(shape, 16), actor_of(bundle, "policy")
     assert torch.equal(critic(_FEATURES, _STEP), torch.zeros(6, 1))
     shapes = {key: value.shape for key, value in critic.state_dict().items()}
     different = {key for key, value in actor.state_dict().items() if value.shape != shapes[key]}
@@ -76,7 +78,7 @@ def test_weights_of_any_width_are_found_again(bundle_copy: Path, hidden: int) ->
 def test_an_actor_that_was_never_trained_is_found_too(bundle_copy: Path) -> None:
     """Its zero weights and biases are one and the same to an optimizer of graphs."""
     bundle = Bundle.read(bundle_copy)
-    changed = add_policy(bundle, "policy-new", new_actor(bundle, 3, adaptive=True), info())
+    changed = add_policy(bundle, "policy-new", new_actor(Shape(4, 32, 4), 3, adaptive=True), info())
     assert torch.equal(actor_of(changed, "policy-new")(_FEATURES, _STEP), torch.zeros(6, 4))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tests.calibration.policy.stand_ins import SmallNetwork, random_images, real_images
+from tests.masked import masked_model
 
 from fewstep.calibration.policy.data import RealImages
 from fewstep.calibration.policy.discriminator import Discriminator, mean_logit
@@ -25,7 +26,7 @@ from fewstep.calibration.policy.rewards import (
 from fewstep.calibration.policy.training import reward_of
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import CalibrationError
-from fewstep.runtime.families.masked.model import MaskedModel, masked_model
+from fewstep.runtime.families.masked.model import MaskedModel
 
 _CPU = torch.device("cpu")
 _NETWORK = SmallNetwork()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tests.calibration.policy.stand_ins import info, randomised
+from tests.masked import masked_model
 
 from fewstep.build.stale import why_graphs_stale
 from fewstep.build.variants import add_variant
@@ -19,7 +20,6 @@ from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices.cpu import CpuDevice
 from fewstep.runtime.engines import run_once
 from fewstep.runtime.errors import OutputError
-from fewstep.runtime.families.masked.model import masked_model
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.verify import verify
 

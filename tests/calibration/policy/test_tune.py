@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from tests.calibration.policy.stand_ins import assert_same_weights
+from tests.masked import masked_model
 
 from fewstep.calibration.policy import tune as tuning
 from fewstep.calibration.policy.networks import actor_of
@@ -21,7 +23,8 @@ from fewstep.calibration.policy.tune import tune
 from fewstep.export.tuned import load_tuned
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import BundleError, CalibrationError, OutputError, RequestError
-from fewstep.runtime.families.masked.model import masked_model
+from fewstep.runtime.families.masked.policies import MaskedPolicies
+from fewstep.runtime.families.masked.schedule import Schedule
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.verify import verify
 
@@ -79,7 +82,7 @@ def test_the_work_folder_has_logs_plots_checkpoint_and_weights(
     for picture in ("training.png", "schedule.png"):
         with Image.open(work / picture) as image:
             image.verify()
-    saved = load_tuned(work / "policy-3-steps.safetensors")
+    saved = load_tuned(work / "policy-3-steps.safetensors", "masked")
     assert (saved.name, saved.info) == (found.name, found.info)
     graph = actor_of(Bundle.read(options().bundle), found.name)
     assert_same_weights(saved.network.state_dict(), graph.state_dict())
@@ -125,13 +128,17 @@ def test_a_second_run_has_another_name_and_starts_from_the_first(
 ) -> None:
     first, second = (tune(options(updates=1)) for _ in range(2))
     assert (first.name, second.name) == ("policy-3-steps", "policy-3-steps-2")
-    assert checked(options(), Bundle.read(options().bundle)) == (
-        *("policy-3-steps-2", "policy-3-steps-3"),
-    )
+    start = checked(options(), Bundle.read(options().bundle))
+    assert (start.policy, start.name) == ("policy-3-steps-2", "policy-3-steps-3")
 
 
 @pytest.mark.parametrize(
-    "changes", [{"adaptive": False}, {"start": "scratch"}, {"start": "cosine", "guidance": (0, 2)}]
+    "changes",
+    [
+        {"adaptive": False},
+        {"start": "scratch"},
+        {"start": "cosine", "settings": {"guidance": (0, 2)}},
+    ],
 )
 def test_other_starts(small_network: None, options: Options, changes: dict[str, Any]) -> None:
     found = tune(options(updates=1, **changes))
@@ -192,6 +199,18 @@ def test_options_out_of_range_are_refused(
     [
         ({"steps": 0}, RequestError, "steps"),
         ({"steps": 17}, RequestError, "steps"),
+        ({"steps": None}, CalibrationError, "say how many steps to tune the policy for: --steps N"),
+        (
+            {"settings": {"guidance": "0:2"}},
+            CalibrationError,
+            "guidance belong to a fixed schedule to start from: name it with --start",
+        ),
+        ({"start": "cosine", "settings": {"top_k": 9}}, RequestError, "unknown setting of a sched"),
+        (
+            {"start": "cosine", "settings": {"guidance": "0,1"}},
+            RequestError,
+            "lists need one value for every step: steps 3, got guidance 2",
+        ),
         ({"start": "polisy"}, CalibrationError, "polisy.*Did you mean 'policy'"),
         ({"name": "policy"}, CalibrationError, "has or reserves the name 'policy'"),
         ({"rollouts": 41}, CalibrationError, "holds 40 images, at least 41 are needed"),
@@ -208,8 +227,32 @@ def test_what_does_not_fit_is_refused_before_anything_is_made(
     assert (options().bundle / "bundle.json").read_bytes() == manifest
 
 
+def test_a_family_may_have_but_one_number_of_steps(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MaskedPolicies, "steps", lambda self, model: 7)
+    bundle = Bundle.read(options().bundle)
+    for steps in (None, 7):
+        start = checked(options(steps=steps), bundle)
+        assert (start.steps, start.name) == (7, "policy-7-steps")
+    with pytest.raises(CalibrationError, match="in 7 steps, always: got --steps 3, leave it out"):
+        checked(options(steps=3), bundle)
+
+
+def test_settings_of_the_start_are_kept_as_plain_data(options: Options) -> None:
+    """As text and as numbers they make the same training, which goes on where it was."""
+    bundle = Bundle.read(options().bundle)
+    given = ({"guidance": "0:2"}, {"guidance": (0, 2)})
+    starts = [checked(options(start="square", settings=each), bundle) for each in given]
+    assert [dict(start.settings) for start in starts] == [{"guidance": [0.0, 2.0]}] * 2
+    expected = Schedule("square", guidance=(0, 2)).parameters(3, 16)
+    for start in starts:
+        assert start.schedule is not None
+        np.testing.assert_array_equal(start.schedule, expected)
+
+
 def test_a_bundle_without_a_policy_is_refused(tiny_text_bundle: Path, options: Options) -> None:
-    with pytest.raises(BundleError, match="no policy graph.*fewstep export adanat"):
+    with pytest.raises(BundleError, match="no policy graph.*with --untrained-policy"):
         tune(PolicyOptions(**{**vars(options()), "bundle": tiny_text_bundle}))
 
 

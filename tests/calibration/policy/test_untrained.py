@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from tests.calibration.policy.stand_ins import assert_same_weights, small_options
 from tests.cuda.torch_engine import load
+from tests.masked import masked_model
 
 from fewstep.calibration.policy.networks import actor_of
 from fewstep.calibration.policy.tune import tune
 from fewstep.export.flow import export
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.families.masked.model import masked_model
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.verify import verify
 
@@ -32,7 +32,9 @@ def test_an_untrained_policy_is_tuned(
     policies = masked_model(tuned).policies
     assert list(policies) == ["policy", found.name]
     assert policies["policy"].untrained_seed == 0
-    assert (found.info.residual, found.info.untrained_seed) == (True, None)
+    record = policies[found.name]
+    assert record == found.info
+    assert (record.residual, record.untrained_seed) == (True, None)
     changed = actor_of(tuned, found.name).state_dict()
     assert not np.array_equal(changed["linear3.weight"], models.policy.linear3.weight)
 

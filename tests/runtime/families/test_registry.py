@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,3 +72,18 @@ def test_a_damaged_file_of_a_family_is_told(tiny_text_bundle: Path, tmp_path: Pa
     (copy / "unconditional.npz").write_bytes(b"")
     with pytest.raises(BundleError, match="unconditional.npz"):
         model_of(bundle)
+
+
+def test_shared_code_imports_no_family() -> None:
+    """All but the families' own folders, and the modules of their forms."""
+    root = Path(__file__).parents[3]
+    shared = [*(root / "runtime").rglob("*.py"), *(root / "calibration").rglob("*.py")]
+    shared += [
+        *(root / "export/fewstep/build").rglob("*.py"),
+        root / "export/fewstep/export/tuned.py",
+    ]
+    own = root / "runtime/fewstep/runtime/families"
+    wanted = re.compile(rf"families\.({'|'.join(kinds())})\b.* import ")
+    found = [path for path in shared if own not in path.parents and wanted.search(path.read_text())]
+    assert len(shared) > 100
+    assert found == []

@@ -1,8 +1,9 @@
 """The policy network, tuned by reinforcement learning on the engines that are deployed.
 
 AdaNAT (Ni et al., ECCV 2024): generation is a Markov decision process. State: the transformer's
-features and the step; action: mask ratio, temperatures and guidance of the step; reward, after the
-last step: what a discriminator, trained at the same time, thinks of the image.
+features and the step; action: what the family lets a policy decide of the step, such as guidance
+and temperatures; reward, after the last step: what a discriminator, trained at the same time,
+thinks of the image. What else differs between families is in ``fewstep.runtime.policies``.
 
     options.py, tune.py             what is asked for; from bundle and images to a tuned policy
     data.py                         real images, checked against the bundle

@@ -17,7 +17,7 @@ from PIL import Image
 from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import CalibrationError
-from fewstep.runtime.families.masked.model import MaskedModel
+from fewstep.runtime.families import ModelInfo
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _NAMED = 20  # files that an error lists
@@ -69,7 +69,7 @@ class RealImages:
         return np.concatenate([rows[:each] for rows in self.classes.values()])
 
 
-def read_images(path: Path, model: MaskedModel, least: int) -> RealImages:
+def read_images(path: Path, model: ModelInfo, least: int) -> RealImages:
     """Read and check real images.
 
     Args:
@@ -105,7 +105,7 @@ def read_images(path: Path, model: MaskedModel, least: int) -> RealImages:
     return RealImages(images, condition, digest.hexdigest())
 
 
-def _read_folder(path: Path, model: MaskedModel) -> tuple[npt.NDArray[np.uint8], Array]:
+def _read_folder(path: Path, model: ModelInfo) -> tuple[npt.NDArray[np.uint8], Array]:
     if not isinstance(model.condition, ClassCondition):
         raise CalibrationError(
             f"{path}: this bundle is text-conditional: give an .npz with 'images' and the text "
@@ -161,7 +161,7 @@ def _read_image(file: Path, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
         return np.asarray(image.convert("RGB"))
 
 
-def _read_archive(path: Path, model: MaskedModel) -> tuple[npt.NDArray[np.uint8], Array]:
+def _read_archive(path: Path, model: ModelInfo) -> tuple[npt.NDArray[np.uint8], Array]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
@@ -192,7 +192,7 @@ def _check(
     path: Path,
     images: npt.NDArray[np.uint8],
     condition: Array,
-    model: MaskedModel,
+    model: ModelInfo,
     least: int,
 ) -> None:
     info, count = model.condition, len(images)

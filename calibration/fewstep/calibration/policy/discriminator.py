@@ -17,7 +17,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from fewstep.calibration.policy.features import Features
 from fewstep.runtime.condition import ClassCondition
-from fewstep.runtime.families.masked.model import MaskedModel
+from fewstep.runtime.families import ModelInfo
 
 _WIDTH = 64
 _GROUPS = 8
@@ -55,7 +55,7 @@ class Discriminator(nn.Module):
         model: of the bundle: what the condition is.
     """
 
-    def __init__(self, channels: tuple[int, ...], width: int, model: MaskedModel) -> None:
+    def __init__(self, channels: tuple[int, ...], width: int, model: ModelInfo) -> None:
         super().__init__()
         info = model.condition
         self.by_class = isinstance(info, ClassCondition)

@@ -19,19 +19,20 @@ from torch import Tensor, nn
 from fewstep.runtime.devices import Array, Buffer, Device
 from fewstep.runtime.engines import BoundEngine
 from fewstep.runtime.errors import CalibrationError
-from fewstep.runtime.families.masked.request import MaskedRequest
 from fewstep.runtime.generator import Generator
+from fewstep.runtime.policies import rules_of
 from fewstep.runtime.records import TensorInfo
 from fewstep.runtime.result import Result
+from fewstep.runtime.settings import settings_of
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Whole generations, B images in T steps.
+    """Whole generations, B images in T steps with A actions each.
 
     ``images [B, H, W, 3]`` uint8; ``condition`` of each; ``features [T, B, N, C]`` float16,
-    ``actions [T, B, 4]`` and ``log_probabilities [T, B]`` float32 as the policy saw and chose
-    them; ``parameters [T, B, 4]``: mask ratio, masking temperature, sampling temperature, guidance.
+    ``actions [T, B, A]`` and ``log_probabilities [T, B]`` float32 as the policy saw and chose
+    them; ``parameters [T, B, A]``: what the family made of them.
     """
 
     images: npt.NDArray[np.uint8]
@@ -116,7 +117,7 @@ class _Noise:
 
 
 def log_probability(action: Tensor, mean: Tensor, deviation: float) -> Tensor:
-    """Log-density ``[B]`` of actions ``[B, 4]`` under a Gaussian of equal deviations."""
+    """Log-density ``[B]`` of actions ``[B, A]`` under a Gaussian of equal deviations."""
     density: Tensor = torch.distributions.Normal(mean, deviation).log_prob(action)  # type: ignore[no-untyped-call]
     return density.sum(-1)
 
@@ -131,7 +132,9 @@ class Environment:
     """
 
     def __init__(self, generator: Generator, policy: str, steps: int) -> None:
-        self._generator, self._name, self._steps = generator, policy, steps
+        self._generator = generator
+        following = rules_of(generator.bundle).settings(policy, steps)
+        self._settings = settings_of(generator.model.info.defaults, following)
         engine = generator.engines[policy]
         self._policy = ExploringPolicy(policy, engine.inputs, engine.outputs, generator.device)
         generator.replace_engine(policy, self._policy)
@@ -165,17 +168,17 @@ class Environment:
             features=torch.cat([seen[0] for _, seen in parts], 1),
             actions=torch.cat([seen[1] for _, seen in parts], 1),
             log_probabilities=torch.cat([seen[2] for _, seen in parts], 1),
-            parameters=np.concatenate([each.trace.parameters for each, _ in parts], 1),
+            parameters=_parameters([each for each, _ in parts]),
         )
 
     def follow(
         self, actor: nn.Module, condition: Array, seeds: Sequence[int]
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-        """Images ``[B, H, W, 3]`` and parameters ``[T, B, 4]`` by the actor's own actions."""
+        """Images ``[B, H, W, 3]`` and parameters ``[T, B, A]`` by the actor's own actions."""
         parts = [each for each, _ in self._batches(actor, condition, seeds, 0.0)]
         return (
             np.concatenate([each.images for each in parts]),
-            np.concatenate([each.trace.parameters for each in parts], 1),
+            _parameters(parts),
         )
 
     def _batches(
@@ -187,13 +190,16 @@ class Environment:
             signs = (1 - 2 * (row % 2) for row in range(first, len(seeds)))
             noise = [_Noise(*each) for each in zip(seeds[rows], signs, strict=False)]
             self._policy.follow(actor, deviation, noise)
-            request = MaskedRequest(
-                condition=condition[rows],
-                seeds=np.array(seeds[rows], np.uint64),
-                steps=self._steps,
-                parameters=None,
-                guided=True,
-                policy=self._name,
+            request = self._generator.family.request(
+                self._generator.model,
+                condition[rows],
+                np.array(seeds[rows], np.uint64),
+                self._settings,
             )
             result, seen = self._generator.run(request), self._policy.seen
             yield result, tuple(torch.stack(each) for each in zip(*seen, strict=True))
+
+
+def _parameters(results: Sequence[Result]) -> npt.NDArray[np.float32]:
+    """What the policy's actions came to, ``[T, B, A]``."""
+    return np.concatenate([each.trace.decisions["parameters"] for each in results], 1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -13,28 +11,11 @@ from torch.nn import functional as F
 from fewstep.calibration.policy.environment import Environment
 from fewstep.export.models.policy import FixedPolicy
 from fewstep.runtime.devices import Array
-from fewstep.runtime.families.masked.schedule import policy_offsets
 
 _STEPS = 400
 _MINIBATCH = 256
 _LEARNING_RATE = 1e-3
-_LEAST = 0.02  # a softplus gets no nearer to 0 within reach of an optimizer
 _DEVIATION = 0.1
-
-
-def actions_of(parameters: npt.NDArray[np.float32], *, residual: bool) -> npt.NDArray[np.float32]:
-    """Raw actions ``[T, 4]`` that give ``parameters [T, 4]``: ``kernels.policy_parameters`` undone.
-
-    Mask ratios are kept between 0.02 and 0.98, the others at 0.02 or above.
-    """
-    rows = []
-    for step, (ratio, *others) in enumerate(parameters.astype(float)):
-        offsets = list(policy_offsets(step, len(parameters), residual=residual).values())
-        ratio = min(1 - _LEAST, max(_LEAST, ratio))
-        raw = [math.log(ratio / (1 - ratio))]
-        raw += [math.log(math.expm1(max(_LEAST, each))) for each in others]
-        rows.append([value - offset for value, offset in zip(raw, offsets, strict=True)])
-    return np.array(rows, np.float32)
 
 
 def imitate(
@@ -45,7 +26,7 @@ def imitate(
     seeds: list[int],
     seed: int,
 ) -> None:
-    """Train ``actor`` to give the same ``actions [T, 4]`` in every state that they lead to.
+    """Train ``actor`` to give the same ``actions [T, A]`` in every state that they lead to.
 
     Args:
         actor: changed in place.
@@ -55,7 +36,7 @@ def imitate(
         seeds: likewise.
         seed: of the minibatches.
     """
-    table = FixedPolicy(len(actions))
+    table = FixedPolicy(*actions.shape)
     with torch.no_grad():
         table.actions.copy_(torch.from_numpy(actions))
     if isinstance(actor, FixedPolicy):

@@ -6,7 +6,9 @@ what adapting to the image is worth. The critic is a policy network with one out
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -22,29 +24,50 @@ from fewstep.runtime.devices.cpu import CpuDevice
 from fewstep.runtime.engines import run_once
 from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import CalibrationError
-from fewstep.runtime.families.masked.model import masked_model
+from fewstep.runtime.records import GraphInfo
 
 HIDDEN = 64
 """Width of a new policy network, unless the bundle has one to take after."""
 
 _TOLERANCE = 1e-3
-_ACTIONS = 4
 
 Array = npt.NDArray[np.float32]
 
 
-def new_actor(bundle: Bundle, steps: int, *, adaptive: bool, hidden: int = HIDDEN) -> nn.Module:
-    """An actor whose action is 0 in every state: with the residual, AdaNAT's heuristic schedule."""
-    model = masked_model(bundle)
+@dataclass(frozen=True)
+class Shape:
+    """What a policy reads and gives: N features of width C, a square of ``side``; A actions."""
+
+    side: int
+    width: int
+    actions: int
+
+    @classmethod
+    def of(cls, graph: GraphInfo) -> Shape:
+        """That of a policy's graph.
+
+        Raises:
+            KeyError: it is no policy's graph.
+        """
+        _, count, width = graph.inputs["features"].shape
+        return cls(math.isqrt(int(count)), int(width), int(graph.outputs["action"].shape[1]))
+
+    def features(self, rows: int) -> Tensor:
+        """Random features ``[rows, N, C]``, the same every time."""
+        random = torch.Generator().manual_seed(0)
+        return torch.randn((rows, self.side**2, self.width), generator=random)
+
+
+def new_actor(shape: Shape, steps: int, *, adaptive: bool, hidden: int = HIDDEN) -> nn.Module:
+    """An actor whose action is 0 in every state: it follows the schedule of the family."""
     if not adaptive:
-        return FixedPolicy(steps)
-    return PolicyNet(model.feature_width, _ACTIONS, hidden, model.grid[0])
+        return FixedPolicy(steps, shape.actions)
+    return PolicyNet(shape.width, shape.actions, hidden, shape.side)
 
 
-def new_critic(bundle: Bundle, hidden: int = HIDDEN) -> PolicyNet:
+def new_critic(shape: Shape, hidden: int = HIDDEN) -> PolicyNet:
     """A critic whose value is 0 in every state."""
-    model = masked_model(bundle)
-    return PolicyNet(model.feature_width, 1, hidden, model.grid[0])
+    return PolicyNet(shape.width, 1, hidden, shape.side)
 
 
 def actor_of(bundle: Bundle, name: str) -> PolicyNet:
@@ -58,10 +81,11 @@ def actor_of(bundle: Bundle, name: str) -> PolicyNet:
     """
     found = list(_layers(load_graph(bundle, name).graph))
     try:
-        actor = _rebuilt(bundle, found)
+        shape = Shape.of(bundle.graph(name))
+        actor = _rebuilt(shape, found)
     except (StopIteration, KeyError, ValueError, RuntimeError) as error:
         raise CalibrationError(_not_readable(name)) from error
-    if not _difference(bundle, name, actor) <= _TOLERANCE:
+    if not _difference(bundle, name, shape, actor) <= _TOLERANCE:
         raise CalibrationError(_not_readable(name))
     return actor
 
@@ -91,17 +115,15 @@ def _layers(graph: onnx.GraphProto) -> Iterator[tuple[str, Array, Array]]:
         yield node.op_type, np.array(weight), np.array(bias)
 
 
-def _rebuilt(bundle: Bundle, layers: list[tuple[str, Array, Array]]) -> PolicyNet:
+def _rebuilt(shape: Shape, layers: list[tuple[str, Array, Array]]) -> PolicyNet:
     """A network with the weights put where their shapes fit, in order."""
     depthwise = next(weight for kind, weight, _ in layers if kind == "Conv")
-    actor = PolicyNet(
-        masked_model(bundle).feature_width, _ACTIONS, len(depthwise), masked_model(bundle).grid[0]
-    )
+    actor = PolicyNet(shape.width, shape.actions, len(depthwise), shape.side)
     remaining = list(layers)
     for module in actor.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
-            shape = tuple(module.weight.shape)
-            index = next(i for i, each in enumerate(remaining) if each[1].shape == shape)
+            wanted = tuple(module.weight.shape)
+            index = next(i for i, each in enumerate(remaining) if each[1].shape == wanted)
             _, weight, bias = remaining.pop(index)
             assert module.bias is not None
             with torch.no_grad():
@@ -113,12 +135,9 @@ def _rebuilt(bundle: Bundle, layers: list[tuple[str, Array, Array]]) -> PolicyNe
 
 
 @torch.no_grad()
-def _difference(bundle: Bundle, name: str, actor: PolicyNet) -> float:
+def _difference(bundle: Bundle, name: str, shape: Shape, actor: PolicyNet) -> float:
     """Largest difference between the actions of graph and network."""
-    model, random = masked_model(bundle), torch.Generator().manual_seed(0)
-    shape = (4, model.num_tokens, model.feature_width)
-    features: Tensor = torch.randn(shape, generator=random)
-    step = torch.arange(4, dtype=torch.int32)
+    features, step = shape.features(4), torch.arange(4, dtype=torch.int32)
     engine = OnnxRuntimeEngine(name, bundle.graph_path(name), bundle.graph(name))
     state = {"features": features.numpy(), "step": step.numpy()}
     expected = run_once(CpuDevice(), engine, state)["action"]

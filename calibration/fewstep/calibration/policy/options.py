@@ -4,48 +4,47 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from fewstep.calibration.policy.features import DEFAULT
 from fewstep.calibration.policy.rewards import check_reward
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.errors import BundleError, CalibrationError, choose
-from fewstep.runtime.families.masked.model import MaskedModel, masked_model
-from fewstep.runtime.families.masked.request import check_settings, schedule_of
-from fewstep.runtime.families.masked.schedule import (
-    EXPORTED_POLICY,
-    MASK_RATIOS,
-    POLICY,
-    Schedule,
-)
-from fewstep.runtime.families.masked.settings import RAMPS
-from fewstep.runtime.settings import Ramp, settings_of
+from fewstep.runtime.errors import BundleError, CalibrationError, RequestError, choose
+from fewstep.runtime.families import example_request, family_of, model_of
+from fewstep.runtime.policies import PolicyRules, policies_of, policy_for, rules_of
+from fewstep.runtime.settings import settings_of
 
 SCRATCH = "scratch"
 _NAME = re.compile(r"policy[a-z0-9-]*")
-_PLACES = ("bundle", "data", "work", "restart", "batch", "device", "threads")
-"""Options that another run of the same training may change."""
+_APART = ("bundle", "data", "work", "restart", "batch", "device", "threads", "settings")
+"""Options that another run of the same training may change, and those that a :class:`Start` says
+in words of its own."""
 
 
 @dataclass(frozen=True)
 class PolicyOptions:
     """Options of a tuning run; the defaults suit a small model and one machine.
 
+    ``steps``: of every generation, ``None`` where the family has but one number of them.
     ``rollouts`` per update, in pairs, generated ``batch`` at a time with engines of ``backend`` and
     ``precision`` on ``device`` and ``threads`` of the CPU (0: every core). ``reward``:
     adversarial, classifier or feature-distance. ``adaptive``: per image, or one action per step.
     ``deviation``: of the actions drawn, first and last, falling in a straight line. ``start``: a
-    policy of the bundle, ``scratch``, a fixed schedule (with ``guidance`` and temperatures, or the
-    bundle's), or ``None`` for the policy that ``--schedule policy`` takes.
+    policy of the bundle, ``scratch``, a fixed schedule of its family (shaped by ``settings``, or as
+    the bundle's defaults say), or ``None`` for the policy that fits the steps best.
     ``name``: of the new policy. ``work``: folder of checkpoints and logs. Every
     ``evaluate_every`` updates, ``evaluation_images`` are made.
     """
 
     bundle: Path
     data: Path
-    steps: int
+    steps: int | None = None
     updates: int = 80
     rollouts: int = 160
     batch: int = 32
@@ -65,9 +64,7 @@ class PolicyOptions:
     evaluation_images: int = 1_000
     seed: int = 0
     start: str | None = None
-    guidance: Ramp | None = None
-    sampling_temperature: Ramp | None = None
-    masking_temperature: Ramp | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
     name: str | None = None
     work: Path | None = None
     restart: bool = False
@@ -97,13 +94,13 @@ class PolicyOptions:
             )
         if self.name is not None and not _NAME.fullmatch(self.name):
             raise CalibrationError(
-                f"a policy's name is 'policy' and small letters, digits or hyphens, such as "
-                f"policy-{self.steps}-steps, got '{self.name}'"
+                "a policy's name is 'policy' and small letters, digits or hyphens, such as "
+                f"policy-mine, got '{self.name}'"
             )
 
     def signature(self) -> dict[str, Any]:
-        """Every option that decides the result, as plain data."""
-        kept = {key: value for key, value in asdict(self).items() if key not in _PLACES}
+        """Options that decide the result, as plain data."""
+        kept = {key: value for key, value in asdict(self).items() if key not in _APART}
         return {
             key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()
         }
@@ -114,64 +111,100 @@ class PolicyOptions:
         return first + (last - first) * update / max(1, self.updates - 1)
 
 
-def schedule_to_start_from(options: PolicyOptions, model: MaskedModel) -> Schedule | None:
-    """The fixed schedule that the policy is to start as, or ``None``.
+@dataclass(frozen=True)
+class Start:
+    """What a tuning run begins with, checked against its bundle.
 
-    Raises:
-        RequestError: temperatures or guidance below 0.
+    ``policy``: the one to stand in for. ``name``: of the new one. ``steps``: of every generation.
+    ``schedule``: parameters ``[T, A]`` that the policy is to start as, or ``None``. ``settings``:
+    what shaped them, as plain data.
     """
-    if options.start not in MASK_RATIOS:
-        return None
-    given = {name: getattr(options, name) for name in RAMPS}
-    given |= {"schedule": options.start, "steps": options.steps}
-    found = schedule_of(model, settings_of(model.defaults, given))
-    assert isinstance(found, Schedule)
-    return found
+
+    policy: str
+    name: str
+    steps: int
+    schedule: npt.NDArray[np.float32] | None
+    settings: Mapping[str, Any]
 
 
-def checked(options: PolicyOptions, bundle: Bundle) -> tuple[str, str]:
-    """Names of the policy to stand in for and of the new one, the bundle being fit for it.
+def checked(options: PolicyOptions, bundle: Bundle) -> Start:
+    """What to begin with, the bundle being fit for it.
 
     Raises:
         BundleError: no policy graph.
-        CalibrationError: unknown start, or a name that is taken.
-        RequestError: a number of steps that the bundle cannot do, or no unconditional text.
+        CalibrationError: unknown start, a name that is taken, or not the bundle's number of steps.
+        RequestError: steps or settings that the bundle cannot do, or no unconditional text.
     """
-    model = masked_model(bundle)
-    if not model.policies:
+    rules, policies = rules_of(bundle), policies_of(bundle)
+    if not policies:
+        gives = family_of(bundle.manifest.model.kind).quantized
         raise BundleError(
-            f"{bundle.path} has no policy graph, and its transformer gives no features; export it "
-            "again with one: fewstep export adanat … --policy FILE, or with --untrained-policy"
+            f"{bundle.path} has no policy graph, and its {gives} gives no features; export it "
+            "again with one: fewstep export … --policy FILE, or with --untrained-policy"
         )
-    check_settings(model, settings_of(model.defaults, {"steps": options.steps, "schedule": POLICY}))
-    starts = (SCRATCH, *model.policies, *MASK_RATIOS)
+    steps = _steps(options, rules, bundle)
+    fitting = policy_for(policies, steps)
+    assert fitting is not None
+    following = settings_of(bundle.manifest.model.defaults, rules.settings(fitting, steps))
+    example_request(model_of(bundle), following)
+    starts = (SCRATCH, *policies, *rules.schedules)
     if options.start is not None and options.start not in starts:
         raise CalibrationError(choose("policy or schedule to start from", options.start, starts))
-    if not options.adaptive and options.start in model.policies:
+    if not options.adaptive and options.start in policies:
         raise CalibrationError(
             f"a fixed policy cannot start as '{options.start}', which tells images apart; start it "
             "as a fixed schedule, or from scratch"
         )
-    given = [name for name in RAMPS if getattr(options, name) is not None]
-    if given and options.start not in MASK_RATIOS:
+    schedule, settings = _schedule(options, rules, bundle, steps)
+    name = _new_name(options, steps, (*policies, *rules.reserved))
+    policy = options.start if options.start and options.start in policies else fitting
+    return Start(policy, name, steps, schedule, settings)
+
+
+def _steps(options: PolicyOptions, rules: PolicyRules, bundle: Bundle) -> int:
+    """The number of steps that was asked for, or the only one that there is."""
+    only = rules.steps(bundle.manifest.model)
+    if only is None:
+        if options.steps is None:
+            raise CalibrationError("say how many steps to tune the policy for: --steps N")
+        return options.steps
+    if options.steps not in (None, only):
         raise CalibrationError(
-            f"{', '.join(given)} belong to a fixed schedule to start from: name it with --start"
+            f"{bundle.path} generates in {only} steps, always: got --steps {options.steps}, leave "
+            "it out"
         )
-    stand_in = model.policy_for(options.steps)
-    assert stand_in is not None
-    if options.start in model.policies:
-        stand_in = str(options.start)
-    return stand_in, _new_name(options, list(model.policies))
+    return only
 
 
-def _new_name(options: PolicyOptions, taken: list[str]) -> str:
-    if options.name in (*taken, POLICY, EXPORTED_POLICY):
+def _schedule(
+    options: PolicyOptions, rules: PolicyRules, bundle: Bundle, steps: int
+) -> tuple[npt.NDArray[np.float32] | None, dict[str, Any]]:
+    """Parameters of the fixed schedule to start as, if it is one, and the settings given for it."""
+    model, given = bundle.manifest.model, options.settings
+    for name in given:
+        if name not in rules.schedule_settings:
+            raise RequestError(
+                choose("setting of a schedule to start as", name, rules.schedule_settings)
+            )
+    if options.start not in rules.schedules:
+        if given:
+            raise CalibrationError(
+                f"{', '.join(given)} belong to a fixed schedule to start from: name it with --start"
+            )
+        return None, {}
+    found = rules.schedule(model, options.start, steps, given)
+    plain = settings_of(model.defaults, given).model_dump(mode="json")
+    return found, {name: plain[name] for name in given}
+
+
+def _new_name(options: PolicyOptions, steps: int, taken: Collection[str]) -> str:
+    if options.name in taken:
         raise CalibrationError(
             f"{options.bundle} has or reserves the name '{options.name}'; choose another --name"
         )
     if options.name is not None:
         return options.name
-    base, count = f"policy-{options.steps}-steps", 1
+    base, count = f"policy-{steps}-steps", 1
     while (name := base if count == 1 else f"{base}-{count}") in taken:
         count += 1
     return name

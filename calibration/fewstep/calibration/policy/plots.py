@@ -6,24 +6,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fewstep.calibration.policy.state import Row
-from fewstep.runtime.families.masked.model import MaskedModel
-from fewstep.runtime.families.masked.schedule import MASK_RATIOS, Schedule
 from fewstep.runtime.files import replacing
 
-PARAMETERS = ("mask ratio", "masking temperature", "sampling temperature", "guidance scale")
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d9730d", "#6b6b6b"
 
 
-def draw(rows: Sequence[Row], model: MaskedModel, folder: Path) -> None:
+def draw(
+    rows: Sequence[Row],
+    parameters: Sequence[str],
+    hand_made: npt.NDArray[np.float32],
+    folder: Path,
+) -> None:
     """Write ``training.png`` and ``schedule.png``.
 
     Args:
         rows: of a training's history.
-        model: of the bundle, for its hand-made schedule.
+        parameters: names of the A parameters of a step.
+        hand_made: those of the schedule to compare with, ``[T, A]``.
         folder: where the pictures go.
 
     Raises:
@@ -32,15 +36,7 @@ def draw(rows: Sequence[Row], model: MaskedModel, folder: Path) -> None:
     _draw_training(rows, folder / "training.png")
     evaluated = [row for row in rows if "schedule" in row]
     if evaluated:
-        _draw_schedule(evaluated[-1], model, folder / "schedule.png")
-
-
-def hand_made(model: MaskedModel) -> Schedule:
-    """The bundle's default schedule, or the cosine under its settings if that is a policy."""
-    defaults = model.defaults
-    name = defaults.schedule if defaults.schedule in MASK_RATIOS else "cosine"
-    ramps = (defaults.guidance, defaults.sampling_temperature, defaults.masking_temperature)
-    return Schedule(name, *ramps)
+        _draw_schedule(evaluated[-1], parameters, hand_made, folder / "schedule.png")
 
 
 def _draw_training(rows: Sequence[Row], path: Path) -> None:
@@ -61,15 +57,16 @@ def _draw_training(rows: Sequence[Row], path: Path) -> None:
     _save(figure, path)
 
 
-def _draw_schedule(row: Row, model: MaskedModel, path: Path) -> None:
+def _draw_schedule(
+    row: Row, parameters: Sequence[str], fixed: npt.NDArray[np.float32], path: Path
+) -> None:
     mean = np.array(row["schedule"]["mean"])
     deviation = np.array(row["schedule"]["deviation"])
-    fixed = hand_made(model).parameters(len(mean), model.num_tokens)
-    figure = Figure(figsize=(14, 3.2), layout="constrained")
-    panels = figure.subplots(1, 4)
+    figure = Figure(figsize=(3.5 * len(parameters), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(parameters))
     for column, axes in enumerate(panels):
         _draw_parameter(axes, mean[:, column], deviation[:, column], fixed[:, column])
-        axes.set_title(PARAMETERS[column], fontsize=10)
+        axes.set_title(parameters[column], fontsize=10)
     panels[0].legend(fontsize=8)
     _save(figure, path)
 

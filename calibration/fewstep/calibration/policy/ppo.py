@@ -42,7 +42,7 @@ class ActorCritic(nn.Module):
         self.actor, self.critic = actor, critic
 
     def forward(self, features: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean actions ``[B, 4]`` and values ``[B]``."""
+        """Mean actions ``[B, A]`` and values ``[B]``."""
         return self.actor(features, step), self.critic(features, step)[:, 0]
 
 
@@ -59,7 +59,7 @@ def loss_of(
 
     Args:
         networks: an :class:`ActorCritic`, possibly shared between processes.
-        batch: features ``[B, N, C]``, step ``[B]``, action ``[B, 4]``, log-probability at the time
+        batch: features ``[B, N, C]``, step ``[B]``, action ``[B, A]``, log-probability at the time
             ``[B]``, return ``[B]`` and advantage ``[B]``.
         deviation: of the actions.
         clip: largest relative change of a probability that is rewarded.

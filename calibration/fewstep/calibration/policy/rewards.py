@@ -21,7 +21,7 @@ from fewstep.calibration.policy.features import FeatureNetwork, Features, joined
 from fewstep.calibration.policy.ppo import stepped
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import CalibrationError, choose
-from fewstep.runtime.families.masked.model import MaskedModel
+from fewstep.runtime.families import ModelInfo
 
 REWARDS = ("adversarial", "classifier", "feature-distance")
 _MINIBATCH = 64
@@ -74,7 +74,7 @@ class Adversarial:
         self,
         real: RealImages,
         network: FeatureNetwork,
-        model: MaskedModel,
+        model: ModelInfo,
         device: torch.device,
         *,
         learning_rate: float,

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fewstep.build.precision import lower
 from fewstep.build.variants import Remade, stored
+from fewstep.calibration.policy.networks import Shape
 from fewstep.export.onnx_graph import export_graph
 from fewstep.export.source import Graph
 from fewstep.export.torch_engine import TorchEngine
@@ -21,13 +22,12 @@ from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices.cpu import CpuDevice
 from fewstep.runtime.engines import Engine
 from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from fewstep.runtime.families.masked.model import PolicyInfo, masked_model
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import Manifest
+from fewstep.runtime.policies import PolicyInfo, policies_of
 from fewstep.runtime.records import FileInfo, GraphInfo, Precision
 from fewstep.runtime.verify import record
 
-_FIRST = ("transformer", "decoder")
 _IMAGES = 2  # of a golden rollout
 
 
@@ -37,7 +37,7 @@ def add_policy(bundle: Bundle, name: str, actor: nn.Module, info: PolicyInfo) ->
     Args:
         bundle: as it is now.
         name: of the new graph.
-        actor: features ``[B, N, C]`` and step ``[B]`` to raw actions ``[B, 4]``.
+        actor: features ``[B, N, C]`` and step ``[B]`` to raw actions ``[B, A]``.
         info: what the manifest says of it.
 
     Raises:
@@ -45,8 +45,13 @@ def add_policy(bundle: Bundle, name: str, actor: nn.Module, info: PolicyInfo) ->
         OutputError: the bundle cannot be written; it is as before.
     """
     actor = actor.cpu().eval()
+    newest = [*policies_of(bundle)][-1]
+    example = {
+        "features": Shape.of(bundle.graph(newest)).features(2),
+        "step": torch.tensor([0, 3], dtype=torch.int32),
+    }
     with tempfile.TemporaryDirectory() as folder:
-        graph = export_graph(name, Graph(actor, _example(bundle), ("action",)), Path(folder))
+        graph = export_graph(name, Graph(actor, example, ("action",)), Path(folder))
         content = (Path(folder) / graph.file).read_bytes()
     fields = bundle.manifest.model_dump()
     fields["graphs"][name] = graph.model_dump()
@@ -55,7 +60,7 @@ def add_policy(bundle: Bundle, name: str, actor: nn.Module, info: PolicyInfo) ->
         variant[name] = graph.model_dump() | {"source_sha256": hashlib.sha256(content).hexdigest()}
     changes = {key: fields[key] for key in ("graphs", "model", "variants")}
     files, changed = {graph.file: content}, _with(bundle, changes, graph, content)
-    for precision, made in _lowered(changed, name, content).items():
+    for precision, made in _lowered(changed, name, content, newest).items():
         changes["variants"][precision][name] = made.info.model_dump()
         files |= made.files
     if bundle.manifest.golden is not None:
@@ -65,11 +70,12 @@ def add_policy(bundle: Bundle, name: str, actor: nn.Module, info: PolicyInfo) ->
     return bundle.update(files, **changes)
 
 
-def _lowered(changed: Bundle, name: str, content: bytes) -> dict[Precision, Remade]:
-    """The new graph for variants with a decoder in another precision than fp32, in that one."""
+def _lowered(changed: Bundle, name: str, content: bytes, newest: str) -> dict[Precision, Remade]:
+    """The new graph for variants whose newest policy is in another precision than fp32, in that
+    one."""
     made: dict[Precision, Remade] = {}
     for precision, variant in changed.manifest.variants.items():
-        like = variant["decoder"]
+        like = variant[newest]
         if like.precision != "fp32":
             model = onnx.load_from_string(content)
             model = lower(model, like.precision, heads=bool(like.fp32_heads)).model
@@ -86,15 +92,6 @@ def half(actor: nn.Module) -> nn.Module:
     return actor
 
 
-def _example(bundle: Bundle) -> dict[str, Tensor]:
-    model, random = masked_model(bundle), torch.Generator().manual_seed(0)
-    shape = (2, model.num_tokens, model.feature_width)
-    return {
-        "features": torch.randn(shape, generator=random),
-        "step": torch.tensor([0, 3], dtype=torch.int32),
-    }
-
-
 def _with(bundle: Bundle, changes: dict[str, object], graph: GraphInfo, content: bytes) -> Bundle:
     """The bundle as it will be, before anything is written."""
     fields = bundle.manifest.model_dump() | changes
@@ -107,7 +104,9 @@ def _golden(bundle: Bundle, changed: Bundle, name: str, actor: nn.Module) -> byt
     """The golden rollouts with one of the new policy: PyTorch's actions on the fp32 graphs."""
     graphs = changed.manifest.graphs
     engines: dict[str, Engine] = {
-        each: OnnxRuntimeEngine(each, bundle.graph_path(each), graphs[each]) for each in _FIRST
+        each: OnnxRuntimeEngine(each, bundle.graph_path(each), graphs[each])
+        for each in graphs
+        if each not in policies_of(changed)
     }
     engines[name] = TorchEngine(name, actor, graphs[name])
     assert bundle.manifest.golden is not None

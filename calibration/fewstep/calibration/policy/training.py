@@ -29,7 +29,7 @@ from fewstep.calibration.policy.rewards import (
 from fewstep.calibration.policy.state import Log, Row, TrainingState
 from fewstep.export.models.policy import FixedPolicy
 from fewstep.runtime.errors import CalibrationError, EngineError
-from fewstep.runtime.families.masked.model import MaskedModel
+from fewstep.runtime.families import ModelInfo
 
 _REFERENCE_IMAGES = 4_000
 _TABLE_RATE = 100  # an entry of a table is an action; one of a network moves hundreds of weights
@@ -54,7 +54,7 @@ class Training:
     def __init__(
         self,
         options: PolicyOptions,
-        model: MaskedModel,
+        model: ModelInfo,
         environment: Environment,
         actor: nn.Module,
         critic: nn.Module,
@@ -231,7 +231,7 @@ def reward_of(
     options: PolicyOptions,
     real: RealImages,
     network: FeatureNetwork,
-    model: MaskedModel,
+    model: ModelInfo,
     device: torch.device,
 ) -> Reward:
     """The reward that was asked for."""
@@ -251,6 +251,6 @@ def reward_of(
 
 
 def _spread(parameters: npt.NDArray[np.float32]) -> dict[str, list[list[float]]]:
-    """Mean and deviation over images of ``parameters [T, B, 4]``, each ``[T][4]``."""
+    """Mean and deviation over images of ``parameters [T, B, A]``, each ``[T][A]``."""
     wide = parameters.astype(np.float64)
     return {"mean": wide.mean(1).tolist(), "deviation": wide.std(1).tolist()}

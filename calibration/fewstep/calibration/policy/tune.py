@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -22,14 +23,9 @@ from fewstep.calibration.policy import state, workers
 from fewstep.calibration.policy.data import RealImages, read_images
 from fewstep.calibration.policy.environment import Environment
 from fewstep.calibration.policy.features import open_network
-from fewstep.calibration.policy.imitation import actions_of, imitate
-from fewstep.calibration.policy.networks import HIDDEN, actor_of, new_actor, new_critic
-from fewstep.calibration.policy.options import (
-    SCRATCH,
-    PolicyOptions,
-    checked,
-    schedule_to_start_from,
-)
+from fewstep.calibration.policy.imitation import imitate
+from fewstep.calibration.policy.networks import HIDDEN, Shape, actor_of, new_actor, new_critic
+from fewstep.calibration.policy.options import PolicyOptions, Start, checked
 from fewstep.calibration.policy.plots import draw
 from fewstep.calibration.policy.state import Log, Row, TrainingState
 from fewstep.calibration.policy.store import add_policy, half
@@ -38,10 +34,10 @@ from fewstep.export.models.policy import PolicyNet
 from fewstep.export.tuned import TunedPolicy, save_tuned
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import CalibrationError, OutputError
-from fewstep.runtime.families.masked.model import PolicyInfo, PolicyTuning, masked_model
-from fewstep.runtime.families.masked.schedule import MASK_RATIOS, Schedule
+from fewstep.runtime.families import family_of
 from fewstep.runtime.files import replacing, require_writable
 from fewstep.runtime.generator import Generator
+from fewstep.runtime.policies import PolicyInfo, PolicyTuning, policies_of, rules_of
 from fewstep.runtime.progress import Progress, no_progress
 
 _TOOLS = ("torch", "onnx", "numpy")
@@ -99,22 +95,23 @@ def tune(
     if options.threads:
         torch.set_num_threads(options.threads)
     bundle = Bundle.read(options.bundle)
-    stand_in, name = checked(options, bundle)
+    start = checked(options, bundle)
+    name = start.name
     folder = bundle.path.resolve()
     work = options.work or folder.with_name(f"{folder.name}.{name}")
     with workers.joined():
         if workers.rank() == 0:
             _require_places(bundle.path, work)
         progress("reading images", 0.0)
-        real = read_images(options.data, masked_model(bundle), options.rollouts)
+        real = read_images(options.data, bundle.manifest.model, options.rollouts)
         with _generator(bundle, options) as generator:
             if workers.rank() == 0:
                 work.mkdir(parents=True, exist_ok=True)
             workers.wait()
             progress("preparing features, reward and networks", 0.0)
-            training = _training(options, bundle, generator, real, stand_in, work)
+            training = _training(options, bundle, generator, real, start, work)
             backend, precision = generator.backend, generator.precision
-            with _logged(work, bundle) as write:
+            with _logged(work, bundle, start.steps) as write:
 
                 def row_done(row: Row) -> None:
                     write(row)
@@ -123,11 +120,11 @@ def tune(
 
                 progress("tuning the policy", 0.0)
                 reached = training.run(row_done)
-        info = _info(options, bundle, real, reached, command, (backend, precision), stand_in)
+        info = _info(options, bundle, real, reached, command, (backend, precision), start)
         if workers.rank() == 0:
             progress("adding the policy to the bundle", 0.0)
             actor, file = half(training.best_actor()), work / f"{name}.safetensors"
-            save_tuned(file, TunedPolicy(name, actor, info))
+            save_tuned(file, TunedPolicy(name, actor, info, bundle.manifest.model.kind))
             _add(bundle, name, actor, info, file)
         workers.wait()
     return Tuned(name, info, reached.history, work, bool(bundle.manifest.engines))
@@ -150,9 +147,10 @@ def _add(bundle: Bundle, name: str, actor: nn.Module, info: PolicyInfo, file: Pa
 
 def _require_same(bundle: Bundle, now: Bundle, name: str, file: Path) -> None:
     """Raise ``CalibrationError`` unless the policy still belongs into the bundle."""
-    same = now.graph_sha256("transformer") == bundle.graph_sha256("transformer")
+    graph = family_of(bundle.manifest.model.kind).quantized
+    same = now.graph_sha256(graph) == bundle.graph_sha256(graph)
     if name in now.manifest.graphs or not same:
-        what = f"has a policy '{name}' by now" if same else "has another transformer by now"
+        what = f"has a policy '{name}' by now" if same else f"has another {graph} by now"
         raise CalibrationError(
             f"{bundle.path} {what}; the policy is kept in {file}: export the bundle with it "
             "(fewstep export --tuned-policy)"
@@ -189,14 +187,16 @@ def _training(
     bundle: Bundle,
     generator: Generator,
     real: RealImages,
-    stand_in: str,
+    start: Start,
     work: Path,
 ) -> Training:
-    signature = options.signature() | {
+    signature = {
+        **options.signature(),
+        **start.settings,
+        **_hashes(bundle, generator.precision),
+        "steps": start.steps,
         "data_sha256": real.sha256,
-        "transformer_sha256": bundle.graph_sha256("transformer", generator.precision),
-        "decoder_sha256": bundle.graph_sha256("decoder", generator.precision),
-        "policy_sha256": bundle.graph_sha256(stand_in),
+        "policy_sha256": bundle.graph_sha256(start.policy),
         "backend": generator.backend,
         "precision": generator.precision,
         "processes": workers.world(),
@@ -205,13 +205,15 @@ def _training(
     _require_agreement(0 if resumed is None else resumed[0].update, work)
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
-        actor = _actor(options, bundle, stand_in)
+        shape = Shape.of(bundle.graph(start.policy))
+        actor = _actor(options, bundle, start, shape)
         width = len(actor.dw_conv.weight) if isinstance(actor, PolicyNet) else HIDDEN
-        critic = new_critic(bundle, width)
-    model, environment = masked_model(bundle), Environment(generator, stand_in, options.steps)
-    schedule = schedule_to_start_from(options, model)
-    if schedule is not None and resumed is None:
-        _start_as(schedule, actor, environment, bundle, real, stand_in, options)
+        critic = new_critic(shape, width)
+    model = bundle.manifest.model
+    environment = Environment(generator, start.policy, start.steps)
+    if start.schedule is not None and resumed is None:
+        actions = rules_of(bundle).actions(model, start.policy, start.schedule)
+        _imitate(actor, actions, environment, real, options)
     return Training(
         options,
         model,
@@ -234,29 +236,28 @@ def _require_agreement(update: int, work: Path) -> None:
         )
 
 
-def _start_as(
-    schedule: Schedule,
+def _hashes(bundle: Bundle, precision: str) -> dict[str, str]:
+    """What the graphs are that images come from, the policies apart."""
+    graphs = [each for each in bundle.manifest.graphs if each not in policies_of(bundle)]
+    return {f"{each}_sha256": bundle.graph_sha256(each, precision) for each in graphs}
+
+
+def _imitate(
     actor: nn.Module,
+    actions: npt.NDArray[np.float32],
     environment: Environment,
-    bundle: Bundle,
     real: RealImages,
-    stand_in: str,
     options: PolicyOptions,
 ) -> None:
-    model = masked_model(bundle)
-    actions = actions_of(
-        schedule.parameters(options.steps, model.num_tokens),
-        residual=model.policies[stand_in].residual,
-    )
     count = min(options.rollouts, _IMITATED_PAIRS)
     seeds = [int(each) for each in np.random.default_rng(options.seed).integers(2**63, size=count)]
     imitate(actor, actions, environment, real.conditions(0, count), seeds, options.seed)
 
 
-def _actor(options: PolicyOptions, bundle: Bundle, stand_in: str) -> nn.Module:
-    if not options.adaptive or options.start in (SCRATCH, *MASK_RATIOS):
-        return new_actor(bundle, options.steps, adaptive=options.adaptive)
-    return actor_of(bundle, stand_in)
+def _actor(options: PolicyOptions, bundle: Bundle, start: Start, shape: Shape) -> nn.Module:
+    if options.adaptive and options.start in (None, start.policy):
+        return actor_of(bundle, start.policy)
+    return new_actor(shape, start.steps, adaptive=options.adaptive)
 
 
 def _info(
@@ -266,8 +267,9 @@ def _info(
     reached: TrainingState,
     command: str,
     engines: tuple[str, str],
-    stand_in: str,
+    start: Start,
 ) -> PolicyInfo:
+    graph = family_of(bundle.manifest.model.kind).quantized
     assert reached.best is not None
     tuning = PolicyTuning(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
@@ -279,7 +281,7 @@ def _info(
         features=options.features,
         backend=engines[0],
         precision=engines[1],  # type: ignore[arg-type]
-        transformer_sha256=bundle.graph_sha256("transformer", engines[1]),
+        transformer_sha256=bundle.graph_sha256(graph, engines[1]),
         images=len(real.images),
         data_sha256=real.sha256,
         rollouts=options.rollouts,
@@ -287,12 +289,12 @@ def _info(
         seed=options.seed,
         frechet_distance=reached.best["frechet_distance"],
     )
-    residual = masked_model(bundle).policies[stand_in].residual
-    return PolicyInfo(residual=residual, steps=options.steps, tuning=tuning)
+    own = {"steps": start.steps, "tuning": tuning, "untrained_seed": None}
+    return policies_of(bundle)[start.policy].model_copy(update=own)
 
 
 @contextlib.contextmanager
-def _logged(work: Path, bundle: Bundle) -> Iterator[Log]:
+def _logged(work: Path, bundle: Bundle, steps: int) -> Iterator[Log]:
     """Write rows to TensorBoard and to ``history.json``, and draw them at every evaluation.
 
     A resumed training reports its former rows again, so its logs are begun anew.
@@ -302,6 +304,8 @@ def _logged(work: Path, bundle: Bundle) -> Iterator[Log]:
         return
     from torch.utils.tensorboard import SummaryWriter
 
+    rules = rules_of(bundle)
+    hand_made = rules.hand_made(bundle.manifest.model, steps)
     events, rows = work / "tensorboard", list[Row]()
     for old in events.glob("events.out.tfevents.*"):
         old.unlink()
@@ -315,6 +319,6 @@ def _logged(work: Path, bundle: Bundle) -> Iterator[Log]:
             with replacing(work / HISTORY) as temporary:
                 temporary.write_text(json.dumps(rows))
             if "frechet_distance" in row:
-                draw(rows, masked_model(bundle), work)
+                draw(rows, rules.parameters, hand_made, work)
 
         yield log

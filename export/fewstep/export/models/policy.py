@@ -128,14 +128,15 @@ class FixedPolicy(nn.Module):
 
     Args:
         steps: rows of the table.
+        actions: columns, A.
     """
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, actions: int = 4) -> None:
         super().__init__()
-        self.actions = nn.Parameter(torch.zeros(steps, 4))
+        self.actions = nn.Parameter(torch.zeros(steps, actions))
 
     def forward(self, features: Tensor, step: Tensor) -> Tensor:
-        """Map ``features [B, N, C]`` and ``step [B]`` to raw actions ``[B, 4]``."""
+        """Map ``features [B, N, C]`` and ``step [B]`` to raw actions ``[B, A]``."""
         rows = step.long().clamp(max=len(self.actions) - 1)
         out: Tensor = self.actions[rows] + 0 * features[:, 0, :1]
         return out

@@ -27,6 +27,7 @@ from fewstep.runtime.settings import Settings
 
 if TYPE_CHECKING:
     from fewstep.runtime.bundle import Bundle
+    from fewstep.runtime.policies import PolicyRules
 
 TensorKind = Literal[
     "tokens", "logits", "features", "action", "latents", "cache", "image", "condition", "other"
@@ -130,7 +131,9 @@ class Family(ABC):
 
     ``Info`` describes a model of the family in the manifest, ``Settings`` what a request may set;
     its defaults are the defaults. ``kinds`` says what graph outputs hold, by tensor name.
-    ``quantized``: the graph that ``fewstep calibrate quantize`` quantizes.
+    ``quantized``: the graph that ``fewstep calibrate quantize`` quantizes. ``policies``: what
+    ``fewstep calibrate policy`` has to know of the policy networks that models of the family may
+    have; ``None`` if they have none.
     """
 
     kind: str
@@ -138,6 +141,7 @@ class Family(ABC):
     Settings: type[Settings]
     kinds: Mapping[str, TensorKind]
     quantized: str
+    policies: PolicyRules | None = None
 
     def arrays(self, bundle: Bundle) -> Mapping[str, Array]:
         """What programs and inputs need of the bundle's own files.

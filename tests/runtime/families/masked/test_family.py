@@ -11,7 +11,7 @@ from fewstep.runtime.engines import run_once
 from fewstep.runtime.families import Model
 from fewstep.runtime.families.masked import FAMILY
 from fewstep.runtime.families.masked.family import MaskedTrace
-from fewstep.runtime.families.masked.model import MaskedModel, PolicyInfo
+from fewstep.runtime.families.masked.model import MaskedModel, MaskedPolicyInfo
 from fewstep.runtime.families.masked.program import MaskedKey
 from fewstep.runtime.families.masked.settings import MaskedSettings
 from fewstep.runtime.generator import Generator
@@ -129,7 +129,7 @@ def test_the_last_step_leaves_nothing_undecided(generator: Generator) -> None:
 
 
 def test_the_default_schedule_and_every_policy_are_rolled_out(generator: Generator) -> None:
-    policies = {**_info(generator).policies, "policy-8": PolicyInfo(residual=False, steps=8)}
+    policies = {**_info(generator).policies, "policy-8": MaskedPolicyInfo(residual=False, steps=8)}
     defaults = MaskedSettings(steps=12, schedule="arccos", guidance=(1.0, 2.0))
     found = FAMILY.rollouts(_with(generator, policies=policies, defaults=defaults))
     assert list(found) == ["arccos", "policy", "policy-8"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fewstep.runtime.errors import RequestError
-from fewstep.runtime.families.masked.model import MaskedModel, PolicyInfo
+from fewstep.runtime.families.masked.model import MaskedModel, MaskedPolicyInfo
 from fewstep.runtime.families.masked.request import MaskedRequest, schedule_of
 from fewstep.runtime.families.masked.schedule import Schedule
 from fewstep.runtime.families.masked.settings import MaskedSettings
@@ -62,7 +62,7 @@ def several(generator: Generator) -> MaskedModel:
     assert isinstance(model, MaskedModel)
     policies = {
         **model.policies,
-        **{f"policy-{each}": PolicyInfo(residual=True, steps=each) for each in (4, 8)},
+        **{f"policy-{each}": MaskedPolicyInfo(residual=True, steps=each) for each in (4, 8)},
     }
     return model.model_copy(update={"policies": policies})
 

@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fewstep.runtime.errors import RequestError
-from fewstep.runtime.families.masked.schedule import MASK_RATIOS, POLICY, Schedule, policy_offsets
+from fewstep.runtime.families.masked.schedule import MASK_RATIOS, Schedule, policy_offsets
 from fewstep.runtime.kernels.sample_tokens import PARAMETERS
+from fewstep.runtime.policies import POLICY
 
 _TOKENS = 256
 _CONCAVE = ("cosine", "arccos", "square", "cubic", "exponential")

@@ -14,10 +14,11 @@ from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import BundleError
 from fewstep.runtime.families import Family, Model, Preview
 from fewstep.runtime.families.masked.model import MaskedModel
+from fewstep.runtime.families.masked.policies import MaskedPolicies
 from fewstep.runtime.families.masked.program import DECISIONS, MaskedKey, masked_program
 from fewstep.runtime.families.masked.request import MaskedRequest, masked_request, schedule_of
-from fewstep.runtime.families.masked.schedule import policy_schedule
 from fewstep.runtime.families.masked.settings import MaskedSettings
+from fewstep.runtime.policies import policy_schedule
 from fewstep.runtime.program import Program
 from fewstep.runtime.settings import settings_of
 
@@ -70,6 +71,7 @@ class MaskedFamily(Family):
     }
     # The decoder runs once per image; policies are small, and feed decisions.
     quantized = "transformer"
+    policies = MaskedPolicies()
 
     def arrays(self, bundle: Bundle) -> dict[str, Array]:
         """``unconditional``: the condition of no condition, for one image."""

@@ -12,13 +12,9 @@ from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import RequestError, choose
 from fewstep.runtime.families.masked.model import MaskedModel
-from fewstep.runtime.families.masked.schedule import (
-    EXPORTED_POLICY,
-    MASK_RATIOS,
-    POLICY,
-    Schedule,
-)
+from fewstep.runtime.families.masked.schedule import MASK_RATIOS, Schedule
 from fewstep.runtime.families.masked.settings import RAMPS, MaskedSettings
+from fewstep.runtime.policies import EXPORTED_POLICY, POLICY, policy_named
 from fewstep.runtime.settings import PerStep
 
 
@@ -100,7 +96,7 @@ def schedule_of(model: MaskedModel, settings: MaskedSettings) -> Schedule | str:
     """
     name = settings.schedule
     if name in (POLICY, EXPORTED_POLICY) or name in model.policies:
-        policy = _policy(model, name, settings.steps)
+        policy = policy_named(model.policies, name, settings.steps)
         if policy is None:
             known = ", ".join(MASK_RATIOS)
             raise RequestError(f"this bundle has no policy network; use a schedule: {known}")
@@ -126,13 +122,6 @@ def _mask_ratio(model: MaskedModel, name: str) -> str | PerStep:
             known_names = dict.fromkeys([*MASK_RATIOS, POLICY, *model.policies])
             raise RequestError(choose("schedule", name, known_names)) from error
         raise RequestError(f"schedule: mask ratios {error}") from error
-
-
-def _policy(model: MaskedModel, name: str, steps: int) -> str | None:
-    if name == POLICY:
-        return model.policy_for(steps)
-    graph = POLICY if name == EXPORTED_POLICY else name
-    return graph if graph in model.policies else None
 
 
 def _kept(model: MaskedModel, images: int, kept: Mapping[str, Array]) -> dict[str, Array]:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from fewstep.runtime.errors import RequestError, choose
 from fewstep.runtime.families.masked.settings import RAMPS
+from fewstep.runtime.policies import POLICY
 from fewstep.runtime.settings import PerStep, ramp_or_list
 
 MASK_RATIOS: dict[str, Callable[[float, int], float]] = {
@@ -31,18 +32,6 @@ MASK_RATIOS: dict[str, Callable[[float, int], float]] = {
     "logarithmic": lambda r, n: -math.log2(r) / math.log2(n),
 }
 """Mask ratio curves γ(r, N) for r in (0, 1] and N tokens, unclipped."""
-
-POLICY = "policy"
-"""The schedule name that hands every decision to the policy network that fits best."""
-
-EXPORTED_POLICY = "policy-exported"
-"""The schedule name of the policy that was exported, whose graph is called ``policy``."""
-
-
-def policy_schedule(graph: str) -> str:
-    """The schedule name that chooses the policy with this graph, whatever others there are."""
-    return EXPORTED_POLICY if graph == POLICY else graph
-
 
 _MARGIN = 1e-3  # keeps AdaNAT's residuals finite at the first and last step
 
