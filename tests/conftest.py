@@ -85,6 +85,12 @@ def tiny_text_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy_of("tiny-text", tmp_path_factory.mktemp("bundles") / "tiny-text")
 
 
+@pytest.fixture(scope="session")
+def var_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A VAR bundle: scales 1, 2, 3, 4 of 40 codes, 5 classes, a policy, 8×8 images."""
+    return copy_of("tiny-var", tmp_path_factory.mktemp("bundles") / "tiny-var")
+
+
 @pytest.fixture
 def bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A copy of the tiny bundle that a test may damage."""

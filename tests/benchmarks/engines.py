@@ -22,7 +22,7 @@ import torch
 from fewstep.export.demo import sample_checkpoints
 from fewstep.export.flow import export
 from fewstep.export.models import PolicyNet, UViT, VQModel
-from fewstep.export.presets import PRESETS
+from fewstep.export.parts import part_of
 from fewstep.runtime.doctor import processor_name
 
 _SAMPLE = Path(__file__).parents[2] / "samples" / "fashion"
@@ -33,7 +33,7 @@ def random_checkpoints(folder: Path) -> dict[str, Any]:
     """AdaNAT-L for ImageNet, its policy and its tokenizer, with PyTorch's initial weights."""
     torch.manual_seed(0)
     transformer, policy, tokenizer = (
-        kind(**PRESETS[kind][0].arguments).state_dict() for kind in (UViT, PolicyNet, VQModel)
+        kind(**part_of(kind).sizes[0].arguments).state_dict() for kind in (UViT, PolicyNet, VQModel)
     )
     files = {
         "transformer": folder / "nnet.pth",

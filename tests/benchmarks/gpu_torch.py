@@ -89,12 +89,12 @@ def _adanat_l() -> tuple[Models, Bundle]:
 
     from fewstep.export.masked import Models
     from fewstep.export.models import UViT, VQModel
-    from fewstep.export.presets import PRESETS
+    from fewstep.export.parts import part_of
 
     torch.manual_seed(0)
     with torch.device(_GPU):
-        transformer = UViT(**PRESETS[UViT][0].arguments)
-        tokenizer = VQModel(**PRESETS[VQModel][0].arguments)
+        transformer = UViT(**part_of(UViT).sizes[0].arguments)
+        tokenizer = VQModel(**part_of(VQModel).sizes[0].arguments)
     models = Models(transformer.eval(), tokenizer.eval())
     return models, described(models)
 

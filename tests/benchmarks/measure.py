@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 
 from fewstep.export.models import PolicyNet, UViT, VQModel
-from fewstep.export.presets import PRESETS
+from fewstep.export.parts import part_of
 from fewstep.runtime import bench as timing
 from fewstep.runtime.generator import Generator
 
@@ -30,7 +30,7 @@ _STEPS = 8
 
 SIZES: dict[str, dict[str, Any]] = {
     "8m": {"embed_dim": 256, "depth": 8, "num_heads": 8, "num_classes": 1001},
-    "adanat-l": dict(PRESETS[UViT][0].arguments),
+    "adanat-l": dict(part_of(UViT).sizes[0].arguments),
 }
 
 
@@ -39,9 +39,9 @@ def make_checkpoints(size: str, folder: Path) -> None:
     torch.manual_seed(0)
     arguments = {
         "transformer": SIZES[size],
-        "tokenizer": PRESETS[VQModel][0].arguments,
+        "tokenizer": part_of(VQModel).sizes[0].arguments,
         "policy": {
-            **PRESETS[PolicyNet][0].arguments,
+            **part_of(PolicyNet).sizes[0].arguments,
             "in_channels": SIZES[size]["embed_dim"],
         },
     }

@@ -84,8 +84,10 @@ def vqgan() -> VQModel:
 @pytest.fixture(scope="session")
 def layouts() -> dict[str, dict[str, torch.Size]]:
     """Key → shape of every tensor of the published checkpoints, by checkpoint."""
-    with gzip.open(_DATA / "ckpt_layouts.json.gz") as file:
-        tables = json.load(file)
+    tables: dict[str, Any] = {}
+    for table in ("ckpt_layouts", "ckpt_layouts_new"):
+        with gzip.open(_DATA / f"{table}.json.gz") as file:
+            tables |= json.load(file)
     return {
         name: {key: torch.Size(shape) for key, (shape, _) in table["keys"].items()}
         for name, table in tables.items()

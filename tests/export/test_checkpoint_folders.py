@@ -84,7 +84,8 @@ def test_the_state_of_training_in_a_folder_is_passed_over(tmp_path: Path) -> Non
 def test_all_files_that_were_read_are_recorded(tmp_path: Path) -> None:
     index = _sharded(tmp_path, "safetensors")
     torch.save(STATE, tmp_path / "vqgan.ckpt")
-    names = Checkpoints(index, tmp_path / "vqgan.ckpt").by_name()
+    given = Checkpoints(index, tmp_path / "vqgan.ckpt")
+    names = checkpoint.named_files(vars(given))
     assert list(names) == [
         "transformer/model.safetensors.index.json",
         "transformer/model-00001-of-00002.safetensors",

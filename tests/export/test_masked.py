@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.masked import masked_model
 
 from fewstep.export import onnx_graph
 from fewstep.export.flow import export
@@ -23,7 +24,7 @@ from fewstep.runtime import Generator
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.condition import ClassCondition, TextCondition
 from fewstep.runtime.errors import BundleError
-from fewstep.runtime.families.masked.model import PolicyInfo, masked_model
+from fewstep.runtime.families.masked.model import MaskedPolicyInfo
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_the_model_is_described(tiny_bundle: Path) -> None:
     model = masked_model(Bundle.read(tiny_bundle))
     assert (model.grid, model.image_size, model.feature_width) == ((4, 4), (8, 8), 32)
     assert (model.codebook_size, model.mask_token) == (24, 24)
-    assert model.policies == {"policy": PolicyInfo(residual=True)}
+    assert model.policies == {"policy": MaskedPolicyInfo(residual=True)}
     assert model.condition == ClassCondition(
         num_classes=5,
         unconditional_id=5,

@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 import torch
 from tests.export.changed import configured
+from tests.masked import masked_model
 from torch import nn
 
 from fewstep.export.flow import export
 from fewstep.export.models import PolicyNet, UViT, VQModel
 from fewstep.runtime.condition import ClassCondition, TextCondition
 from fewstep.runtime.errors import CheckpointError
-from fewstep.runtime.families.masked.model import PolicyInfo, masked_model
+from fewstep.runtime.families.masked.model import MaskedPolicyInfo
 from fewstep.runtime.families.masked.settings import MaskedSettings
 
 KINDS: dict[str, type[nn.Module]] = {
@@ -71,8 +72,8 @@ def resized(files: dict[str, Any], folder: Path, part: str, **changes: Any) -> d
             {"tuned_policy": [Path("absent/policy-4.safetensors")]},
             "beside it: pass --untrained-policy --tuned-policy absent/policy-4.safetensors",
         ),
-        ("maskgti", {}, r"unknown form 'maskgti'; .* adanat, maskgit. Did you mean 'maskgit"),
-        ("var", {}, "unknown form 'var'; expected one of: adanat, maskgit"),
+        ("maskgti", {}, r"unknown form 'maskgti'; .* adanat, maskgit, var. Did you mean 'maskgit"),
+        ("mar", {}, "unknown form 'mar'; expected one of: adanat, maskgit, var"),
     ],
 )
 def test_the_form_is_checked_before_any_file(
@@ -184,7 +185,7 @@ def test_name_names_residual_and_defaults_have_defaults(
     bundle = export("adanat", files, tmp_path / "out")
     assert bundle.manifest.name == "nnet_ema"  # the transformer's file
     model = masked_model(bundle)
-    assert model.policies["policy"] == PolicyInfo(residual=False)  # ImageNet's default
+    assert model.policies["policy"] == MaskedPolicyInfo(residual=False)  # ImageNet's default
     assert isinstance(model.condition, ClassCondition)
     assert model.condition.class_names is None
     assert model.defaults == MaskedSettings()
@@ -215,7 +216,7 @@ def test_a_policy_on_text_has_residuals_by_default(
     files = configured(tiny_text_checkpoints, tmp_path, policy=policy)
     files["policy"] = tiny_checkpoints["policy"]
     model = masked_model(export("adanat", files, tmp_path / "out"))
-    assert model.policies["policy"] == PolicyInfo(residual=True)  # CC3M's default
+    assert model.policies["policy"] == MaskedPolicyInfo(residual=True)  # CC3M's default
 
 
 def test_a_policy_on_text_needs_the_empty_text(

@@ -16,6 +16,7 @@ import pytest
 import torch
 from tests.cuda.torch_engine import ModuleEngine, described, load, open_generator
 from tests.cuda.unexported import unexported
+from tests.masked import masked_model
 from torch import Tensor, nn
 
 from fewstep.export.demo import sample_checkpoints
@@ -25,7 +26,6 @@ from fewstep.runtime.devices import Buffer
 from fewstep.runtime.devices.cpu import CpuBuffer, CpuDevice
 from fewstep.runtime.engines import Engine
 from fewstep.runtime.errors import EngineError, OutOfMemoryError
-from fewstep.runtime.families.masked.model import masked_model
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.records import GraphInfo, TensorInfo
 from fewstep.runtime.verify import verify

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fewstep.export import presets
 from fewstep.export.models import VQModel
-from fewstep.export.parts import open_muse_name
+from fewstep.export.parts.masked import open_muse_name
 
 Recorded = Callable[[str], dict[str, npt.NDArray[Any]]]
 

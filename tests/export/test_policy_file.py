@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from tests.export.changed import configured
+from tests.masked import masked_model
 
 from fewstep.export.checkpoint import Checkpoint
 from fewstep.export.flow import export
 from fewstep.export.policy_file import ACTIONS, StoredPolicy, stored_policy
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import CheckpointError
-from fewstep.runtime.families.masked.model import masked_model
 
 
 def _with_arguments(files: dict[str, Any], folder: Path, **said: Any) -> dict[str, Any]:

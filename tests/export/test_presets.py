@@ -20,7 +20,7 @@ from fewstep.export.config import ExportConfig
 from fewstep.export.layout import mismatches
 from fewstep.export.masked import Checkpoints, Models, load_models
 from fewstep.export.models import PolicyNet, UViT, VQModel
-from fewstep.export.presets import PRESETS
+from fewstep.export.parts import part_of
 from fewstep.runtime.errors import CheckpointError
 
 Layouts = dict[str, dict[str, torch.Size]]
@@ -44,7 +44,9 @@ def actor(shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
 def loaded(folder: Path, *contents: object) -> Models:
     """The models of a transformer's, a tokenizer's and a policy's file with these contents."""
     files = Checkpoints(folder / "nnet_ema.pth", folder / "vqgan.ckpt", folder / "ckpt_9.pth")
-    for path, content in zip(files.by_name().values(), contents, strict=True):
+    paths = (files.transformer, files.tokenizer, files.policy)
+    for path, content in zip(paths, contents, strict=True):
+        assert path is not None
         torch.save(content, path)
     return load_models(files, ExportConfig())
 
@@ -84,9 +86,9 @@ def test_the_tokenizer_is_recognised(layouts: Layouts) -> None:
 def test_each_preset_fits_its_own_layout_only(
     kind: type[nn.Module], names: tuple[str, ...], layouts: Layouts
 ) -> None:
-    assert len(PRESETS[kind]) == len(names)
+    assert len(part_of(kind).sizes) == len(names)
     states = [actor(layouts[name]) or hollow(layouts[name]) for name in names]
-    for row, preset in enumerate(PRESETS[kind]):
+    for row, preset in enumerate(part_of(kind).sizes):
         with torch.device("meta"):
             model = kind(**preset.arguments)
         assert [mismatches(model, state) == "" for state in states] == [

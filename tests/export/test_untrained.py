@@ -16,18 +16,19 @@ import numpy as np
 import pytest
 import torch
 from tests.export.changed import configured
+from tests.masked import masked_model
 
 from fewstep.export.flow import export
 from fewstep.export.golden import GOLDEN_FILE
 from fewstep.export.layout import mismatches
-from fewstep.export.masked import untrained_policy
 from fewstep.export.models import FixedPolicy, PolicyNet, UViT
-from fewstep.export.presets import PRESETS, Preset
+from fewstep.export.parts import Preset, part_of
+from fewstep.export.policies import untrained_policy
 from fewstep.export.tuned import TunedPolicy, save_tuned
 from fewstep.runtime import Generator
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import CheckpointError
-from fewstep.runtime.families.masked.model import PolicyInfo, masked_model
+from fewstep.runtime.families.masked.model import MaskedPolicyInfo
 from fewstep.runtime.verify import verify
 
 if TYPE_CHECKING:
@@ -54,10 +55,16 @@ def uvit(**arguments: Any) -> UViT:
         return UViT(**arguments)
 
 
+def untrained_for(network: UViT, arguments: dict[str, Any] | None) -> PolicyNet:
+    """The untrained policy of a transformer."""
+    side = round(network.num_tokens**0.5)
+    return untrained_policy(PolicyNet, network.embed_dim, side, arguments)
+
+
 def tiny(**arguments: Any) -> PolicyNet:
     """An untrained policy of a transformer of 4×4 tokens and width 32."""
     network = uvit(img_size=4, codebook_size=24, embed_dim=32, depth=2, num_heads=2, num_classes=6)
-    return untrained_policy(network, {**SIZE, **arguments})
+    return untrained_for(network, {**SIZE, **arguments})
 
 
 # --- weights
@@ -104,15 +111,15 @@ def test_a_failure_leaves_the_random_state_too() -> None:
 @pytest.mark.parametrize(
     ("entry", "layout"),
     [
-        (PRESETS[UViT][0], "adanat_policy_in256"),
-        (PRESETS[UViT][1], "adanat_policy_cc3m"),
+        (part_of(UViT).sizes[0], "adanat_policy_in256"),
+        (part_of(UViT).sizes[1], "adanat_policy_cc3m"),
     ],
     ids=["ImageNet", "CC3M"],
 )
 def test_a_published_transformer_gets_the_size_of_its_policy(
     entry: Preset, layout: str, layouts: dict[str, dict[str, torch.Size]]
 ) -> None:
-    policy = untrained_policy(uvit(**entry.arguments), None)
+    policy = untrained_for(uvit(**entry.arguments), None)
     shapes = {key: torch.zeros(()).expand(shape) for key, shape in layouts[layout].items()}
     actor = "policy_old.actor."
     official = {key.removeprefix(actor): shapes[key] for key in shapes if key.startswith(actor)}
@@ -128,10 +135,10 @@ def test_a_published_transformer_gets_the_size_of_its_policy(
 def test_without_a_known_size_the_configuration_is_asked_for(arguments: dict[str, Any]) -> None:
     network = uvit(**{"num_heads": 8, "num_classes": 11, **arguments})
     with pytest.raises(CheckpointError, match="no published policy reads .* --config") as caught:
-        untrained_policy(network, None)
+        untrained_for(network, None)
     shown = re.search(r"such as (\{.*\})$", str(caught.value))
     assert shown
-    policy = untrained_policy(network, json.loads(shown[1])["policy"])
+    policy = untrained_for(network, json.loads(shown[1])["policy"])
     assert policy.in_channels == network.embed_dim
     assert policy.grid_size**2 == network.num_tokens
 
@@ -165,7 +172,8 @@ def test_sizes_that_do_not_fit_are_refused(
 def test_a_maskgit_bundle_has_it_with_the_record_of_its_seed(bundle: Bundle) -> None:
     manifest = bundle.manifest
     assert manifest.family == "maskgit"
-    assert masked_model(bundle).policies == {"policy": PolicyInfo(residual=True, untrained_seed=0)}
+    untrained = MaskedPolicyInfo(residual=True, untrained_seed=0)
+    assert masked_model(bundle).policies == {"policy": untrained}
     assert manifest.provenance.checkpoints.keys() == {"transformer", "tokenizer", "config"}
     assert manifest.graphs["transformer"].outputs.keys() == {"logits", "features"}
     assert {key.partition("/")[0] for key in bundle.arrays(GOLDEN_FILE)} == {"cosine", "policy"}
@@ -210,16 +218,16 @@ def test_on_text_it_has_residuals_and_needs_the_empty_text(
     files = configured(tiny_text_checkpoints, tmp_path, policy=SIZE)
     files["untrained_policy"] = True
     model = masked_model(export("maskgit", files, tmp_path / "out"))
-    assert model.policies["policy"] == PolicyInfo(residual=True, untrained_seed=0)
+    assert model.policies["policy"] == MaskedPolicyInfo(residual=True, untrained_seed=0)
     without = files | {"unconditional_text": None}
     with pytest.raises(CheckpointError, match=r"a policy always uses guidance, .*\[3, 12\]"):
         export("maskgit", without, tmp_path / "other")
 
 
 def test_tuned_policies_stand_beside_it(files: dict[str, Any], tmp_path: Path, quick: None) -> None:
-    record = PolicyInfo(residual=True, steps=4)
+    record = MaskedPolicyInfo(residual=True, steps=4)
     path = tmp_path / "policy-4-steps.safetensors"
-    save_tuned(path, TunedPolicy("policy-4-steps", FixedPolicy(4), record))
+    save_tuned(path, TunedPolicy("policy-4-steps", FixedPolicy(4), record, "masked"))
     changed = files | {"tuned_policy": [path]}
     model = masked_model(export("maskgit", changed, tmp_path / "out"))
     assert list(model.policies) == ["policy", "policy-4-steps"]

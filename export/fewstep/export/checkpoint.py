@@ -98,6 +98,21 @@ def files(path: Path) -> tuple[Path, ...]:
     return (file, *(file.parent / name for name in dict.fromkeys(_weight_map(file).values())))
 
 
+def named_files(given: Mapping[str, Any]) -> dict[str, Path]:
+    """Every file of checkpoints that were given, by what it is: ``transformer``.
+
+    Args:
+        given: paths, and sequences of them, by name; other values are no files.
+    """
+    found: dict[str, Path] = {}
+    for name, value in given.items():
+        if isinstance(value, Path):
+            read = files(value)
+            several = {f"{name}/{each.name}": each for each in read}
+            found |= several if len(read) > 1 else {name: read[0]}
+    return found | {f"tuned/{path.name}": path for path in given.get("tuned_policy", ())}
+
+
 def _locate(path: Path) -> tuple[Path, tuple[str, ...]]:
     """The file to read for a path, and what to say of it."""
     if path.is_dir():

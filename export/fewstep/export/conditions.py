@@ -1,4 +1,4 @@
-"""What a transformer of the AdaNAT repository is conditioned on."""
+"""What a transformer is conditioned on: classes, or texts as in the AdaNAT repository."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def condition_of(
         CheckpointError: class names or the class of no condition do not fit.
     """
     if transformer.class_conditional:
-        return _classes(transformer.num_classes, config)
+        return class_condition(transformer.num_classes, config, config.transformer is None)
     if config.unconditional is not None or config.class_names is not None:
         wrong = "unconditional" if config.unconditional is not None else "class_names"
         raise CheckpointError(f"{wrong} in --config is for class-conditional models; leave it out")
@@ -40,8 +40,20 @@ def condition_of(
     return TextCondition(length=length, width=width, unconditional_file=file), ()
 
 
-def _classes(rows: int, config: ExportConfig) -> tuple[ClassCondition, tuple[str, ...]]:
-    unconditional, notes = _unconditional(rows, config)
+def class_condition(
+    rows: int, config: ExportConfig, certain: bool
+) -> tuple[ClassCondition, tuple[str, ...]]:
+    """The condition of a transformer with an embedding of class ids.
+
+    Args:
+        rows: of the embedding.
+        config: contents of the ``--config`` file.
+        certain: whether it is known that the last row stands for no class.
+
+    Raises:
+        CheckpointError: class names or the class of no condition do not fit.
+    """
+    unconditional, notes = _unconditional(rows, config, certain)
     count = rows - 1 if unconditional == rows - 1 else rows
     names = config.class_names
     if names is None and count == _IMAGENET_CLASSES:
@@ -61,7 +73,9 @@ def _classes(rows: int, config: ExportConfig) -> tuple[ClassCondition, tuple[str
     return condition, notes
 
 
-def _unconditional(rows: int, config: ExportConfig) -> tuple[int | None, tuple[str, ...]]:
+def _unconditional(
+    rows: int, config: ExportConfig, certain: bool
+) -> tuple[int | None, tuple[str, ...]]:
     """The row that stands for no class."""
     said = config.unconditional
     if said == "none":
@@ -75,7 +89,7 @@ def _unconditional(rows: int, config: ExportConfig) -> tuple[int | None, tuple[s
         return said, ()
     if rows == 1:
         return None, ("the transformer has one class, so none stands for no class: no guidance",)
-    if config.transformer is None:  # a published size, of which this is known
+    if certain:
         return rows - 1, ()
     return rows - 1, (
         f"the last of the transformer's {rows} class ids, {rows - 1}, is taken for no class, as in "

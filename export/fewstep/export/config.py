@@ -1,14 +1,16 @@
 """The ``--config`` file: constructor arguments of models that are not a published size.
 
 A JSON object with the keys ``transformer``, ``tokenizer`` and ``policy``, each the official
-constructor's arguments, and optionally ``policy_residual``, ``unconditional``, ``pixel_range``,
-``name``, ``class_names`` and ``defaults`` (what ``generate`` uses when nothing is said).
+constructor's arguments, and optionally ``policy_residual``, ``policy_schedule``, ``unconditional``,
+``pixel_range``, ``name``, ``class_names`` and ``defaults`` (what ``generate`` uses when nothing is
+said).
 
 ``policy_residual`` is AdaNAT's ``heu``: the heuristic schedule is added to the policy's actions.
 Left out, it is what the policy's file says; where that says nothing the official default, yes for
-text and no for classes; for an untrained policy yes. ``unconditional`` is the class id that stands
-for no class, or "none"; left out, the last one. ``pixel_range`` is the least and the largest pixel
-value that the tokenizer was trained on, [0, 1] if left out.
+text and no for classes; for an untrained policy yes. ``policy_schedule`` is AdaGen's recipe, the
+settings that a policy's action of zeros follows; left out, the published one. ``unconditional`` is
+the class id that stands for no class, or "none"; left out, the last one. ``pixel_range`` is the
+least and the largest pixel value that the tokenizer was trained on, [0, 1] if left out.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ class ExportConfig(BaseModel):
     tokenizer: dict[str, Any] | None = None
     policy: dict[str, Any] | None = None
     policy_residual: bool | None = None
+    policy_schedule: dict[str, Any] | None = None
     unconditional: Annotated[int | Literal["none"] | None, BeforeValidator(_class_id)] = None
     pixel_range: Annotated[tuple[float, float] | None, BeforeValidator(_range)] = None
     name: str | None = None

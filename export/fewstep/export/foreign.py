@@ -149,14 +149,15 @@ SIGNATURES = (
 """The first that fits counts, so that those with more telling keys come first."""
 
 
-def recognise(keys: Collection[str]) -> str:
+def recognise(keys: Collection[str], own: str = "") -> str:
     """What another system's checkpoint is and what takes it, as an end of a sentence, or ``""``.
 
     Args:
         keys: of all tensors of the file.
+        own: the form that is being exported, whose files are no other system's.
     """
     found = next((each for each in SIGNATURES if _fits(each, keys)), None)
-    if found is None:
+    if found is None or (own and found.form == own):
         return ""
     if found.form in sources():
         return f"{found.name}: fewstep export {found.form} takes it"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -62,17 +62,25 @@ def adopt(model: nn.Module, state: State, path: Path) -> None:
     Raises:
         CheckpointError: values are no numbers that can be computed with.
     """
-    model.load_state_dict(usable(path, state, model.state_dict()), strict=True, assign=True)
+    buffers = frozenset(name for name, _ in model.named_buffers())
+    found = usable(path, state, model.state_dict(), buffers)
+    model.load_state_dict(found, strict=True, assign=True)
     model.eval().requires_grad_(False)
 
 
-def usable(path: Path, state: State, like: Mapping[str, Tensor]) -> State:
+def usable(
+    path: Path,
+    state: State,
+    like: Mapping[str, Tensor],
+    buffers: Collection[str] = (),
+) -> State:
     """The tensors as float32 where they are floating point, without copies where they were.
 
     Args:
         path: of the checkpoint, for messages.
         state: tensors by name.
         like: the model's tensors of these names, whose kinds of numbers they must have.
+        buffers: names of tensors that are no weights and may hold −∞, as attention masks do.
 
     Raises:
         CheckpointError: NaN, infinite, or no numbers of the expected kind, named by key.
@@ -86,7 +94,7 @@ def usable(path: Path, state: State, like: Mapping[str, Tensor]) -> State:
         found[key] = value.detach()
         if value.is_floating_point():
             found[key] = found[key].float()
-            if problem := _value_problem(value, found[key]):
+            if problem := _value_problem(value, found[key], masking=key in buffers):
                 wrong.setdefault(problem, []).append(shown(key))
     if wrong:
         listed = "; ".join(
@@ -112,14 +120,14 @@ def _kind_problem(value: Tensor, floating: bool) -> str:
     return f"numbers in {str(value.dtype).removeprefix('torch.')}"
 
 
-def _value_problem(value: Tensor, converted: Tensor) -> str:
+def _value_problem(value: Tensor, converted: Tensor, *, masking: bool) -> str:
     """Looked at through the extremes, which need no memory and are NaN if any value is."""
     if not converted.numel():
         return ""
     low, high = (float(each) for each in converted.aminmax())
     if low != low or high != high:
         return "NaN"
-    if max(abs(low), abs(high)) < float("inf"):
+    if max(0.0 if masking else abs(low), abs(high)) < float("inf"):
         return ""
     if value.dtype == torch.float16:
         return "infinity (float16 ends at 65504)"

@@ -9,7 +9,7 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,20 +21,16 @@ from fewstep.export import checkpoint, presets
 from fewstep.export.conditions import UNCONDITIONAL_FILE, condition_of
 from fewstep.export.config import ExportConfig
 from fewstep.export.models import PolicyNet, UViT, VQModel
+from fewstep.export.policies import UNTRAINED_SEED, check_names, untrained_policy
 from fewstep.export.policy_file import StoredPolicy, put_in_order, stored_policy
 from fewstep.export.source import Exportable, Graph
 from fewstep.export.tuned import TunedPolicy, load_tuned
 from fewstep.runtime.condition import ClassCondition, TextCondition
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import CheckpointError
-from fewstep.runtime.families.masked.model import MaskedModel, PolicyInfo
-from fewstep.runtime.families.masked.schedule import EXPORTED_POLICY, POLICY
+from fewstep.runtime.families.masked.model import MaskedModel, MaskedPolicyInfo
 from fewstep.runtime.families.masked.settings import MaskedSettings
-
-UNTRAINED_SEED = 0
-"""What the weights of an untrained policy are drawn from."""
-
-_PUBLISHED_GRID = 16  # side, in tokens, of every published model
+from fewstep.runtime.policies import EXPORTED_POLICY, POLICY
 
 
 @dataclass(frozen=True)
@@ -61,16 +57,6 @@ class Checkpoints:
     tuned_policy: Sequence[Path] = ()
     unconditional_text: Path | None = None
     pixel_range: str = ""
-
-    def by_name(self) -> dict[str, Path]:
-        """Every file, by what it is."""
-        found: dict[str, Path] = {}
-        for name, path in vars(self).items():
-            if isinstance(path, Path):
-                read = checkpoint.files(path)
-                several = {f"{name}/{each.name}": each for each in read}
-                found |= several if len(read) > 1 else {name: read[0]}
-        return found | {f"tuned/{path.name}": path for path in self.tuned_policy}
 
 
 @dataclass(frozen=True)
@@ -116,7 +102,7 @@ def load(files: Checkpoints, config: ExportConfig, *, at_least_one: bool) -> Exp
         files.transformer.stem,
         model,
         graphs(models, model),
-        files.by_name(),
+        checkpoint.named_files(vars(files)),
         extra,
         (*models.notes, *notes),
     )
@@ -135,7 +121,8 @@ def load_models(files: Checkpoints, config: ExportConfig) -> Models:
     notes, stored = _notes("transformer", found), StoredPolicy()
     policy = None
     if files.untrained_policy:
-        policy = untrained_policy(transformer, config.policy)
+        side = round(transformer.num_tokens**0.5)
+        policy = untrained_policy(PolicyNet, transformer.embed_dim, side, config.policy)
     elif files.policy is not None:
         policy, found = presets.read(PolicyNet, files.policy, config.policy)
         notes, stored = notes + _notes("policy", found), stored_policy(found, files.policy)
@@ -147,7 +134,7 @@ def load_models(files: Checkpoints, config: ExportConfig) -> Models:
         tokenizer,
         policy,
         files.untrained_policy,
-        tuple(load_tuned(path) for path in files.tuned_policy),
+        tuple(load_tuned(path, "masked") for path in files.tuned_policy),
         _unconditional_text(files.unconditional_text, transformer),
         notes,
         stored,
@@ -155,36 +142,6 @@ def load_models(files: Checkpoints, config: ExportConfig) -> Models:
     )
     _check_fit(models)
     return models
-
-
-def untrained_policy(network: UViT, arguments: Mapping[str, object] | None) -> PolicyNet:
-    """A policy network for a transformer as AdaNAT's training begins with it.
-
-    Its action is 0 in every state. Its other weights depend on the size alone: PyTorch's CPU
-    generator draws them from ``UNTRAINED_SEED``, and is then as it was.
-
-    Args:
-        network: the transformer.
-        arguments: the constructor's; ``None`` for a transformer of a published width and grid,
-            whose published policy they are taken from.
-
-    Raises:
-        CheckpointError: no size is known, or unknown arguments.
-    """
-    width, side = network.embed_dim, round(network.num_tokens**0.5)
-    if arguments is None and side == _PUBLISHED_GRID:
-        sizes = (preset.arguments for preset in presets.PRESETS[PolicyNet])
-        arguments = next((each for each in sizes if each["in_channels"] == width), None)
-    if arguments is None:
-        example = {"in_channels": width, "hidden_size": 512, "grid_size": side}
-        raise CheckpointError(
-            f"no published policy reads {width} features of {side}×{side} tokens; give the size of "
-            f"the untrained one in --config, such as {json.dumps({'policy': example})}"
-        )
-    with torch.random.fork_rng(devices=()):
-        torch.default_generator.manual_seed(UNTRAINED_SEED)
-        policy = presets.build(PolicyNet, arguments, "--untrained-policy", device="cpu")
-    return policy.eval().requires_grad_(False)
 
 
 def _notes(name: str, found: checkpoint.Checkpoint) -> tuple[str, ...]:
@@ -210,12 +167,7 @@ def _unconditional_text(path: Path | None, transformer: UViT) -> Array | None:
 
 def _check_fit(models: Models) -> None:
     transformer, tokenizer, policy = models.transformer, models.tokenizer, models.policy
-    names = [each.name for each in models.tuned]
-    if {POLICY, EXPORTED_POLICY} & set(names) or len(set(names)) < len(names):
-        raise CheckpointError(
-            f"tuned policies need different names, other than {POLICY} and {EXPORTED_POLICY}; "
-            f"got {', '.join(names)}"
-        )
+    check_names(models.tuned, (POLICY, EXPORTED_POLICY))
     side = round(transformer.num_tokens**0.5)
     codes = tokenizer.quantize.embedding.num_embeddings
     pairs = [
@@ -304,7 +256,7 @@ def _pixel_range(given: str, config: ExportConfig) -> tuple[float, float]:
     return low, high
 
 
-def _policies(models: Models, config: ExportConfig) -> dict[str, PolicyInfo]:
+def _policies(models: Models, config: ExportConfig) -> dict[str, MaskedPolicyInfo]:
     tuned = {each.name: each.info for each in models.tuned}
     if models.policy is None:
         return tuned
@@ -317,7 +269,7 @@ def _policies(models: Models, config: ExportConfig) -> dict[str, PolicyInfo]:
     # The official default: residuals for CC3M (text), none for ImageNet (classes). Without
     # them an untrained policy would do the same at every step.
     default = models.untrained or not models.transformer.class_conditional
-    info = PolicyInfo(
+    info = MaskedPolicyInfo(
         residual=next(each for each in (stored, said, default) if each is not None),
         steps=models.stored.steps,
         untrained_seed=UNTRAINED_SEED if models.untrained else None,

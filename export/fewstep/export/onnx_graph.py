@@ -7,17 +7,18 @@ name, and a numeric comparison in ONNX Runtime at two sizes of them before the f
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.export.source import Graph
 from fewstep.runtime.devices.cpu import CpuBuffer
@@ -53,7 +54,7 @@ def export_graph(name: str, graph: Graph, folder: Path) -> GraphInfo:
                 path,
                 input_names=list(graph.inputs),
                 output_names=list(graph.outputs),
-                dynamic_shapes=tuple(shapes),
+                dynamic_shapes=_as_called(module, shapes),
                 opset_version=OPSET,
                 dynamo=True,
                 external_data=size > EXTERNAL_DATA_BYTES,
@@ -68,6 +69,15 @@ def export_graph(name: str, graph: Graph, folder: Path) -> GraphInfo:
     except Exception as error:  # PyTorch and the exporter raise other types at every stage
         raise ExportError(f"graph '{name}' could not be exported: {error}") from error
     return info
+
+
+def _as_called(module: nn.Module, values: Sequence[Any]) -> tuple[Any, ...]:
+    """Values of all inputs as the exporter wants them: those of ``*arguments`` are one tuple."""
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    if parameters[-1].kind is not inspect.Parameter.VAR_POSITIONAL:
+        return tuple(values)
+    named = len(parameters) - 1
+    return (*values[:named], tuple(values[named:]))
 
 
 def _example_sizes(graph: Graph) -> dict[str, int]:

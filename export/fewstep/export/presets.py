@@ -1,15 +1,10 @@
-"""Published sizes, recognised by the keys and shapes of their checkpoints.
-
-Configurations as in ``configs/`` of the official AdaNAT repository: ImageNet 256×256 (AdaNAT-L)
-and CC3M. Head count and text length leave no trace in the shapes, so other sizes need ``--config``.
-"""
+"""Networks from files: published sizes by their keys and shapes, others by a configuration."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,67 +15,12 @@ from fewstep.export import foreign, tuned, wrappers
 from fewstep.export.checkpoint import Checkpoint, Content, open_checkpoint
 from fewstep.export.filekind import shown
 from fewstep.export.layout import State, adopt, fitting, mismatches, some
-from fewstep.export.models import PolicyNet, UViT, VQModel
-from fewstep.export.parts import PARTS
+from fewstep.export.parts import part_of, siblings
 from fewstep.runtime.errors import CheckpointError
 
 Model = TypeVar("Model", bound=nn.Module)
 
 _WITHOUT_EFFECT = {"dropout", "attn_resolutions", "double_z"}
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A published size: constructor arguments under the name of its data set."""
-
-    name: str
-    arguments: Mapping[str, Any]
-
-
-PRESETS: Mapping[Callable[..., nn.Module], tuple[Preset, ...]] = {
-    UViT: (
-        Preset(
-            "AdaNAT-L, ImageNet 256×256",
-            {"embed_dim": 768, "depth": 24, "num_heads": 8, "num_classes": 1001},
-        ),
-        Preset(
-            "AdaNAT, CC3M 256×256",
-            {
-                "embed_dim": 1152,
-                "depth": 28,
-                "num_heads": 16,
-                "clip_dim": 1280,
-                "num_clip_token": 77,
-            },
-        ),
-    ),
-    PolicyNet: (
-        Preset("AdaNAT-L policy, ImageNet", {"in_channels": 768, "hidden_size": 512}),
-        Preset("AdaNAT policy, CC3M", {"in_channels": 1152, "hidden_size": 512}),
-    ),
-    VQModel: (
-        Preset(
-            "MaskGIT VQGAN f16, 1024 codes",
-            {
-                "ddconfig": {
-                    "double_z": False,
-                    "z_channels": 256,
-                    "resolution": 256,
-                    "in_channels": 3,
-                    "out_ch": 3,
-                    "ch": 128,
-                    "ch_mult": [1, 1, 2, 2, 4],
-                    "num_res_blocks": 2,
-                    "attn_resolutions": [16],
-                    "dropout": 0.0,
-                },
-                "n_embed": 1024,
-                "embed_dim": 256,
-            },
-        ),
-    ),
-}
-"""By the class of the model."""
 
 
 def read(
@@ -103,7 +43,7 @@ def read(
             f"{path} is a policy that fewstep calibrate policy wrote; instead of --policy pass "
             f"--untrained-policy --tuned-policy {path}"
         )
-    found = wrappers.find(path, content, PARTS[kind].wanted(_keys(kind, path, arguments)))
+    found = wrappers.find(path, content, part_of(kind).wanted(_keys(kind, path, arguments)))
     size, problem = _size(kind, {} if found is None else found.tensors, path, arguments)
     if found is None or size is None:
         _refuse_another(kind, path, content, found)
@@ -142,7 +82,7 @@ def _model(
 ) -> Model:
     """A model on the meta device, without what is never exported if ``state`` has not all of it."""
     model = build(kind, arguments, path)
-    for name in (each.removesuffix(".") for each in PARTS[kind].rules.unused):
+    for name in (each.removesuffix(".") for each in part_of(kind).rules.unused):
         needed = [key for key in model.state_dict() if key.startswith(f"{name}.")]
         if needed and not all(key in state for key in needed):
             delattr(model, name)
@@ -160,14 +100,14 @@ def _size(
             problems
         )
     nearest, best, problems = "", (-len(state) - 1, 0), ""
-    for preset in PRESETS[kind]:
+    for preset in part_of(kind).sizes:
         model = _model(kind, state, path, preset.arguments)
         if not (found := mismatches(model, state)):
             return preset.arguments, ""
         if (fit := fitting(model, state)) > best:
             of = len(model.state_dict())
             nearest, best, problems = f"{preset.name} ({fit[0]} of {of} tensors fit)", fit, found
-    names = "; ".join(preset.name for preset in PRESETS[kind])
+    names = "; ".join(preset.name for preset in part_of(kind).sizes)
     return None, (
         f"{path} is none of the published sizes ({names}); describe yours with --config. "
         f"Against the nearest, {nearest}: {problems}"
@@ -186,7 +126,7 @@ def _keys(
 @functools.cache
 def _published_keys(kind: Callable[..., nn.Module]) -> frozenset[str]:
     """Keys that those of the published sizes have."""
-    models = [build(kind, each.arguments, each.name) for each in PRESETS[kind]]
+    models = [build(kind, each.arguments, each.name) for each in part_of(kind).sizes]
     return frozenset(key for model in models for key in model.state_dict())
 
 
@@ -195,11 +135,11 @@ def _refuse_another(
 ) -> None:
     """Raise a :class:`CheckpointError` if the file is another network's or another system's."""
     keys = wrappers.tensor_keys(content)
-    part = PARTS[kind]
-    if name := foreign.recognise(keys):
+    part = part_of(kind)
+    if name := foreign.recognise(keys, part.form):
         raise CheckpointError(f"{path} is {name}; expected a {part.title}")
     own = wrappers.most_keys(content, part.wanted(_published_keys(kind)))
-    for other, its in PARTS.items():
+    for other, its in siblings(kind).items():
         wanted = its.wanted(_published_keys(other))
         count = wrappers.most_keys(content, wanted)
         if other is not kind and count > max(own, len(wanted.keys) // 20):
@@ -221,7 +161,7 @@ def _check_stored(
     found: Checkpoint,
 ) -> None:
     """Raise a :class:`CheckpointError` if the file states another size than it is read with."""
-    part = PARTS[kind]
+    part = part_of(kind)
     if part.settings_beside not in ("", *found.stored):
         return
     defaults = {

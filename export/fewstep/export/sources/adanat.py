@@ -31,13 +31,9 @@ class UViTSource:
     def load(self, given: Mapping[str, Any], config: ExportConfig) -> Exportable:
         """Read the models and check that they belong together."""
         policy, untrained = "policy" in given, "untrained_policy" in given
-        if policy and untrained:
-            raise CheckpointError("--policy and --untrained-policy exclude each other; pass one")
-        if "tuned_policy" in given and not (policy or untrained):
-            raise CheckpointError(
-                "--tuned-policy needs another policy beside it: pass --untrained-policy "
-                f"--tuned-policy {given['tuned_policy'][0]}"
-            )
+        from fewstep.export.policies import check_given
+
+        check_given(given.get("policy"), untrained, given.get("tuned_policy", ()))
         if self.needs_policy and not (policy or untrained):
             raise CheckpointError(
                 f"{self.name} needs a policy checkpoint (--policy), or --untrained-policy; what "

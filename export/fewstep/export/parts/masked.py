@@ -1,45 +1,17 @@
-"""The networks of a masked token model as files have them: their names, and what is beside them."""
+"""The networks of the AdaNAT repository, and the tokenizer as others publish it.
+
+Sizes as in ``configs/`` of the official repository: ImageNet 256×256 (AdaNAT-L) and CC3M. Head
+count and text length leave no trace in the shapes, so other sizes need ``--config``.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
-
-from torch import nn
+from collections.abc import Mapping
 
 from fewstep.export.models import PolicyNet, UViT, VQModel
+from fewstep.export.parts import Kind, Part, Preset
 from fewstep.export.wrappers import Wanted
-
-
-@dataclass(frozen=True)
-class Part:
-    """How one class of network is published.
-
-    Args:
-        title: what it is called.
-        option: how its file is passed.
-        settings: constructor arguments that a checkpoint may state, and that must then agree.
-            Others share their names with settings of training scripts.
-        settings_beside: a name without which the file's settings are another network's.
-        other_name: the key under which another system has a tensor.
-        other_system: that system.
-        rules: what to look for besides keys.
-    """
-
-    title: str
-    option: str
-    settings: tuple[str, ...] = ()
-    settings_beside: str = ""
-    other_name: Callable[[str], str] = str
-    other_system: str = ""
-    rules: Wanted = Wanted(frozenset())
-
-    def wanted(self, keys: Collection[str]) -> Wanted:
-        """What to look for, of a model whose state dict has ``keys``."""
-        exported = frozenset(key for key in keys if not key.startswith(self.rules.unused))
-        aliases = {name: key for key in exported if (name := self.other_name(key)) != key}
-        return replace(self.rules, keys=exported, aliases=aliases, alias_of=self.other_system)
 
 
 def open_muse_name(key: str) -> str:
@@ -52,10 +24,26 @@ def open_muse_name(key: str) -> str:
     return middle.replace(".upsample.conv.", ".upsample_conv.")
 
 
-PARTS: Mapping[Callable[..., nn.Module], Part] = {
+PARTS: Mapping[Kind, Part] = {
     UViT: Part(
         "transformer (U-ViT)",
         "--transformer",
+        sizes=(
+            Preset(
+                "AdaNAT-L, ImageNet 256×256",
+                {"embed_dim": 768, "depth": 24, "num_heads": 8, "num_classes": 1001},
+            ),
+            Preset(
+                "AdaNAT, CC3M 256×256",
+                {
+                    "embed_dim": 1152,
+                    "depth": 28,
+                    "num_heads": 16,
+                    "clip_dim": 1280,
+                    "num_clip_token": 77,
+                },
+            ),
+        ),
         settings=(
             "embed_dim",
             "depth",
@@ -71,6 +59,10 @@ PARTS: Mapping[Callable[..., nn.Module], Part] = {
     PolicyNet: Part(
         "policy network",
         "--policy",
+        sizes=(
+            Preset("AdaNAT-L policy, ImageNet", {"in_channels": 768, "hidden_size": 512}),
+            Preset("AdaNAT policy, CC3M", {"in_channels": 1152, "hidden_size": 512}),
+        ),
         settings=("in_channels", "out_channels", "hidden_size", "grid_size"),
         rules=Wanted(
             frozenset(),
@@ -83,6 +75,27 @@ PARTS: Mapping[Callable[..., nn.Module], Part] = {
     VQModel: Part(
         "tokenizer (VQGAN)",
         "--tokenizer",
+        sizes=(
+            Preset(
+                "MaskGIT VQGAN f16, 1024 codes",
+                {
+                    "ddconfig": {
+                        "double_z": False,
+                        "z_channels": 256,
+                        "resolution": 256,
+                        "in_channels": 3,
+                        "out_ch": 3,
+                        "ch": 128,
+                        "ch_mult": [1, 1, 2, 2, 4],
+                        "num_res_blocks": 2,
+                        "attn_resolutions": [16],
+                        "dropout": 0.0,
+                    },
+                    "n_embed": 1024,
+                    "embed_dim": 256,
+                },
+            ),
+        ),
         settings=("ddconfig", "n_embed", "embed_dim"),
         settings_beside="ddconfig",
         other_name=open_muse_name,

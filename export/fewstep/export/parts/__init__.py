@@ -1,0 +1,83 @@
+"""The networks of published models as files have them: names, sizes, and what is beside them.
+
+A module of this package is a family's: its ``PARTS`` has a :class:`Part` for every class of
+network.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from fewstep.export.wrappers import Wanted
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published size: constructor arguments under the name of its data set."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """How one class of network is published.
+
+    Args:
+        title: what it is called.
+        option: how its file is passed.
+        sizes: the published ones, recognised by keys and shapes.
+        form: under which :mod:`fewstep.export.foreign` knows its files, if it does.
+        settings: constructor arguments that a checkpoint may state, and that must then agree.
+            Others share their names with settings of training scripts.
+        settings_beside: a name without which the file's settings are another network's.
+        other_name: the key under which another system has a tensor.
+        other_system: that system.
+        rules: what to look for besides keys.
+    """
+
+    title: str
+    option: str
+    sizes: tuple[Preset, ...] = ()
+    form: str = ""
+    settings: tuple[str, ...] = ()
+    settings_beside: str = ""
+    other_name: Callable[[str], str] = str
+    other_system: str = ""
+    rules: Wanted = Wanted(frozenset())
+
+    def wanted(self, keys: Collection[str]) -> Wanted:
+        """What to look for, of a model whose state dict has ``keys``."""
+        exported = frozenset(key for key in keys if not key.startswith(self.rules.unused))
+        aliases = {name: key for key in exported if (name := self.other_name(key)) != key}
+        return replace(self.rules, keys=exported, aliases=aliases, alias_of=self.other_system)
+
+
+Kind = Callable[..., nn.Module]
+"""The class of a network."""
+
+
+@functools.cache
+def siblings(kind: Kind) -> Mapping[Kind, Part]:
+    """The parts of the family that has this class of network."""
+    return next(parts for parts in _families() if kind in parts)
+
+
+def part_of(kind: Kind) -> Part:
+    """How this class of network is published."""
+    return siblings(kind)[kind]
+
+
+def _families() -> list[Mapping[Kind, Part]]:
+    modules = (
+        importlib.import_module(f"{__name__}.{each.name}")
+        for each in pkgutil.iter_modules(__path__)
+    )
+    return [module.PARTS for module in modules]
