@@ -2,9 +2,9 @@
 
     python tests/gpu/bundles.py FOLDER [--sample]
 
-The folder is what ``FEWSTEP_TEST_BUNDLES`` names: ``tiny/``, ``tiny-text/`` and ``toy/`` with
-kernels, the official models' logits (``official-logits.npz``), and with ``--sample`` the Fashion
-sample with kernels, fp16 graphs, and the engines that can be built without a GPU.
+The folder is what ``FEWSTEP_TEST_BUNDLES`` names: ``tiny/``, ``tiny-text/``, ``tiny-var/`` and
+``toy/`` with kernels, the official models' logits (``official-logits.npz``), and with ``--sample``
+the Fashion sample with kernels, fp16 graphs, and the engines that can be built without a GPU.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def make(folder: Path, kernels: CompiledKernels, *, with_sample: bool = False) -
     """Make them all in a folder that does not exist yet, or is empty."""
     folder.mkdir(parents=True, exist_ok=True)
     register(ToyFamily())
-    for name in ("tiny", "tiny-text", "toy"):
+    for name in ("tiny", "tiny-text", "tiny-var", "toy"):
         add_kernels(Bundle.read(copy_of(name, folder / name)), kernels)
     official_logits.write(folder)
     if with_sample:

@@ -48,7 +48,7 @@ def inspect_tables(inspection: Inspection) -> list[Table]:
         "precisions": ", ".join(inspection.bundle.precisions),
         "CUDA kernels": _kernels(inspection),
         "engines": _engines(inspection),
-        "defaults": settings_text(dict(info.defaults), _MOST),
+        "defaults": settings_text(info.defaults.model_dump(exclude_none=True), _MOST),
         "created": manifest.provenance.created,
         "command": manifest.provenance.command or "-",
         "tools": ", ".join(f"{k} {v}" for k, v in manifest.provenance.tools.items()),

@@ -7,6 +7,7 @@ cannot hide behind another. Verification, ranges, layers and calibration data co
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -84,6 +85,12 @@ def _read_by(op: Op, engines: Mapping[str, Engine]) -> tuple[View, ...]:
 
 
 def _fitted(row: Array, shape: tuple[int, ...]) -> Array:
-    """A recorded row ``[images, …]`` as a view of this shape wants it."""
+    """A recorded row ``[images, …]`` as a view of this shape wants it.
+
+    A view with as many dimensions has a part of each; another one folds the first numbers of every
+    image, such as tokens into a map.
+    """
+    if row.ndim != len(shape):
+        row = row.reshape(len(row), -1)[:, : math.prod(shape[1:])].reshape(-1, *shape[1:])
     cut = row[(slice(None), *(slice(size) for size in shape[1:]))]
     return np.resize(cut, shape)

@@ -1,0 +1,174 @@
+"""The VAR family: requests, programs and what becomes of their outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fewstep.runtime.devices import Array
+from fewstep.runtime.families import Family, Model, Preview
+from fewstep.runtime.families.var.model import VarModel
+from fewstep.runtime.families.var.policies import VarPolicies
+from fewstep.runtime.families.var.program import VarKey, var_program
+from fewstep.runtime.families.var.request import FREE, VarRequest, policy_of, var_request
+from fewstep.runtime.families.var.settings import FIXED, SAMPLING, VarSettings
+from fewstep.runtime.policies import policy_schedule
+from fewstep.runtime.program import Program
+from fewstep.runtime.settings import settings_of
+
+
+@dataclass(frozen=True)
+class VarTrace:
+    """How the images came about, scale by scale.
+
+    ``tokens [S, B, n]`` int32, n tokens of the largest scale: smaller ones fill the first
+    places, the others are −1. ``parameters [S, B, 4]``: guidance scale, top-k, top-p, sampling
+    temperature. ``f_hat [S, B, Cvae, G, G]``: the sum of all scales up to each, which the decoder
+    reads.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    parameters: npt.NDArray[np.float32]
+    f_hat: Array
+
+    @property
+    def decisions(self) -> dict[str, Array]:
+        """The three arrays by name."""
+        return {"tokens": self.tokens, "parameters": self.parameters, "f_hat": self.f_hat}
+
+    @property
+    def final(self) -> Array:
+        """What the images were decoded from, ``[B, Cvae, G, G]``."""
+        final: Array = self.f_hat[-1]
+        return final
+
+
+class VarFamily(Family):
+    """VAR."""
+
+    kind = "var"
+    Info = VarModel
+    Settings = VarSettings
+    kinds = {
+        "condition": "condition",
+        "tokens": "tokens",
+        "logits": "logits",
+        "features": "features",
+        "action": "action",
+        "next_f_hat": "latents",
+        "image": "image",
+    }
+    quantized = "trunk"
+    policies = VarPolicies()
+
+    def request(
+        self,
+        model: Model,
+        condition: Array,
+        seeds: npt.NDArray[np.uint64],
+        settings: VarSettings,
+        edit: Mapping[str, Array] | None = None,
+    ) -> VarRequest:
+        return var_request(model.info, condition, seeds, settings, edit)
+
+    def key(
+        self, model: Model, request: VarRequest, batch: int, *, constants: bool = True
+    ) -> VarKey:
+        # The conditional half alone lies in the cache as both do only if it is one token.
+        one = model.info.counts[0] == 1
+        reuse = constants and request.reuse_first and request.guided > 0 and one
+        return VarKey(batch, request.scales, request.guided, request.policy, reuse)
+
+    def corners(self, model: Model, batch: int) -> Iterator[VarKey]:
+        info: VarModel = model.info
+        if info.can_guide:
+            yield VarKey(batch, info.scales, info.scales)
+        yield VarKey(batch, info.scales, 0)
+        for policy in info.policies:
+            yield VarKey(batch, info.scales, info.scales if info.can_guide else 0, policy)
+
+    def program(self, model: Model, key: VarKey) -> Program:
+        return var_program(model, key)
+
+    def inputs(self, model: Model, request: VarRequest, rows: slice) -> dict[str, npt.ArrayLike]:
+        info: VarModel = model.info
+        condition = request.condition[rows]
+        batch = len(condition)
+        inputs: dict[str, npt.ArrayLike] = {"seeds": request.seeds[rows], "given": FREE}
+        if request.guided:
+            nothing = np.full_like(condition, info.condition.unconditional_id)
+            condition = np.concatenate([condition, nothing])
+        inputs["condition"] = condition
+        if request.parameters is not None:
+            inputs["parameters"] = request.parameters[:, None]
+        if request.given is not None:
+            inputs["given"] = _rows(info, request.given[rows], request.scales, batch)
+        return inputs
+
+    def decisions(
+        self, model: Model, key: VarKey, outputs: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        info: VarModel = model.info
+        most = info.counts[key.scales - 1]
+        tokens = np.full((key.scales, key.batch, most), FREE, np.int32)
+        for scale, count in enumerate(info.counts[: key.scales]):
+            decided = outputs["tokens"][scale, : key.batch * count]
+            tokens[scale, :, :count] = decided.reshape(key.batch, count)
+        f_hat = outputs["f_hat"].astype(np.float32)
+        return {"tokens": tokens, "parameters": outputs["parameters"], "f_hat": f_hat}
+
+    def trace(self, model: Model, decisions: Mapping[str, Array]) -> VarTrace:
+        return VarTrace(**decisions)
+
+    def preview(self, model: Model, trace: VarTrace, step: int) -> Preview:
+        info: VarModel = model.info
+        side, last = info.patch_nums[step], len(trace.tokens) - 1
+        images = trace.tokens.shape[1]
+        return Preview(
+            graph="decoder",
+            inputs={"f_hat": trace.f_hat[step]},
+            output="image",
+            undecided=np.zeros((images, info.grid, info.grid), np.bool_),
+            caption=f"scale {step + 1} of {last + 1}: {side}×{side} tokens",
+        )
+
+    def rollouts(self, model: Model) -> dict[str, dict[str, Any]]:
+        """The fixed schedule of the defaults, and every policy under the name of its graph."""
+        info: VarModel = model.info
+        own = settings_of(info.defaults, {"schedule": FIXED, "reuse_first": False})
+        found = {FIXED: self.complete(model, own)}
+        return {**found, **{name: {"schedule": policy_schedule(name)} for name in info.policies}}
+
+    def complete(self, model: Model, settings: VarSettings) -> dict[str, Any]:
+        """With the policy by its own name, and without what it decides."""
+        found: dict[str, Any] = settings.model_dump(exclude_none=True)
+        if policy := policy_of(model.info, settings):
+            return {
+                **{n: each for n, each in found.items() if n not in SAMPLING},
+                "schedule": policy,
+            }
+        return found
+
+    def notes(self, model: Model, request: VarRequest) -> tuple[str, ...]:
+        """That a policy was never trained."""
+        info: VarModel = model.info
+        if request.policy is None or info.policies[request.policy].untrained_seed is None:
+            return ()
+        return (
+            f"{request.policy} is untrained, so it follows its recipe: tune one with fewstep "
+            "calibrate policy",
+        )
+
+
+def _rows(info: VarModel, given: Array, scales: int, batch: int) -> Array:
+    """Tokens that stay, as the program's buffer has them: a row a scale."""
+    found = np.full((scales, batch * info.counts[scales - 1]), FREE, np.int32)
+    first = 0
+    for scale, count in enumerate(info.counts[:scales]):
+        found[scale, : batch * count] = given[:, first : first + count].ravel()
+        first += count
+    return found
