@@ -46,6 +46,8 @@ NOT_HERE = re.compile(r"[A-Z]{3,}/|^(my-bundle|demo-output|bundle|images|dist|gp
 
 WHERE_IS = {
     "top-k re-masking": "def remask(",
+    "top-k and nucleus": "def sample_top_k_top_p(",
+    "the KV cache": "past_{name}",
     "choice of the backend": "def open_backend(",
     "default guidance": "guidance: RampOrList = Field(",
     "fp16 overflow": "LARGEST_FP16 = ",
