@@ -13,7 +13,6 @@ import pytest
 from pydantic import Field
 
 from fewstep.runtime import families
-from fewstep.runtime.families.masked.settings import MaskedSettings
 from fewstep.runtime.settings import Settings, Whole
 
 if TYPE_CHECKING:

@@ -17,13 +17,16 @@ from torch import Tensor
 from fewstep.export import presets
 from fewstep.export.config import ExportConfig, read_config
 from fewstep.export.flow import export
+from fewstep.export.models import FixedPolicy
 from fewstep.export.models.var import VAR
-from fewstep.export.models.var_vae import VQVAE, phi_indices
+from fewstep.export.models.var_quantizer import phi_indices
+from fewstep.export.models.var_vae import VQVAE
 from fewstep.export.parts.var import AdaGenPolicy
 from fewstep.export.source import Exportable
+from fewstep.export.tuned import TunedPolicy, save_tuned
 from fewstep.export.var import Checkpoints, load
 from fewstep.runtime.errors import CheckpointError
-from fewstep.runtime.families.var.model import VarModel
+from fewstep.runtime.families.var.model import VarModel, VarPolicyInfo
 
 Layouts = dict[str, dict[str, torch.Size]]
 Recorded = Callable[[str], dict[str, npt.NDArray[Any]]]
@@ -114,7 +117,12 @@ def test_what_the_manifest_says(files: dict[str, Any]) -> None:
         ({"tokenizer": tiny_var.TOKENIZER | {"v_patch_nums": [1, 2, 4, 5]}}, "scales"),
         ({"policy": tiny_var.POLICY | {"grid_size": 6}}, "linear1.weight"),
         ({"policy_schedule": {"top_k": 0}}, "top_k"),
-        ({"policy_schedule": {"temperature": 1}}, "temperature"),
+        ({"policy_schedule": {"temperature": 1}}, "unknown setting of policy_schedule"),
+        ({"policy_schedule": {"steps": 4}}, "unknown setting of policy_schedule"),
+        ({"policy_schedule": {"top_k": 4096}}, "top_k"),
+        ({"transformer": tiny_var.TRANSFORMER | {"patch_nums": "1234"}}, "must be rising sides"),
+        ({"transformer": tiny_var.TRANSFORMER | {"norm_eps": "x"}}, "norm_eps must be above 0"),
+        ({"tokenizer": tiny_var.TOKENIZER | {"v_patch_nums": [1, 2.5]}}, "must be rising sides"),
         ({"policy_residual": True}, "policy_residual in --config is not for var"),
         ({"unconditional": "none", "class_names": None}, "a policy always uses guidance"),
         ({"defaults": {"top_p": 2}}, "top_p must be above 0"),
@@ -201,3 +209,27 @@ def test_an_untrained_policy_follows_the_recipe(files: dict[str, Any]) -> None:
     graph = made.graphs["policy"]
     with torch.no_grad():
         assert (graph.module(*graph.inputs.values()) == 0).all()
+
+
+def test_indices_saved_in_half_precision_are_read(files: dict[str, Any], tmp_path: Path) -> None:
+    state = torch.load(files["transformer"], weights_only=True)
+    torch.save({key: value.half() for key, value in state.items()}, tmp_path / "var.pth")
+    assert _loaded(files, transformer=tmp_path / "var.pth").model == _loaded(files).model
+    state["lvl_1L"] = state["lvl_1L"] + 0.5
+    torch.save(state, tmp_path / "var.pth")
+    with pytest.raises(CheckpointError, match=r"fractions in the place of indices .* .lvl_1L"):
+        _loaded(files, transformer=tmp_path / "var.pth")
+
+
+@pytest.mark.parametrize("steps", [3, 4])
+def test_a_policy_tuned_for_other_scales_is_refused(
+    files: dict[str, Any], steps: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "policy-a.safetensors"
+    info = VarPolicyInfo(steps=steps)
+    save_tuned(path, TunedPolicy("policy-a", FixedPolicy(steps, 4), info, "var"))
+    if steps == 4:
+        assert "policy-a" in _loaded(files, tuned_policy=[path]).graphs
+    else:
+        with pytest.raises(CheckpointError, match="tuned for 3 scales, and the transformer has 4"):
+            _loaded(files, tuned_policy=[path])

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import helper, numpy_helper
 
 from fewstep.build.graphs import MAC_OPERATORS
 from fewstep.build.roofline import WIDTH_BYTES
@@ -32,6 +33,7 @@ from fewstep.runtime.records import GraphInfo, TensorInfo
 _NORMALIZATIONS = frozenset(
     ("LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization")
 )
+_LAST = np.iinfo(np.int64).max
 _ATTENTION = frozenset(("Softmax", "LogSoftmax", "Attention"))
 
 
@@ -95,6 +97,7 @@ def graph_work(bundle: Bundle, name: str, runs: Iterable[Sizes]) -> GraphWork:
     try:
         model = onnx.load(path)
         weights, others = _weights(model.graph)
+        _with_whole_shapes(model.graph)
         counted = onnx_tool.Model(model).graph
         flops = {key: _flops(counted, info, dict(key)) for key in dict.fromkeys(map(_key, runs))}
     except Exception as error:  # protobuf and onnx-tool raise whatever their parts raise
@@ -144,6 +147,28 @@ def _weights(graph: onnx.GraphProto) -> tuple[int, int]:
     read = {name for node in nodes for name in node.input[:2] if name in sizes}
     within = sum(sizes[name] for name in read)
     return within, sum(sizes.values()) - within
+
+
+def _with_whole_shapes(graph: onnx.GraphProto) -> None:
+    """Cut part of a shape out by a node of its own: onnx-tool's Shape gives all sizes, always."""
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        limits = {each.name: each.i for each in node.attribute}
+        if node.op_type != "Shape" or not limits:
+            nodes.append(node)
+            continue
+        (tensor,), (output,) = node.input, node.output
+        whole = f"{output}/whole"
+        ends = {"start": limits.get("start", 0), "end": limits.get("end", _LAST)}
+        for name, value in ends.items():
+            values = np.array([value], np.int64)
+            graph.initializer.append(numpy_helper.from_array(values, f"{output}/{name}"))
+        nodes.append(helper.make_node("Shape", [tensor], [whole], whole))
+        names = [whole, *(f"{output}/{name}" for name in ends)]
+        nodes.append(helper.make_node("Slice", names, [output], node.name))
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
 
 
 def _flops(graph: Any, info: GraphInfo, sizes: Sizes) -> int:

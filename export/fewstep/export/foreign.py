@@ -35,6 +35,7 @@ SIGNATURES = (
     ),
     Signature("VAR's multi-scale tokenizer", ("quantize.quant_resi.qresi_ls.0.weight",), "var"),
     Signature("VAR's multi-scale tokenizer", ("quantize.quant_resi.qresi.weight",), "var"),
+    Signature("VAR's multi-scale tokenizer", ("quantize.quant_resi.0.weight",), "var"),
     Signature(
         "a MAR model", ("encoder_pos_embed_learned", "diffloss.net.input_proj.weight"), "mar"
     ),

@@ -88,11 +88,13 @@ def usable(
     found: State = {}
     wrong: dict[str, list[str]] = {}
     for key, value in state.items():
-        if problem := _kind_problem(value, like[key].is_floating_point()):
+        if problem := _kind_problem(value, floating=like[key].is_floating_point()):
             wrong.setdefault(problem, []).append(shown(key))
             continue
         found[key] = value.detach()
-        if value.is_floating_point():
+        if not like[key].is_floating_point():
+            found[key] = found[key].to(like[key].dtype)
+        elif value.is_floating_point():
             found[key] = found[key].float()
             if problem := _value_problem(value, found[key], masking=key in buffers):
                 wrong.setdefault(problem, []).append(shown(key))
@@ -108,13 +110,15 @@ def usable(
     return found
 
 
-def _kind_problem(value: Tensor, floating: bool) -> str:
+def _kind_problem(value: Tensor, *, floating: bool) -> str:
     if value.is_meta:
         return "no values but shapes alone (meta device)"
     if value.is_quantized:
         return "quantized numbers"
     if value.layout is not torch.strided:
         return f"sparse storage ({str(value.layout).removeprefix('torch.')})"
+    if not floating and value.dtype in _FLOATS:  # as ``state.half()`` leaves indices
+        return "" if bool((value == value.round()).all()) else "fractions in the place of indices"
     if value.dtype in _FLOATS or not (floating or value.is_floating_point() or value.is_complex()):
         return ""
     return f"numbers in {str(value.dtype).removeprefix('torch.')}"

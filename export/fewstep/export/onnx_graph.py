@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from fewstep.runtime.records import GraphInfo, TensorInfo
 
 OPSET = 20
 EXTERNAL_DATA_BYTES = 1_500_000_000
+_COLOURS, _SUMMARY = re.compile(r"\x1b\[[0-9;]*m"), "## Exception summary"
 TOLERANCE = 1e-3
 """Largest |ONNX Runtime − PyTorch| allowed, relative to max(1, largest |PyTorch|)."""
 
@@ -67,8 +69,16 @@ def export_graph(name: str, graph: Graph, folder: Path) -> GraphInfo:
     except FewstepError:
         raise
     except Exception as error:  # PyTorch and the exporter raise other types at every stage
-        raise ExportError(f"graph '{name}' could not be exported: {error}") from error
+        raise ExportError(f"graph '{name}' could not be exported: {_cause(error)}") from error
     return info
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong, in one line; PyTorch's exporter puts advice around it, in colours."""
+    text = _COLOURS.sub("", str(error))
+    _, _, summary = text.partition(_SUMMARY)
+    lines = (line.strip() for line in (summary or text).splitlines())
+    return next(filter(None, lines), type(error).__name__)
 
 
 def _as_called(module: nn.Module, values: Sequence[Any]) -> tuple[Any, ...]:

@@ -18,16 +18,17 @@ from fewstep.export.conditions import class_condition
 from fewstep.export.config import ExportConfig
 from fewstep.export.models import PolicyNet
 from fewstep.export.models.var import VAR
-from fewstep.export.models.var_vae import PATCH_NUMS, VQVAE, phi_indices
+from fewstep.export.models.var_quantizer import PATCH_NUMS, phi_indices
+from fewstep.export.models.var_vae import VQVAE
 from fewstep.export.parts.var import AdaGenPolicy
 from fewstep.export.policies import UNTRAINED_SEED, check_given, check_names, untrained_policy
 from fewstep.export.source import Exportable
 from fewstep.export.tuned import TunedPolicy, load_tuned
 from fewstep.export.var_graphs import graphs
-from fewstep.runtime.errors import CheckpointError
+from fewstep.runtime.errors import CheckpointError, choose
 from fewstep.runtime.families.var.model import VarModel, VarPolicyInfo
 from fewstep.runtime.families.var.policies import VarPolicies
-from fewstep.runtime.families.var.settings import VarSettings
+from fewstep.runtime.families.var.settings import SAMPLING, VarSettings
 from fewstep.runtime.policies import POLICY
 
 _FEATURE_SIDE = 16  # of the map that AdaGen's policies read
@@ -162,12 +163,10 @@ def _check_fit(
         )
     stored = transformer.lvl_1L
     assert isinstance(stored, Tensor)
-    counts = torch.bincount(stored.flatten()).tolist()
-    sides = [round(count**0.5) for count in counts]
-    if sides != list(transformer.patch_nums):
+    if not torch.equal(stored, transformer.levels("cpu")):
         raise CheckpointError(
-            f"{files.transformer} was trained on scales of the sides {sides}, as its lvl_1L says, "
-            f"but patch_nums is {list(transformer.patch_nums)}: correct --config"
+            f"{files.transformer} was trained on other scales, as its lvl_1L says, than patch_nums "
+            f"{list(transformer.patch_nums)}: correct --config"
         )
 
 
@@ -178,6 +177,12 @@ def _check_policies(
     networks |= {each.name: each.network for each in tuned}
     found = {name: net for name, net in networks.items() if isinstance(net, PolicyNet)}
     side = next(iter(found.values())).grid_size if found else _FEATURE_SIDE
+    for each in tuned:
+        if each.info.steps not in (None, scales := len(transformer.patch_nums)):
+            raise CheckpointError(
+                f"the policy {each.name} was tuned for {each.info.steps} scales, and the "
+                f"transformer has {scales}: leave it out, or tune one for this model"
+            )
     for name, network in found.items():
         pairs = [
             ("feature width", transformer.embed_dim, network.in_channels),
@@ -236,11 +241,14 @@ def _policies(models: Models, config: ExportConfig, *, untrained: bool) -> dict[
         if config.policy_schedule is not None:
             raise CheckpointError("policy_schedule in --config needs a policy; leave it out")
         return tuned
-    recipe: dict[str, Any] = {"guidance": 1.5, "top_k": 900, "top_p": 0.96}
+    given = config.policy_schedule or {}
+    for name in given.keys() - {*SAMPLING}:
+        raise CheckpointError(choose("setting of policy_schedule", name, SAMPLING))
+    recipe: dict[str, Any] = {}
     if models.transformer.embed_dim == _D30_WIDTH:
         recipe["guidance"] = _D30_GUIDANCE
     info = VarPolicyInfo(
-        **{**recipe, **(config.policy_schedule or {})},
+        **{**recipe, **given},
         untrained_seed=UNTRAINED_SEED if untrained else None,
     )
     return {POLICY: info, **tuned}

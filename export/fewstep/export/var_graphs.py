@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.export.models.var import VAR
-from fewstep.export.models.var_vae import VQVAE, Phi
+from fewstep.export.models.var_quantizer import Phi
+from fewstep.export.models.var_vae import VQVAE
 from fewstep.export.source import Graph
 from fewstep.runtime.families.var.model import VarModel
 

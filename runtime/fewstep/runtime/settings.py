@@ -41,7 +41,7 @@ def ramp(value: object) -> tuple[float, float]:
         if len(ends) != 2 or not all(isinstance(each, (float, str, Real)) for each in ends):
             raise ValueError
         found = float(ends[0]), float(ends[1])
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(
             f"must be a number, a pair (start, end) or START:END, got {value!r}"
         ) from None
@@ -77,7 +77,7 @@ class PerStep:
             if not all(isinstance(each, (str, Real)) for each in values):
                 raise ValueError
             return cls(tuple(float(each) + 0.0 for each in values))
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             if "must be" in str(error):
                 raise
             raise ValueError(f"must be numbers, one for every step, got {values!r}") from None

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewstep.export.models.var_vae import PATCH_NUMS
+from fewstep.export.models.var_quantizer import PATCH_NUMS, check_sides
 
 _LARGEST_SCALE = math.log(100)
 _LEAST_NORM = 1e-12
@@ -234,8 +234,9 @@ class VAR(nn.Module):
         super().__init__()
         if embed_dim % num_heads:
             raise ValueError(f"embed_dim {embed_dim} is no multiple of num_heads {num_heads}")
-        if not patch_nums or min(patch_nums) < 1 or list(patch_nums) != sorted(set(patch_nums)):
-            raise ValueError(f"patch_nums must be rising sides, got {list(patch_nums)}")
+        check_sides("patch_nums", patch_nums)
+        if not isinstance(norm_eps, float) or not 0 < norm_eps < 1:
+            raise ValueError(f"norm_eps must be above 0 and below 1, got {norm_eps!r}")
         self.embed_dim, self.depth, self.num_heads = embed_dim, depth, num_heads
         self.num_classes, self.codebook_size = num_classes, vae_local.vocab_size
         self.codebook_width, self.patch_nums = vae_local.Cvae, tuple(patch_nums)
@@ -255,13 +256,21 @@ class VAR(nn.Module):
             AdaLNSelfAttn(embed_dim, num_heads, hidden, norm_eps, attn_l2_norm, shared_aln)
             for _ in range(depth)
         )
-        level = torch.cat([torch.full((n,), index) for index, n in enumerate(counts)])
-        self.register_buffer("lvl_1L", level[None])
+        self.register_buffer("lvl_1L", self.levels())
+        level = self.levels()[0]
         later = level[:, None] < level[None, :]
         bias = torch.zeros(later.shape).masked_fill(later, -torch.inf)
         self.register_buffer("attn_bias_for_masking", bias[None, None])
         self.head_nm = AdaLNBeforeHead(embed_dim, norm_eps)
         self.head = nn.Linear(embed_dim, self.codebook_size)
+
+    def levels(self, device: str | None = None) -> Tensor:
+        """The scale of every token, ``[1, L]`` int64."""
+        parts = [
+            torch.full((side * side,), index, device=device)
+            for index, side in enumerate(self.patch_nums)
+        ]
+        return torch.cat(parts)[None]
 
     def positions(self) -> Tensor:
         """Position and level embeddings of every token, ``[L, C]``."""

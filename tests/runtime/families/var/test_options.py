@@ -12,7 +12,8 @@ from tests.runtime.families.var.eager import decode
 from torch import Tensor
 
 from fewstep.export.models.var import VAR
-from fewstep.export.models.var_vae import VQVAE, phi_indices
+from fewstep.export.models.var_quantizer import phi_indices
+from fewstep.export.models.var_vae import VQVAE
 from fewstep.export.source import Graph
 from fewstep.export.torch_engine import TorchEngine
 from fewstep.export.var_graphs import graphs

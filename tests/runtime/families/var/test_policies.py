@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.families import family_of, model_of
 from fewstep.runtime.families.var.model import VarModel, VarPolicyInfo
 from fewstep.runtime.families.var.policies import VarPolicies, offsets
 from fewstep.runtime.families.var.settings import VarSettings
@@ -60,3 +61,17 @@ def test_a_policy_sets_every_scale_of_every_image(var_bundle: Path) -> None:
     assert not np.array_equal(parameters[1, 0], parameters[1, 1])
     assert not np.array_equal(parameters[1], parameters[2])
     np.testing.assert_allclose(plain.trace.parameters[:, 0, 1], 20)
+
+
+def test_a_record_names_the_policy_that_ran_and_all_scales(var_bundle: Path) -> None:
+    """Whatever policies and defaults there will be."""
+    model = model_of(Bundle.read(var_bundle))
+    family = family_of("var")
+    for schedule in ("policy", "policy-exported"):
+        settings = settings_of(model.info.defaults, {"schedule": schedule})
+        assert family.complete(model, settings) == {
+            "schedule": "policy-exported",
+            **{"scales": 4, "guided_scales": 4, "reuse_first": False},
+        }
+    fixed = family.complete(model, settings_of(model.info.defaults, {"scales": 3}))
+    assert (fixed["scales"], fixed["guided_scales"], fixed["schedule"]) == (3, 4, "fixed")

@@ -40,3 +40,29 @@ def test_lists_are_for_the_scales_there_are() -> None:
     np.testing.assert_allclose(settings.parameters(3)[:, 1:3], wanted)
     with pytest.raises(RequestError, match="each of the 4 scales, got top_k 3, top_p 3"):
         settings.parameters(4)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"guidance": ""}, "guidance must be a number, a pair .* got ''"),
+        ({"guidance": "abc"}, "got 'abc'"),
+        ({"guidance": -1}, "got -1"),
+        ({"guidance": 10**400}, "guidance must be a number"),
+        ({"guidance": 3e38}, "guidance must be at most 1,000,000"),
+        ({"top_k": 10**400}, "top_k must be a number"),
+        ({"sampling_temperature": "1e39"}, "sampling_temperature must be at most"),
+        ({"top_p": "nan"}, "top_p"),
+        ({"scales": 2.5}, "scales must be an integer"),
+    ],
+)
+def test_values_that_do_not_fit_are_said_as_they_were_given(
+    given: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(RequestError, match=words):
+        settings_of(VarSettings(), given)
+
+
+@pytest.mark.parametrize("guidance", [np.array(4.0), np.float32(4), np.int64(4), 4])
+def test_one_number_is_a_ramp_in_every_type(guidance: Any) -> None:
+    assert settings_of(VarSettings(), {"guidance": guidance}).guidance == (0.0, 4.0)

@@ -144,12 +144,15 @@ class VarFamily(Family):
         return {**found, **{name: {"schedule": policy_schedule(name)} for name in info.policies}}
 
     def complete(self, model: Model, settings: VarSettings) -> dict[str, Any]:
-        """With the policy by its own name, and without what it decides."""
-        found: dict[str, Any] = settings.model_dump(exclude_none=True)
+        """With all numbers of scales, the policy by its own name, and without what it decides."""
+        every, found = model.info.scales, settings.model_dump()
+        found["scales"] = every if settings.scales is None else settings.scales
+        if settings.guided_scales is None:
+            found["guided_scales"] = every
         if policy := policy_of(model.info, settings):
             return {
                 **{n: each for n, each in found.items() if n not in SAMPLING},
-                "schedule": policy,
+                "schedule": policy_schedule(policy),
             }
         return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from typing_extensions import Self
 
 from fewstep.runtime.condition import ClassCondition
@@ -24,10 +24,10 @@ class VarPolicyInfo(PolicyInfo):
     of zeros follows: the authors' training recipe, which their files do not hold.
     """
 
-    guidance: PositiveFloat = 1.5
-    top_k: PositiveFloat = 900.0
+    guidance: float = Field(default=1.5, gt=0, allow_inf_nan=False)
+    top_k: float = Field(default=900.0, gt=0, lt=4096)  # 4096 times a sigmoid, in every model
     top_p: float = Field(default=0.96, gt=0, lt=1)
-    sampling_temperature: PositiveFloat = 1.0
+    sampling_temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
 
 class VarModel(ModelInfo):

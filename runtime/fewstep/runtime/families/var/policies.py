@@ -50,7 +50,8 @@ class VarPolicies(PolicyRules):
         return model.scales
 
     def settings(self, policy: str, steps: int) -> dict[str, Any]:
-        return {"schedule": policy_schedule(policy)}
+        every = {"scales": steps, "guided_scales": steps}
+        return {"schedule": policy_schedule(policy), **every}
 
     def schedule(
         self, model: VarModel, name: str, steps: int, given: Mapping[str, Any]

@@ -12,7 +12,7 @@ from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import RequestError, choose
 from fewstep.runtime.families.var.model import VarModel
 from fewstep.runtime.families.var.settings import FIXED, SAMPLING, VarSettings
-from fewstep.runtime.policies import POLICY, policy_named
+from fewstep.runtime.policies import POLICY, policy_named, policy_schedule
 
 FREE = -1
 """In the place of a given token: it is decoded."""
@@ -88,7 +88,9 @@ def policy_of(model: VarModel, settings: VarSettings) -> str | None:
         )
     found = policy_named(model.policies, name, model.scales)
     if found is None:
-        raise RequestError(choose("schedule", name, [FIXED, POLICY, *model.policies]))
+        raise RequestError(
+            choose("schedule", name, [FIXED, POLICY, *map(policy_schedule, model.policies)])
+        )
     if extra := [each for each in SAMPLING if each in settings.model_fields_set]:
         raise RequestError(f"the policy decides {', '.join(extra)}: leave it out")
     return found
@@ -104,9 +106,13 @@ def _count(name: str, given: int | None, least: int, most: int) -> int:
 
 def _given(model: VarModel, images: int, edit: Mapping[str, Array]) -> Array:
     """Tokens that stay ``[B, L]``, checked."""
-    if edit.keys() != {"tokens"}:
+    if not isinstance(edit, Mapping) or edit.keys() != {"tokens"}:
         raise RequestError("tokens to keep are given as `tokens`, those of all scales in turn")
-    ids, shape = np.asarray(edit["tokens"]), [images, model.num_tokens]
+    shape = [images, model.num_tokens]
+    try:
+        ids = np.asarray(edit["tokens"])
+    except ValueError:  # rows of different lengths
+        ids = np.zeros(0, object)
     if ids.dtype.kind not in "iu" or list(ids.shape) != shape:
         raise RequestError(
             f"tokens to keep must be integers {shape}, those of all scales in turn, got "

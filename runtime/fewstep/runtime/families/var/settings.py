@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
 from fewstep.runtime.errors import RequestError
-from fewstep.runtime.settings import PerStep, RampOrList, Settings, Whole
+from fewstep.runtime.settings import PerStep, RampOrList, Settings, Whole, ramp
 
 FIXED = "fixed"
 """The schedule that is no policy: what the settings say."""
@@ -20,12 +20,17 @@ SAMPLING = ("guidance", "top_k", "top_p", "sampling_temperature")
 
 Values = tuple[float, float] | PerStep
 
+_MOST = 1e6  # logits times more than this leave the range of float32
+
 
 def _from_zero(value: object) -> object:
     """A guidance scale alone is a ramp from 0, as in VAR."""
-    if isinstance(value, str) and ":" not in value and "," not in value:
-        return f"0:{value}"
-    return (0.0, float(value)) if isinstance(value, Real) else value
+    alone = value.item() if isinstance(value, np.ndarray) and not value.ndim else value
+    if isinstance(alone, str):
+        several = ":" in alone or "," in alone
+    else:
+        several = not isinstance(alone, Real)
+    return value if several else (0.0, ramp(alone)[1])
 
 
 def _plain(value: Values) -> tuple[float, float] | str:
@@ -40,7 +45,14 @@ def _numbers(value: Values) -> tuple[float, ...]:
     return value.values if isinstance(value, PerStep) else value
 
 
+def _moderate(value: Values) -> Values:
+    if max(_numbers(value)) > _MOST:
+        raise ValueError(f"must be at most {_MOST:,.0f}, got {_shown(value)}")
+    return value
+
+
 def _counts(value: Values) -> Values:
+    _moderate(value)
     if min(_numbers(value)) < 1:
         raise ValueError(
             f"must be at least 1 (the codebook size switches it off), got {_shown(value)}"
@@ -70,7 +82,9 @@ class VarSettings(Settings):
         description="fixed, or the policy network that sets guidance, top-k, top-p and temperature "
         "per image and scale: policy, or a policy's name.",
     )
-    guidance: Annotated[RampOrList, BeforeValidator(_from_zero), PlainSerializer(_plain)] = Field(
+    guidance: Annotated[
+        RampOrList, BeforeValidator(_from_zero), AfterValidator(_moderate), PlainSerializer(_plain)
+    ] = Field(
         default=(0.0, 1.5),
         description="Guidance scale of the last scale, which grows from 0 over the scales; "
         "START:END is another ramp, 0,1,2 a value for every scale.",
@@ -85,7 +99,7 @@ class VarSettings(Settings):
         description="Probability of the likeliest codes that are drawn from; 1 is all. START:END "
         "is a ramp, 1,1,0.9 a value for every scale.",
     )
-    sampling_temperature: RampOrList = Field(
+    sampling_temperature: Annotated[RampOrList, AfterValidator(_moderate)] = Field(
         default=(1.0, 1.0),
         description="Divides the logits of the codes that are left, 0 takes the likeliest; "
         "START:END is a ramp, 1.1,1,1 a value for every scale.",
@@ -102,7 +116,8 @@ class VarSettings(Settings):
     )
     reuse_first: bool = Field(
         default=False,
-        description="Compute the unconditional half of the first scale once, not for every image.",
+        description="Compute the unconditional half of the first scale once, not for every image; "
+        "for models whose first scale is one token.",
     )
 
     def parameters(self, scales: int) -> npt.NDArray[np.float32]:
