@@ -57,10 +57,9 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
                 made = generate(
                     generator,
                     arguments.images,
-                    arguments.steps,
                     seed=seed,
                     batch=BATCH,
-                    settings=settings_of(name),
+                    settings={"steps": arguments.steps, **settings_of(name)},
                 )
                 score = judge.score(made.images, made.labels)
                 rows.append(

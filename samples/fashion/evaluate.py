@@ -123,15 +123,15 @@ class Made:
 
 
 def generate(
-    generator: Generator, count: int, steps: int, *, seed: int, batch: int, settings: dict[str, Any]
+    generator: Generator, count: int, *, seed: int, batch: int, settings: dict[str, Any]
 ) -> Made:
     """``count`` images, classes taking turns, image i from seed ``seed + i``."""
     labels = np.arange(count) % len(CLASS_NAMES)
-    generator.generate(class_ids=[0] * batch, steps=steps, **settings)  # warm up
+    generator.generate(class_ids=[0] * batch, **settings)  # warm up
     parts, rates = [], []
     for first in range(0, count, batch):
         ids, start = labels[first : first + batch].tolist(), time.perf_counter()
-        made = generator.generate(class_ids=ids, steps=steps, seed=seed + first, **settings)
+        made = generator.generate(class_ids=ids, seed=seed + first, **settings)
         parts.append(made.images)
         rates.append(len(ids) / (time.perf_counter() - start))
     # The model is trained on grey images in three channels, which stay all but equal.
@@ -164,10 +164,9 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
             made = generate(
                 generator,
                 arguments.images,
-                steps,
                 seed=arguments.seed,
                 batch=arguments.batch,
-                settings=overrides(arguments),
+                settings={"steps": steps, **overrides(arguments)},
             )
             row = {"steps": steps, **judge.score(made.images, made.labels)}
             row["images_per_second"] = round(made.images_per_second, 2)

@@ -69,9 +69,8 @@ class Search:
         for known in self.rows:
             if (known["settings"], known["images"]) == (settings, images):
                 return known
-        made = generate(
-            self._generator, images, self._steps, seed=seed, batch=BATCH, settings=settings
-        )
+        given = {"steps": self._steps, **settings}
+        made = generate(self._generator, images, seed=seed, batch=BATCH, settings=given)
         row: Row = {"settings": settings, "images": images, "seed": seed}
         row |= self._judge.score(made.images, made.labels)
         print(settings, flush=True)

@@ -1,6 +1,6 @@
 """Draw the training curves and the evaluation curve into ``results/``.
 
-python samples/fashion/plot.py        # training.png from logs/, curve.png from evaluation.json
+python samples/fashion/plot.py    # training.png, var-training.png, curve.png into results/
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def plot_curve(results: dict[str, Any], path: Path) -> None:
     _save(path)
 
 
-def plot_training(path: Path) -> None:
-    """Losses of both trainings against steps."""
+def plot_training(path: Path, prefix: str, held_out: str) -> None:
+    """Losses of both trainings against steps; ``held_out`` says how the held-out one is taken."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    tokenizer, transformer = _read("tokenizer"), _read("transformer")
+    tokenizer, transformer = _read(f"{prefix}tokenizer"), _read(f"{prefix}transformer")
     _lines(left, tokenizer, {"pixel": BLUE, "codebook": ORANGE})
     left.set_title("tokenizer", fontsize=10)
     _lines(right, transformer, {"loss": ORANGE, "held_out_loss": BLUE})
-    right.set_title("transformer (held out: averaged weights, fixed masks)", fontsize=10)
+    right.set_title(f"transformer (held out: {held_out})", fontsize=10)
     _save(path)
 
 
@@ -75,7 +75,8 @@ def _save(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    plot_training(RESULTS / "training.png")
+    plot_training(RESULTS / "training.png", "", "averaged weights, fixed masks")
+    plot_training(RESULTS / "var-training.png", "var_", "averaged weights")
     evaluation = RESULTS / "evaluation.json"
     if evaluation.exists():
         plot_curve(json.loads(evaluation.read_text()), RESULTS / "curve.png")

@@ -119,7 +119,7 @@ def train(steps: int, batch: int, seed: int) -> UViT:
 
 
 @torch.no_grad()
-def update_average(average: UViT, model: UViT, decay: float) -> None:
+def update_average(average: torch.nn.Module, model: torch.nn.Module, decay: float) -> None:
     for kept, new in zip(average.parameters(), model.parameters(), strict=True):
         kept.lerp_(new, 1 - decay)
 

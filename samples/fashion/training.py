@@ -19,9 +19,9 @@ WEIGHTS = FOLDER / "weights"
 LOGS = FOLDER / "logs"
 
 
-def config(part: str) -> dict[str, Any]:
+def config(part: str, file: str = "config.json") -> dict[str, Any]:
     """The constructor arguments of ``transformer`` or ``tokenizer``."""
-    arguments: dict[str, Any] = json.loads((FOLDER / "config.json").read_text())[part]
+    arguments: dict[str, Any] = json.loads((FOLDER / file).read_text())[part]
     return arguments
 
 
@@ -30,6 +30,17 @@ def cosine_rate(step: int, total: int, warm_up: int = 200) -> float:
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 + 0.5 * math.cos(math.pi * (step - warm_up) / max(1, total - warm_up))
+
+
+class Budget:
+    """How far a training of so many minutes is, for a schedule that ends when the time does."""
+
+    def __init__(self, minutes: float) -> None:
+        self._start, self._seconds = time.monotonic(), 60 * minutes
+
+    def spent(self) -> float:
+        """The part of the time that is over, 0 … 1."""
+        return min(1.0, (time.monotonic() - self._start) / self._seconds)
 
 
 class Log:
@@ -58,7 +69,10 @@ class Log:
 def save_weights(model: torch.nn.Module, name: str) -> None:
     """Write half-precision weights under the official key names, with the command."""
     WEIGHTS.mkdir(exist_ok=True)
-    half = {key: value.half().contiguous() for key, value in model.state_dict().items()}
+    half = {
+        key: (value.half() if value.is_floating_point() else value).contiguous()
+        for key, value in model.state_dict().items()
+    }
     metadata = {"command": " ".join(["python", *sys.argv]), "torch": torch.__version__}
     path = WEIGHTS / f"{name}.safetensors"
     temporary = path.with_suffix(".partial")
