@@ -26,7 +26,6 @@ from fewstep.export.flow import export
 from fewstep.runtime import Generator
 from fewstep.runtime.devices import BufferSpec
 from fewstep.runtime.doctor import processor_name
-from fewstep.runtime.families.masked.model import masked_model
 
 _SAMPLE = Path(__file__).parents[2] / "samples" / "fashion"
 _FEW = Settings(rollouts=2, held_out=1, generation={"steps": 2})
@@ -66,7 +65,7 @@ class _Pass:
     """The transformer of a generator with buffers of its own."""
 
     def __init__(self, generator: Generator, batch: int) -> None:
-        engine, model = generator.engines["transformer"], masked_model(generator.bundle)
+        engine, model = generator.engines["transformer"], generator.model.info
         infos = {**engine.inputs, **engine.outputs}
         specs = {
             name: BufferSpec(

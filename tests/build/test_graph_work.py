@@ -18,9 +18,10 @@ import onnx
 import pytest
 import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 from torch.utils.flop_counter import FlopCounterMode
 
-from fewstep.build.graph_work import graph_launches, graph_work
+from fewstep.build.graph_work import _with_whole_shapes, graph_launches, graph_work
 from fewstep.export.models import PolicyNet, UViT, VQModel
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import BundleError, MissingDependencyError
@@ -91,6 +92,22 @@ def test_weights_of_matmuls_are_the_parameters_but_embeddings_norms_and_biases(
     path = bundle.graph_path("policy")
     every = sum(int(np.prod(each.dims)) for each in onnx.load(path).graph.initializer)
     assert work.mac_weights + work.other_weights == every
+
+
+@pytest.mark.parametrize("limits", [{}, {"start": 1}, {"end": 1}, {"start": -1}, {"end": -1}])
+def test_part_of_a_shape_is_cut_out_by_a_node_of_its_own(limits: dict[str, Any]) -> None:
+    """onnx-tool gives all sizes, whatever the attributes say."""
+    info = helper.make_tensor_value_info
+    outputs = [info("y", TensorProto.INT64, [None])]
+    shape = helper.make_node("Shape", ["x"], ["y"], **limits)
+    graph = helper.make_graph([shape], "some", [info("x", TensorProto.FLOAT, [2, 3])], outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    x = {"x": np.zeros((2, 3), np.float32)}
+    (before,) = ReferenceEvaluator(model).run(None, x)
+    _with_whole_shapes(model.graph)
+    assert not any(node.attribute for node in model.graph.node)
+    (after,) = ReferenceEvaluator(model).run(None, x)
+    np.testing.assert_array_equal(after, before)
 
 
 # Launches

@@ -240,3 +240,21 @@ def test_operations_in_words() -> None:
     words = {"op": "launch", "what": "fill", "on": "target=tokens[1][0:4], value=0.25"}
     assert described(launch) == words | {"step": "0"}
     assert described(Copy(View("a"), View("b")[7]))["on"] == "a ← b[7]"
+
+
+def test_successive_rows_are_one_in_words() -> None:
+    cached = {
+        name: View("cache", row).reshaped(8, 2)[first:last]
+        for row, block in enumerate("ab")
+        for name, first, last in ((f"past_{block}", 0, 3), (f"new_{block}", 3, 5))
+    }
+    two = Run("trunk", {**cached, "out": View("x")})
+    assert described(two)["on"].startswith("past_a=cache[0][0:3], new_a=cache[0][3:5], past_b=")
+    for row, name in ((2, "past_c"), (3, "past_d")):
+        cached[name] = View("cache", row).reshaped(8, 2)[0:3]
+    four = Run("trunk", {**cached, "out": View("x")})
+    assert described(four)["on"] == (
+        "past_a … past_d=cache[0 … 3][0:3], new_a=cache[0][3:5], new_b=cache[1][3:5], out=x"
+    )
+    skipping = {name: View("rows", row) for name, row in (("a", 0), ("b", 2), ("c", 4))}
+    assert described(Run("some", skipping))["on"] == "a=rows[0], b=rows[2], c=rows[4]"

@@ -3,7 +3,8 @@ memory of one decode."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fewstep.runtime.bundle import Bundle
@@ -119,12 +120,25 @@ def described(op: Op) -> dict[str, str]:
     return {"op": "copy", "what": "", "on": on, "step": str(op.step)}
 
 
-def _named(arguments: Any) -> str:
-    shown = (
-        f"{name}={_view(each) if isinstance(each, View) else f'{each:g}'}"
-        for name, each in arguments.items()
-    )
-    return ", ".join(shown)
+def _named(arguments: Mapping[str, View | int | float]) -> str:
+    """Names and values; three or more views of successive rows, as of a cache, are one."""
+    alike: dict[View, dict[str, int]] = {}
+    for name, each in arguments.items():
+        if isinstance(each, View) and each.index is not None:
+            alike.setdefault(replace(each, index=None), {})[name] = each.index
+    shown = {name: f"{name}={_value(each)}" for name, each in arguments.items()}
+    for view, found in alike.items():
+        (first, *others), rows = found, list(found.values())
+        if len(rows) > 2 and rows == list(range(rows[0], rows[0] + len(rows))):
+            rest = _view(view).removeprefix(view.buffer)
+            shown[first] = f"{first} … {others[-1]}={view.buffer}[{rows[0]} … {rows[-1]}]{rest}"
+            for name in others:
+                del shown[name]
+    return ", ".join(shown.values())
+
+
+def _value(argument: View | int | float) -> str:
+    return _view(argument) if isinstance(argument, View) else f"{argument:g}"
 
 
 def _view(view: View) -> str:

@@ -11,6 +11,7 @@ import pytest
 from fewstep.calibration.quantize import sensitivity
 from fewstep.calibration.quantize.activations import measure
 from fewstep.calibration.quantize.qdq import quantized
+from fewstep.calibration.quantize.readout import Readout
 from fewstep.calibration.quantize.sensitivity import Judge, Metrics, fewest_kept, rank
 from fewstep.calibration.quantize.settings import tolerances
 from fewstep.runtime.errors import EngineError, RequestError
@@ -28,7 +29,7 @@ def _build(names: Sequence[str]) -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def judge() -> Judge:
-    return Judge(transformer(), "logits", _HELD_OUT)
+    return Judge(transformer(), Readout("logits"), _HELD_OUT)
 
 
 def _expected(model: onnx.ModelProto) -> Metrics:
@@ -63,7 +64,7 @@ def test_the_graph_itself_agrees(judge: Judge) -> None:
 def test_fewer_positions_stand_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is kept for reference stays within its limit."""
     monkeypatch.setattr(sensitivity, "_MOST_LOGITS", 40)
-    few = Judge(transformer(), "logits", _HELD_OUT)
+    few = Judge(transformer(), Readout("logits"), _HELD_OUT)
     assert 0 < sum(each.size for each in few._expected) <= 40 + 3 * CODES
     assert few.metrics(_build(MATMULS)).kl_nats > 0
 

@@ -30,6 +30,7 @@ from fewstep.calibration.quantize.lint import require_clean
 from fewstep.calibration.quantize.matmuls import Matmul, blocks, weighted_matmuls
 from fewstep.calibration.quantize.plots import plot_ranking, require_plot
 from fewstep.calibration.quantize.qdq import quantized
+from fewstep.calibration.quantize.readout import readout
 from fewstep.calibration.quantize.rollouts import Rollouts, record
 from fewstep.calibration.quantize.sensitivity import Judge, Metrics, fewest_kept, rank
 from fewstep.calibration.quantize.settings import (
@@ -124,7 +125,7 @@ def quantize(request: QuantizeRequest, progress: Progress = no_progress) -> Outc
     if not os.access(bundle.path, os.W_OK):
         raise OutputError(f"{bundle.path} is not writable; copy the bundle to a folder that is")
     settings = _settings(bundle, request)
-    _check_extras(request, settings)
+    _check_extras(bundle, request, settings)
     outcome = _as_before(bundle, request, settings)
     if outcome is None:
         outcome = _Quantization(bundle, request, settings, progress).run()
@@ -152,7 +153,7 @@ def _settings(bundle: Bundle, request: QuantizeRequest) -> Settings:
     return again.for_bundle(bundle)
 
 
-def _check_extras(request: QuantizeRequest, settings: Settings) -> None:
+def _check_extras(bundle: Bundle, request: QuantizeRequest, settings: Settings) -> None:
     for place in filter(None, (request.cache, request.plot)):
         require_writable(place)
     if request.plot is not None:
@@ -162,6 +163,7 @@ def _check_extras(request: QuantizeRequest, settings: Settings) -> None:
     if settings.precision == "fp8":
         if request.cache is not None:
             raise RequestError("--cache is for int8: nvidia-modelopt keeps its ranges to itself")
+        fp8.require_one_shape(bundle.graph(_graph(bundle)))
         fp8.require_modelopt(request.modelopt_python)
     elif request.modelopt_python is not None:
         raise RequestError("--modelopt-python goes with --precision fp8")
@@ -196,19 +198,6 @@ def _graph(bundle: Bundle) -> str:
     return family_of(bundle.manifest.model.kind).quantized
 
 
-def _logits(bundle: Bundle, graph: str) -> str:
-    """The output of a graph that it is judged by.
-
-    Raises:
-        RequestError: it gives no logits.
-    """
-    kinds = family_of(bundle.manifest.model.kind).kinds
-    for tensor in bundle.graph(graph).outputs:
-        if kinds.get(tensor) == "logits":
-            return tensor
-    raise RequestError(f"graph '{graph}' gives no logits, which quantization is judged by")
-
-
 class _Quantization:
     """One run of the flow."""
 
@@ -218,7 +207,7 @@ class _Quantization:
         self._bundle, self._request, self._settings = bundle, request, settings
         self._progress, self._notes = progress, list[str]()
         self._graph = _graph(bundle)
-        self._logits = _logits(bundle, self._graph)
+        self._judged = readout(bundle, self._graph)
         self._model = load_graph(bundle, self._graph)
         self._matmuls = weighted_matmuls(self._model.graph)
         self._kept = _kept(self._matmuls, settings)
@@ -235,7 +224,8 @@ class _Quantization:
 
     def run(self) -> Outcome:
         data, held_out = self._rollouts()
-        judge = Judge(self._model, self._logits, held_out)
+        head = load_graph(self._bundle, self._judged.graph) if self._judged.graph else None
+        judge = Judge(self._model, self._judged, held_out, head)
         auto = self._settings.auto
         if self._settings.precision == "fp8":
             final = self._fp8(data)

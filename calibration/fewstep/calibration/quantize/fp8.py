@@ -31,6 +31,7 @@ from fewstep.runtime.errors import (
     OutputError,
     RequestError,
 )
+from fewstep.runtime.records import GraphInfo
 
 _MODULE = "modelopt"
 _ENVIRONMENT = (
@@ -58,6 +59,25 @@ def require_modelopt(python: Path | None) -> None:
             )
         return
     tool(python)
+
+
+def require_one_shape(graph: GraphInfo) -> None:
+    """Check that runs of a graph differ in their rows alone, which come first.
+
+    Raises:
+        RequestError: they do not: nvidia-modelopt takes one array per input, cut into rows.
+    """
+    varying = [name for name, each in graph.inputs.items() if _varies(each.shape)]
+    if varying:
+        raise RequestError(
+            "nvidia-modelopt takes runs of one shape, and this graph's differ in "
+            f"{', '.join(varying[:3])}; quantize it with --precision int8"
+        )
+
+
+def _varies(shape: tuple[int | str, ...]) -> bool:
+    """Whether anything but the number of rows, which come first, may vary."""
+    return any(isinstance(each, str) for each in shape[1:]) or shape[:1] not in ((), ("batch",))
 
 
 @functools.cache
@@ -120,19 +140,9 @@ def quantized(
 
 
 def _stacked(rollouts: Rollouts) -> dict[str, Any]:
-    """What the graph is fed, as rows of one array per input.
-
-    Raises:
-        RequestError: runs of different shapes, of which nvidia-modelopt takes no array.
-    """
+    """What the graph is fed, as rows of one array per input."""
     runs = [each.inputs for each in rollouts.passes]
-    try:
-        return {name: np.concatenate([each[name] for each in runs]) for name in runs[0]}
-    except ValueError as error:
-        raise RequestError(
-            "nvidia-modelopt takes runs of one shape, and this graph's differ from step to step; "
-            "quantize it with --precision int8"
-        ) from error
+    return {name: np.concatenate([each[name] for each in runs]) for name in runs[0]}
 
 
 def _run(folder: Path, selected: Collection[str], python: Path | None) -> None:

@@ -11,19 +11,20 @@ follow, have none in common.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fewstep.build.recorded_inputs import row_axis
+from fewstep.calibration.quantize.readout import Readout, readout
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.condition import ClassCondition, Condition
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import EngineError, RequestError
-from fewstep.runtime.families import Family, Model
+from fewstep.runtime.families import Family, Model, Tensors
 from fewstep.runtime.generator import Generator, batches
 from fewstep.runtime.observe import Call, observe
 from fewstep.runtime.progress import Progress, no_progress
@@ -38,12 +39,15 @@ class Pass:
     """One run of a graph for some images.
 
     ``inputs``: by name. ``own``: the same without the rows of other branches of guidance.
-    ``counted [B, N]``: positions of its own logits that matter.
+    ``counted [B, N]``: positions of its own logits that matter. ``beside``: where another graph
+    gives the logits (:mod:`fewstep.calibration.quantize.readout`), its own rows of what that one
+    reads of others.
     """
 
     inputs: Mapping[str, Array]
     own: Mapping[str, Array]
     counted: npt.NDArray[np.bool_]
+    beside: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def record(
 
     Args:
         bundle: the bundle.
-        graph: one that gives logits.
+        graph: one that logits follow from.
         count: rollouts, at least 1.
         seed: of the first; the others count up.
         settings: as of ``Generator.generate``; the bundle's defaults where there are none.
@@ -87,8 +91,8 @@ def record(
         progress: called as rollouts are made.
 
     Raises:
-        RequestError: settings that the bundle cannot serve, or no text for a text-conditional
-            bundle.
+        RequestError: settings that the bundle cannot serve, no text for a text-conditional bundle,
+            or a graph that no logits follow from.
         BundleError: the bundle is damaged.
         EngineError: a graph failed, or gave NaN.
         MissingDependencyError: onnxruntime or numba is not installed.
@@ -96,7 +100,7 @@ def record(
     info = bundle.manifest.model.condition
     name = "class_ids" if isinstance(info, ClassCondition) else "text"
     condition: Any = {name: conditions(info, count, seed, text)}
-    passes = list[Pass]()
+    passes, judged = list[Pass](), readout(bundle, graph)
     progress(what, 0.0)
     with Generator.open(
         bundle, backend="onnxruntime", device="cpu", precision="fp32", max_batch=BATCH
@@ -107,12 +111,25 @@ def record(
             images = rows.stop - rows.start
             program = family.program(model, family.key(model, request, images, constants=False))
             inputs = family.inputs(model, request, rows)
-            for call in observe(program, generator.device, generator.engines, inputs):
-                _require_finite(call)
-                if call.graph == graph:
-                    passes.append(_pass(family, model, call, images))
+            calls = observe(program, generator.device, generator.engines, inputs)
+            made = list(_passes(family, model, graph, judged, calls, images))
+            passes += _shared(model.graphs[graph], made)
             progress(what, rows.stop / count)
     return Rollouts(tuple(passes))
+
+
+def _passes(
+    family: Family, model: Model, graph: str, judged: Readout, calls: Iterable[Call], images: int
+) -> Iterator[Pass]:
+    """The runs of a graph, each with the run that makes logits of it."""
+    run = None
+    for call in calls:
+        _require_finite(call)
+        if call.graph == graph:
+            run = call
+        if call.graph == (judged.graph or graph) and run is not None:
+            yield _pass(family, model, judged, run, call, images)
+            run = None
 
 
 def _require_finite(call: Call) -> None:
@@ -146,16 +163,43 @@ def conditions(info: Condition, count: int, seed: int, text: Array | None) -> Ar
     return ids[np.concatenate(rounds)[:count]]
 
 
-def _pass(family: Family, model: Model, call: Call, images: int) -> Pass:
-    """A run of a graph; its first rows are the images' own."""
-    known = model.graphs[call.graph].inputs
-
-    def own(name: str) -> Array:
-        value, axis = call.inputs[name], row_axis(known[name])
-        return value if axis is None else np.take(value, range(images), axis)
-
-    counted = family.counted(model, call.graph, call.inputs)
+def _pass(
+    family: Family, model: Model, judged: Readout, run: Call, head: Call, images: int
+) -> Pass:
+    """A run of a graph, and the one that gives its logits; the images' own rows are the first."""
+    counted = family.counted(model, run.graph, run.inputs)
     if counted is None:
-        logits = next(name for name in call.outputs if family.kinds.get(name) == "logits")
-        counted = np.ones(call.outputs[logits].shape[:-1], bool)
-    return Pass(call.inputs, {name: own(name) for name in call.inputs}, counted[:images])
+        counted = np.ones(head.outputs[judged.logits].shape[:-1], bool)
+    others = {name: each for name, each in head.inputs.items() if name not in judged.reads}
+    beside = {} if head is run else _own(model.graphs[head.graph], others, images)
+    own = _own(model.graphs[run.graph], run.inputs, images)
+    return Pass(run.inputs, own, counted[:images], beside)
+
+
+def _own(graph: Tensors, inputs: Mapping[str, Array], images: int) -> dict[str, Array]:
+    """The first rows of inputs, in the same memory."""
+    found = {}
+    for name, value in inputs.items():
+        axis = row_axis(graph.inputs[name])
+        found[name] = value if axis is None else value[(*[slice(None)] * axis, slice(images))]
+    return found
+
+
+def _shared(graph: Tensors, passes: Sequence[Pass]) -> list[Pass]:
+    """The passes of one batch; what an input of a later one begins with is in the same memory.
+
+    A cache that grows from pass to pass then takes the memory of its last state.
+    """
+    found: list[Pass] = []
+    later: dict[str, Array] = {}
+    for each in reversed(passes):
+        later = {name: _part(later.get(name), value) for name, value in each.inputs.items()}
+        own = _own(graph, later, len(each.counted))
+        found.append(replace(each, inputs=later, own=own))
+    return found[::-1]
+
+
+def _part(whole: Array | None, value: Array) -> Array:
+    """The beginning of an array where that is equal to ``value``, else ``value`` itself."""
+    part = value if whole is None or not value.ndim else whole[: len(value)]
+    return part if part.dtype == value.dtype and np.array_equal(part, value) else value

@@ -1,9 +1,9 @@
 """What quantizing costs, layer by layer, and which layers to spare.
 
 The graph is fed what the fp32 graph was fed in held-out rollouts, so that a wrong token cannot
-change what follows. At the positions that count (masked ones, for the masked family), with p =
-softmax of the conditional logits, before guidance and temperature, its metrics against the fp32
-graph are
+change what follows. Where another graph makes the logits of what it gives, that one is fp32. At the
+positions that count (masked ones, for the masked family), with p = softmax of the conditional
+logits, before guidance and temperature, its metrics against the fp32 graph are
 
 - ``kl_nats``: the mean of KL(p ‖ q) = Σ p (ln p − ln q), q of the quantized graph
 - ``token_agreement``: the fraction of positions with the same most likely code
@@ -15,14 +15,15 @@ precision, as few as keep both tolerances with all others quantized together.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
-from fewstep.calibration.quantize.rollouts import Rollouts
+from fewstep.calibration.quantize.readout import Readout
+from fewstep.calibration.quantize.rollouts import Pass, Rollouts
 from fewstep.runtime.devices import Array
 from fewstep.runtime.engines.sessions import new_session
 from fewstep.runtime.errors import EngineError, FewstepError, RequestError
@@ -58,16 +59,25 @@ class Judge:
 
     Args:
         model: the fp32 graph.
-        logits: name of its output with logits ``[B, N, V]``.
+        judged: the logits that follow from it.
         held_out: rollouts that ranges were not measured on.
+        head: the fp32 graph that makes them, if it is another.
 
     Raises:
         EngineError: ONNX Runtime cannot run it.
     """
 
-    def __init__(self, model: onnx.ModelProto, logits: str, held_out: Rollouts) -> None:
-        self._name, self._held_out, self._every = logits, held_out, 1
-        output = next(each for each in model.graph.output if each.name == logits)
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        judged: Readout,
+        held_out: Rollouts,
+        head: onnx.ModelProto | None = None,
+    ) -> None:
+        self._judged, self._held_out, self._every = judged, held_out, 1
+        self._head = None if head is None else _Session(head)
+        outputs = (model if head is None else head).graph.output
+        output = next(each for each in outputs if each.name == judged.logits)
         codes = output.type.tensor_type.shape.dim[-1].dim_value
         counted = sum(int(each.counted.sum()) for each in held_out.passes)
         self._every = max(1, math.ceil(counted * codes / _MOST_LOGITS))
@@ -97,7 +107,16 @@ class Judge:
         for each in self._held_out.passes:
             rows, columns = (found[:: self._every] for found in np.nonzero(each.counted))
             if len(rows):
-                yield session.run(self._name, dict(each.own))[rows, columns]
+                yield self._logits_of(each, session)[rows, columns]
+
+    def _logits_of(self, each: Pass, session: _Session) -> Array:
+        """Logits ``[B, N, V]`` of one pass."""
+        judged = self._judged
+        if self._head is None:
+            return session.run([judged.logits], each.own)[0]
+        given = session.run(list(judged.reads.values()), each.own)
+        inputs = {**each.beside, **dict(zip(judged.reads, given, strict=True))}
+        return self._head.run([judged.logits], inputs)[0]
 
 
 def rank(
@@ -186,9 +205,9 @@ class _Session:
         except Exception as error:  # onnxruntime raises types of its own
             raise EngineError(f"ONNX Runtime refuses the quantized graph: {error}") from error
 
-    def run(self, output: str, inputs: dict[str, Array]) -> Array:
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]:
         try:
-            found: Array = self._session.run([output], inputs)[0]
+            found: list[Array] = self._session.run(list(outputs), dict(inputs))
         except Exception as error:  # onnxruntime raises types of its own
             raise EngineError(f"the quantized graph failed to run: {error}") from error
         return found

@@ -4,8 +4,10 @@ Forced: the decode runs with the recorded decisions of every step, so that one w
 hide behind another. Free-running: the same seeds are generated from scratch.
 
 Every metric belongs to a graph, so that a failure says where to look
-(:mod:`fewstep.runtime.verify.metrics`); ``token_agreement``, the fraction of equal final tokens,
-free-running, belongs to the loop: to every graph, and the decode around them.
+(:mod:`fewstep.runtime.verify.metrics`); ``token_agreement``, the fraction of equal tokens,
+free-running, belongs to the loop: to every graph, and the decode around them. It is of the final
+tokens. Where images are decoded from other numbers, it is of all tokens that an image's decode
+decides up to its first step with another one, which changes everything after it.
 
 A graph reads what those before it gave, so a wrong transformer can fail a policy's metric too.
 Polygraphy's comparers judge each output array against one tolerance, and have neither a divergence

@@ -18,7 +18,17 @@ int8 **      3.1e-2       2.7e-3            5.8e-4   0.984             42.2     
 products and convolutions with QDQ nodes from ``quantize_static``, calibrated on the golden
 rollouts, attention and heads left out. Nothing has run in fp8, whose tolerances are those of int8.
 The policies of both bundles give exactly 0 in every precision, so tolerances on actions are those
-on logits.
+on logits. Latents were measured on f̂ of VARs with random weights, after the last scale:
+
+===========  ===================================  =================================
+precision    4 scales, 16 channels of 4×4         10 scales, 32 channels of 16×16
+===========  ===================================  =================================
+fp32         6.2e-8                               1.4e-7
+fp16         1.3e-4                               2.6e-4
+===========  ===================================  =================================
+
+bf16 has three bits fewer. What makes f̂ of tokens is never quantized: with int8 it is as in fp32
+or fp16.
 
 The tolerances of fp32 are about 20 times what was measured. Another order of summation passes; TF32
 (10 bits, as fp16) does not, nor did one wrong weight among L's 194 million, 3.6e-5 of the largest
@@ -57,6 +67,7 @@ _EIGHT_BITS = Tolerances(
     argmax_agreement=0.80,
     kl_nats=5e-2,
     action_error=3e-1,
+    latent_error=5e-2,
     psnr_db=25.0,
     token_agreement=0.1,
 )
@@ -69,6 +80,7 @@ TOLERANCES: dict[str, Tolerances] = {
         argmax_agreement=0.999,
         kl_nats=1e-9,
         action_error=2e-5,
+        latent_error=3e-6,
         psnr_db=80.0,
         token_agreement=0.99,
     ),
@@ -80,6 +92,7 @@ TOLERANCES: dict[str, Tolerances] = {
         argmax_agreement=0.98,
         kl_nats=1e-3,
         action_error=2e-2,
+        latent_error=5e-3,
         psnr_db=40.0,
         token_agreement=0.5,
     ),
@@ -89,6 +102,7 @@ TOLERANCES: dict[str, Tolerances] = {
         argmax_agreement=0.93,
         kl_nats=1e-2,
         action_error=1e-1,
+        latent_error=5e-2,
         psnr_db=32.0,
         token_agreement=0.3,
     ),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import EngineError
+from fewstep.runtime.families import Trace
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.verify.golden import Recording, recordings, replay
 from fewstep.runtime.verify.metrics import METRICS
@@ -44,13 +46,8 @@ def _checks(generator: Generator, recording: Recording, tolerances: Tolerances) 
         kind = generator.family.kinds[tensor]
         for name, metric in METRICS[kind].items():
             yield _check(graph, recording.name, name, metric(actual, expected), tolerances)
-    wanted, found = _final(generator, recording)
-    name = "token_agreement"
-    if wanted.dtype.kind == "f":
-        name, agreement = "latent_error", METRICS["latents"]["latent_error"]([found], [wanted])
-    else:
-        agreement = [float((found == wanted).mean())]
-    yield _check(LOOP, recording.name, name, agreement, tolerances)
+    name, value = _loop(generator, recording)
+    yield _check(LOOP, recording.name, name, [value], tolerances)
 
 
 def _check(
@@ -85,11 +82,34 @@ def _outputs(
     return found
 
 
-def _final(generator: Generator, recording: Recording) -> tuple[Array, Array]:
-    """What the recorded request ended with, and what it ends with here."""
+def _loop(generator: Generator, recording: Recording) -> tuple[str, float]:
+    """How near the recorded request comes to what was recorded, free-running: metric and value."""
     family, model = generator.family, generator.model
-    wanted: Array = family.trace(model, recording.decisions).final
+    wanted: Trace = family.trace(model, recording.decisions)
+    tokens = wanted.final.dtype.kind == "i"
+    decided = [name for name, each in wanted.decisions.items() if each.dtype.kind == "i"]
+    name = "token_agreement" if tokens or decided else "latent_error"
     try:
-        return wanted, generator.run(recording.request(family, model)).trace.final
+        found: Trace = generator.run(recording.request(family, model)).trace
     except EngineError:  # a graph gave NaN: the other metrics say which; nothing agrees
-        return wanted, np.full_like(wanted, -1 if wanted.dtype.kind == "i" else np.nan)
+        return name, math.nan if name == "latent_error" else 0.0
+    if tokens:
+        return name, float((found.final == wanted.final).mean())
+    if decided:
+        return name, _agreement(_tokens(found, decided), _tokens(wanted, decided))
+    return name, METRICS["latents"][name]([found.final], [wanted.final])[0]
+
+
+def _agreement(found: Array, wanted: Array) -> float:
+    """Fraction of equal tokens ``[steps, images, N]`` of every image up to its first step with
+    another one, which would change all after it; where nothing is decided it is negative."""
+    same = found == wanted
+    so_far = np.logical_and.accumulate(same.all(2))
+    counted = (wanted >= 0) & np.concatenate([np.ones_like(so_far[:1]), so_far[:-1]])[..., None]
+    return float(same[counted].mean())
+
+
+def _tokens(trace: Trace, names: Sequence[str]) -> Array:
+    """Decisions side by side, ``[steps, images, N]``."""
+    arrays = (trace.decisions[name] for name in names)
+    return np.concatenate([each.reshape(*each.shape[:2], -1) for each in arrays], 2)
