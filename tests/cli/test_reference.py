@@ -32,7 +32,7 @@ def test_the_page_has_every_command_with_its_arguments_and_options() -> None:
         "| `--seed VALUE` | Seed of the first image, 0 by default; others count up. |",
         "| `--batch VALUE` | Images decoded together. Default: `8`. |",
         "| Settings of the bundle's family | |",
-        "| `--steps VALUE` | Transformer passes. |",
+        "| `--steps VALUE` | masked: Transformer passes. |",
     ):
         assert line in section
     assert "| `--adaptive`, `--fixed` | " in page and "Default: `--adaptive`. |" in page

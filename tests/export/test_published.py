@@ -17,14 +17,22 @@ from fewstep.export.published import PublishedFile, PublishedModel, check, sourc
 from fewstep.export.source import sources
 from fewstep.runtime.errors import CheckpointError
 
-_TABLES = Path(__file__).parents[1] / "data" / "ckpt_layouts.json.gz"
+_DATA = Path(__file__).parents[1] / "data"
+_TABLES = [_DATA / f"{name}.json.gz" for name in ("ckpt_layouts", "ckpt_layouts_new")]
 _MODELS = published.published()
 
 
-def _parameters(table: str) -> int:
-    with gzip.open(_TABLES) as file:
-        keys: dict[str, Any] = json.load(file)[table]["keys"]
-    return sum(math.prod(shape) for shape, _ in keys.values())
+_BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")
+"""Of VAR: no parameters."""
+
+
+def _numbers(table: str, without: tuple[str, ...] = ()) -> int:
+    """Numbers in the tensors of a checkpoint, but for those whose keys end so."""
+    keys: dict[str, Any] = {}
+    for path in _TABLES:
+        with gzip.open(path) as file:
+            keys |= json.load(file).get(table, {}).get("keys", {})
+    return sum(math.prod(shape) for key, (shape, _) in keys.items() if not key.endswith(without))
 
 
 @pytest.mark.parametrize("model", _MODELS.values(), ids=_MODELS)
@@ -42,12 +50,16 @@ def test_every_model_gives_its_form_what_it_needs(model: PublishedModel) -> None
 
 @pytest.mark.parametrize("model", _MODELS.values(), ids=_MODELS)
 def test_sizes_are_those_of_the_published_layouts(model: PublishedModel) -> None:
-    table = "adanat_cc3m nnet_ema" if "cc3m" in model.name else "adanat_in256_L nnet_ema"
-    sizes = {
-        "transformer": _parameters(table),
-        "tokenizer": _parameters("vqgan_jax_strongaug.ckpt"),
-    }
-    assert model.parameters == sizes["transformer"]
+    tables = {name: file.names[0] for name, file in model.files.items()}
+    if model.form == "var":
+        tables["transformer"] += " (512)" if "d36" in model.name else ""
+        tables |= {n: f"adagen {table}" for n, table in tables.items() if n == "policy"}
+    else:
+        cc3m = "cc3m" in model.name
+        tables["transformer"] = "adanat_cc3m nnet_ema" if cc3m else "adanat_in256_L nnet_ema"
+        tables = {name: tables[name] for name in ("transformer", "tokenizer")}
+    sizes = {name: _numbers(table) for name, table in tables.items()}
+    assert model.parameters == _numbers(tables["transformer"], _BUFFERS)
     for name, count in sizes.items():
         assert model.files[name].megabytes == pytest.approx(4 * count / 1e6, abs=1)
 
