@@ -17,6 +17,11 @@ from fewstep.runtime.errors import EngineError, FewstepError
 from fewstep.runtime.records import GraphInfo, TensorInfo
 
 
+def _frugal(options: Any) -> None:
+    """Give memory back at once: shapes differ from run to run, and each would keep its own."""
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+
+
 class GraphEngine:
     """Runs an ONNX model on the CPU device.
 
@@ -45,7 +50,7 @@ class GraphEngine:
         self.inputs: Mapping[str, TensorInfo] = info.inputs
         self.outputs: Mapping[str, TensorInfo] = info.outputs
         try:
-            self._session = new_session(model.SerializeToString())
+            self._session = new_session(model.SerializeToString(), configure=_frugal)
         except FewstepError:
             raise
         except Exception as error:  # onnxruntime raises types of its own

@@ -47,14 +47,13 @@ def measure_magnitudes(bundle: Bundle) -> dict[str, dict[str, float]]:
         )
     recorded = recordings(bundle).values()
     found: dict[str, dict[str, float]] = {name: {} for name in bundle.manifest.graphs}
-    models = {name: load_graph(bundle, name) for name in found}
-    engines = {name: _measuring(bundle, name, models[name], found[name]) for name in found}
+    engines = {name: _measuring(bundle, name, found[name]) for name in found}
     with Generator(bundle, CpuDevice(), engines) as generator:
         for recording in recorded:
             for _ in replay(generator, recording):
                 pass  # the engines note what they see
-    for name, model in models.items():
-        spread(model.graph, found[name])
+    for name, largest in found.items():
+        spread(load_graph(bundle, name).graph, largest)
     return found
 
 
@@ -78,12 +77,9 @@ def out_of_range(
     return found
 
 
-def _measuring(
-    bundle: Bundle, name: str, model: onnx.ModelProto, largest: dict[str, float]
-) -> GraphEngine:
+def _measuring(bundle: Bundle, name: str, largest: dict[str, float]) -> GraphEngine:
     """An engine of a graph that notes the largest magnitude of its tensors over all runs."""
-    instrumented = onnx.ModelProto()
-    instrumented.CopyFrom(model)
+    instrumented = load_graph(bundle, name)
     instrument(instrumented)
 
     def note(values: Mapping[str, Array]) -> None:
