@@ -233,3 +233,10 @@ def test_a_policy_tuned_for_other_scales_is_refused(
     else:
         with pytest.raises(CheckpointError, match="tuned for 3 scales, and the transformer has 4"):
             _loaded(files, tuned_policy=[path])
+
+
+def test_a_transformer_of_the_other_family_is_named(
+    files: dict[str, Any], tiny_checkpoints: dict[str, Any]
+) -> None:
+    with pytest.raises(CheckpointError, match=r"is a transformer \(U-ViT\) of another form"):
+        _loaded(files, transformer=tiny_checkpoints["transformer"])

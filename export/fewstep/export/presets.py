@@ -15,11 +15,12 @@ from fewstep.export import foreign, tuned, wrappers
 from fewstep.export.checkpoint import Checkpoint, Content, open_checkpoint
 from fewstep.export.filekind import shown
 from fewstep.export.layout import State, adopt, fitting, mismatches, some
-from fewstep.export.parts import part_of, siblings
+from fewstep.export.parts import others, part_of, siblings
 from fewstep.runtime.errors import CheckpointError
 
 Model = TypeVar("Model", bound=nn.Module)
 
+_CHANCE = 10  # keys that networks of different forms share
 _WITHOUT_EFFECT = {"dropout", "attn_resolutions", "double_z"}
 
 
@@ -145,6 +146,11 @@ def _refuse_another(
         if other is not kind and count > max(own, len(wanted.keys) // 20):
             raise CheckpointError(
                 f"{path} is a {its.title}, not a {part.title}; pass it as {its.option}"
+            )
+    for other, its in others(kind).items():
+        if wrappers.most_keys(content, its.wanted(_published_keys(other))) > max(own, _CHANCE):
+            raise CheckpointError(
+                f"{path} is a {its.title} of another form; expected a {part.title}"
             )
     if found is None:
         names = some([shown(key) for key in keys])

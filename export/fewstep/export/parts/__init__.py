@@ -70,6 +70,11 @@ def siblings(kind: Kind) -> Mapping[Kind, Part]:
     return next(parts for parts in _families() if kind in parts)
 
 
+def others(kind: Kind) -> Mapping[Kind, Part]:
+    """The parts of all other families."""
+    return {k: part for parts in _families() if kind not in parts for k, part in parts.items()}
+
+
 def part_of(kind: Kind) -> Part:
     """How this class of network is published."""
     return siblings(kind)[kind]

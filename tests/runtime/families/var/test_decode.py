@@ -123,6 +123,16 @@ def test_given_tokens_stay_and_the_others_follow_from_them(generator: Generator)
         assert _tokens(made, image) == [each[image].tolist() for each in wanted.tokens]
 
 
+def test_tokens_of_a_generation_give_it_again(generator: Generator) -> None:
+    made = generator.generate(class_ids=[3, 1], seed=8)
+    ids = made.trace.ids
+    assert ids.shape == (2, 30)
+    assert ids[0].tolist() == [token for scale in _tokens(made, 0) for token in scale]
+    again = generator.run(generator.request(class_ids=[3, 1], seed=0, edit={"tokens": ids}))
+    np.testing.assert_array_equal(again.images, made.images)
+    assert (generator.generate(class_ids=[3], scales=2).trace.ids[:, 5:] == -1).all()
+
+
 def test_single_positions_can_be_given(generator: Generator) -> None:
     tokens = np.full((1, 30), -1)
     tokens[0, 14 + 5], tokens[0, 1 + 2] = 17, 8  # of scales 3 and 1
@@ -140,7 +150,8 @@ def test_single_positions_can_be_given(generator: Generator) -> None:
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1"),
         ({"scales": 5}, "scales must be 1 … 4, got 5"),
         ({"guided_scales": -1}, "guided_scales must be 0 … 4, got -1"),
-        ({"schedule": "cosine"}, "schedule"),
+        ({"schedule": "cosine"}, "expected one of: fixed, policy, policy-exported"),
+        ({"top_k": 2.5}, "top_k must be whole numbers"),
         ({"schedule": "policy", "top_k": 5}, "the policy decides top_k"),
         ({"guidance": -1}, "guidance"),
         ({"steps": 3}, "steps"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,24 @@ class VarTrace:
     ``tokens [S, B, n]`` int32, n tokens of the largest scale: smaller ones fill the first
     places, the others are −1. ``parameters [S, B, 4]``: guidance scale, top-k, top-p, sampling
     temperature. ``f_hat [S, B, Cvae, G, G]``: the sum of all scales up to each, which the decoder
-    reads.
+    reads. ``counts``: tokens of every scale of the model.
     """
 
-    tokens: npt.NDArray[np.int32]
+    tokens: npt.NDArray[np.int32] = field(repr=False)
     parameters: npt.NDArray[np.float32]
-    f_hat: Array
+    f_hat: Array = field(repr=False)
+    counts: tuple[int, ...]
+
+    @property
+    def ids(self) -> npt.NDArray[np.int32]:
+        """Tokens of all scales in turn, ``[B, L]``, as ``edit`` takes them; −1 of scales that were
+        not decoded."""
+        found = np.full((self.tokens.shape[1], sum(self.counts)), FREE, np.int32)
+        first = 0
+        for row, count in zip(self.tokens, self.counts, strict=False):
+            found[:, first : first + count] = row[:, :count]
+            first += count
+        return found
 
     @property
     def decisions(self) -> dict[str, Array]:
@@ -122,7 +134,7 @@ class VarFamily(Family):
         return {"tokens": tokens, "parameters": outputs["parameters"], "f_hat": f_hat}
 
     def trace(self, model: Model, decisions: Mapping[str, Array]) -> VarTrace:
-        return VarTrace(**decisions)
+        return VarTrace(**decisions, counts=model.info.counts)
 
     def preview(self, model: Model, trace: VarTrace, step: int) -> Preview:
         info: VarModel = model.info

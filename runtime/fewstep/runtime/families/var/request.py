@@ -82,15 +82,14 @@ def policy_of(model: VarModel, settings: VarSettings) -> str | None:
     name = settings.schedule
     if name == FIXED:
         return None
-    if not model.policies:
+    if not model.policies and name.startswith(POLICY):
         raise RequestError(
             f"this bundle has no policy network: leave schedule {name} out, or export with --policy"
         )
     found = policy_named(model.policies, name, model.scales)
     if found is None:
-        raise RequestError(
-            choose("schedule", name, [FIXED, POLICY, *map(policy_schedule, model.policies)])
-        )
+        own = [POLICY, *map(policy_schedule, model.policies)] if model.policies else []
+        raise RequestError(choose("schedule", name, [FIXED, *own]))
     if extra := [each for each in SAMPLING if each in settings.model_fields_set]:
         raise RequestError(f"the policy decides {', '.join(extra)}: leave it out")
     return found

@@ -57,6 +57,8 @@ def _counts(value: Values) -> Values:
         raise ValueError(
             f"must be at least 1 (the codebook size switches it off), got {_shown(value)}"
         )
+    if any(each % 1 for each in _numbers(value)):
+        raise ValueError(f"must be whole numbers, got {_shown(value)}")
     return value
 
 
