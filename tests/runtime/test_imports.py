@@ -85,7 +85,9 @@ def test_absent_numba_names_the_extra() -> None:
 
 
 def test_only_the_kernels_for_the_cpu_and_their_device_need_numba() -> None:
-    without = {f"{_KERNELS}.{name}" for name in ("cache", "compile", "cubins", "launch")}
+    without = {
+        f"{_KERNELS}.{name}" for name in ("cache", "compile", "copy_rows", "cubins", "launch")
+    }
     kernels = {name for name in _runtime_modules() if name.startswith(f"{_KERNELS}.")}
     code = textwrap.dedent(_BLOCK.format(blocked={*_OPTIONAL, "numba"})) + textwrap.dedent(
         f"""

@@ -147,12 +147,12 @@ def _refuse_another(
             raise CheckpointError(
                 f"{path} is a {its.title}, not a {part.title}; pass it as {its.option}"
             )
-    for other, its in others(kind).items():
-        if wrappers.most_keys(content, its.wanted(_published_keys(other))) > max(own, _CHANCE):
-            raise CheckpointError(
-                f"{path} is a {its.title} of another form; expected a {part.title}"
-            )
     if found is None:
+        for other, its in others(kind).items():
+            if wrappers.most_keys(content, its.wanted(_published_keys(other))) > max(own, _CHANCE):
+                raise CheckpointError(
+                    f"{path} is a {its.title} of another form; expected a {part.title}"
+                )
         names = some([shown(key) for key in keys])
         raise CheckpointError(
             f"{path} holds no {part.title}: "
