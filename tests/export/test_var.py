@@ -83,6 +83,27 @@ def test_the_tokenizer_is_the_official_one(recorded: Recorded) -> None:
         np.testing.assert_array_equal(found, data[f"out/img_to_idx/{scale}"])
 
 
+@torch.no_grad()
+def test_logits_of_all_scales_at_once_are_the_official_ones(recorded: Recorded) -> None:
+    """Teacher forcing, as training uses it."""
+    data, tokenizer = recorded("var_d3"), recorded("var_vae")
+    cfg = json.loads(str(data["cfg"]))
+    vae = VQVAE(**json.loads(str(tokenizer["cfg"]))["vqvae"])
+    state = {key[3:]: torch.from_numpy(data[key]) for key in data if key.startswith("sd/")}
+    var = presets.load(VAR, state, Path("var.pth"), {"vae_local": vae, **cfg["var"]})
+    sides, name = var.patch_nums, "topkp"
+    maps = [torch.from_numpy(data[f"out/{name}/next_in/{s}"]) for s in range(len(sides) - 1)]
+    words = torch.cat([each.flatten(2).transpose(1, 2) for each in maps], 1)
+    ids = torch.from_numpy(data[f"in/{name}/labels"])
+    both = torch.cat([ids, torch.full_like(ids, var.num_classes)])
+    parts = var(both, torch.cat([words, words])).split([side * side for side in sides], 1)
+    for scale, logits in enumerate(parts):
+        t = cfg["runs"][name]["cfg"] * scale / (len(sides) - 1)
+        guided = (1 + t) * logits[: len(ids)] - t * logits[len(ids) :]
+        wanted = data[f"out/{name}/logits_cfg/{scale}"]
+        np.testing.assert_allclose(guided, wanted, rtol=0, atol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return tiny_var.checkpoints(tmp_path_factory.mktemp("tiny-var"))

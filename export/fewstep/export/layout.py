@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -43,6 +43,22 @@ def fitting(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[int, int]:
     common = expected.keys() & state.keys()
     surplus = len(state) - len(common)
     return sum(expected[key] == state[key].shape for key in common) - surplus, len(common) - surplus
+
+
+def require_agreement(pairs: Iterable[tuple[str, object, object, str]]) -> None:
+    """Refuse networks that do not belong together.
+
+    Args:
+        pairs: what has to be equal, as the transformer and as another has it, and which other.
+
+    Raises:
+        CheckpointError: some differ; the message lists them.
+    """
+    wrong = [f"{what} {a} but the {who}'s is {b}" for what, a, b, who in pairs if a != b]
+    if wrong:
+        raise CheckpointError(
+            f"the checkpoints do not belong together: the transformer expects {'; '.join(wrong)}"
+        )
 
 
 def load_into(model: nn.Module, state: State, path: Path) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fewstep.export import checkpoint, presets
 from fewstep.export.conditions import UNCONDITIONAL_FILE, condition_of
 from fewstep.export.config import ExportConfig
+from fewstep.export.layout import require_agreement
 from fewstep.export.models import PolicyNet, UViT, VQModel
 from fewstep.export.policies import UNTRAINED_SEED, check_names, untrained_policy
 from fewstep.export.policy_file import StoredPolicy, put_in_order, stored_policy
@@ -185,11 +186,7 @@ def _check_fit(models: Models) -> None:
                 ("token grid side", side, network.grid_size, name),
                 ("number of actions", 4, network.linear3.out_features, name),
             ]
-    wrong = [f"{what} {a} but the {who}'s is {b}" for what, a, b, who in pairs if a != b]
-    if wrong:
-        raise CheckpointError(
-            f"the checkpoints do not belong together: the transformer expects {'; '.join(wrong)}"
-        )
+    require_agreement(pairs)
 
 
 def describe(

@@ -18,7 +18,8 @@ from fewstep.runtime.errors import CheckpointError
 UNTRAINED_SEED = 0
 """What the weights of an untrained policy are drawn from."""
 
-_PUBLISHED_GRID = 16  # side, in tokens, of every published policy
+PUBLISHED_GRID = 16
+"""Side of the grid of features that every published policy reads."""
 
 Policy = TypeVar("Policy", bound=PolicyNet)
 
@@ -70,7 +71,7 @@ def untrained_policy(
     Raises:
         CheckpointError: no size is known, or unknown arguments.
     """
-    if arguments is None and side == _PUBLISHED_GRID:
+    if arguments is None and side == PUBLISHED_GRID:
         sizes = (preset.arguments for preset in part_of(kind).sizes)
         arguments = next((each for each in sizes if each["in_channels"] == width), None)
     if arguments is None:

@@ -24,7 +24,7 @@ _TABLE = "actions"
 
 
 class _Record(BaseModel):
-    """Files of before there were other families say no kind."""
+    """A file without a kind is of a masked model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -16,12 +16,19 @@ from torch import Tensor, nn
 from fewstep.export import checkpoint, presets
 from fewstep.export.conditions import class_condition
 from fewstep.export.config import ExportConfig
+from fewstep.export.layout import require_agreement
 from fewstep.export.models import PolicyNet
 from fewstep.export.models.var import VAR
 from fewstep.export.models.var_quantizer import PATCH_NUMS, phi_indices
 from fewstep.export.models.var_vae import VQVAE
 from fewstep.export.parts.var import AdaGenPolicy
-from fewstep.export.policies import UNTRAINED_SEED, check_given, check_names, untrained_policy
+from fewstep.export.policies import (
+    PUBLISHED_GRID,
+    UNTRAINED_SEED,
+    check_given,
+    check_names,
+    untrained_policy,
+)
 from fewstep.export.source import Exportable
 from fewstep.export.tuned import TunedPolicy, load_tuned
 from fewstep.export.var_graphs import graphs
@@ -31,7 +38,6 @@ from fewstep.runtime.families.var.policies import VarPolicies
 from fewstep.runtime.families.var.settings import SAMPLING, VarSettings
 from fewstep.runtime.policies import POLICY
 
-_FEATURE_SIDE = 16  # of the map that AdaGen's policies read
 _D30_WIDTH, _D30_GUIDANCE = 1920, 2.0  # the recipe of var_d30_policy.pth; others have 1.5
 
 
@@ -120,7 +126,7 @@ def load_models(files: Checkpoints, config: ExportConfig) -> Models:
     _check_fit(transformer, tokenizer, files, said)
     policy = None
     if files.untrained_policy:
-        side = (config.policy or {}).get("grid_size", _FEATURE_SIDE)
+        side = (config.policy or {}).get("grid_size", PUBLISHED_GRID)
         policy = untrained_policy(AdaGenPolicy, transformer.embed_dim, side, config.policy)
     elif files.policy is not None:
         policy, read = presets.read(AdaGenPolicy, files.policy, config.policy)
@@ -150,17 +156,14 @@ def _transformer(
 def _check_fit(
     transformer: VAR, tokenizer: VQVAE, files: Checkpoints, said: Mapping[str, Any]
 ) -> None:
-    pairs: list[tuple[str, object, object]] = [
-        ("codebook size", transformer.codebook_size, tokenizer.vocab_size),
-        ("width of a code", transformer.codebook_width, tokenizer.Cvae),
+    pairs: list[tuple[str, object, object, str]] = [
+        ("codebook size", transformer.codebook_size, tokenizer.vocab_size, "tokenizer"),
+        ("width of a code", transformer.codebook_width, tokenizer.Cvae, "tokenizer"),
     ]
     if "v_patch_nums" in said:
-        pairs.append(("scales", list(transformer.patch_nums), list(tokenizer.v_patch_nums)))
-    wrong = [f"{what} {a} but the tokenizer's is {b}" for what, a, b in pairs if a != b]
-    if wrong:
-        raise CheckpointError(
-            f"the checkpoints do not belong together: the transformer expects {'; '.join(wrong)}"
-        )
+        sides = list(transformer.patch_nums), list(tokenizer.v_patch_nums)
+        pairs.append(("scales", *sides, "tokenizer"))
+    require_agreement(pairs)
     stored = transformer.lvl_1L
     assert isinstance(stored, Tensor)
     if not torch.equal(stored, transformer.levels("cpu")):
@@ -176,7 +179,7 @@ def _check_policies(
     networks: dict[str, nn.Module | None] = {"policy": policy}
     networks |= {each.name: each.network for each in tuned}
     found = {name: net for name, net in networks.items() if isinstance(net, PolicyNet)}
-    side = next(iter(found.values())).grid_size if found else _FEATURE_SIDE
+    side = next(iter(found.values())).grid_size if found else PUBLISHED_GRID
     for each in tuned:
         if each.info.steps not in (None, scales := len(transformer.patch_nums)):
             raise CheckpointError(
@@ -184,17 +187,13 @@ def _check_policies(
                 f"transformer has {scales}: leave it out, or tune one for this model"
             )
     for name, network in found.items():
-        pairs = [
-            ("feature width", transformer.embed_dim, network.in_channels),
-            ("side of the features", side, network.grid_size),
-            ("number of actions", 4, network.linear3.out_features),
-        ]
-        wrong = [f"{what} {a} but the {name}'s is {b}" for what, a, b in pairs if a != b]
-        if wrong:
-            raise CheckpointError(
-                "the checkpoints do not belong together: the transformer expects "
-                f"{'; '.join(wrong)}"
+        require_agreement(
+            (
+                ("feature width", transformer.embed_dim, network.in_channels, name),
+                ("side of the features", side, network.grid_size, name),
+                ("number of actions", len(SAMPLING), network.linear3.out_features, name),
             )
+        )
 
 
 def describe(
@@ -229,7 +228,7 @@ def describe(
         image_size=(side, side),
         condition=condition,
         policies=policies,
-        feature_side=_FEATURE_SIDE if models.policy is None else models.policy.grid_size,
+        feature_side=PUBLISHED_GRID if models.policy is None else models.policy.grid_size,
         defaults=defaults,
     )
     return model, notes

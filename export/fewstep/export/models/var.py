@@ -128,14 +128,19 @@ class AdaLNSelfAttn(nn.Module):
         return normed * (1 + scale) + shift
 
     def step(
-        self, x: Tensor, modulation: Tensor, past: tuple[Tensor, Tensor]
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        past: tuple[Tensor, Tensor],
+        bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One scale.
+        """One scale, or all at once.
 
         Args:
             x: ``[R, n, C]``.
             modulation: ``[R, 6, C]``.
             past: keys and values of the scales before, ``[p, R, C]``.
+            bias: as of attention, ``[n, p + n]``.
 
         Returns:
             ``[R, n, C]``, and keys and values of this scale, ``[n, R, C]``.
@@ -150,19 +155,14 @@ class AdaLNSelfAttn(nn.Module):
             for before, new in zip(past, (keys, values), strict=True)
         )
         all_keys, all_values = next(seen).permute(1, 2, 3, 0), next(seen).permute(1, 2, 0, 3)
-        x = x + self.attn.attend(q.transpose(1, 2), all_keys, all_values) * gain1
+        x = x + self.attn.attend(q.transpose(1, 2), all_keys, all_values, bias) * gain1
         x = x + self.ffn(self.norm(x, scale2, shift2)) * gain2
         return x, keys, values
 
     def forward(self, x: Tensor, condition: Tensor, bias: Tensor) -> Tensor:
         """All scales at once: ``[R, L, C]``, ``bias [L, L]`` as of attention."""
-        parts = (m[:, None] for m in self.modulation(condition).unbind(1))
-        gain1, gain2, scale1, scale2, shift1, shift2 = parts
-        q, k, v = self.attn.qkv(self.norm(x, scale1, shift1))
-        seen = k.permute(0, 2, 3, 1), v.transpose(1, 2)
-        x = x + self.attn.attend(q.transpose(1, 2), *seen, bias) * gain1
-        out: Tensor = x + self.ffn(self.norm(x, scale2, shift2)) * gain2
-        return out
+        nothing = x.new_empty(0, x.shape[0], self.embed_dim)
+        return self.step(x, self.modulation(condition), (nothing, nothing), bias)[0]
 
 
 class AdaLNBeforeHead(nn.Module):
@@ -256,9 +256,9 @@ class VAR(nn.Module):
             AdaLNSelfAttn(embed_dim, num_heads, hidden, norm_eps, attn_l2_norm, shared_aln)
             for _ in range(depth)
         )
-        self.register_buffer("lvl_1L", self.levels())
-        level = self.levels()[0]
-        later = level[:, None] < level[None, :]
+        level = self.levels()
+        self.register_buffer("lvl_1L", level)
+        later = level > level.T
         bias = torch.zeros(later.shape).masked_fill(later, -torch.inf)
         self.register_buffer("attn_bias_for_masking", bias[None, None])
         self.head_nm = AdaLNBeforeHead(embed_dim, norm_eps)

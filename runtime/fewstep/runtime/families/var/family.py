@@ -40,11 +40,9 @@ class VarTrace:
     def ids(self) -> npt.NDArray[np.int32]:
         """Tokens of all scales in turn, ``[B, L]``, as ``edit`` takes them; −1 of scales that were
         not decoded."""
-        found = np.full((self.tokens.shape[1], sum(self.counts)), FREE, np.int32)
-        first = 0
-        for row, count in zip(self.tokens, self.counts, strict=False):
-            found[:, first : first + count] = row[:, :count]
-            first += count
+        maps = [row[:, :count] for row, count in zip(self.tokens, self.counts, strict=False)]
+        absent = np.full((self.tokens.shape[1], sum(self.counts[len(maps) :])), FREE, np.int32)
+        found: npt.NDArray[np.int32] = np.concatenate([*maps, absent], 1)
         return found
 
     @property
@@ -101,7 +99,7 @@ class VarFamily(Family):
             yield VarKey(batch, info.scales, info.scales)
         yield VarKey(batch, info.scales, 0)
         for policy in info.policies:
-            yield VarKey(batch, info.scales, info.scales if info.can_guide else 0, policy)
+            yield VarKey(batch, info.scales, info.scales, policy)
 
     def program(self, model: Model, key: VarKey) -> Program:
         return var_program(model, key)
@@ -182,8 +180,6 @@ class VarFamily(Family):
 def _rows(info: VarModel, given: Array, scales: int, batch: int) -> Array:
     """Tokens that stay, as the program's buffer has them: a row a scale."""
     found = np.full((scales, batch * info.counts[scales - 1]), FREE, np.int32)
-    first = 0
-    for scale, count in enumerate(info.counts[:scales]):
-        found[scale, : batch * count] = given[:, first : first + count].ravel()
-        first += count
+    for row, start, count in zip(found, info.starts, info.counts, strict=False):
+        row[: batch * count] = given[:, start : start + count].ravel()
     return found

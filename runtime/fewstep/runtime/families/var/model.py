@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
@@ -63,9 +64,14 @@ class VarModel(ModelInfo):
         return tuple(side * side for side in self.patch_nums)
 
     @property
+    def starts(self) -> tuple[int, ...]:
+        """Tokens before every scale, and of all: S + 1 numbers."""
+        return (0, *itertools.accumulate(self.counts))
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of all scales, L."""
-        return sum(self.counts)
+        return self.starts[-1]
 
     @property
     def grid(self) -> int:

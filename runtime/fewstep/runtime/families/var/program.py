@@ -58,11 +58,12 @@ class VarKey:
 def var_program(model: Model, key: VarKey) -> Program:
     """The program for a key."""
     info: VarModel = model.info
-    initial: dict[str, npt.ArrayLike] = {"given": FREE, **_tables(info, key)}
+    tables = _tables(info, key)
+    initial: dict[str, npt.ArrayLike] = {"given": FREE, **tables}
     if key.policy is None:
         initial["parameters"] = _trial(info, key)
     return Program(
-        _buffers(model, key),
+        _buffers(model, key, tables),
         tuple(_operations(info, key)),
         decisions=DECISIONS,
         initial=initial,
@@ -130,19 +131,19 @@ def _transformer(info: VarModel, key: VarKey, scale: int) -> Iterator[Op]:
 
 def _cached(info: VarModel, key: VarKey, scale: int, rows: int) -> dict[str, View]:
     """What the trunk reads of the scales before, and where it writes its own."""
-    past, count = sum(info.counts[:scale]), info.counts[scale]
+    past, end = info.starts[scale], info.starts[scale + 1]
     buffer = "cache" if scale < key.guided or not key.guided else "conditional_cache"
     found = {}
     for index, name in enumerate(info.cache_names):
-        own = View(buffer, index).reshaped(past + count, rows, info.cache_width)
+        own = View(buffer, index).reshaped(end, rows, info.cache_width)
         found[f"past_{name}"] = own[:past]
-        found[f"new_{name}"] = own[past : past + count]
+        found[f"new_{name}"] = own[past:end]
     return found
 
 
 def _without_guidance(info: VarModel, key: VarKey) -> Iterator[Op]:
     """Move the conditional half of the cache together: from here on it is read alone."""
-    past, width = sum(info.counts[: key.guided]), info.cache_width
+    past, width = info.starts[key.guided], info.cache_width
     for index in range(len(info.cache_names)):
         source = View("cache", index).reshaped(past, key.rows(0), width)
         target = View("conditional_cache", index).reshaped(past, key.batch, width)
@@ -236,7 +237,7 @@ def _next_side(info: VarModel, scale: int) -> int:
     return info.patch_nums[min(scale + 1, info.scales - 1)]
 
 
-def _buffers(model: Model, key: VarKey) -> dict[str, BufferSpec]:
+def _buffers(model: Model, key: VarKey, tables: Mapping[str, Array]) -> dict[str, BufferSpec]:
     info: VarModel = model.info
     batch, scales, grid = key.batch, key.scales, info.grid
     most, (height, width) = info.counts[scales - 1], info.image_size
@@ -250,7 +251,7 @@ def _buffers(model: Model, key: VarKey) -> dict[str, BufferSpec]:
         "parameters": BufferSpec((scales, batch, 4), "float32", decided),
         **{
             name: BufferSpec(table.shape, _table_dtype(model, name), "input")
-            for name, table in _tables(info, key).items()
+            for name, table in tables.items()
         },
         "nothing": BufferSpec((batch, info.codebook_width, grid, grid), latents, "input"),
         "error": BufferSpec((1,), "int32", "status"),
@@ -274,7 +275,7 @@ def _table_dtype(model: Model, name: str) -> str:
 def _transformer_buffers(model: Model, key: VarKey) -> dict[str, BufferSpec]:
     """What the transformer is bound to; flat where every scale takes the first part."""
     info: VarModel = model.info
-    rows, tokens = key.rows(0), sum(info.counts[: key.scales])
+    rows, tokens = key.rows(0), info.starts[key.scales]
     widest = max(key.rows(scale) * info.counts[scale] for scale in range(key.scales))
     next_widest = max(
         _next_side(info, scale) ** 2 * key.rows(scale + 1) for scale in range(key.scales)
@@ -283,7 +284,7 @@ def _transformer_buffers(model: Model, key: VarKey) -> dict[str, BufferSpec]:
     start, trunk, head = (model.graphs[name].outputs for name in ("start", "trunk", "head"))
     cache = trunk[f"new_{info.cache_names[0]}"].dtype
     blocks = len(info.cache_names)
-    own = sum(info.counts[: key.guided]) or tokens
+    own = info.starts[key.guided] or tokens
     buffers = {
         "embeds": BufferSpec((embeds,), start["embeds"].dtype),
         "modulation": BufferSpec((rows, info.depth, 6, info.width), start["modulation"].dtype),
@@ -318,26 +319,24 @@ def _tables(info: VarModel, key: VarKey) -> dict[str, Array]:
         rows["up"].append(bicubic(side, grid) if scale < last else np.eye(grid, dtype=np.float32))
         rows["down"].append(area(grid, next_side))
         rows["phi"].append(np.array([info.phis[scale]], np.int32))
-        first = sum(info.counts[: scale + 1]) if scale < last else 0
+        first = info.starts[scale + 1] if scale < last else 0
         rows["positions"].append(np.arange(first, first + next_side**2, dtype=np.int32))
+    found = {name: _packed(each) for name, each in rows.items()}
     if key.policy:
         sides = info.patch_nums[: key.scales]
-        rows["resize"] = [bicubic(side, info.feature_side) for side in sides]
-        rows["step_ids"] = [np.full(key.batch, scale, np.int32) for scale in range(key.scales)]
-    return dict(map(_packed, rows.items()))
+        found["resize"] = _packed([bicubic(side, info.feature_side) for side in sides])
+        found["step_ids"] = np.arange(key.scales, dtype=np.int32)[:, None].repeat(key.batch, 1)
+    return found
 
 
-def _packed(named: tuple[str, list[Array]]) -> tuple[str, Array]:
+def _packed(rows: list[Array]) -> Array:
     """A table, its rows of one length: such a one that each may begin a tensor of an engine."""
-    name, rows = named
-    if name == "step_ids":
-        return name, np.stack(rows)
     unit = ALIGNMENT // rows[0].itemsize
     width = -(-max(row.size for row in rows) // unit) * unit
     found = np.zeros((len(rows), width), rows[0].dtype)
     for row, values in zip(found, rows, strict=True):
         row[: values.size] = values.ravel()
-    return name, found
+    return found
 
 
 def _trial(info: VarModel, key: VarKey) -> Array:
