@@ -95,7 +95,7 @@ def _one_by_one(op: Op, info: VarModel, rows: int) -> Iterator[Op]:
         if not (isinstance(op, Launch) and op.kernel == "sample_top_k_top_p"):
             yield op
         return
-    before = sum(info.counts[:scale])
+    before = info.starts[scale]
     source, one = View("embeds").reshaped(rows * count, width), View("one").reshaped(rows, width)
     logits = View("logits").reshaped(rows, 1, codes)
     for token in range(count):
