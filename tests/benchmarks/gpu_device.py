@@ -17,7 +17,7 @@ import numpy as np
 from tests.benchmarks.gpu_run import Bench, LeftOut, Row, Tables, Times, repeated
 from tests.benchmarks.kernels import SAMPLERS, Shaped, arguments
 
-from fewstep.runtime.devices import Array, BufferSpec
+from fewstep.runtime.devices import Array, BufferSpec, Part
 from fewstep.runtime.devices.cuda import CudaDevice
 from fewstep.runtime.devices.cuda_driver import cuda_version, device_of, load_driver
 from fewstep.runtime.kernels.launch import launch_of
@@ -220,7 +220,7 @@ def _replayed(
         with device.span("all"):
             enqueue()
 
-    replay = device.capture(sequence)
+    replay = device.capture([Part(sequence)])
 
     def once() -> float:
         replay()

@@ -6,6 +6,6 @@ from fewstep.runtime.devices.cuda import CudaReplay
 
 
 def nodes_of(replay: object) -> list[str]:
-    """Every node of a captured graph: the name of its kernel, or else its kind."""
+    """Every node of the captured graphs: the name of its kernel, or else its kind."""
     assert isinstance(replay, CudaReplay)
-    return replay.graph.nodes()
+    return [node for each in replay.captured for node in each.graph.nodes()]

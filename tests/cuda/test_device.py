@@ -60,7 +60,7 @@ def test_a_closed_device_refuses_everything_and_closes_again(cubin: bytes, live:
         lambda: device.upload(buffer, np.zeros(4, np.int32)),
         lambda: device.download(buffer),
         lambda: device.launch("to_pixels", image=buffer, pixels=buffer, error=buffer),
-        lambda: device.capture(lambda: None),
+        lambda: device.capture([]),
         device.require,
         device.synchronize,
     ]

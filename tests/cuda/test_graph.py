@@ -10,14 +10,14 @@ Engines are ONNX Runtime on the host (``host_engine.py``): copies and a host nod
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from tests.cuda.graph_nodes import nodes_of
 
-from fewstep.runtime.devices import BufferSpec
+from fewstep.runtime.devices import BufferSpec, Part
 from fewstep.runtime.devices.cuda import CudaDevice, CudaReplay
 from fewstep.runtime.devices.cuda_driver import load_bindings
 from fewstep.runtime.devices.cuda_graph import CudaGraph
@@ -53,8 +53,8 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[CudaReplay]:
     made: list[CudaReplay] = []
     capture = CudaDevice.capture
 
-    def counted(device: CudaDevice, sequence: Callable[[], None], **options: Any) -> CudaReplay:
-        made.append(capture(device, sequence, **options))
+    def counted(device: CudaDevice, parts: Sequence[Part], **options: Any) -> CudaReplay:
+        made.append(capture(device, parts, **options))
         return made[-1]
 
     monkeypatch.setattr(CudaDevice, "capture", counted)
@@ -99,7 +99,7 @@ def _engine(inputs: int, outputs: int) -> list[str]:
 def test_copies_and_kernels_of_a_sequence_become_nodes(
     device: CudaDevice, workspace: CudaWorkspace
 ) -> None:
-    replay = device.capture(lambda: _tokens(device, workspace))
+    replay = device.capture([Part(lambda: _tokens(device, workspace))])
     copies = [] if device.integrated else ["memcpy"]
     assert sorted(nodes_of(replay)) == ["initial_tokens", *copies, *copies]
     replay.close()
@@ -212,7 +212,7 @@ def test_a_closed_replay_leaves_no_graph(
     device: CudaDevice, workspace: CudaWorkspace, live: Counts
 ) -> None:
     before = live()
-    replay = device.capture(lambda: _tokens(device, workspace))
+    replay = device.capture([Part(lambda: _tokens(device, workspace))])
     replay()
     device.synchronize()
     for _ in range(2):
@@ -264,7 +264,7 @@ def test_a_sequence_that_fails_leaves_no_graph_and_a_usable_stream(
             raise failure
 
     with pytest.raises(type(failure)):
-        device.capture(sequence)
+        device.capture([Part(sequence)])
     device.synchronize()
     assert live() == before
     _assert_works(device, workspace)
@@ -284,7 +284,7 @@ def test_waiting_while_captured_is_an_error_that_the_device_survives(
             device.download(workspace["tokens"]) if reads_back else device.synchronize()
 
     with pytest.raises(DeviceError, match="captur"):
-        device.capture(sequence)
+        device.capture([Part(sequence)])
     assert live() == before
     _assert_works(device, workspace)
 
@@ -303,7 +303,7 @@ def test_an_engine_that_waits_while_captured_is_told_of(
             driver.cuStreamSynchronize(driver.CUstream(device.cuda_stream.handle))
 
     with pytest.raises(DeviceError, match="cannot be captured into a CUDA graph.*an engine waits"):
-        device.capture(sequence)
+        device.capture([Part(sequence)])
     assert live() == before
     _assert_works(device, workspace)
 
@@ -325,7 +325,7 @@ def _assert_works(device: CudaDevice, workspace: CudaWorkspace) -> None:
     device.synchronize()
     assert (workspace.read("tokens") == expected).all()
     workspace.write("given", [[1, 2, 3], [4, 0, 6]])
-    replay = device.capture(lambda: _tokens(device, workspace))
+    replay = device.capture([Part(lambda: _tokens(device, workspace))])
     workspace.write("given", [[1, 2, 7], [4, 5, 6]])
     replay()
     device.synchronize()

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.cuda.graph_nodes import nodes_of
 
-from fewstep.runtime.devices import BufferSpec, Role
+from fewstep.runtime.devices import BufferSpec, Part, Role
 from fewstep.runtime.devices.cuda import CudaDevice
 from fewstep.runtime.devices.cuda_driver import load_driver
 from fewstep.runtime.devices.cuda_memory import CudaWorkspace
@@ -138,9 +138,9 @@ def test_one_copy_takes_everything_each_way(
 
 
 def _nodes(device: CudaDevice, sequence: Callable[[], None]) -> list[str]:
-    replay = device.capture(sequence)
+    replay = device.capture([Part(sequence)])
     try:
-        return replay.graph.nodes()
+        return nodes_of(replay)
     finally:
         replay.close()
 

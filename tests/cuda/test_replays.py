@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fewstep.runtime.devices import Buffer, BufferSpec
+from fewstep.runtime.devices import Buffer, BufferSpec, Part
 from fewstep.runtime.devices.cuda import CudaDevice
 from fewstep.runtime.devices.cuda_driver import load_driver
 from fewstep.runtime.devices.cuda_memory import CudaWorkspace
@@ -204,7 +204,7 @@ def test_an_error_in_another_thread_leaves_a_capture_alone(
                 assert failed.wait(30)
             workspace.fetch()
 
-        device.capture(sequence).close()
+        device.capture([Part(sequence)]).close()
     thread.join()
     assert "out of memory" in refusals[0]
     assert live() == before

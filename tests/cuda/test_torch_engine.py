@@ -115,7 +115,7 @@ def test_a_plan_is_one_graph_of_kernels_copies_and_fills(
     steps = 3
     plan = on_torch.plans.get(MaskedKey(2, steps, guided=True, policy=policy))
     assert isinstance(plan.replay, CudaReplay)
-    kinds = _kinds(plan.replay.graph)
+    kinds = _kinds(plan.replay.captured[0].graph)
     assert set(kinds) <= {"KERNEL", "MEMCPY", "MEMSET"}, kinds
     own = 2 + steps * (3 if policy else 2)
     assert kinds["KERNEL"] > 10 * own  # a pass of the transformer alone is dozens

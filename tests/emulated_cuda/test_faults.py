@@ -163,7 +163,7 @@ def lost(bundle: Path) -> dict[str, Any]:
         generator.device.require,
         generator.device.synchronize,
         lambda: generator.device.workspace({"x": BufferSpec((1,), "int32")}),
-        lambda: generator.device.capture(lambda: None),
+        lambda: generator.device.capture([]),
     ]
     device = [_outcome(use) for use in uses]
     closed = [_outcome(each.close) for each in (generator, other)]

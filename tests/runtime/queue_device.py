@@ -8,14 +8,14 @@ released while work is queued.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.runtime.devices import Array, Buffer, BufferSpec, Direct, Workspace
+from fewstep.runtime.devices import Array, Buffer, BufferSpec, Direct, Part, Workspace
 from fewstep.runtime.devices.cpu import CpuDevice, CpuWorkspace
 from fewstep.runtime.engines import BoundEngine
 from fewstep.runtime.records import TensorInfo
@@ -64,7 +64,7 @@ class QueueDevice(CpuDevice):
 
     def capture(
         self,
-        sequence: Work,
+        parts: Sequence[Part],
         *,
         warm_up: int = 1,
         check_capturable: Callable[[], None] = lambda: None,
@@ -72,15 +72,15 @@ class QueueDevice(CpuDevice):
     ) -> Direct:
         """Run first, then keep what the sequence enqueues; a replay runs no line of it again."""
         for _ in range(warm_up):
-            sequence()
+            Direct(parts)()
             self.synchronize()
         check_capturable()
         self._capturing = True
-        sequence()
+        Direct(parts)()
         self._capturing = False
         kept, self._work = self._work, []
         self.captured += 1
-        return Direct(lambda: self._work.extend(kept))
+        return Direct([Part(lambda: self._work.extend(kept))])
 
     def synchronize(self) -> None:
         assert not self._capturing, "waiting during capture"

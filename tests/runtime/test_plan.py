@@ -7,7 +7,7 @@ that keeps account (``ledger.py``) and on one with a queue of its own (``queue_d
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from tests.runtime.ledger import Ledger
 from tests.runtime.programs import SHAPE, NumpyEngine, assert_halved, halving, halving_engines
 from tests.runtime.queue_device import QueuedEngine, QueueDevice
 
-from fewstep.runtime.devices import Array, Buffer, Device, Direct, Workspace
+from fewstep.runtime.devices import Array, Buffer, Device, Direct, Part, Workspace
 from fewstep.runtime.devices.cpu import CpuDevice, host_array
 from fewstep.runtime.engines import BoundEngine, Engine
 from fewstep.runtime.errors import DeviceError, EngineError
@@ -139,17 +139,17 @@ class _Capturing(CpuDevice):
 
     def capture(
         self,
-        sequence: Callable[[], None],
+        parts: Sequence[Part],
         *,
         warm_up: int = 1,
         check_capturable: Callable[[], None] = lambda: None,
         workspace: Workspace | None = None,
     ) -> Direct:
         for _ in range(warm_up):
-            sequence()
+            Direct(parts)()
         check_capturable()
         self.asked.append((warm_up, workspace))
-        return Direct(sequence)
+        return Direct(parts)
 
 
 def test_a_plan_is_captured_with_its_workspace_after_the_runs_that_engines_need(

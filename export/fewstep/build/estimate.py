@@ -234,7 +234,7 @@ def program_stages(plan: PlannedDecode, works: Mapping[str, GraphWork]) -> tuple
     program, buffers = plan.program, plan.program.every_buffer
     runs = program.runs()
     found: dict[Stage, list[int]] = {}
-    for op in program.ops:
+    for op in program.unrolled():
         if isinstance(op, Run):
             one = _run_stage(works[op.graph], _sizes(plan, *next(runs)))
         elif isinstance(op, Copy):

@@ -238,7 +238,7 @@ def _compiled(generator: Generator) -> float:
 
     family, model = generator.family, generator.model
     programs = (family.program(model, key) for key in family.corners(model, 1))
-    wanted = {op.kernel for each in programs for op in each.ops if isinstance(op, Launch)}
+    wanted = {op.kernel for each in programs for op in each.different() if isinstance(op, Launch)}
     with errors.status("compiling the kernels (once; they are kept)"):
         return warm(wanted)
 

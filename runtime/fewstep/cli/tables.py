@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fewstep.runtime import bench, doctor, verify
-from fewstep.runtime.inspect import Inspection, PlannedDecode, described
+from fewstep.runtime.inspect import Inspection, PlannedDecode, listed
 from fewstep.runtime.kernels.compile import CompiledKernels
 from fewstep.runtime.records import TensorInfo
 
@@ -74,8 +74,9 @@ def plan_tables(plan: PlannedDecode) -> list[Table]:
     """Every operation of a decode, then every buffer, and sums."""
     title = f"Plan: {settings_text({'batch': plan.batch, **plan.settings}, _MOST)}"
     operations = _table(escape(title), "Step", "Operation", "", "On")
-    for each in map(described, plan.program.ops):
-        operations.add_row(each["step"], each["op"], escape(each["what"]), escape(each["on"]))
+    for each in listed(plan.program):
+        op = each["op"] if each["times"] == "1" else f"{each['op']} ×{each['times']}"
+        operations.add_row(each["step"], op, escape(each["what"]), escape(each["on"]))
     buffers = _table("Buffers", "Buffer", "Type", "Shape", "Role", "Bytes")
     for name, spec in plan.program.every_buffer.items():
         role = "shared" if name in plan.program.constants else spec.role

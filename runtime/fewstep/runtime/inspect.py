@@ -10,7 +10,7 @@ from typing import Any
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.families import Model, example_request, family_of, model_of
-from fewstep.runtime.program import Launch, Op, Program, Run, View
+from fewstep.runtime.program import Launch, Op, Program, Repeat, Run, View
 from fewstep.runtime.settings import settings_of
 
 
@@ -78,7 +78,7 @@ class PlannedDecode:
                 name: {**asdict(spec), "bytes": spec.bytes, "shared": name in constants}
                 for name, spec in buffers
             },
-            "operations": [described(op) for op in self.program.ops],
+            "operations": listed(self.program),
             "total_bytes": self.total_bytes,
             "shared_bytes": self.shared_bytes,
             "weights_bytes": self.weights_bytes,
@@ -107,6 +107,16 @@ def planned_decode(bundle: Bundle, *, batch: int = 1, **settings: Any) -> Planne
     files = dict.fromkeys(file for graph in graphs for file in graph.files)
     weights = sum(bundle.manifest.files[file].bytes for file in files)
     return PlannedDecode(model, batch, family.complete(model, chosen), key, program, weights)
+
+
+def listed(program: Program) -> list[dict[str, str]]:
+    """Every operation of a program in words, and how often it runs, one after the other with those
+    that run as often."""
+    found = []
+    for op in program.ops:
+        times, each = (op.times, op.ops) if isinstance(op, Repeat) else (1, (op,))
+        found += [{**described(one), "times": str(times)} for one in each]
+    return found
 
 
 def described(op: Op) -> dict[str, str]:

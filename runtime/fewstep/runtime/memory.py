@@ -108,7 +108,7 @@ class Plans:
         workspace.send()
         binder = Binder(self._device, self._engines, workspace, kept)
         with contextlib.closing(binder):
-            for op in program.ops:
+            for op in program.unrolled():
                 binder.call(op)()
             self._device.synchronize()
 

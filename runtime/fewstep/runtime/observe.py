@@ -61,7 +61,7 @@ def observe(
         for name, values in {**program.initial, **inputs}.items():
             workspace.write(name, values)
         workspace.send()
-        for op in program.ops:
+        for op in program.unrolled():
             for view in _read_by(op, engines):
                 if view.buffer in wanted and view.index is not None:  # a decision's always has one
                     target, row = binder.buffer(view), wanted[view.buffer][view.index]

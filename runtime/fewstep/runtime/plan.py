@@ -1,4 +1,5 @@
-"""A program with memory, ready to run: on a GPU it is captured into one graph.
+"""A program with memory, ready to run: on a GPU it is captured into one graph, or into several
+where it repeats so much that one would be too large.
 
 Engines are bound once for every set of views that they run on: a captured graph keeps addresses,
 so what is bound never moves. Nothing is read back before the end.
@@ -9,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 
 import numpy.typing as npt
 
-from fewstep.runtime.devices import Array, Buffer, Device, Direct, Replay, Workspace
+from fewstep.runtime.devices import Array, Buffer, Device, Direct, Part, Replay, Workspace
 from fewstep.runtime.engines import BoundEngine, Engine
 from fewstep.runtime.errors import EngineError, FewstepError
-from fewstep.runtime.program import ERROR, Copy, Op, Program, Run, View, stage_of
+from fewstep.runtime.program import ERROR, Copy, Op, Program, Repeat, Run, View, stage_of
 
 Call = Callable[[], None]
 AfterStep = Callable[[int, Mapping[str, Array]], None]
@@ -117,7 +118,13 @@ class Plan:
             stack.callback(self.workspace.close)
             self._binder = Binder(device, engines, self.workspace, constants)
             stack.callback(self._binder.close)
-            self._stages = _by_stage(program.ops, self._binder)
+            self._sequence = Direct(
+                [
+                    Part(self.workspace.send),
+                    *_parts(program.ops, device, self._binder),
+                    Part(self.workspace.fetch),
+                ]
+            )
             for name, values in program.initial.items():
                 self.workspace.write(name, values)
             self.replay = self._captured()
@@ -125,7 +132,7 @@ class Plan:
 
     @property
     def captured(self) -> bool:
-        """Whether the program runs as one captured graph, which stops for nothing."""
+        """Whether the program runs as captured graphs, which stop for nothing."""
         return not isinstance(self.replay, Direct)
 
     def run(
@@ -171,24 +178,20 @@ class Plan:
 
     def _captured(self) -> Replay:
         if not all(engine.capturable for engine in self._used):
-            return Direct(self._sequence)
+            return self._sequence
         return self._device.capture(
-            self._sequence,
+            self._sequence.parts,
             warm_up=max((engine.warm_up for engine in self._used), default=1),
             check_capturable=self._binder.require_capturable,
             workspace=self.workspace,
         )
 
-    def _sequence(self) -> None:
-        self.workspace.send()
-        self._enqueue(self._stages)
-        self.workspace.fetch()
-
     def _stepwise(self, after_step: AfterStep) -> None:
         """The same operations in the same order, waited for after every step."""
         self.workspace.send()
         for step, ops in itertools.groupby(self.program.ops, lambda op: op.step):
-            self._enqueue(_by_stage(ops, self._binder))
+            for part in _parts(ops, self._device, self._binder):
+                part()
             self.workspace.fetch()
             self._device.synchronize()
             after_step(step, self._outputs())
@@ -196,20 +199,40 @@ class Plan:
     def _outputs(self) -> dict[str, Array]:
         return {name: self.workspace.read(name) for name in self._read}
 
-    def _enqueue(self, stages: Iterable[tuple[str, list[Call]]]) -> None:
-        for stage, calls in stages:
-            if stage:
-                with self._device.span(stage):
-                    for call in calls:
-                        call()
-            else:
-                for call in calls:
-                    call()
+
+Stages = list[tuple[str, list[Call]]]
+"""Calls in their order, neighbours of one stage together."""
 
 
-def _by_stage(ops: Iterable[Op], binder: Binder) -> list[tuple[str, list[Call]]]:
-    """The calls of all operations in order, neighbours of one stage together."""
-    stages: list[tuple[str, list[Call]]] = []
+def _enqueue(device: Device, stages: Stages) -> None:
+    for stage, calls in stages:
+        with device.span(stage) if stage else contextlib.nullcontext():
+            for call in calls:
+                call()
+
+
+def _parts(ops: Iterable[Op | Repeat], device: Device, binder: Binder) -> Iterator[Part]:
+    """Operations as parts: every repetition is one, and what stands between two of them."""
+    alone = list[Op]()
+    for op in ops:
+        if isinstance(op, Repeat):
+            if alone:
+                yield _part(alone, device, binder)
+            yield _part(op.ops, device, binder, op.times)
+            alone = []
+        else:
+            alone.append(op)
+    if alone:
+        yield _part(alone, device, binder)
+
+
+def _part(ops: Iterable[Op], device: Device, binder: Binder, times: int = 1) -> Part:
+    return Part(functools.partial(_enqueue, device, _by_stage(ops, binder)), times)
+
+
+def _by_stage(ops: Iterable[Op], binder: Binder) -> Stages:
+    """The calls of operations, neighbours of one stage together."""
+    stages: Stages = []
     for op in ops:
         stage = stage_of(op)
         if not stages or stages[-1][0] != stage:

@@ -1,4 +1,4 @@
-"""A decode as data: named buffers, and a flat list of operations on views of them.
+"""A decode as data: named buffers, and a list of operations on views of them.
 
 A family makes the program (:mod:`fewstep.runtime.families`); a plan gives it memory and runs it
 (:mod:`fewstep.runtime.plan`), on a GPU as one captured graph; ``observe`` walks it operation by
@@ -7,6 +7,7 @@ operation; profiles, estimates and tables read it. None of them knows what is de
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -147,6 +148,19 @@ class Copy:
 Op = Run | Launch | Copy
 
 
+@dataclass(frozen=True)
+class Repeat:
+    """Operations that run one after the other, all of them ``times`` times.
+
+    They are the same every time: what differs they read from memory, at a counter that the last of
+    them advances. So what runs thousands of times is bound and captured once.
+    """
+
+    times: int
+    ops: tuple[Op, ...]
+    step: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Program:
     """Buffers and operations that make a batch of images.
@@ -160,7 +174,7 @@ class Program:
     """
 
     buffers: Mapping[str, BufferSpec]
-    ops: tuple[Op, ...]
+    ops: tuple[Op | Repeat, ...]
     decisions: tuple[str, ...] = ()
     initial: Mapping[str, npt.ArrayLike] = field(default_factory=dict)
     constants: Mapping[str, Program] = field(default_factory=dict)
@@ -168,7 +182,7 @@ class Program:
     def __post_init__(self) -> None:
         """Refuse views that no device could give, and those where no engine may read or write."""
         known = self.every_buffer
-        for op in self.ops:
+        for op in self.different():
             for view in views_of(op):
                 wrong = view.wrong_in(known)
                 if not wrong and view.buffer in self.decisions and view.index is None:
@@ -192,12 +206,25 @@ class Program:
     @property
     def graphs(self) -> tuple[str, ...]:
         """Graphs that it runs, in the order of their first run."""
-        return tuple(dict.fromkeys(op.graph for op in self.ops if isinstance(op, Run)))
+        return tuple(dict.fromkeys(op.graph for op in self.different() if isinstance(op, Run)))
 
     @property
     def engine_stages(self) -> frozenset[str]:
         """Stages that graphs run in."""
-        return frozenset(stage_of(op) for op in self.ops if isinstance(op, Run))
+        return frozenset(stage_of(op) for op in self.different() if isinstance(op, Run))
+
+    def different(self) -> Iterator[Op]:
+        """Every operation once, those that are repeated too."""
+        for op in self.ops:
+            yield from op.ops if isinstance(op, Repeat) else (op,)
+
+    def unrolled(self) -> Iterator[Op]:
+        """Every operation as often as it runs."""
+        for op in self.ops:
+            if isinstance(op, Repeat):
+                yield from itertools.chain.from_iterable(itertools.repeat(op.ops, op.times))
+            else:
+                yield op
 
     def upstream(self, graph: str, outputs: Mapping[str, Collection[str]]) -> Program:
         """The operations that runs of a graph depend on, where all decisions are given.
@@ -207,18 +234,20 @@ class Program:
             outputs: names of the outputs of every graph.
         """
         needed: set[str] = set()
-        kept: list[Op] = []
+        kept: list[Op | Repeat] = []
         for op in reversed(self.ops):
-            written = {view.buffer for view in _written_by(op, outputs)} - set(self.decisions)
-            if (isinstance(op, Run) and op.graph == graph) or written & needed:
+            each = op.ops if isinstance(op, Repeat) else (op,)
+            written = {view.buffer for one in each for view in _written_by(one, outputs)}
+            runs = any(isinstance(one, Run) and one.graph == graph for one in each)
+            if runs or (written - set(self.decisions)) & needed:
                 kept.append(op)
-                needed |= {view.buffer for view in views_of(op)}
+                needed |= {view.buffer for one in each for view in views_of(one)}
         return replace(self, ops=tuple(reversed(kept)))
 
     def runs(self) -> Iterator[tuple[Run, dict[str, tuple[int, ...]]]]:
         """Every run of a graph, with the shapes of its inputs and outputs by name."""
         known = self.every_buffer
-        for op in self.ops:
+        for op in self.unrolled():
             if isinstance(op, Run):
                 yield op, {name: view.shape_in(known) for name, view in op.bindings.items()}
 

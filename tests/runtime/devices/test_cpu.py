@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fewstep.runtime.devices import BufferSpec, Device, Role, Workspace
+from fewstep.runtime.devices import BufferSpec, Device, Part, Role, Workspace
 from fewstep.runtime.devices.cpu import CpuBuffer, CpuDevice, CpuWorkspace, host_array
 from fewstep.runtime.errors import DeviceError, OutOfMemoryError
 
@@ -260,7 +260,7 @@ def test_launch_runs_a_kernel_on_the_arrays(device: CpuDevice) -> None:
 
 def test_captured_sequence_runs_once_per_call(device: CpuDevice) -> None:
     calls: list[int] = []
-    run = device.capture(lambda: calls.append(len(calls)))
+    run = device.capture([Part(lambda: calls.append(len(calls)))])
     assert calls == []
     run()
     run()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -170,14 +170,28 @@ class Replay(Protocol):
         ...
 
 
-class Direct:
-    """A replay that simply runs the sequence."""
+@dataclass(frozen=True)
+class Part:
+    """Some enqueues of a sequence, and how often they are enqueued before the next part."""
 
-    def __init__(self, sequence: Callable[[], None]) -> None:
-        self._sequence = sequence
+    enqueue: Callable[[], None]
+    times: int = 1
 
     def __call__(self) -> None:
-        self._sequence()
+        """Enqueue them as often as that."""
+        for _ in range(self.times):
+            self.enqueue()
+
+
+class Direct:
+    """A replay that simply enqueues all parts again."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.parts = parts
+
+    def __call__(self) -> None:
+        for part in self.parts:
+            part()
 
     def close(self) -> None:
         """Nothing to release."""
@@ -247,7 +261,7 @@ class Device(Protocol):
 
     def capture(
         self,
-        sequence: Callable[[], None],
+        parts: Sequence[Part],
         *,
         warm_up: int = 1,
         check_capturable: Callable[[], None] = lambda: None,
@@ -256,7 +270,7 @@ class Device(Protocol):
         """Make a sequence of enqueues repeatable with one call; it may run on the way.
 
         Args:
-            sequence: what to repeat.
+            parts: what to repeat.
             warm_up: how often it has to run before.
             check_capturable: raises if something in the sequence cannot be captured; called just
                 before.

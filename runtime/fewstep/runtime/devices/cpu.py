@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from fewstep.runtime.devices import (
     BufferSpec,
     ClosedOnExit,
     Direct,
+    Part,
     Workspace,
     require_room,
 )
@@ -164,14 +165,14 @@ class CpuDevice:
 
     def capture(
         self,
-        sequence: Callable[[], None],
+        parts: Sequence[Part],
         *,
         warm_up: int = 1,
         check_capturable: Callable[[], None] = lambda: None,
         workspace: Workspace | None = None,
     ) -> Direct:
         """Replay by running the sequence itself: there is no launch overhead to save."""
-        return Direct(sequence)
+        return Direct(parts)
 
     def synchronize(self) -> None:
         """Nothing to wait for."""

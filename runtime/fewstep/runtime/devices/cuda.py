@@ -9,15 +9,25 @@ the GPU for the whole process.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fewstep.runtime.devices import Array, Buffer, BufferSpec, CudaStream, Workspace
+from fewstep.runtime.devices import (
+    Array,
+    Buffer,
+    BufferSpec,
+    CudaStream,
+    Direct,
+    Part,
+    Workspace,
+)
 from fewstep.runtime.devices.cuda_context import enter, mark_lost, require_usable
 from fewstep.runtime.devices.cuda_driver import (
     checked,
@@ -33,6 +43,10 @@ from fewstep.runtime.engines import BoundEngine
 from fewstep.runtime.errors import DeviceError, DeviceLostError
 from fewstep.runtime.kernels.launch import ENTRIES, launch_of
 
+MOST_NODES = 8_192
+"""Of one graph, where parts of it are repeated. A node of an instantiated graph takes 10 to 63 KB
+of the GPU's memory (``docs/decisions/024-repeated-operations.md``)."""
+
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: never waits for, nor holds up, the default stream
 _SAME = 0.5
 """Share of the values that a replay must give as the run before did. An engine that sums in any
@@ -42,20 +56,35 @@ _NEAR = 0.01
 """How far values that are no ids may be apart to count as the same, as a share of the largest."""
 
 
-class CudaReplay:
-    """A captured sequence that one call launches."""
+@dataclass
+class Captured:
+    """A graph, how often it is launched before the next, and the events in it."""
 
-    def __init__(self, device: CudaDevice, graph: CudaGraph, spans: list[Span]) -> None:
-        self._device, self.graph, self.spans = device, graph, spans
+    graph: CudaGraph
+    times: int
+    spans: list[Span]
+
+
+class CudaReplay:
+    """A captured sequence that one call launches: one graph, or several one after the other."""
+
+    def __init__(self, device: CudaDevice, captured: Sequence[Captured]) -> None:
+        self._device, self.captured = device, captured
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of all graphs together; one that is launched again and again counts once."""
+        return sum(len(each.graph) for each in self.captured)
 
     def __call__(self) -> None:
         self._device.replay(self)
 
     def close(self) -> None:
-        """Destroy graph and events; closing twice is fine."""
-        self.graph.close()
-        self._device.forget(self.spans)
-        self.spans = []
+        """Destroy graphs and events; closing twice is fine."""
+        for each in self.captured:
+            each.graph.close()
+            self._device.forget(each.spans)
+            each.spans = []
 
 
 class CudaDevice:
@@ -84,7 +113,7 @@ class CudaDevice:
             and device.get_attribute(attribute.CAN_MAP_HOST_MEMORY)
         )
         self._functions: dict[str, Any] = {}
-        self._replayed: list[Span] = []
+        self._replayed: list[tuple[Span, int]] = []
         with contextlib.ExitStack() as stack, self._running("opening the GPU"):
             self._enter_context(device, stack)
             self._stream = self._driver.Stream(_NON_BLOCKING)
@@ -209,30 +238,31 @@ class CudaDevice:
 
     def capture(
         self,
-        sequence: Callable[[], None],
+        parts: Sequence[Part],
         *,
         warm_up: int = 1,
         check_capturable: Callable[[], None] = lambda: None,
         workspace: Workspace | None = None,
     ) -> CudaReplay:
-        """Run the sequence, so that engines settle, capture it into a graph, and try that."""
+        """Run the sequence, so that engines settle, capture it, and try what was captured.
+
+        It becomes one graph. Where parts are repeated so often that it would have more than
+        :data:`MOST_NODES` nodes, each of these is a graph, and what is between them another.
+        """
         self.require()
         for turn in range(warm_up):
             if workspace is not None and turn == warm_up - 1:
                 # What the sequence does not write is then the same as in the trial of the replay.
                 assert isinstance(workspace, CudaWorkspace)
                 workspace.poison()
-            sequence()
+            for part in parts:
+                part()
             self.synchronize()
         self.timeline.take()
         check_capturable()
-        with self._running("capturing a graph"), self.timeline.capturing() as spans:
-            self._capturing = True
-            try:
-                graph = CudaGraph(self._handle, sequence)
-            finally:
-                self._capturing = False
-        replay = CudaReplay(self, graph, spans)
+        with contextlib.ExitStack() as stack:
+            replay = CudaReplay(self, self._captured(parts, stack))
+            stack.pop_all()
         if workspace is not None:
             assert isinstance(workspace, CudaWorkspace)
             try:
@@ -247,12 +277,14 @@ class CudaDevice:
         self.require()
         whole = contextlib.nullcontext() if self._profile else self.timeline.span("device")
         with self._running("launching a graph"), whole:
-            replay.graph.launch()
-        self._replayed += replay.spans
+            for each in replay.captured:
+                for _ in range(each.times):
+                    each.graph.launch()
+        self._replayed += [(span, each.times) for each in replay.captured for span in each.spans]
 
     def forget(self, spans: list[Span]) -> None:
         """Destroy the events of a graph, of which a launch may not have been waited for."""
-        self._replayed = [each for each in self._replayed if each not in spans]
+        self._replayed = [each for each in self._replayed if each[0] not in spans]
         self.timeline.release(spans)
 
     def synchronize(self) -> None:
@@ -270,6 +302,31 @@ class CudaDevice:
         self.require_thread()
         release, self._release = self._release, None
         release.close()
+
+    def _captured(self, parts: Sequence[Part], stack: contextlib.ExitStack) -> list[Captured]:
+        """The parts as graphs; ``stack`` destroys them."""
+
+        def captured(enqueue: Callable[[], None], times: int = 1) -> Captured:
+            with self._running("capturing a graph"), self.timeline.capturing() as spans:
+                self._capturing = True
+                try:
+                    found = Captured(CudaGraph(self._handle, enqueue), times, spans)
+                finally:
+                    self._capturing = False
+            stack.callback(CudaReplay(self, [found]).close)
+            return found
+
+        repeated = [captured(each.enqueue, each.times) for each in parts if each.times > 1]
+        if sum(len(each.graph) * each.times for each in repeated) <= MOST_NODES:
+            CudaReplay(self, repeated).close()
+            return [captured(Direct(parts))]
+        found, bodies = list[Captured](), iter(repeated)
+        for again, alike in itertools.groupby(parts, lambda part: part.times > 1):
+            if again:
+                found += [next(bodies) for _ in alike]
+            else:
+                found.append(captured(Direct(list(alike))))
+        return found
 
     def _compare_first_replay(self, replay: CudaReplay, workspace: CudaWorkspace) -> None:
         """Compare what the first replay writes with what the last run wrote.

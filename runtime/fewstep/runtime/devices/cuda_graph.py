@@ -38,9 +38,13 @@ class CudaGraph:
         launched = self._cuda.cuGraphLaunch(self._executable, self._stream)
         checked(launched, "launching the graph")
 
+    def __len__(self) -> int:
+        """How many nodes it has."""
+        return _count(self._cuda, self._graph)
+
     def nodes(self) -> list[str]:
         """What the graph does: kernel names, and the types of all other nodes."""
-        count = _count(self._cuda, self._graph)
+        count = len(self)
         nodes, _ = checked(self._cuda.cuGraphGetNodes(self._graph, count), "listing nodes")
         return [self._describe(node) for node in nodes]
 

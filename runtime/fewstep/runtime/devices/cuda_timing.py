@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,11 +59,16 @@ class Timeline:
         finally:
             self._captured = None
 
-    def collect(self, replayed: list[Span]) -> None:
-        """Add up the pending spans, and those of launched graphs; all work must be over."""
-        for span in (*self._pending, *replayed):
+    def collect(self, replayed: Sequence[tuple[Span, int]]) -> None:
+        """Add up the pending spans, and those of launched graphs; all work must be over.
+
+        Args:
+            replayed: spans of graphs, and how often each was launched: events hold the times of the
+                last launch, which stands for all.
+        """
+        for span, times in (*((each, 1) for each in self._pending), *replayed):
             taken = self._cuda.cuEventElapsedTime(span.start, span.end)
-            self._elapsed[span.stage] += checked(taken, "reading an event")
+            self._elapsed[span.stage] += times * checked(taken, "reading an event")
         self.drop()
 
     def drop(self) -> None:

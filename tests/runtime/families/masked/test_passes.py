@@ -7,7 +7,7 @@ it; and what a run on a captured plan repeats.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pytest
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.devices import Buffer, Direct, Workspace
+from fewstep.runtime.devices import Buffer, Direct, Part, Workspace
 from fewstep.runtime.devices.cpu import CpuDevice, host_array
 from fewstep.runtime.engines import BoundEngine, Engine
 from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -185,22 +185,22 @@ class _Capturing(CpuDevice):
 
     def capture(
         self,
-        sequence: Callable[[], None],
+        parts: Sequence[Part],
         *,
         warm_up: int = 1,
         check_capturable: Callable[[], None] = lambda: None,
         workspace: Workspace | None = None,
     ) -> Direct:
         for _ in range(warm_up):
-            sequence()
+            Direct(parts)()
         check_capturable()
         self.captured, self.warmed_up = self.captured + 1, self.warmed_up + warm_up
 
         def replay() -> None:
             self.replayed += 1
-            sequence()
+            Direct(parts)()
 
-        return Direct(replay)
+        return Direct([Part(replay)])
 
     def synchronize(self) -> None:
         self.waited += 1
