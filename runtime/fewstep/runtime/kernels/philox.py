@@ -15,8 +15,8 @@ _MULTIPLIER_0 = np.uint64(0xD2511F53)
 _MULTIPLIER_1 = np.uint64(0xCD9E8D57)
 _KEY_STEP_0 = np.uint64(0x9E3779B9)
 _KEY_STEP_1 = np.uint64(0xBB67AE85)
-_LOW = np.uint64(0xFFFFFFFF)
-_SHIFT = np.uint64(32)
+LOW = np.uint64(0xFFFFFFFF)
+SHIFT = np.uint64(32)
 _ROUNDS = 10
 _DROPPED_BITS = np.uint64(9)
 _HALF, _SCALE = np.float32(0.5), np.float32(2.0**-23)
@@ -32,11 +32,11 @@ def philox(
     """Four random words for a counter (c0 … c3) and a key (k0, k1), each below 2³²."""
     for _ in range(_ROUNDS):
         product0, product1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
-        c0 = (product1 >> _SHIFT) ^ c1 ^ k0
-        c1 = product1 & _LOW
-        c2 = (product0 >> _SHIFT) ^ c3 ^ k1
-        c3 = product0 & _LOW
-        k0, k1 = (k0 + _KEY_STEP_0) & _LOW, (k1 + _KEY_STEP_1) & _LOW
+        c0 = (product1 >> SHIFT) ^ c1 ^ k0
+        c1 = product1 & LOW
+        c2 = (product0 >> SHIFT) ^ c3 ^ k1
+        c3 = product0 & LOW
+        k0, k1 = (k0 + _KEY_STEP_0) & LOW, (k1 + _KEY_STEP_1) & LOW
     return c0, c1, c2, c3
 
 
@@ -52,6 +52,6 @@ def uniforms(seed: np.uint64, step: int, position: int) -> tuple[np.float32, np.
     zero = np.uint64(0)
     seed = np.uint64(seed)
     first, second, _, _ = philox(
-        np.uint64(position), np.uint64(step), zero, zero, seed & _LOW, seed >> _SHIFT
+        np.uint64(position), np.uint64(step), zero, zero, seed & LOW, seed >> SHIFT
     )
     return unit(first), unit(second)
