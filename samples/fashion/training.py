@@ -19,10 +19,9 @@ WEIGHTS = FOLDER / "weights"
 LOGS = FOLDER / "logs"
 
 
-def config(part: str, file: str = "config.json") -> dict[str, Any]:
-    """The constructor arguments of ``transformer`` or ``tokenizer``."""
-    arguments: dict[str, Any] = json.loads((FOLDER / file).read_text())[part]
-    return arguments
+def config(part: str, file: str = "config.json") -> Any:
+    """What a configuration says: the constructor arguments of ``transformer`` or ``tokenizer``."""
+    return json.loads((FOLDER / file).read_text())[part]
 
 
 def cosine_rate(step: int, total: int, warm_up: int = 200) -> float:
