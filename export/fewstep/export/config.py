@@ -2,8 +2,8 @@
 
 A JSON object with the keys ``transformer``, ``tokenizer`` and ``policy``, each the official
 constructor's arguments, and optionally ``policy_residual``, ``policy_schedule``, ``unconditional``,
-``pixel_range``, ``name``, ``class_names`` and ``defaults`` (what ``generate`` uses when nothing is
-said).
+``pixel_range``, ``latent_scale``, ``name``, ``class_names``, ``defaults`` (what ``generate`` uses
+when nothing is said) and ``presets`` (more such settings, by the name of a preset).
 
 ``policy_residual`` is AdaNAT's ``heu``: the heuristic schedule is added to the policy's actions.
 Left out, it is what the policy's file says; where that says nothing the official default, yes for
@@ -11,6 +11,7 @@ text and no for classes; for an untrained policy yes. ``policy_schedule`` is Ada
 settings that a policy's action of zeros follows; left out, the published one. ``unconditional`` is
 the class id that stands for no class, or "none"; left out, the last one. ``pixel_range`` is the
 least and the largest pixel value that the tokenizer was trained on, [0, 1] if left out.
+``latent_scale`` is what MAR multiplies the tokenizer's latents by, 0.2325 for KL-16.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    ValidationError,
+)
 
 from fewstep.runtime.errors import CheckpointError, RequestError
 from fewstep.runtime.records import found_wrong
@@ -53,9 +61,17 @@ class ExportConfig(BaseModel):
     policy_schedule: dict[str, Any] | None = None
     unconditional: Annotated[int | Literal["none"] | None, BeforeValidator(_class_id)] = None
     pixel_range: Annotated[tuple[float, float] | None, BeforeValidator(_range)] = None
+    latent_scale: PositiveFloat | None = Field(default=None, allow_inf_nan=False)
     name: str | None = None
     class_names: tuple[str, ...] | None = None
     defaults: dict[str, Any] = {}
+    presets: dict[str, dict[str, Any]] = {}
+
+    def refuse(self, form: str, *names: str) -> None:
+        """Raise ``CheckpointError`` for what the file says that is not for a form."""
+        for name in names:
+            if getattr(self, name) not in (None, {}):
+                raise CheckpointError(f"{name} in --config is not for {form}; leave it out")
 
     def settings(self, defaults: Chosen) -> Chosen:
         """A family's settings, with ``defaults`` of the file in the place of its own.

@@ -116,8 +116,7 @@ def load_models(files: Checkpoints, config: ExportConfig) -> Models:
         CheckpointError: a file does not load, or the models do not fit each other.
     """
     # What needs no weights comes first: reading them takes long.
-    if config.policy_schedule is not None:
-        raise CheckpointError("policy_schedule in --config is for var; leave it out")
+    config.refuse("masked models", "policy_schedule", "latent_scale", "presets")
     pixels = _pixel_range(files.pixel_range, config)
     config.settings(MaskedSettings())
     transformer, found = presets.read(UViT, files.transformer, config.transformer)

@@ -87,7 +87,8 @@ def _as_called(module: nn.Module, values: Sequence[Any]) -> tuple[Any, ...]:
     if parameters[-1].kind is not inspect.Parameter.VAR_POSITIONAL:
         return tuple(values)
     named = len(parameters) - 1
-    return (*values[:named], tuple(values[named:]))
+    more = tuple(values[named:])
+    return (*values[:named], more) if more else tuple(values)
 
 
 def _example_sizes(graph: Graph) -> dict[str, int]:

@@ -83,7 +83,7 @@ def load(files: Checkpoints, config: ExportConfig) -> Exportable:
         CheckpointError: a file or the configuration does not fit.
     """
     check_given(files.policy, files.untrained_policy, files.tuned_policy)
-    _refuse_foreign(config)
+    config.refuse("var", "policy_residual", "pixel_range", "latent_scale", "presets")
     config.settings(VarSettings())
     models = load_models(files, config)
     model, notes = describe(models, config, untrained=files.untrained_policy)
@@ -96,13 +96,6 @@ def load(files: Checkpoints, config: ExportConfig) -> Exportable:
         checkpoint.named_files(vars(files)),
         notes=(*models.notes, *notes),
     )
-
-
-def _refuse_foreign(config: ExportConfig) -> None:
-    """Raise ``CheckpointError`` for what the configuration says of other forms."""
-    for name in ("policy_residual", "pixel_range"):
-        if getattr(config, name) is not None:
-            raise CheckpointError(f"{name} in --config is not for var; leave it out")
 
 
 def load_models(files: Checkpoints, config: ExportConfig) -> Models:

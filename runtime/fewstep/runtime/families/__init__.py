@@ -30,7 +30,16 @@ if TYPE_CHECKING:
     from fewstep.runtime.policies import PolicyRules
 
 TensorKind = Literal[
-    "tokens", "logits", "features", "action", "latents", "cache", "image", "condition", "other"
+    "tokens",
+    "logits",
+    "features",
+    "action",
+    "latents",
+    "noise",
+    "cache",
+    "image",
+    "condition",
+    "other",
 ]
 """What a tensor holds, which decides the metrics that it is compared by."""
 

@@ -12,6 +12,8 @@ kind           metric                meaning
 ..             ``kl_nats``           mean of KL(p ‖ p') = Σ p (ln p − ln p'), p = softmax(l)
 ``action``     ``action_error``      max |a − a'| / max(1, max |a|) of the raw actions
 ``latents``    ``latent_error``      max |z − z'| / max(1, max |z|)
+``noise``      ``noise_error``       max |ε − ε'| / max(1, max |ε|), of a diffusion that went on
+                                     with what it gave
 ``image``      ``psnr_db``           10 log₁₀(1 / mean squared difference), images in 0 … 1
 =============  ====================  =======================================================
 """
@@ -73,6 +75,7 @@ METRICS: Mapping[TensorKind, Mapping[str, Metric]] = {
     },
     "action": {"action_error": largest_errors},
     "latents": {"latent_error": largest_errors},
+    "noise": {"noise_error": largest_errors},
     "image": {"psnr_db": psnr_db},
 }
 """By the kind of a graph's output; outputs of other kinds are not compared."""

@@ -18,6 +18,8 @@ TITLES = {
     "kl_nats": "KL divergence, nats",
     "action_error": "largest action error",
     "latent_error": "largest latent error",
+    "noise_error": "largest noise error",
+    "loop_error": "largest error at the end",
     "psnr_db": "PSNR, dB",
     "token_agreement": "token agreement",
 }

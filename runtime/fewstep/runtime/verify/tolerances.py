@@ -59,6 +59,8 @@ class Tolerances:
     kl_nats: float = math.inf
     action_error: float = math.inf
     latent_error: float = math.inf
+    noise_error: float = math.inf
+    loop_error: float = math.inf
 
 
 _EIGHT_BITS = Tolerances(
@@ -81,6 +83,8 @@ TOLERANCES: dict[str, Tolerances] = {
         kl_nats=1e-9,
         action_error=2e-5,
         latent_error=3e-6,
+        noise_error=1e-4,
+        loop_error=5e-2,
         psnr_db=80.0,
         token_agreement=0.99,
     ),

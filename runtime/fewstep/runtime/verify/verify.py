@@ -12,11 +12,12 @@ from fewstep.runtime.errors import EngineError
 from fewstep.runtime.families import Trace
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.verify.golden import Recording, recordings, replay
-from fewstep.runtime.verify.metrics import METRICS
+from fewstep.runtime.verify.metrics import METRICS, largest_errors
 from fewstep.runtime.verify.report import AT_LEAST, LOOP, Check, Report
 from fewstep.runtime.verify.tolerances import TOLERANCES, Tolerances
 
-_LARGEST = frozenset(("logit_error", "action_error", "latent_error"))  # over runs; others: means
+_LARGEST = frozenset(("logit_error", "action_error", "latent_error", "noise_error"))
+"""Metrics of which the largest of all runs counts; of others the mean does."""
 
 
 def verify(generator: Generator) -> Report:
@@ -88,16 +89,16 @@ def _loop(generator: Generator, recording: Recording) -> tuple[str, float]:
     wanted: Trace = family.trace(model, recording.decisions)
     tokens = wanted.final.dtype.kind == "i"
     decided = [name for name, each in wanted.decisions.items() if each.dtype.kind == "i"]
-    name = "token_agreement" if tokens or decided else "latent_error"
+    name = "token_agreement" if tokens or decided else "loop_error"
     try:
         found: Trace = generator.run(recording.request(family, model)).trace
     except EngineError:  # a graph gave NaN: the other metrics say which; nothing agrees
-        return name, math.nan if name == "latent_error" else 0.0
+        return name, math.nan if name == "loop_error" else 0.0
     if tokens:
         return name, float((found.final == wanted.final).mean())
     if decided:
         return name, _agreement(_tokens(found, decided), _tokens(wanted, decided))
-    return name, METRICS["latents"][name]([found.final], [wanted.final])[0]
+    return name, largest_errors([found.final], [wanted.final])[0]
 
 
 def _agreement(found: Array, wanted: Array) -> float:

@@ -1,0 +1,218 @@
+"""The MAR family: requests, programs and what becomes of their outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fewstep.runtime.devices import Array
+from fewstep.runtime.families import Family, Model, Preview
+from fewstep.runtime.families.mar.iterations import counts, recomputed
+from fewstep.runtime.families.mar.key import MarKey
+from fewstep.runtime.families.mar.model import MarModel
+from fewstep.runtime.families.mar.program import mar_program
+from fewstep.runtime.families.mar.request import MarRequest, latents_of, mar_request, resolved
+from fewstep.runtime.families.mar.settings import MarSettings
+from fewstep.runtime.program import Program
+from fewstep.runtime.settings import settings_of
+
+_SHORTEST = "1"  # diffusion: how long it is changes no shape
+_GOLDEN_ITERATIONS, _GOLDEN_STEPS = 8, "10"
+"""Enough to meet every graph over the whole range of timesteps, and few enough to be kept."""
+
+
+@dataclass(frozen=True)
+class MarTrace:
+    """How the images came about, iteration by iteration.
+
+    ``sampled [N, B, K·C]`` float32: the tokens that every iteration decided, in the order of their
+    decision; K is the most of any, the rest is 0. ``tokens [N, B, L, C]`` float32: all tokens after
+    every iteration, row by row; NaN where nothing is decided yet. ``similarity [N, B, H·P]``:
+    where parts are computed, how little each of P positions changed, in H halves. ``model``: of the
+    images.
+    """
+
+    sampled: Array = field(repr=False)
+    tokens: Array = field(repr=False)
+    model: MarModel = field(repr=False)
+    similarity: Array | None = field(default=None, repr=False)
+
+    @property
+    def latents(self) -> Array:
+        """Latents ``[B, c, h, w]`` that the images were decoded from, scaled, as ``edit`` takes
+        them."""
+        return latents_of(self.model, self.final)
+
+    @property
+    def decisions(self) -> dict[str, Array]:
+        """The arrays by name."""
+        found = {"sampled": self.sampled, "tokens": self.tokens}
+        return found if self.similarity is None else {**found, "similarity": self.similarity}
+
+    @property
+    def final(self) -> Array:
+        """What the images were decoded from, ``[B, L, C]``."""
+        final: Array = self.tokens[-1]
+        return final
+
+
+class MarFamily(Family):
+    """MAR."""
+
+    kind = "mar"
+    Info = MarModel
+    Settings = MarSettings
+    kinds = {"z": "latents", "denoised": "noise", "image": "image"}
+    quantized = "decoder_rest"
+
+    def request(
+        self,
+        model: Model,
+        condition: Array,
+        seeds: npt.NDArray[np.uint64],
+        settings: MarSettings,
+        edit: Mapping[str, Array] | None = None,
+    ) -> MarRequest:
+        return mar_request(model.info, condition, seeds, settings, edit)
+
+    def key(
+        self, model: Model, request: MarRequest, batch: int, *, constants: bool = True
+    ) -> MarKey:
+        return MarKey(
+            batch=batch,
+            given=0 if request.given is None else request.given.count,
+            counts=request.counts,
+            spacings=request.spacings,
+            largest_timestep=request.largest_timestep,
+            guided=request.guided,
+            recomputed=request.recomputed,
+            reuse_guidance=request.reuse_guidance,
+        )
+
+    def corners(self, model: Model, batch: int) -> Iterator[MarKey]:
+        """As many tokens an iteration as there are, one, and what comes between; all positions,
+        and as few as are ever computed; one half, and both."""
+        info: MarModel = model.info
+        guided = info.can_guide
+        usual = min(info.defaults.iterations, info.num_tokens)
+        for iterations in dict.fromkeys((usual, 1, info.num_tokens)):
+            yield _corner(info, batch, iterations, guided=guided)
+        least = _corner(info, batch, info.num_tokens, guided=guided, partial=True)
+        yield least
+        if guided:
+            yield _corner(info, batch, 1, guided=False)
+            yield _corner(info, batch, info.num_tokens, guided=True, partial=True, reuse=True)
+
+    def program(self, model: Model, key: MarKey) -> Program:
+        return mar_program(model, key)
+
+    def inputs(self, model: Model, request: MarRequest, rows: slice) -> dict[str, npt.ArrayLike]:
+        info: MarModel = model.info
+        condition = request.condition[rows]
+        inputs: dict[str, npt.ArrayLike] = {
+            "seeds": request.seeds[rows],
+            "parameters": request.parameters,
+            "condition": condition,
+        }
+        if request.guided:
+            nothing = np.full_like(condition, info.condition.unconditional_id)
+            if request.reuse_guidance:
+                inputs["unconditional"] = nothing
+            else:
+                inputs["condition"] = np.concatenate([condition, nothing])
+        if request.given is not None:
+            inputs["given"] = request.given.where[rows]
+            inputs["given_tokens"] = request.given.tokens[rows]
+        return inputs
+
+    def decisions(
+        self, model: Model, key: MarKey, outputs: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        info: MarModel = model.info
+        batch, channels, known = key.batch, info.channels, key.known
+        order, images = outputs["order"][:, :batch].T, np.arange(batch)[:, None]
+        most = max(key.counts) * channels
+        sampled = np.zeros((len(key.counts), batch, most), np.float32)
+        tokens = np.full((len(key.counts), batch, info.num_tokens, channels), np.nan, np.float32)
+        now = np.full(tokens.shape[1:], np.nan, np.float32)
+        if key.given:
+            at = order[:, : key.given]
+            now[images, at] = outputs["kept"][images, at]
+        for step, count in enumerate(key.counts):
+            new = outputs["sampled"][step, : batch * count * channels]
+            sampled[step, :, : count * channels] = new.reshape(batch, -1)
+            now[images, order[:, known[step] : known[step + 1]]] = new.reshape(batch, count, -1)
+            tokens[step] = now
+        found = {"sampled": sampled, "tokens": tokens}
+        if key.selects(info.positions):
+            parts = [0 < each < info.positions for each in key.recomputed]
+            similarity = outputs["similarity"].reshape(len(tokens), batch, -1)
+            found["similarity"] = np.where(np.array(parts)[:, None, None], similarity, 0)
+        return found
+
+    def trace(self, model: Model, decisions: Mapping[str, Array]) -> MarTrace:
+        return MarTrace(**decisions, model=model.info)
+
+    def preview(self, model: Model, trace: MarTrace, step: int) -> Preview:
+        info: MarModel = model.info
+        tokens = trace.tokens[step]
+        undecided = np.isnan(tokens[..., 0])
+        left = int(undecided[0].sum())
+        return Preview(
+            graph="decoder",
+            inputs={"tokens": np.nan_to_num(tokens)},
+            output="image",
+            undecided=undecided.reshape(-1, info.side, info.side),
+            caption=f"iteration {step + 1} of {len(trace.tokens)}: "
+            f"{info.num_tokens - left} of {info.num_tokens} tokens",
+        )
+
+    def rollouts(self, model: Model) -> dict[str, dict[str, Any]]:
+        """A short one of everything, and one that computes parts between refreshes."""
+        info: MarModel = model.info
+        short: dict[str, Any] = {
+            "iterations": min(_GOLDEN_ITERATIONS, info.num_tokens),
+            "diffusion_steps": _GOLDEN_STEPS,
+            "refresh": None,
+            "reuse_guidance": False,
+        }
+        full = self.complete(model, settings_of(info.defaults, short))
+        parts = {"refresh": 3, "refresh_first": 2, "recompute": (0.0, 0.0)}
+        return {"full": full, "cached": {**full, **parts, "reuse_guidance": info.can_guide}}
+
+    def complete(self, model: Model, settings: MarSettings) -> dict[str, Any]:
+        """With what its preset says, and no preset."""
+        found: dict[str, Any] = resolved(model.info, settings).model_dump()
+        return {**found, "preset": None}
+
+
+def _corner(
+    info: MarModel,
+    batch: int,
+    iterations: int,
+    *,
+    guided: bool,
+    partial: bool = False,
+    reuse: bool = False,
+) -> MarKey:
+    """A key with so many iterations; with ``partial`` all after the first compute as few positions
+    as any."""
+    decided = counts(info.num_tokens, iterations)
+    again: tuple[int, ...] = ()
+    if partial:
+        pairs = zip(decided, decided[1:], strict=False)
+        again = (0, *(recomputed(info.positions, 0.0, a, b) for a, b in pairs))
+    return MarKey(
+        batch=batch,
+        given=0,
+        counts=decided,
+        spacings=(_SHORTEST,) * iterations,
+        largest_timestep=0,
+        guided=guided,
+        recomputed=again,
+        reuse_guidance=reuse,
+    )
