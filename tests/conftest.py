@@ -91,6 +91,13 @@ def var_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy_of("tiny-var", tmp_path_factory.mktemp("bundles") / "tiny-var")
 
 
+@pytest.fixture(scope="session")
+def mar_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A MAR bundle: 4×4 tokens, each a patch of 2×2 positions of 3 channels; 5 classes, 16×16
+    images, a preset."""
+    return copy_of("tiny-mar", tmp_path_factory.mktemp("bundles") / "tiny-mar")
+
+
 @pytest.fixture
 def bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A copy of the tiny bundle that a test may damage."""

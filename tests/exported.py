@@ -22,9 +22,9 @@ from pathlib import Path
 from tests.cache import cache_folder, fill, key_of, locked, remove_oldest
 
 ROOT = Path(__file__).resolve().parents[1]
-BUNDLES = ("tiny", "tiny-text", "tiny-wide", "tiny-var", "toy", "sample")
+BUNDLES = ("tiny", "tiny-text", "tiny-wide", "tiny-var", "tiny-mar", "toy", "sample")
 """Class-conditional with a policy; text-conditional without; with a wider decoder; VAR with a
-policy; the family that lives in the tests; and the trained Fashion sample."""
+policy; MAR; the family that lives in the tests; and the trained Fashion sample."""
 
 _SAMPLE = ROOT / "samples" / "fashion"
 _FOLDERS = tuple(ROOT / name for name in ("export", "runtime", "calibration", "tests"))
@@ -64,7 +64,7 @@ def _start(name: str, folder: Path) -> None:
 def _export(name: str, folder: Path) -> None:
     from fewstep.export import flow
     from fewstep.export.demo import sample_checkpoints
-    from tests import tiny, tiny_var
+    from tests import tiny, tiny_mar, tiny_var
     from tests.toy.source import export_toy
 
     bundle = folder / "bundle"
@@ -78,6 +78,8 @@ def _export(name: str, folder: Path) -> None:
             tiny.export_text(tiny.wide_checkpoints(work), bundle)
         elif name == "tiny-var":
             tiny_var.export(tiny_var.checkpoints(work), bundle)
+        elif name == "tiny-mar":
+            tiny_mar.export(tiny_mar.checkpoints(work), bundle)
         elif name == "toy":
             export_toy(work / "toy.pt", bundle)
         else:

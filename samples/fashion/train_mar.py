@@ -126,7 +126,11 @@ def initialise(model: MAR) -> None:
     for layer in (net.time_embed.mlp[0], net.time_embed.mlp[2]):
         nn.init.normal_(layer.weight, std=0.02)
     last = net.final_layer
-    for layer in (last.linear, last.adaLN_modulation[1], *(b.adaLN_modulation[1] for b in net.res_blocks)):  # type: ignore[union-attr,index]
+    for layer in (
+        last.linear,
+        last.adaLN_modulation[1],
+        *(b.adaLN_modulation[1] for b in net.res_blocks),
+    ):  # type: ignore[union-attr,index]
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
 
@@ -211,7 +215,9 @@ def train(minutes: float, batch: int, seed: int) -> MAR:
     split, held_out = load("train"), load("held_out")
     data, few = encoded(split.images), encoded(held_out.images[::20])
     scale = config("latent_scale", CONFIG)
-    print(f"latents of {len(data):,} images; latent_scale {latent_scale(data[:5000]):.4f}", flush=True)
+    print(
+        f"latents of {len(data):,} images; latent_scale {latent_scale(data[:5000]):.4f}", flush=True
+    )
     classes = torch.from_numpy(split.labels)
     few_classes = torch.from_numpy(held_out.labels[::20])
     model = MAR(**config("transformer", CONFIG))
