@@ -2,6 +2,7 @@
 
 python samples/fashion/grid.py --steps 8        # writes samples/fashion/results/grid.png
 python samples/fashion/grid.py --var            # writes samples/fashion/results/var-grid.png
+python samples/fashion/grid.py --mar            # writes samples/fashion/results/mar-grid.png
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from data import CLASS_NAMES
 from PIL import Image
-from sample_bundle import sample_bundle, var_bundle
+from sample_bundle import add_forms, bundle_of
 from training import FOLDER
 
 from fewstep.runtime import Generator
@@ -38,7 +39,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--var", action="store_true", help="of the VAR")
+    add_forms(parser)
     parser.add_argument("--bundle", type=Path, help="another bundle than the sample's")
     parser.add_argument("--steps", type=int, default=8, help="of the masked model")
     parser.add_argument("--columns", type=int, default=8)
@@ -46,9 +47,10 @@ if __name__ == "__main__":
     parser.add_argument("--scale", type=int, default=2, help="pixels per pixel")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    folder = given.bundle or (var_bundle() if given.var else sample_bundle()).path
-    settings = {} if given.var else {"steps": given.steps}
-    given.out = given.out or FOLDER / "results" / ("var-grid.png" if given.var else "grid.png")
+    folder = given.bundle or bundle_of(given).path
+    name = "var-grid.png" if given.var else "mar-grid.png" if given.mar else "grid.png"
+    settings = {} if given.var or given.mar else {"steps": given.steps}
+    given.out = given.out or FOLDER / "results" / name
     picture = sheet(folder, settings, columns=given.columns, seed=given.seed, scale=given.scale)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     picture.save(given.out)

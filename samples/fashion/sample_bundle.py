@@ -2,6 +2,7 @@
 
 python samples/fashion/sample_bundle.py          # prints data/bundle, the masked model
 python samples/fashion/sample_bundle.py --var    # prints data/var-bundle
+python samples/fashion/sample_bundle.py --mar    # prints data/mar-bundle
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from fewstep.runtime.files import sha256
 
 BUNDLE = DATA_FILE.with_name("bundle")
 VAR_BUNDLE = DATA_FILE.with_name("var-bundle")
+MAR_BUNDLE = DATA_FILE.with_name("mar-bundle")
 
 
 def sample_bundle(out: Path = BUNDLE) -> Bundle:
@@ -33,13 +35,41 @@ def var_bundle(out: Path = VAR_BUNDLE) -> Bundle:
     return _current("var", var_checkpoints(), out)
 
 
+def mar_bundle(out: Path = MAR_BUNDLE) -> Bundle:
+    """The same of the MAR."""
+    return _current("mar", mar_checkpoints(), out)
+
+
 def var_checkpoints() -> dict[str, Path]:
     """What to export of the VAR."""
+    return _checkpoints("var")
+
+
+def mar_checkpoints() -> dict[str, Path]:
+    """What to export of the MAR."""
+    return _checkpoints("mar")
+
+
+def _checkpoints(form: str) -> dict[str, Path]:
     return {
-        "transformer": WEIGHTS / "var_transformer.safetensors",
-        "tokenizer": WEIGHTS / "var_tokenizer.safetensors",
-        "config": FOLDER / "var_config.json",
+        "transformer": WEIGHTS / f"{form}_transformer.safetensors",
+        "tokenizer": WEIGHTS / f"{form}_tokenizer.safetensors",
+        "config": FOLDER / f"{form}_config.json",
     }
+
+
+def add_forms(parser: argparse.ArgumentParser) -> None:
+    """Options for another bundle than the masked model's, as :func:`bundle_of` reads them."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--var", action="store_true", help="the VAR's")
+    which.add_argument("--mar", action="store_true", help="the MAR's")
+
+
+def bundle_of(given: argparse.Namespace) -> Bundle:
+    """The bundle that options ask for."""
+    if given.var:
+        return var_bundle()
+    return mar_bundle() if given.mar else sample_bundle()
 
 
 def _current(form: str, given: dict[str, Any], out: Path) -> Bundle:
@@ -67,6 +97,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--var", action="store_true", help="the VAR's")
-    made = var_bundle() if parser.parse_args().var else sample_bundle()
-    print(made.path)
+    add_forms(parser)
+    print(bundle_of(parser.parse_args()).path)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -123,16 +123,11 @@ def initialise(model: MAR) -> None:
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
-    for layer in (net.time_embed.mlp[0], net.time_embed.mlp[2]):
-        nn.init.normal_(layer.weight, std=0.02)
-    last = net.final_layer
-    for layer in (
-        last.linear,
-        last.adaLN_modulation[1],
-        *(b.adaLN_modulation[1] for b in net.res_blocks),
-    ):  # type: ignore[union-attr,index]
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
+    for name, value in net.named_parameters():
+        if name.startswith("time_embed") and name.endswith("weight"):
+            nn.init.normal_(value, std=0.02)
+        elif "adaLN_modulation" in name or name.startswith("final_layer"):
+            nn.init.zeros_(value)
 
 
 def optimizer_of(model: MAR) -> torch.optim.Optimizer:
@@ -141,7 +136,7 @@ def optimizer_of(model: MAR) -> torch.optim.Optimizer:
     for name, value in model.named_parameters():
         matrix = value.ndim == 2 and not name.startswith("diffloss")
         (decayed if matrix else others).append(value)
-    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, RATE, (0.9, 0.95), weight_decay=WEIGHT_DECAY, fused=True)
 
 
@@ -215,9 +210,8 @@ def train(minutes: float, batch: int, seed: int) -> MAR:
     split, held_out = load("train"), load("held_out")
     data, few = encoded(split.images), encoded(held_out.images[::20])
     scale = config("latent_scale", CONFIG)
-    print(
-        f"latents of {len(data):,} images; latent_scale {latent_scale(data[:5000]):.4f}", flush=True
-    )
+    found = latent_scale(data[:5000])
+    print(f"latents of {len(data):,} images; latent_scale {found:.4f}", flush=True)
     classes = torch.from_numpy(split.labels)
     few_classes = torch.from_numpy(held_out.labels[::20])
     model = MAR(**config("transformer", CONFIG))

@@ -1,12 +1,13 @@
 """Choose a bundle's default settings, without looking at the evaluation's images.
 
-One setting at a time, in the order of ``MASKED`` or ``VAR``: every candidate generates 500 images
-(seeds from 10,000,000, far from the evaluation's) that are compared with the last 1,000 *training*
-images of each class; the smallest Fréchet distance among those with at least 90 % of the
+One setting at a time, in the order of ``MASKED``, ``VAR`` or ``MAR``: every candidate generates 500
+images (seeds from 10,000,000, far from the evaluation's) that are compared with the last 1,000
+*training* images of each class; the smallest Fréchet distance among those with at least 90 % of the
 requested classes recognised is kept for the next setting.
 
     python samples/fashion/tune.py          # 8 steps; writes results/tuning.json, prints the choice
     python samples/fashion/tune.py --var    # writes results/var-tuning.json
+    python samples/fashion/tune.py --mar    # 16 iterations; writes results/mar-tuning.json
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluate import Judge, Row, generate, show
-from sample_bundle import sample_bundle, var_bundle
+from sample_bundle import add_forms, bundle_of
 from training import FOLDER
 
 from fewstep.runtime import Generator
@@ -34,6 +35,10 @@ VAR: dict[str, list[Any]] = {
     "top_k": [(200.0, 200.0), (512.0, 512.0), (50.0, 50.0)],
     "top_p": [(0.96, 0.96), (1.0, 1.0), (0.9, 0.9), (0.8, 0.8)],
     "sampling_temperature": [(1.0, 1.0), (1.0, 0.8), (0.9, 0.9)],
+}
+MAR: dict[str, list[Any]] = {
+    "guidance": [(1.0, 1.0), (1.0, 1.5), (1.0, 2.0), (1.0, 2.9), (1.0, 4.0), (1.5, 1.5)],
+    "temperature": [(1.0, 1.0), (0.95, 0.95), (0.9, 0.9), (0.8, 0.8), (1.0, 0.9)],
 }
 SEED = 10_000_000
 ACCURACY = 0.9
@@ -75,7 +80,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--var", action="store_true", help="the VAR's settings")
+    add_forms(parser)
     parser.add_argument("--bundle", type=Path, help="another bundle than the sample's")
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--steps", type=int, default=8, help="of the masked model")
@@ -83,9 +88,12 @@ if __name__ == "__main__":
     given = parser.parse_args()
     if given.var:
         name, candidates, fixed = "var-tuning", VAR, dict[str, Any]()
+    elif given.mar:
+        name, candidates = "mar-tuning", MAR
+        fixed = {"iterations": 16, "diffusion_steps": "25"}
     else:
         name, candidates, fixed = "tuning", MASKED, {"steps": given.steps}
-    folder = given.bundle or (var_bundle() if given.var else sample_bundle()).path
+    folder = given.bundle or bundle_of(given).path
     given.out = given.out or FOLDER / "results" / f"{name}.json"
     chosen, tried = tune(folder, candidates, given.images, fixed)
     given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,143 @@
+"""Evaluate the MAR sample as ``evaluate.py`` does the masked one, at many step budgets.
+
+The same judge, numbers of images, seeds and classes; the reconstructed row is of this tokenizer.
+Then every budget's latency: one image at a time, the budgets taking turns.
+
+    python samples/fashion/evaluate_mar.py --images 2000     # writes results/mar-evaluation.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from data import CLASS_NAMES, load
+from evaluate import PACKAGES, Judge, generate, machine, per_class, pixels, show
+from features import NETWORK, Images
+from sample_bundle import mar_bundle
+from train_mar import encoded, tokenizer
+from training import FOLDER
+
+from fewstep.runtime import Generator, bench
+from fewstep.runtime.bundle import Bundle
+
+Settings = dict[str, Any]
+
+
+def _lazy(every: int, first: int, part: float) -> Settings:
+    return {
+        "refresh": every,
+        "refresh_first": first,
+        "recompute": (part, part),
+        "reuse_guidance": True,
+    }
+
+
+BUDGETS: dict[str, Settings] = {
+    "64 × 100": {"iterations": 64, "diffusion_steps": "100"},
+    "64 × 50:5": {"iterations": 64, "diffusion_steps": "50:5"},
+    "64 × 50:5, cached": {"iterations": 64, "diffusion_steps": "50:5", **_lazy(9, 5, 0.4)},
+    "32 × 100": {"iterations": 32, "diffusion_steps": "100"},
+    "32 × 25": {"iterations": 32, "diffusion_steps": "25"},
+    "32 × 50:5": {"iterations": 32, "diffusion_steps": "50:5"},
+    "32 × 25:5": {"iterations": 32, "diffusion_steps": "25:5"},
+    "16 × 100": {"iterations": 16, "diffusion_steps": "100"},
+    "16 × 50:5": {"iterations": 16, "diffusion_steps": "50:5"},
+    "16 × 25:5": {"iterations": 16, "diffusion_steps": "25:5"},
+    "16 × 25:5, cached": {"iterations": 16, "diffusion_steps": "25:5", **_lazy(3, 3, 0.5)},
+    "16 × 15:5": {"iterations": 16, "diffusion_steps": "15:5"},
+    "12 × 25:5": {"iterations": 12, "diffusion_steps": "25:5"},
+    "8 × 25:10": {"iterations": 8, "diffusion_steps": "25:10"},
+    "8 × 25:5": {"iterations": 8, "diffusion_steps": "25:5"},
+    "6 × 25:10": {"iterations": 6, "diffusion_steps": "25:10"},
+    "4 × 25:10": {"iterations": 4, "diffusion_steps": "25:10"},
+}
+"""By iterations × diffusion steps; 64 iterations decide a token each. All else is the default."""
+
+
+@torch.no_grad()
+def reconstruct(images: Images) -> Images:
+    """Grey images ``[n, 32, 32]`` through the KL tokenizer and back."""
+    model, parts = tokenizer(), list[torch.Tensor]()
+    moments = encoded(images)
+    for start in range(0, len(moments), 250):
+        mean = moments[start : start + 250, : model.embed_dim]
+        parts.append(model.unclamped(mean).mean(1))
+    return pixels(torch.cat(parts) / 2 + 0.5)
+
+
+def latencies(bundle: Path | Bundle, budgets: dict[str, Settings], runs: int) -> dict[str, Any]:
+    """Median milliseconds of an image by budget, and of its stages."""
+    with Generator.open(bundle, profile=True) as generator:
+        contenders = {
+            name: bench.contender(generator, batch=1, settings=settings)
+            for name, settings in budgets.items()
+        }
+        measured = bench.measure(contenders, runs=runs)
+    found = {}
+    for each in measured:
+        stages = {name: round(taken.p50, 3) for name, taken in each.stages_ms.items()}
+        found[each.name] = {"ms": round(each.total_ms.p50, 2), "stages_ms": stages}
+    return found
+
+
+def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Every row, with what is needed to make them again."""
+    bundle, judge = arguments.bundle or mar_bundle(), Judge("held_out")
+    budgets = {name: BUDGETS[name] for name in arguments.budgets or BUDGETS}
+    real = per_class(load("train"), slice(arguments.images // len(CLASS_NAMES)))
+    reference = judge.score(reconstruct(real.images), real.labels)
+    show("reconstructed", reference)
+    rows = []
+    with Generator.open(bundle, max_batch=arguments.batch) as generator:
+        for name, settings in budgets.items():
+            made = generate(
+                generator,
+                arguments.images,
+                seed=arguments.seed,
+                batch=arguments.batch,
+                settings=settings,
+            )
+            row = {"name": name, "settings": settings, **judge.score(made.images, made.labels)}
+            row["images_per_second"] = round(made.images_per_second, 2)
+            rows.append(row)
+            show(name, row)
+        manifest = generator.bundle.manifest
+    taken = latencies(bundle, budgets, arguments.runs) if arguments.runs else {}
+    for row in rows:
+        row |= taken.get(row["name"], {})
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "machine": machine(),
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "weights_sha256": {n: c.sha256 for n, c in manifest.provenance.checkpoints.items()},
+        "reference": judge.description,
+        "features": NETWORK,
+        "images": arguments.images,
+        "seed": arguments.seed,
+        "batch": arguments.batch,
+        "settings": manifest.model.defaults.model_dump(),
+        "references": {"reconstructed": reference},
+        "rows": rows,
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundle", type=Path, help="another bundle than the sample's")
+    parser.add_argument("--budgets", nargs="*", choices=BUDGETS, help="these alone")
+    parser.add_argument("--images", type=int, default=2000, help="multiple of 10")
+    parser.add_argument("--seed", type=int, default=0, help="image i gets seed + i")
+    parser.add_argument("--batch", type=int, default=50, help="images decoded together")
+    parser.add_argument("--runs", type=int, default=15, help="for the latency; 0 leaves it out")
+    parser.add_argument("--json", type=Path, default=FOLDER / "results" / "mar-evaluation.json")
+    given = parser.parse_args()
+    results = evaluate(given)
+    given.json.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
