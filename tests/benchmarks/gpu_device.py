@@ -29,8 +29,16 @@ _COPIES = 8
 _LAUNCHES = 200
 _PARAMETERS = (0.5, 4.5, 1.0, 2.0)
 """Mask ratio, masking and sampling temperature, guidance."""
-_LIMITS = (2.0, 900.0, 0.95, 1.0)
-"""Guidance, top-k, top-p, sampling temperature."""
+_OTHER_PARAMETERS = {"sample_top_k_top_p": (2.0, 900.0, 0.95, 1.0), "diffusion_step": (2.9, 1.0)}
+"""Guidance, top-k, top-p, sampling temperature; guidance, temperature."""
+_COEFFICIENTS = (0.5, 0.1, -3.0, -1.0, 1.0)
+"""Of a step that does not make numbers larger when it is repeated."""
+_RANDOM = frozenset(
+    (
+        *("conditional", "unconditional", "confidence", "action", "source", "denoised", "x"),
+        *("values", "cached", "similarity", "a", "b", "own", "difference"),
+    )
+)
 
 
 def card(bench: Bench) -> Tables:
@@ -129,18 +137,21 @@ class _Case:
         }
 
     def contents(self, name: str, random: np.random.Generator) -> Array:
-        """What a buffer holds, to be broadcast: every token masked, logits and pixels at random."""
+        """What a buffer holds, to be broadcast: every token masked, numbers at random."""
         shape = self.specs[name].shape
         one = (1, *shape[1:])
-        if name in ("conditional", "unconditional", "confidence", "action"):
+        if name in _RANDOM:
             return random.standard_normal(one, np.float32)
         if name == "image":
             return random.random(one, np.float32)
         if name == "parameters":
-            limited = self.kernel == "sample_top_k_top_p"
-            return np.array(_LIMITS if limited else _PARAMETERS, np.float32)
+            return np.array(_OTHER_PARAMETERS.get(self.kernel, _PARAMETERS), np.float32)
+        if name == "coefficients":
+            return np.array(_COEFFICIENTS, np.float32)
+        if name in ("index", "positions"):  # a place of its own for every row
+            return np.arange(shape[0])[:, None]
         if name == "given":
-            return np.full(1, -1)
+            return np.full(1, 0 if self.kernel == "random_order" else -1)
         if name == "sampled":
             return random.integers(0, self.codes, one)
         if name == "tokens":

@@ -23,6 +23,11 @@ mode), Jetson AGX Orin 64 GB, Jetson T5000, GeForce RTX 4090."""
 
 _TOKENS, _SIDE, _WIDTH = 256, 256, 1024
 
+# MAR-B: tokens of 16 numbers, 12 heads, and keys and values of 8 blocks in the decoder's caches;
+# one of 64 iterations, between LazyMAR's refreshes, which come every 9.
+_CHANNELS, _LATENT_WIDTH, _HEADS, _CACHES = 16, 768, 12, 2 * 8
+_ITERATIONS, _REFRESH, _STEPS, _RECOMPUTED = 64, 9, 100, 0.15
+
 SAMPLERS = ("sample_tokens", "sample_top_k_top_p")
 """The kernels that read logits."""
 
@@ -40,7 +45,7 @@ class Shaped:
 
 
 def launches(codes: int, dtype: str, batch: int = 1) -> dict[str, Launch]:
-    """One step's kernels for 256 tokens with guidance, and those of the ends."""
+    """One step's kernels for 256 tokens with guidance, those of the ends, and those of MAR."""
     given = arguments(codes, dtype, batch)
     return {name: launch_of(name, each) for name, each in given.items()}
 
@@ -49,6 +54,8 @@ def arguments(
     codes: int, dtype: str, batch: int, count: int = _TOKENS, side: int = _SIDE
 ) -> Mapping[str, Mapping[str, Any]]:
     """What these kernels are given, buffers as shapes; rows to copy are those of a cache.
+
+    Those of continuous tokens are of MAR-B, whatever codes and type are.
 
     Args:
         codes: size of the codebook.
@@ -101,6 +108,79 @@ def arguments(
             **{"image": _of(dtype, batch, 3, side, side), "error": error},
             "pixels": _of("uint8", batch, side, side, 3),
         },
+        **_of_diffusion(batch, count),
+        **_of_caches(batch, count),
+    }
+
+
+def _of_diffusion(batch: int, count: int) -> Mapping[str, Mapping[str, Any]]:
+    """Of both halves: the order of all tokens, and a diffusion for those of an iteration."""
+    rows, decided = 2 * batch, max(1, count // _ITERATIONS)
+    seeds, positions = _of("uint64", batch), _of("int32", decided, rows)
+    tokens = _of("float32", batch, count, _CHANNELS)
+    x = _of("float32", rows, decided, _CHANNELS)
+    state = {name: _of("int32", 1) for name in ("counter", "timestep")}
+    timesteps = _of("int32", _STEPS)
+    return {
+        "random_order": {
+            **{"seeds": seeds, "given": _of("uint8", batch, count)},
+            "order": _of("int32", count, rows),
+        },
+        "gather_tokens": {
+            **{"source": tokens, "index": positions},
+            "target": _of("float32", decided, rows, _CHANNELS),
+        },
+        "scatter_tokens": {
+            "source": _of("float32", count, rows, _CHANNELS),
+            **{"index": _of("int32", count, rows), "target": tokens},
+        },
+        "start_diffusion": {
+            **{"seeds": seeds, "positions": positions, "timesteps": timesteps, "first": 0},
+            **{"x": x, **state},
+        },
+        "diffusion_step": {
+            "denoised": _of("float32", rows, decided, 2 * _CHANNELS),
+            **{"coefficients": _of("float32", _STEPS, 5), **state, "seeds": seeds},
+            **{"positions": positions, "parameters": _of("float32", 2), "x": x},
+            "error": _of("int32", 1),
+        },
+        "advance": {"timesteps": timesteps, **state},
+    }
+
+
+def _of_caches(batch: int, count: int) -> Mapping[str, Mapping[str, Any]]:
+    """Of one half, where the other comes from a difference: what has changed, and the caches."""
+    places, decided = count + count // 4, max(1, count // _ITERATIONS)
+    some = max(2 * decided, int(places * _RECOMPUTED))
+    width = batch * _LATENT_WIDTH
+    values = _of("float32", places, batch, _LATENT_WIDTH)
+    alike = _of("float32", batch, 1, places)
+    selected, rest = _of("int32", some, batch), _of("int32", places - some, batch)
+    caches = _of("float32", _CACHES, places * width)
+    output = _of("float32", _REFRESH * decided, batch, _LATENT_WIDTH)
+    own = _of("float32", decided, batch, _LATENT_WIDTH)
+    return {
+        "similarity": {
+            **{"values": values, "cached": values, "heads": _HEADS},
+            **{"similarity": alike, "error": _of("int32", 1)},
+        },
+        "select_rows": {
+            **{"similarity": alike, "known": count // 2, "previous": decided},
+            **{"following": decided, "selected": selected, "rest": rest},
+        },
+        "gather_rows": {
+            **{"source": caches, "index": rest, "width": _LATENT_WIDTH},
+            "target": _of("float32", _CACHES, (places - some) * width),
+        },
+        "scatter_rows": {
+            "source": _of("float32", _CACHES, some * width),
+            **{"index": selected, "width": _LATENT_WIDTH, "target": caches},
+        },
+        "subtract": {"a": output, "b": output, "out": output},
+        "add_half": {
+            **{"own": own, "difference": own},
+            "both": _of("float32", decided, 2 * batch, _LATENT_WIDTH),
+        },
     }
 
 
@@ -117,7 +197,8 @@ def bounds_table() -> list[str]:
                 continue
             times = (launch.bytes_moved / speed / 1e3 for speed in BANDWIDTH_GB_S.values())
             row = " | ".join(f"{time:.2f}" for time in times)
-            lines.append(f"| {launch.entry}, {codes:,} codes | {launch.bytes_moved:,} | {row} |")
+            of = f"{launch.entry}, {codes:,} codes" if name in SAMPLERS else launch.entry
+            lines.append(f"| {of} | {launch.bytes_moved:,} | {row} |")
     return list(dict.fromkeys(lines))
 
 
@@ -142,6 +223,7 @@ if __name__ == "__main__":
     print(f"Registers per thread, {compiled.compiler}:\n")
     print("\n".join(resources_table(compiled.resources)))
     print(
-        "\nTime at the memory's bandwidth in µs, batch 1, 256 tokens, guidance, 256 × 256 pixels:\n"
+        "\nTime at the memory's bandwidth in µs, batch 1, 256 tokens, guidance, 256 × 256 pixels; "
+        "those of diffusion and of caches for one of MAR-B's 64 iterations:\n"
     )
     print("\n".join(bounds_table()))

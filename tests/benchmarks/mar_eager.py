@@ -144,7 +144,7 @@ def _block(block: torch.nn.Module, x: Tensor) -> Tensor:
     """A block of timm's vision transformer, with PyTorch's fused attention as timm has it."""
     attention, heads = block.attn, block.attn.heads  # type: ignore[union-attr]
     rows, count, width = x.shape
-    qkv = attention.qkv(block.norm1(x)).reshape(rows, count, 3, heads, -1)  # type: ignore[operator, union-attr, arg-type]
+    qkv = attention.qkv(block.norm1(x)).reshape(rows, count, 3, heads, -1)  # type: ignore[operator, union-attr]
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     attended = torch.nn.functional.scaled_dot_product_attention(q, k, v)
     x = x + attention.proj(attended.transpose(1, 2).reshape(rows, count, width))  # type: ignore[operator, union-attr]

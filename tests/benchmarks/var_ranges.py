@@ -19,22 +19,22 @@ import onnx
 
 from fewstep.build.graphs import load_graph
 from fewstep.calibration.quantize.activations import measure
+from fewstep.calibration.quantize.judge import Judge
 from fewstep.calibration.quantize.matmuls import weighted_matmuls
 from fewstep.calibration.quantize.qdq import quantized
 from fewstep.calibration.quantize.readout import readout
-from fewstep.calibration.quantize.rollouts import Rollouts, record
-from fewstep.calibration.quantize.sensitivity import Judge, Metrics
+from fewstep.calibration.quantize.rollouts import Pass, Rollouts, record
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.families import family_of
+from fewstep.runtime.records import Metrics
 
 
 def by_scale(rollouts: Rollouts) -> dict[int, Rollouts]:
     """Passes by how many tokens an image has in them."""
-    counts = sorted({each.counted.shape[1] for each in rollouts.passes})
-    return {
-        count: Rollouts(tuple(p for p in rollouts.passes if p.counted.shape[1] == count))
-        for count in counts
-    }
+    found: dict[int, list[Pass]] = {}
+    for each in rollouts.passes:
+        found.setdefault(each.own["embeds"].shape[1], []).append(each)
+    return {count: Rollouts(tuple(found[count])) for count in sorted(found)}
 
 
 def main() -> None:
@@ -45,11 +45,11 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=20)
     given = parser.parse_args()
     bundle = Bundle.read(given.bundle)
-    graph = family_of(bundle.manifest.model.kind).quantized
+    (graph,) = family_of(bundle.manifest.model.kind).quantized
     judged, model = readout(bundle, graph), load_graph(bundle, graph)
     head = load_graph(bundle, judged.graph) if judged.graph else None
-    data = record(bundle, graph, given.rollouts, seed=0, settings={})
-    held_out = record(bundle, graph, given.held_out, seed=given.rollouts, settings={})
+    data = record(bundle, [graph], given.rollouts, seed=0, settings={})[graph]
+    held_out = record(bundle, [graph], given.held_out, seed=given.rollouts, settings={})[graph]
     selected = [each for each in weighted_matmuls(model.graph) if not each.delicate]
 
     def int8(passes: Rollouts) -> onnx.ModelProto:
@@ -71,9 +71,11 @@ def _mean(counts: Sequence[int], found: Sequence[Metrics]) -> Metrics:
     """Over all tokens of all scales."""
     kl, agreement = (
         sum(map(mul, counts, values)) / sum(counts)
-        for values in zip(*((each.kl_nats, each.token_agreement) for each in found), strict=True)
+        for values in zip(
+            *((each.cost, each.token_agreement or 0.0) for each in found), strict=True
+        )
     )
-    return Metrics(kl, agreement)
+    return Metrics(kl_nats=kl, token_agreement=agreement)
 
 
 def _print(what: str, shared: Metrics, own: Metrics) -> None:

@@ -134,9 +134,11 @@ def test_diffusion(
     _same(device, "diffusion_step", inputs, {"x": found["x"], "error": np.zeros(1, np.int32)})
 
 
-def test_what_is_not_finite_is_flagged(device: CudaDevice) -> None:
-    inputs = {
-        "denoised": np.full((1, 1, 2), np.inf, np.float32),
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 1], ids=["noise", "variance"])
+def test_what_is_not_finite_is_flagged(device: CudaDevice, place: int, value: float) -> None:
+    inputs: dict[str, Array] = {
+        "denoised": np.zeros((1, 1, 2), np.float32),
         "coefficients": np.ones((1, 5), np.float32),
         "counter": np.zeros(1, np.int32),
         "timestep": np.zeros(1, np.int32),
@@ -144,6 +146,7 @@ def test_what_is_not_finite_is_flagged(device: CudaDevice) -> None:
         "positions": np.zeros((1, 1), np.int32),
         "parameters": np.ones(2, np.float32),
     }
+    inputs["denoised"][0, 0, place] = value
     outputs = {"x": np.zeros((1, 1, 1), np.float32), "error": np.zeros(1, np.int32)}
     assert _same(device, "diffusion_step", inputs, outputs)["error"][0] == 1
 
@@ -237,6 +240,15 @@ def test_values_that_are_not_finite_count_as_changed(device: CudaDevice, value: 
     assert found["similarity"][0, 0, 2] == 0
 
 
+def test_squares_that_overflow_against_zeros_are_not_alike(device: CudaDevice) -> None:
+    """Infinity times zero is no number on either device, and no error."""
+    values = np.full((1, 1, 40), 1e25, np.float32)
+    outputs = {"similarity": np.ones((1, 1, 1), np.float32), "error": np.zeros(1, np.int32)}
+    inputs = {"values": values, "cached": np.zeros_like(values)}
+    found = _same(device, "similarity", inputs, outputs, heads=1)
+    assert (found["similarity"][0, 0, 0], found["error"][0]) == (0, 0)
+
+
 @runs.examples(20)
 @given(count=st.integers(1, 9), batch=st.integers(1, 3), width=st.integers(1, 200), seed=_SEEDS)
 def test_halves_and_their_difference(
@@ -253,7 +265,10 @@ def test_halves_and_their_difference(
 
 
 def test_more_tokens_and_positions_than_a_block_holds_are_refused(device: CudaDevice) -> None:
-    inputs = {"seeds": np.zeros(1, np.uint64), "given": np.zeros((1, 4097), np.uint8)}
+    inputs: dict[str, Array] = {
+        "seeds": np.zeros(1, np.uint64),
+        "given": np.zeros((1, 4097), np.uint8),
+    }
     with pytest.raises(DeviceError, match="at most 4,096 tokens, got 4,097"):
         runs.launch(
             device,

@@ -19,6 +19,7 @@ CUDA = ROOT / "tests" / "cuda"
 
 _KERNELS = (
     "test_small_kernels.py",
+    "test_latent_kernels.py",
     "test_philox.py",
     "test_remask.py",
     "test_sample_tokens.py",

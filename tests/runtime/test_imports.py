@@ -85,9 +85,11 @@ def test_absent_numba_names_the_extra() -> None:
 
 
 def test_only_the_kernels_for_the_cpu_and_their_device_need_numba() -> None:
-    without = {
-        f"{_KERNELS}.{name}" for name in ("cache", "compile", "copy_rows", "cubins", "launch")
-    }
+    names = (
+        *("add_half", "cache", "compile", "copy_rows", "cubins", "launch", "launch_base"),
+        *("launch_diffusion", "launch_rows", "launch_tokens", "subtract"),
+    )
+    without = {f"{_KERNELS}.{name}" for name in names}
     kernels = {name for name in _runtime_modules() if name.startswith(f"{_KERNELS}.")}
     code = textwrap.dedent(_BLOCK.format(blocked={*_OPTIONAL, "numba"})) + textwrap.dedent(
         f"""

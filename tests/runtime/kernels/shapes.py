@@ -135,3 +135,146 @@ def pixels(
         "pixels": Memory(41, (batch, height, width, 3), "uint8"),
         "error": Memory(42, (1,), "int32"),
     }
+
+
+def order(batch: int = 2, halves: int = 2, count: int = 256) -> dict[str, Argument]:
+    """What ``random_order`` is given."""
+    return {
+        "seeds": Memory(70, (batch,), "uint64"),
+        "given": Memory(71, (batch, count), "uint8"),
+        "order": Memory(72, (count, halves * batch), "int32"),
+    }
+
+
+def gathered(
+    batch: int = 2, halves: int = 2, count: int = 256, decided: int = 5, channels: int = 16
+) -> dict[str, Argument]:
+    """What ``gather_tokens`` is given."""
+    rows = halves * batch
+    return {
+        "source": Memory(80, (batch, count, channels)),
+        "index": Memory(81, (decided, rows), "int32"),
+        "target": Memory(82, (decided, rows, channels)),
+    }
+
+
+def scattered(
+    batch: int = 2, halves: int = 2, count: int = 256, channels: int = 16
+) -> dict[str, Argument]:
+    """What ``scatter_tokens`` is given."""
+    rows = halves * batch
+    return {
+        "source": Memory(90, (count, rows, channels)),
+        "index": Memory(91, (count, rows), "int32"),
+        "target": Memory(92, (batch, count, channels)),
+    }
+
+
+def start(
+    batch: int = 2, halves: int = 2, decided: int = 5, channels: int = 16
+) -> dict[str, Argument]:
+    """What ``start_diffusion`` is given."""
+    rows = halves * batch
+    return {
+        "seeds": Memory(100, (batch,), "uint64"),
+        "positions": Memory(101, (decided, rows), "int32"),
+        "timesteps": Memory(102, (100,), "int32"),
+        "first": 40,
+        "x": Memory(103, (rows, decided, channels)),
+        "counter": Memory(104, (1,), "int32"),
+        "timestep": Memory(105, (1,), "int32"),
+    }
+
+
+def diffusion(
+    batch: int = 2, halves: int = 2, decided: int = 5, channels: int = 16
+) -> dict[str, Argument]:
+    """What ``diffusion_step`` is given."""
+    rows = halves * batch
+    return {
+        "denoised": Memory(110, (rows, decided, 2 * channels)),
+        "coefficients": Memory(111, (100, 5)),
+        "counter": Memory(112, (1,), "int32"),
+        "timestep": Memory(113, (1,), "int32"),
+        "seeds": Memory(114, (batch,), "uint64"),
+        "positions": Memory(115, (decided, rows), "int32"),
+        "parameters": Memory(116, (2,)),
+        "x": Memory(117, (rows, decided, channels)),
+        "error": Memory(118, (1,), "int32"),
+    }
+
+
+def next_step(steps: int = 100) -> dict[str, Argument]:
+    """What ``advance`` is given."""
+    return {
+        "timesteps": Memory(120, (steps,), "int32"),
+        "counter": Memory(121, (1,), "int32"),
+        "timestep": Memory(122, (1,), "int32"),
+    }
+
+
+def cached(
+    groups: int = 3,
+    count: int = 320,
+    some: int = 48,
+    rows: int = 2,
+    width: int = 768,
+    more: int = 0,
+) -> dict[str, Argument]:
+    """What ``gather_rows`` is given; groups are ``more`` numbers longer than their rows."""
+    return {
+        "source": Memory(130, (groups, count * rows * width + more)),
+        "index": Memory(131, (some, rows), "int32"),
+        "width": width,
+        "target": Memory(132, (groups, some * rows * width + 2 * more)),
+    }
+
+
+def put_back(**sizes: int) -> dict[str, Argument]:
+    """What ``scatter_rows`` is given; arguments of :func:`cached`."""
+    given = cached(**sizes)
+    return given | {"source": given["target"], "target": given["source"]}
+
+
+def alike(
+    batch: int = 2, halves: int = 2, count: int = 320, heads: int = 12, own: int = 64
+) -> dict[str, Argument]:
+    """What ``similarity`` is given."""
+    shape = count, halves * batch, heads * own
+    return {
+        "values": Memory(140, shape),
+        "cached": Memory(141, shape),
+        "heads": heads,
+        "similarity": Memory(142, (batch, halves, count)),
+        "error": Memory(143, (1,), "int32"),
+    }
+
+
+def selection(
+    batch: int = 2, halves: int = 2, count: int = 320, most: int = 48
+) -> dict[str, Argument]:
+    """What ``select_rows`` is given."""
+    rows = halves * batch
+    return {
+        "similarity": Memory(150, (batch, halves, count)),
+        "known": 100,
+        "previous": 4,
+        "following": 5,
+        "selected": Memory(151, (most, rows), "int32"),
+        "rest": Memory(152, (count - most, rows), "int32"),
+    }
+
+
+def difference(*shape: int) -> dict[str, Argument]:
+    """What ``subtract`` is given."""
+    shape = shape or (36, 2, 768)
+    return {"a": Memory(160, shape), "b": Memory(161, shape), "out": Memory(162, shape)}
+
+
+def halves(count: int = 5, batch: int = 2, width: int = 768) -> dict[str, Argument]:
+    """What ``add_half`` is given."""
+    return {
+        "own": Memory(170, (count, batch, width)),
+        "difference": Memory(171, (count, batch, width)),
+        "both": Memory(172, (count, 2 * batch, width)),
+    }

@@ -78,7 +78,9 @@ def _code(cubin: bytes) -> dict[str, bytes]:
 
 def test_the_sources_hold_the_kernels_that_are_launched() -> None:
     assert set(_entries()) == {
-        *("copy_rows", "initial_tokens", "policy_parameters", "remask"),
+        *("add_half", "advance", "copy_rows", "diffusion_step", "gather_rows", "gather_tokens"),
+        *("initial_tokens", "policy_parameters", "random_order", "remask", "scatter_rows"),
+        *("scatter_tokens", "select_rows", "similarity", "start_diffusion", "subtract"),
         *("sample_top_k_top_p_float", "sample_top_k_top_p_half", "sampling_parameters"),
         *("sample_tokens_float", "sample_tokens_half", "to_pixels_float", "to_pixels_half"),
     }
@@ -125,9 +127,11 @@ def test_registers_leave_room_for_a_full_block(compiled: CompiledKernels) -> Non
 
 def test_shared_memory_is_what_the_sources_declare(compiled: CompiledKernels) -> None:
     """remask: 4096 keys, 256 bins, 4 numbers; sample_tokens: 3 floats for each of 512 chunks;
-    sample_top_k_top_p: 8192 logits, 8 maxima, 256 bins, 8 sums, a place."""
+    sample_top_k_top_p: 8192 logits, 8 maxima, 256 bins, 8 sums, a place; random_order: 4096 keys;
+    select_rows: 8192 similarities."""
     expected = dict.fromkeys(_entries(), 0)
     expected |= {"remask": 4 * (4096 + 256 + 4)}
+    expected |= {"random_order": 8 * 4096, "select_rows": 4 * 8192}
     expected |= dict.fromkeys(("sample_tokens_float", "sample_tokens_half"), 3 * 4 * 512)
     filtered = ("sample_top_k_top_p_float", "sample_top_k_top_p_half")
     expected |= dict.fromkeys(filtered, 4 * (8192 + 8) + 8 * (256 + 8) + 16)

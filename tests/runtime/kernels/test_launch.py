@@ -2,98 +2,70 @@
 
 Covered: every kernel's entry by dtype, its arguments in the order and of the types that the source
 declares, grids that cover every element and blocks within the source's bounds, the bytes that must
-move counted by hand, and sizes and types that the CUDA kernels do not take.
+move counted by hand, and sizes and types that the CUDA kernels do not take. Grids, bytes and sizes
+of the kernels of continuous tokens are in ``test_launch_latents.py``.
 """
 
 from __future__ import annotations
-
-import re
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.runtime.kernels import shapes
+from tests.runtime.kernels.launches import KERNELS, SOURCES, by_name, bytes_of, covers
 
 from fewstep.runtime.errors import DeviceError
-from fewstep.runtime.kernels.launch import MAX_CODES, MAX_TOKENS, Argument, Launch, launch_of
+from fewstep.runtime.kernels.launch import MAX_CODES, MAX_TOKENS, Argument, launch_of
 
-_FOLDER = Path(__file__).parents[3] / "runtime" / "fewstep" / "runtime" / "kernels"
-_LETTERS = {"int": "i", "double": "d"}
-_ENTRY = re.compile(
-    r'extern "C" __global__ void __launch_bounds__\((\d+)(?:, \d+)?\)\s+(\w+)\(([^)]*)\)', re.DOTALL
-)
 _FLOATS = st.sampled_from(["float32", "float16"])
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A kernel as its source declares it."""
-
-    threads: int
-    names: tuple[str, ...]
-    letters: str
-
-
-def _sources() -> dict[str, Entry]:
-    found = {}
-    for path in sorted(_FOLDER.glob("*.cu")):
-        for threads, name, parameters in _ENTRY.findall(path.read_text()):
-            declared = [each.rsplit(None, 1) for each in parameters.split(",")]
-            letters = "".join(
-                "P" if "*" in kind else _LETTERS[kind.strip()] for kind, _ in declared
-            )
-            found[name] = Entry(int(threads), tuple(name for _, name in declared), letters)
-    return found
-
-
-_SOURCES = _sources()
-
-
 _EVERY: dict[str, tuple[str, dict[str, Argument]]] = {
+    "add_half": ("add_half", shapes.halves()),
+    "advance": ("advance", shapes.next_step()),
     "copy_rows": ("copy_rows", shapes.rows()),
+    "diffusion_step": ("diffusion_step", shapes.diffusion()),
+    "gather_rows": ("gather_rows", shapes.cached()),
+    "gather_tokens": ("gather_tokens", shapes.gathered()),
     "initial_tokens": ("initial_tokens", shapes.initial()),
     "policy_parameters": ("policy_parameters", shapes.policy()),
+    "random_order": ("random_order", shapes.order()),
     "remask": ("remask", shapes.remask()),
     "sample_tokens_float": ("sample_tokens", shapes.sample()),
     "sample_tokens_half": ("sample_tokens", shapes.sample(dtype="float16")),
     "sample_top_k_top_p_float": ("sample_top_k_top_p", shapes.filtered()),
     "sample_top_k_top_p_half": ("sample_top_k_top_p", shapes.filtered(dtype="float16")),
     "sampling_parameters": ("sampling_parameters", shapes.of_a_scale()),
+    "scatter_rows": ("scatter_rows", shapes.put_back()),
+    "scatter_tokens": ("scatter_tokens", shapes.scattered()),
+    "select_rows": ("select_rows", shapes.selection()),
+    "similarity": ("similarity", shapes.alike()),
+    "start_diffusion": ("start_diffusion", shapes.start()),
+    "subtract": ("subtract", shapes.difference()),
     "to_pixels_float": ("to_pixels", shapes.pixels()),
     "to_pixels_half": ("to_pixels", shapes.pixels(dtype="float16")),
 }
-
-
-def _by_name(launch: Launch) -> dict[str, int | float]:
-    """The packed arguments by the names that the source gives them."""
-    return dict(zip(_SOURCES[launch.entry].names, launch.arguments, strict=True))
-
-
-def _bytes(kernel: str, arguments: dict[str, Argument]) -> int:
-    return launch_of(kernel, arguments).bytes_moved
 
 
 # --- arguments
 
 
 def test_every_kernel_of_the_sources_is_launched() -> None:
-    assert set(_SOURCES) == set(_EVERY)
+    assert set(SOURCES) == set(_EVERY)
 
 
 @pytest.mark.parametrize("entry", _EVERY)
 def test_entry_signature_and_number_of_arguments_are_those_of_the_source(entry: str) -> None:
     launch = launch_of(*_EVERY[entry])
     assert launch.entry == entry
-    assert launch.signature == _SOURCES[entry].letters
+    assert launch.signature == SOURCES[entry].letters
     assert len(launch.arguments) == len(launch.signature)
 
 
 @pytest.mark.parametrize("entry", _EVERY)
 def test_every_argument_of_the_caller_arrives_under_its_name(entry: str) -> None:
     kernel, arguments = _EVERY[entry]
-    packed = _by_name(launch_of(kernel, arguments))
+    packed = by_name(launch_of(kernel, arguments))
     renamed = {"pixels": "out"} if kernel == "to_pixels" else {}
     for name, value in arguments.items():
         expected = value.pointer if isinstance(value, shapes.Memory) else value
@@ -109,25 +81,25 @@ def test_integers_are_python_integers_that_fit_the_declared_type(entry: str) -> 
 
 
 def test_sizes_are_passed_from_the_shapes() -> None:
-    initial = _by_name(launch_of("initial_tokens", shapes.initial(batch=2, rows=4, count=300)))
+    initial = by_name(launch_of("initial_tokens", shapes.initial(batch=2, rows=4, count=300)))
     assert (initial["batch"], initial["count"]) == (2, 300)
-    remask = _by_name(launch_of("remask", shapes.remask(batch=2, rows=4, count=256)))
+    remask = by_name(launch_of("remask", shapes.remask(batch=2, rows=4, count=256)))
     assert (remask["count"], remask["rows"]) == (256, 4)
-    assert _by_name(launch_of("policy_parameters", shapes.policy(batch=5)))["batch"] == 5
-    assert _by_name(launch_of("sample_tokens", shapes.sample(codes=777)))["codes"] == 777
-    assert _by_name(launch_of("sample_top_k_top_p", shapes.filtered(codes=777)))["codes"] == 777
-    assert _by_name(launch_of("sampling_parameters", shapes.of_a_scale(batch=5)))["batch"] == 5
-    assert _by_name(launch_of("to_pixels", shapes.pixels(height=20, width=30)))["pixels"] == 600
-    copied = _by_name(launch_of("copy_rows", shapes.rows(period=3, rows=7)))
+    assert by_name(launch_of("policy_parameters", shapes.policy(batch=5)))["batch"] == 5
+    assert by_name(launch_of("sample_tokens", shapes.sample(codes=777)))["codes"] == 777
+    assert by_name(launch_of("sample_top_k_top_p", shapes.filtered(codes=777)))["codes"] == 777
+    assert by_name(launch_of("sampling_parameters", shapes.of_a_scale(batch=5)))["batch"] == 5
+    assert by_name(launch_of("to_pixels", shapes.pixels(height=20, width=30)))["pixels"] == 600
+    copied = by_name(launch_of("copy_rows", shapes.rows(period=3, rows=7)))
     assert (copied["period"], copied["rows"]) == (3, 7)
 
 
 @pytest.mark.parametrize(("batch", "shared", "flag"), [(3, False, 0), (3, True, 1), (1, True, 1)])
 def test_one_row_of_unconditional_logits_is_shared(batch: int, shared: bool, flag: int) -> None:
     launch = launch_of("sample_tokens", shapes.sample(batch=batch, shared=shared))
-    assert _by_name(launch)["shared"] == flag
+    assert by_name(launch)["shared"] == flag
     launch = launch_of("sample_top_k_top_p", shapes.filtered(batch=batch, shared=shared))
-    assert _by_name(launch)["shared"] == flag
+    assert by_name(launch)["shared"] == flag
 
 
 @pytest.mark.parametrize(
@@ -145,13 +117,13 @@ def test_rows_are_copied_by_16_bytes_where_everything_is_aligned(
 ) -> None:
     arguments = shapes.rows(width=width, dtype=dtype)
     arguments["source"] = shapes.Memory(source, (2, 1, width), dtype)
-    packed = _by_name(launch_of("copy_rows", arguments))
+    packed = by_name(launch_of("copy_rows", arguments))
     assert (packed["words"], packed["wide"]) == (words, wide)
 
 
 def test_whole_numbers_are_offsets_too() -> None:
     launch = launch_of("policy_parameters", shapes.policy() | {"ratio_offset": 0})
-    assert launch.signature == _SOURCES["policy_parameters"].letters
+    assert launch.signature == SOURCES["policy_parameters"].letters
 
 
 # --- grids and blocks
@@ -162,7 +134,7 @@ def test_block_is_whole_warps_within_the_bounds_of_the_source(entry: str) -> Non
     threads, *rest = launch_of(*_EVERY[entry]).block
     assert rest == [1, 1]
     assert threads % 32 == 0
-    assert 32 <= threads <= _SOURCES[entry].threads
+    assert 32 <= threads <= SOURCES[entry].threads
 
 
 @given(batch=st.integers(1, 9), guided=st.booleans(), count=st.integers(1, 4096))
@@ -170,21 +142,21 @@ def test_initial_tokens_has_a_thread_for_every_token(batch: int, guided: bool, c
     rows = 2 * batch if guided else batch
     launch = launch_of("initial_tokens", shapes.initial(batch, rows, count))
     assert launch.grid[1] == rows
-    _covers(launch, count)
+    covers(launch, count)
 
 
 @given(batch=st.integers(1, 1000))
 def test_policy_parameters_has_a_thread_for_every_image(batch: int) -> None:
     launch = launch_of("policy_parameters", shapes.policy(batch))
     assert launch.grid[1] == 1
-    _covers(launch, batch)
+    covers(launch, batch)
 
 
 @given(batch=st.integers(1, 9), height=st.integers(1, 600), width=st.integers(1, 600))
 def test_to_pixels_has_a_thread_for_every_pixel(batch: int, height: int, width: int) -> None:
     launch = launch_of("to_pixels", shapes.pixels(batch, height, width))
     assert launch.grid[1] == batch
-    _covers(launch, height * width)
+    covers(launch, height * width)
 
 
 @given(batch=st.integers(1, 9), count=st.integers(1, MAX_TOKENS))
@@ -221,7 +193,7 @@ def test_sample_top_k_top_p_has_a_full_block_for_every_position(
 def test_sampling_parameters_has_a_thread_for_every_image(batch: int) -> None:
     launch = launch_of("sampling_parameters", shapes.of_a_scale(batch))
     assert launch.grid[1] == 1
-    _covers(launch, batch)
+    covers(launch, batch)
 
 
 @given(groups=st.integers(1, 60), rows=st.integers(3, 700))
@@ -229,22 +201,19 @@ def test_copy_rows_has_a_block_for_every_row_that_it_writes(groups: int, rows: i
     assert launch_of("copy_rows", shapes.rows(groups, rows=rows)).grid == (rows - 2, groups)
 
 
-def _covers(launch: Launch, elements: int) -> None:
-    blocks, threads = launch.grid[0], launch.block[0]
-    assert (blocks - 1) * threads < elements <= blocks * threads
-
-
 # --- bytes that must move
 
 
 def test_bytes_of_the_initial_tokens() -> None:
     """Read: 4 for the given token and 1 for the mask. Written: 4 per row of tokens."""
-    assert _bytes("initial_tokens", shapes.initial(batch=2, rows=2, count=256)) == 2 * 256 * (5 + 4)
+    assert bytes_of("initial_tokens", shapes.initial(batch=2, rows=2, count=256)) == 2 * 256 * (
+        5 + 4
+    )
 
 
 def test_bytes_of_the_initial_tokens_under_guidance() -> None:
     """Twice as many rows are written, but there is no more to read."""
-    assert _bytes("initial_tokens", shapes.initial(batch=2, rows=4, count=256)) == 2 * 256 * (
+    assert bytes_of("initial_tokens", shapes.initial(batch=2, rows=4, count=256)) == 2 * 256 * (
         5 + 2 * 4
     )
 
@@ -253,12 +222,12 @@ def test_bytes_of_the_initial_tokens_under_guidance() -> None:
 def test_bytes_of_the_guided_sampling(dtype: str, size: int) -> None:
     """Two rows of logits and a token are read; a token and a confidence are written."""
     expected = 2 * 256 * (2 * 1024 * size + 4 + 4 + 4)
-    assert _bytes("sample_tokens", shapes.sample(2, 256, 1024, dtype)) == expected
+    assert bytes_of("sample_tokens", shapes.sample(2, 256, 1024, dtype)) == expected
 
 
 def test_bytes_of_the_guided_sampling_with_shared_unconditional_logits() -> None:
     expected = (2 + 1) * 256 * 1024 * 4 + 2 * 256 * 12
-    assert _bytes("sample_tokens", shapes.sample(2, 256, 1024, shared=True)) == expected
+    assert bytes_of("sample_tokens", shapes.sample(2, 256, 1024, shared=True)) == expected
 
 
 @pytest.mark.parametrize(
@@ -269,52 +238,54 @@ def test_bytes_of_the_sampling_without_guidance(batch: int) -> None:
     """Without guidance the plan passes the conditional logits in both places."""
     arguments = shapes.sample(batch, 256, 1024)
     arguments["unconditional"] = arguments["conditional"]
-    assert _bytes("sample_tokens", arguments) == batch * 256 * (1024 * 4 + 12)
+    assert bytes_of("sample_tokens", arguments) == batch * 256 * (1024 * 4 + 12)
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("float16", 2)])
 def test_bytes_of_the_filtered_sampling(dtype: str, size: int) -> None:
     """Logits once, a given id, a token."""
     expected = 2 * 256 * (2 * 4096 * size + 4 + 4)
-    assert _bytes("sample_top_k_top_p", shapes.filtered(2, 256, 4096, dtype)) == expected
+    assert bytes_of("sample_top_k_top_p", shapes.filtered(2, 256, 4096, dtype)) == expected
     shared = (2 + 1) * 256 * 4096 * size + 2 * 256 * 8
-    assert _bytes("sample_top_k_top_p", shapes.filtered(2, 256, 4096, dtype, shared=True)) == shared
+    assert (
+        bytes_of("sample_top_k_top_p", shapes.filtered(2, 256, 4096, dtype, shared=True)) == shared
+    )
     alone = shapes.filtered(2, 256, 4096, dtype)
     alone["unconditional"] = alone["conditional"]
-    assert _bytes("sample_top_k_top_p", alone) == 2 * 256 * (4096 * size + 8)
+    assert bytes_of("sample_top_k_top_p", alone) == 2 * 256 * (4096 * size + 8)
 
 
 def test_bytes_of_the_parameters_of_a_scale() -> None:
-    assert _bytes("sampling_parameters", shapes.of_a_scale(3)) == 3 * (4 * 4 + 4 * 4)
+    assert bytes_of("sampling_parameters", shapes.of_a_scale(3)) == 3 * (4 * 4 + 4 * 4)
 
 
 @pytest.mark.parametrize(("period", "read"), [(1, 1), (2, 2), (8, 3)])
 def test_bytes_of_the_copied_rows(period: int, read: int) -> None:
     """Three rows of each group are written, and as many are read as differ."""
-    assert _bytes("copy_rows", shapes.rows(2, period, 5, 128, "float16")) == 2 * (read + 3) * 256
+    assert bytes_of("copy_rows", shapes.rows(2, period, 5, 128, "float16")) == 2 * (read + 3) * 256
 
 
 @pytest.mark.parametrize(("rows", "written"), [(2, 1), (4, 2)])
 def test_bytes_of_the_masking(rows: int, written: int) -> None:
     """Read: a confidence and a sampled token. Written: a token per row."""
-    assert _bytes("remask", shapes.remask(2, rows, 256)) == 2 * 256 * (4 + 4 + 4 * written)
+    assert bytes_of("remask", shapes.remask(2, rows, 256)) == 2 * 256 * (4 + 4 + 4 * written)
 
 
 def test_bytes_of_the_policys_parameters() -> None:
-    assert _bytes("policy_parameters", shapes.policy(3)) == 3 * (4 * 4 + 4 * 4)
+    assert bytes_of("policy_parameters", shapes.policy(3)) == 3 * (4 * 4 + 4 * 4)
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("float16", 2)])
 def test_bytes_of_the_pixels(dtype: str, size: int) -> None:
-    assert _bytes("to_pixels", shapes.pixels(2, 20, 30, dtype)) == 2 * 20 * 30 * 3 * (size + 1)
+    assert bytes_of("to_pixels", shapes.pixels(2, 20, 30, dtype)) == 2 * 20 * 30 * 3 * (size + 1)
 
 
 # --- what the kernels do not take
 
 
 def test_limits_are_those_of_the_sources() -> None:
-    assert f"kMaxTokens = {MAX_TOKENS};" in (_FOLDER / "remask.cu").read_text()
-    assert f"kMaxChunks = {MAX_CODES} / kChunk;" in (_FOLDER / "sample_tokens.cu").read_text()
+    assert f"kMaxTokens = {MAX_TOKENS};" in (KERNELS / "remask.cu").read_text()
+    assert f"kMaxChunks = {MAX_CODES} / kChunk;" in (KERNELS / "sample_tokens.cu").read_text()
 
 
 def test_the_largest_sizes_are_taken() -> None:

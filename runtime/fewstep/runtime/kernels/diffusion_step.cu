@@ -40,7 +40,8 @@ extern "C" __global__ void __launch_bounds__(256)
   if (given[4] != 0.0f) {
     const float part = (own[channels + channel] + 1.0f) * 0.5f;
     const float exponent = part * given[3] + (1.0f - part) * given[2];
-    const float deviation = exponential(fminf(exponent, 87.0f));
+    // Kept where it is not finite, so that x is not either.
+    const float deviation = isfinite(exponent) ? exponential(fminf(exponent, 87.0f)) : exponent;
     const float drawn =
         normal(seeds[image], positions[k * rows + image], *timestep + 1, channel);
     next += deviation * drawn * parameters[1];

@@ -76,7 +76,9 @@ def diffusion_step(
                         four = normals(seeds[image], positions[k, image], step, channel // NUMBERS)
                     part = (denoised[image, k, channels + channel] + _ONE) * _HALF
                     exponent = part * high + (_ONE - part) * low
-                    deviation = exponential(min(exponent, _LARGEST))
+                    deviation = exponent  # kept where it is not finite, so that x is not either
+                    if np.isfinite(exponent):
+                        deviation = exponential(min(exponent, _LARGEST))
                     new += deviation * four[channel % NUMBERS] * temperature
                 if not np.isfinite(new):
                     error[0] = 1

@@ -1,4 +1,4 @@
-// exp in float32 for arguments <= 0; the same operations as exponential.py, so the same bits.
+// exp in float32 for arguments <= 87; the same operations as exponential.py, so the same bits.
 //
 // Cody and Waite's reduction x = n ln 2 + r, then the degree-6 polynomial of the Cephes library
 // (expf). Relative error below 1.2e-7; exactly 0 below -87. Compile without contraction to FMA.

@@ -1,4 +1,4 @@
-"""exp in float32 for arguments ≤ 0, from additions and multiplications alone.
+"""exp in float32 for arguments ≤ 87, from additions and multiplications alone.
 
 Cody and Waite's reduction x = n·ln 2 + r with |r| ≤ ln 2 / 2, then the degree-6 polynomial of the
 Cephes library (``expf``). Relative error below 1.2·10⁻⁷; exactly 0 below −87. Written out so that
@@ -26,7 +26,7 @@ _P5 = np.float32(5.0000001201e-1)
 
 @inlined
 def exponential(x: np.float32) -> np.float32:
-    """``exp(x)`` for x ≤ 0."""
+    """``exp(x)`` for x ≤ 87."""
     clipped = max(x, _LOWEST)
     n = np.floor(clipped * _LOG2_E + _HALF)
     r = clipped - n * _LN2_HIGH - n * _LN2_LOW

@@ -65,7 +65,8 @@ def similarity(
                     squares[number % _LANES] += v * v
                     others[number % _LANES] += c * c
                 norms = np.sqrt(warp_sum(squares)) * np.sqrt(warp_sum(others))
-                total += warp_sum(products) / max(norms, _LEAST)
+                # The least, as of fmaxf, also where it is NaN: infinity times zero.
+                total += warp_sum(products) / (norms if norms > _LEAST else _LEAST)
             alike = total / np.float32(heads)
             if not np.isfinite(alike):
                 error[0], alike = 1, _ZERO

@@ -18,4 +18,5 @@ def subtract(
         b: of the same.
         out: out, of the same.
     """
-    np.subtract(a, b, out)
+    with np.errstate(invalid="ignore", over="ignore"):  # later steps find what is not finite
+        np.subtract(a, b, out)
