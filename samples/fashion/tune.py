@@ -37,8 +37,8 @@ VAR: dict[str, list[Any]] = {
     "sampling_temperature": [(1.0, 1.0), (1.0, 0.8), (0.9, 0.9)],
 }
 MAR: dict[str, list[Any]] = {
-    "guidance": [(1.0, 1.0), (1.0, 1.5), (1.0, 2.0), (1.0, 2.9), (1.0, 4.0), (1.5, 1.5)],
-    "temperature": [(1.0, 1.0), (0.95, 0.95), (0.9, 0.9), (0.8, 0.8), (1.0, 0.9)],
+    "guidance": [(1.0, 1.0), (1.0, 1.5), (1.0, 2.0), (1.0, 2.9)],
+    "temperature": [(1.0, 1.0), (0.95, 0.95), (0.9, 0.9), (0.8, 0.8)],
 }
 SEED = 10_000_000
 ACCURACY = 0.9
@@ -90,7 +90,7 @@ if __name__ == "__main__":
         name, candidates, fixed = "var-tuning", VAR, dict[str, Any]()
     elif given.mar:
         name, candidates = "mar-tuning", MAR
-        fixed = {"iterations": 16, "diffusion_steps": "25"}
+        fixed = {"iterations": 16, "diffusion_steps": "25", "max_timestep": 950}
     else:
         name, candidates, fixed = "tuning", MASKED, {"steps": given.steps}
     folder = given.bundle or bundle_of(given).path
