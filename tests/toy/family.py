@@ -109,7 +109,7 @@ class ToyFamily(Family):
     Info = ToyModel
     Settings = ToySettings
     kinds = {"logits": "logits", "present": "cache", "codes": "tokens", "image": "image"}
-    quantized = "trunk"
+    quantized = ("trunk",)
 
     def request(
         self,

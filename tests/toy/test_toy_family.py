@@ -156,7 +156,7 @@ def test_quantization_is_of_the_graphs_that_the_family_names(
     assert made.code == 0, made.err
     info = Bundle.read(toy_copy).graph("trunk", "int8")
     assert info.quantization is not None
-    assert info.quantization.kl_nats < 0.05
+    assert info.quantization.kl_nats is not None and info.quantization.kl_nats < 0.05
     assert fewstep("verify", toy_copy, "--precision", "int8").code == 0
 
 

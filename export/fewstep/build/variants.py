@@ -1,7 +1,7 @@
 """Variants of a bundle's graphs in other precisions, made by passes over the fp32 graphs.
 
-A variant holds every graph of the bundle. In fp16 and bf16 all are lowered; in int8 and fp8 the
-transformer is quantized, and the other graphs are those of fp32 or fp16 (:func:`remade`).
+A variant holds every graph of the bundle. In fp16 and bf16 all are lowered; in int8 and fp8
+those that the family names are quantized, and the others are in fp32 or fp16 (:func:`remade`).
 """
 
 from __future__ import annotations

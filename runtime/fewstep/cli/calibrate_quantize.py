@@ -49,7 +49,10 @@ def quantize_command(
     ] = None,
     keep: Annotated[
         list[str] | None,
-        typer.Option(help="Matmuls that stay in higher precision, one or more."),
+        typer.Option(
+            help="Matmuls that stay in higher precision, one or more; GRAPH/NAME where several "
+            "graphs have one of a name."
+        ),
     ] = None,
     auto: Annotated[
         bool, typer.Option("--auto", help="Find the fewest matmuls to keep within the tolerances.")
@@ -63,6 +66,13 @@ def quantize_command(
     min_token_agreement: Annotated[
         float | None,
         typer.Option(help="Tolerance of --auto: same most likely codes, 0 … 1. [0.95]"),
+    ] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option(
+            help="Tolerance of --auto for graphs without logits: relative error of what they give. "
+            "[0.05]"
+        ),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Picture of --auto's ranking.")] = None,
     cache: Annotated[
@@ -89,7 +99,7 @@ def quantize_command(
     threads: ThreadsOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Quantize a graph, on activations of the bundle's own rollouts with these settings."""
+    """Quantize graphs, on activations of the bundle's own rollouts with these settings."""
     given = {
         "rollouts": rollouts,
         "held_out": held_out,
@@ -100,7 +110,12 @@ def quantize_command(
         "fp32_heads": fp32_heads,
         "keep": frozenset(keep) if keep else None,
     }
-    auto_only = {"by": by, "max_kl": max_kl, "min_token_agreement": min_token_agreement}
+    auto_only = {
+        "by": by,
+        "max_kl": max_kl,
+        "min_token_agreement": min_token_agreement,
+        "max_error": max_error,
+    }
     generation = generation_given(context)
     _check_together(given | generation, auto_only, auto, repeat)
     settings, flow = calibration_module("quantize.settings"), calibration_module("quantize.flow")
@@ -121,18 +136,16 @@ def quantize_command(
         outcome = flow.quantize(request, progress)
     for note in outcome.notes:
         say_note(note)
-    shown: list[Any] = calibration_module("quantize.tables").quantize_tables(outcome)
+    tables = calibration_module("quantize.tables")
+    shown: list[Any] = tables.quantize_tables(outcome)
     if not outcome.made:
         shown.append(f"the {outcome.precision} graphs are up to date; --force makes them again")
     show(outcome.as_dict(), shown, as_json)
     if not as_json:
-        quality = (
-            f"{outcome.record.kl_nats:.2g} nats from fp32 per token, token agreement "
-            f"{outcome.record.token_agreement:.3f}"
-        )
-        ready = f"{'made' if outcome.made else 'kept'}: {outcome.precision} graphs, {quality}"
+        ready = f"{'made' if outcome.made else 'kept'}: {outcome.precision} graphs"
         wanted = outcome.precision if outcome.precision == "int8" else "all"  # CPUs lack fp8
-        say_verdict([ready], [command("verify", bundle, "--precision", wanted)])
+        again = command("verify", bundle, "--precision", wanted)
+        say_verdict([f"{ready}, {tables.quality(outcome)}"], [again])
 
 
 def _said(options: dict[str, Any]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class PolicyTuning(Strict):
     """How ``fewstep calibrate policy`` made a policy.
 
     ``adaptive``: per image, or one action per step. ``backend``, ``precision``: of the engines it
-    was tuned on, ``transformer_sha256``: of the graph of theirs that the family quantizes.
+    was tuned on, ``transformer_sha256``: of the first graph of theirs that the family quantizes.
     ``images``, ``data_sha256``: of the real images. ``updates`` went into the weights kept;
     ``frechet_distance`` is theirs, before they were rounded to half precision, on tuning seeds.
     """

@@ -71,38 +71,79 @@ class TensorInfo(Strict):
         return any(isinstance(size, str) for size in self.shape)
 
 
-class LayerCost(Strict):
-    """What quantizing some layers, and nothing else, costs on held-out rollouts.
+class Metrics(Strict):
+    """How near a quantized graph comes to the fp32 one, on held-out rollouts.
 
-    ``kl_nats``: mean KL divergence of the logits from the fp32 graph's, at positions that count,
-    masked ones in masked models. ``token_agreement``: fraction of those whose most likely code
-    stays the same.
+    Of the logits that it gives, or that follow from it, at positions that count: ``kl_nats``, mean
+    KL divergence from those of the fp32 graph, in nats; ``token_agreement``, fraction of positions
+    whose most likely code stays the same. Of a graph that no logits follow from:
+    ``relative_error``, √(Σ|y − y'|² / Σ|y|²) of what it gives, y that of the fp32 graph.
     """
 
+    kl_nats: float | None = None
+    token_agreement: float | None = None
+    relative_error: float | None = None
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Self:
+        given = [each is not None for each in (self.kl_nats, self.token_agreement)]
+        if given != [self.relative_error is None] * 2:
+            raise ValueError("expected kl_nats and token_agreement, or relative_error")
+        return self
+
+    @property
+    def cost(self) -> float:
+        """What a ranking goes by, the lower the better: KL divergence, or relative error."""
+        cost = self.kl_nats if self.relative_error is None else self.relative_error
+        assert cost is not None
+        return cost
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        if self.relative_error is not None:
+            return f"relative error {self.relative_error:.3g}"
+        return f"KL {self.kl_nats:.3g} nats, token agreement {self.token_agreement:.4f}"
+
+    def within(self, tolerances: AutoChoice) -> bool:
+        """Whether the tolerances of what was measured are kept; ``None`` is always."""
+        upper = (
+            (self.kl_nats, tolerances.max_kl),
+            (self.relative_error, tolerances.max_error),
+            (tolerances.min_token_agreement, self.token_agreement),
+        )
+        return all(low <= high for low, high in upper if low is not None and high is not None)
+
+
+class LayerCost(Metrics):
+    """What quantizing some layers, and nothing else, costs."""
+
     nodes: tuple[str, ...]
-    kl_nats: float
-    token_agreement: float
 
 
 class AutoChoice(Strict):
-    """How layers were chosen to stay in higher precision; ``ranking``: most expensive first."""
+    """How layers were chosen to stay in higher precision; ``ranking``: most expensive first.
+
+    The tolerances are on the :class:`Metrics` of the whole graph, each ``None`` where the graph is
+    not judged by it.
+    """
 
     by: Literal["layer", "block"]
-    max_kl: float
-    min_token_agreement: float
-    ranking: tuple[LayerCost, ...]
+    max_kl: float | None = None
+    min_token_agreement: float | None = None
+    max_error: float | None = None
+    ranking: tuple[LayerCost, ...] = ()
 
 
-class QuantizationInfo(Strict):
+class QuantizationInfo(Metrics):
     """How a graph was quantized: enough to do it again.
 
     ``tool`` quantized it, with ranges by ``method`` (``percentile`` of the magnitudes, where that
     is the method) from activations of ``rollouts`` rollouts with these ``settings``. Their seeds
-    count up from ``seed``; those of the ``held_out`` rollouts, on which ``kl_nats`` and
-    ``token_agreement`` of the whole graph were measured (as in :class:`LayerCost`), follow.
-    ``data_sha256`` is the hash of all that the rollouts fed to the graph, ``text_sha256`` of their
-    texts. ``kept``: matmuls with weights that are not quantized, and who said so. ``other_layers``:
-    the type of all other arithmetic.
+    count up from ``seed``; those of the ``held_out`` rollouts, on which the :class:`Metrics` of the
+    whole graph were measured, follow. ``data_sha256`` is the hash of what ranges were measured on,
+    ``text_sha256`` of the rollouts' texts. ``kept``: matmuls with weights that are not quantized,
+    and who said so. ``other_layers``: the type of all other arithmetic.
     """
 
     tool: str
@@ -117,8 +158,6 @@ class QuantizationInfo(Strict):
     other_layers: OtherLayers
     kept: dict[str, Keeper]
     auto: AutoChoice | None = None
-    kl_nats: float
-    token_agreement: float
 
     @model_validator(mode="before")
     @classmethod

@@ -1,4 +1,5 @@
-"""Small graphs with every kind of matmul, made in code, and rollouts to feed them."""
+"""Small graphs with every kind of matmul, made in code, rollouts to feed them, and what quantizing
+made of the one graph that a bundle has."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from fewstep.calibration.quantize.outcome import Outcome, QuantizedGraph
 from fewstep.calibration.quantize.rollouts import Pass, Rollouts
 
 WIDTH, CODES, LENGTH = 8, 5, 4
@@ -131,3 +133,9 @@ def node_of(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
     """A node by its name."""
     found: onnx.NodeProto = next(node for node in model.graph.node if node.name == name)
     return found
+
+
+def only(outcome: Outcome) -> QuantizedGraph:
+    """The one graph that was quantized."""
+    (graph,) = outcome.graphs
+    return graph

@@ -17,14 +17,17 @@ import pytest
 from fewstep.build.graphs import load_graph
 from fewstep.build.pipeline import BuildRequest, preflight_only
 from fewstep.build.stale import stale_contents, why_graphs_stale
-from fewstep.calibration.quantize.flow import Outcome, QuantizeRequest, quantize
+from fewstep.calibration.quantize.flow import QuantizeRequest, quantize
 from fewstep.calibration.quantize.lint import lint
 from fewstep.calibration.quantize.matmuls import weighted_matmuls
+from fewstep.calibration.quantize.outcome import Outcome
 from fewstep.calibration.quantize.settings import Settings, tolerances
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import BundleError, EngineError, OutputError, RequestError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.verify import verify
+
+from .graphs import only
 
 _FEW = Settings(rollouts=5, held_out=4, generation={"steps": 3})
 
@@ -59,14 +62,15 @@ def test_the_variant_is_whole_and_recorded(made: tuple[Path, Outcome]) -> None:
     assert outcome.made and bundle.damage() == {} and not why_graphs_stale(bundle, "int8")
     assert bundle.manifest.variants["int8"].keys() == bundle.manifest.graphs.keys()
     info = bundle.graph("transformer", "int8")
-    assert (info.precision, info) == ("int8", outcome.info)
+    assert (info.precision, info) == ("int8", only(outcome).info)
     assert info.source_sha256 == bundle.graph_sha256("transformer")
-    record = outcome.record
+    record = only(outcome).record
     assert (record.rollouts, record.held_out, record.seed) == (5, 4, 0)
     assert (record.settings["steps"], record.settings["schedule"]) == (3, "cosine")
     assert record.method == "min-max"
     assert set(record.kept.values()) <= {"rules"} and record.auto is None
-    assert 0 < record.kl_nats < 0.1 and 0.5 < record.token_agreement <= 1
+    assert record.token_agreement is not None and record.relative_error is None
+    assert 0 < record.cost < 0.1 and 0.5 < record.token_agreement <= 1
     for name in ("decoder", "policy"):
         assert bundle.graph(name, "int8").file == bundle.graph(name).file
         assert bundle.graph(name, "int8").precision == "fp32"
@@ -77,7 +81,7 @@ def test_the_stored_graph_passes_the_lint(made: tuple[Path, Outcome]) -> None:
     model = onnx.load(bundle.graph_path("transformer", "int8"))
     assert lint(model, "int8") == ()
     quantized = sum(node.op_type == "QuantizeLinear" for node in model.graph.node)
-    assert 0 < quantized <= made[1].matmuls - len(made[1].record.kept)
+    assert 0 < quantized <= only(made[1]).matmuls - len(only(made[1]).record.kept)
 
 
 def test_it_verifies_and_generates(made: tuple[Path, Outcome]) -> None:
@@ -93,7 +97,7 @@ def test_made_again_it_is_the_same(
     made: tuple[Path, Outcome], tiny_bundle: Path, tmp_path: Path
 ) -> None:
     other = shutil.copytree(tiny_bundle, tmp_path / "other")
-    assert _quantize(other).info == made[1].info
+    assert _quantize(other).graphs == made[1].graphs
 
 
 # --- what is up to date, and what is repeated
@@ -148,35 +152,35 @@ def _auto(path: Path, max_kl: float, by: str = "layer", **options: Any) -> Outco
 def test_auto_keeps_the_fewest_and_its_selection_is_repeated(path: Path, tmp_path: Path) -> None:
     everything = Bundle.read(path).graph("transformer", "int8").quantization
     assert everything is not None
-    wanted = everything.kl_nats / 2
+    wanted = everything.cost / 2
     plot = tmp_path / "ranking.png"
     outcome = _auto(path, wanted, plot=plot)
-    record = outcome.record
-    assert record.auto is not None and record.kl_nats <= wanted
+    record = only(outcome).record
+    assert record.auto is not None and record.cost <= wanted
     kept = [name for name, keeper in record.kept.items() if keeper == "auto"]
     ranked = [cost.nodes[0] for cost in record.auto.ranking]
     assert 0 < len(kept) < len(ranked) and ranked[: len(kept)] == kept
     assert plot.read_bytes().startswith(b"\x89PNG")
     # One fewer fails: by hand, with --keep.
-    fewer = _quantize(path, replace(_FEW, keep=frozenset(kept[:-1])), force=True).record
-    assert fewer.kl_nats > wanted
+    fewer = only(_quantize(path, replace(_FEW, keep=frozenset(kept[:-1])), force=True)).record
+    assert fewer.cost > wanted
     again = _auto(path, wanted, force=True)
-    assert again.info == outcome.info
+    assert again.graphs == outcome.graphs
     assert not _auto(path, wanted).made
 
     with pytest.raises(RequestError, match=r"that --auto selected; quantize .* by --repeat"):
         _quantize(path)
     half = Settings(other_layers="fp16", fp32_heads=False)
     lowered = _quantize(path, half, repeat=True)
-    assert lowered.made and lowered.record.kept == record.kept
-    assert lowered.record.auto == record.auto
+    assert lowered.made and only(lowered).record.kept == record.kept
+    assert only(lowered).record.auto == record.auto
     back = _quantize(path, Settings(other_layers="fp32"), repeat=True)
-    assert back.info == outcome.info
-    assert _quantize(path, force=True).record.kept == everything.kept
+    assert back.graphs == outcome.graphs
+    assert only(_quantize(path, force=True)).record.kept == everything.kept
 
 
 def test_auto_by_block_keeps_whole_blocks(path: Path) -> None:
-    record = _auto(path, 1e-3, by="block").record
+    record = only(_auto(path, 1e-3, by="block")).record
     assert record.auto is not None
     assert max(len(cost.nodes) for cost in record.auto.ranking) > 1
     for cost in record.auto.ranking:
@@ -194,7 +198,7 @@ def test_what_the_user_keeps_stays_and_is_recorded(path: Path) -> None:
     graph = load_graph(Bundle.read(path), "transformer").graph
     name = next(each.name for each in weighted_matmuls(graph) if not each.delicate)
     outcome = _quantize(path, replace(_FEW, keep=frozenset((name,))))
-    assert outcome.record.kept[name] == "user"
+    assert only(outcome).record.kept[name] == "user"
     model = onnx.load(Bundle.read(path).graph_path("transformer", "int8"))
     node = next(node for node in model.graph.node if node.name == name)
     original = next(node for node in graph.node if node.name == name)
@@ -223,7 +227,7 @@ def test_with_fp16_around_it_turing_can_be_built(path: Path) -> None:
     assert {name: info.precision for name, info in bundle.manifest.variants["int8"].items()} == {
         **{"transformer": "int8", "policy": "fp16", "decoder": "fp16"}
     }
-    assert (outcome.info.fp32_heads, outcome.record.other_layers) == (False, "fp16")
+    assert (only(outcome).info.fp32_heads, only(outcome).record.other_layers) == (False, "fp16")
     preflight_only(request)
     with Generator.open(path, precision="int8", device="cpu", threads=1) as generator:
         assert verify(generator).passed
@@ -257,7 +261,7 @@ def test_ranges_are_kept_and_used_again(
         patched.setattr("fewstep.calibration.quantize.activations.measure", _never)
         again = _quantize(path, force=True, cache=cache)
     assert again.notes == (f"ranges are those of {cache}",)
-    assert again.info == first.info and cache.read_bytes() == content
+    assert again.graphs == first.graphs and cache.read_bytes() == content
     other = _quantize(path, replace(_FEW, seed=1), cache=cache)
     assert other.notes == (f"the ranges in {cache} were of another data: made again",)
     assert cache.read_bytes() != content
@@ -284,7 +288,7 @@ def _disk_full(*_: object, **__: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["flow.record", "activations.measure", "flow.quantized", "flow.store"]
+    "place", ["flow.record", "activations.measure", "one_graph.quantized", "flow.store"]
 )
 def test_an_interruption_leaves_the_bundle_as_it_was(
     path: Path, monkeypatch: pytest.MonkeyPatch, place: str
@@ -317,7 +321,7 @@ def test_a_graph_that_fails_the_lint_is_not_stored(
 ) -> None:
     before = _contents(path)
     monkeypatch.setattr(
-        "fewstep.calibration.quantize.flow.quantized", lambda model, *_, **__: model
+        "fewstep.calibration.quantize.one_graph.quantized", lambda model, *_, **__: model
     )
     with pytest.raises(RuntimeError, match="no quantized matmul"):
         _quantize(path, force=True)
@@ -330,7 +334,7 @@ def test_a_bundle_that_changed_meanwhile_is_not_overwritten(
     def change(*_: object) -> None:
         _change_transformer(path)
 
-    monkeypatch.setattr("fewstep.calibration.quantize.flow.require_clean", change)
+    monkeypatch.setattr("fewstep.calibration.quantize.one_graph.require_clean", change)
     with pytest.raises(BundleError, match="changed meanwhile; run again"):
         _quantize(path, force=True)
 
@@ -383,8 +387,8 @@ def test_a_text_bundle_needs_text_and_records_it(tiny_text_bundle: Path, tmp_pat
     outcome = _quantize(path, text=text)
     graph = load_graph(Bundle.read(path), "transformer").graph
     delicate = {each.name: each.delicate for each in weighted_matmuls(graph)}
-    assert all(delicate[name] for name in outcome.record.kept)
-    assert outcome.record.text_sha256 and not _quantize(path, text=text).made
+    assert all(delicate[name] for name in only(outcome).record.kept)
+    assert only(outcome).record.text_sha256 and not _quantize(path, text=text).made
     assert not _quantize(path, text=text, repeat=True).made
     with pytest.raises(RequestError, match="--repeat needs the --text that was given before"):
         _quantize(path, text=text + 1, repeat=True)

@@ -24,7 +24,7 @@ from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import EngineError, MissingDependencyError, RequestError
 from fewstep.runtime.generator import Generator
 
-from .graphs import MATMULS, rollouts, run, transformer
+from .graphs import MATMULS, only, rollouts, run, transformer
 
 _FEW = Settings(precision="fp8", rollouts=3, held_out=2, generation={"steps": 2})
 
@@ -116,7 +116,7 @@ def test_selected_matmuls_are_quantized_and_nothing_else(python: Path) -> None:
 
 def test_a_bundle_gets_a_variant(python: Path, bundle_copy: Path) -> None:
     outcome = quantize(QuantizeRequest(bundle_copy, _FEW, modelopt_python=python))
-    assert outcome.record.tool == "nvidia-modelopt 9.8.7"
+    assert only(outcome).record.tool == "nvidia-modelopt 9.8.7"
     bundle = Bundle.read(bundle_copy)
     assert bundle.graph("transformer", "fp8").precision == "fp8" and bundle.damage() == {}
     assert lint(onnx.load(bundle.graph_path("transformer", "fp8")), "fp8") == ()

@@ -17,6 +17,10 @@ from fewstep.runtime.generator import Generator
 _SETTINGS: dict[str, Any] = {"steps": 3, "schedule": "cosine"}
 
 
+def _record(bundle: Bundle, count: int, graph: str = "transformer", **options: Any) -> Rollouts:
+    return record(bundle, [graph], count, **options)[graph]
+
+
 @pytest.fixture(scope="module")
 def bundle(tiny_bundle: Path) -> Bundle:
     return Bundle.read(tiny_bundle)
@@ -24,7 +28,7 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 @pytest.fixture(scope="module")
 def recorded(bundle: Bundle) -> Rollouts:
-    return record(bundle, "transformer", 11, seed=5, settings=_SETTINGS)
+    return _record(bundle, 11, seed=5, settings=_SETTINGS)
 
 
 def test_passes_are_what_the_runtime_feeds_its_transformer(
@@ -42,6 +46,7 @@ def test_passes_are_what_the_runtime_feeds_its_transformer(
         rows = slice(4 * batch, 4 * batch + 4)
         np.testing.assert_array_equal(each.own["tokens"], made.trace.tokens[step, rows])
         np.testing.assert_array_equal(each.own["condition"], drawn[rows])
+        assert each.counted is not None
         np.testing.assert_array_equal(each.counted, each.own["tokens"] == mask)
         both = np.concatenate([drawn[rows], np.full(len(drawn[rows]), info.unconditional_id)])
         np.testing.assert_array_equal(each.inputs["condition"], both)
@@ -64,7 +69,7 @@ def test_classes_are_drawn_evenly_and_by_the_seed(
 
 
 def test_without_guidance_there_is_one_branch(bundle: Bundle) -> None:
-    made = record(bundle, "transformer", 2, seed=0, settings={"steps": 2, "guidance": 0.0})
+    made = _record(bundle, 2, seed=0, settings={"steps": 2, "guidance": 0.0})
     for each in made.passes:
         assert {name: len(value) for name, value in each.inputs.items()} == {
             "tokens": 2,
@@ -75,7 +80,7 @@ def test_without_guidance_there_is_one_branch(bundle: Bundle) -> None:
 def test_the_hash_is_of_the_data(bundle: Bundle, recorded: Rollouts) -> None:
     def sha256(seed: int, schedule: str) -> str:
         settings = {"steps": 3, "schedule": schedule}
-        return record(bundle, "transformer", 11, seed=seed, settings=settings).sha256
+        return _record(bundle, 11, seed=seed, settings=settings).sha256
 
     assert sha256(5, "cosine") == recorded.sha256
     others = [sha256(6, "cosine"), sha256(5, "linear"), sha256(5, "policy")]
@@ -85,14 +90,14 @@ def test_the_hash_is_of_the_data(bundle: Bundle, recorded: Rollouts) -> None:
 def test_text_is_taken_in_turns_and_needed(tiny_text_bundle: Path) -> None:
     bundle = Bundle.read(tiny_text_bundle)
     text = np.random.default_rng(0).standard_normal((2, 3, 12)).astype(np.float32)
-    made = record(bundle, "transformer", 3, seed=0, settings={"steps": 2}, text=text)
+    made = _record(bundle, 3, seed=0, settings={"steps": 2}, text=text)
     empty = bundle.arrays("unconditional.npz")["text"]
     for each in made.passes:
         assert each.inputs.keys() == {"tokens", "text"}
         np.testing.assert_array_equal(each.own["text"], text[[0, 1, 0]])
         np.testing.assert_array_equal(each.inputs["text"][3:], np.stack([empty] * 3))
     with pytest.raises(RequestError, match=r"give text states \[M, 3, 12\] .* --text"):
-        record(bundle, "transformer", 1, seed=0, settings={"steps": 1})
+        _record(bundle, 1, seed=0, settings={"steps": 1})
 
 
 def test_what_does_not_fit_the_bundle_is_refused(bundle: Bundle, tiny_text_bundle: Path) -> None:
@@ -105,9 +110,9 @@ def test_what_does_not_fit_the_bundle_is_refused(bundle: Bundle, tiny_text_bundl
 
 def test_a_graph_with_a_cache_is_fed_what_its_family_feeds_it(toy_bundle: Path) -> None:
     """Every scale is a pass, with another shape; nothing says that some position does not count."""
-    made = record(Bundle.read(toy_bundle), "trunk", 2, seed=0, settings={})
+    made = _record(Bundle.read(toy_bundle), 2, "trunk", seed=0, settings={})
     assert [each.inputs["codes"].shape for each in made.passes] == [(4, 1), (4, 4)]
     assert [each.inputs["past"].shape[:2] for each in made.passes] == [(0, 4), (1, 4)]
     assert [each.own["past"].shape[:2] for each in made.passes] == [(0, 2), (1, 2)]
-    assert [each.counted.shape for each in made.passes] == [(2, 1), (2, 4)]
-    assert all(each.counted.all() for each in made.passes)
+    assert [each.own["codes"].shape for each in made.passes] == [(2, 1), (2, 4)]
+    assert all(each.counted is None for each in made.passes)

@@ -43,6 +43,8 @@ def test_what_does_not_fit_is_refused(options: dict[str, Any], said: str) -> Non
         (("layer", 0.0), "--max-kl must be a number of nats above 0, got 0"),
         (("layer", float("nan")), "--max-kl must be .* got nan"),
         (("block", 0.1, 1.1), "--min-token-agreement must be a fraction, 0 … 1, got 1.1"),
+        (("layer", None, None, -0.1), "--max-error must be a number above 0, got -0.1"),
+        (("layer", None, None, float("inf")), "--max-error must be a number above 0, got inf"),
     ],
 )
 def test_tolerances_that_mean_nothing_are_refused(arguments: tuple[Any, ...], said: str) -> None:
@@ -140,6 +142,12 @@ def test_a_record_of_an_earlier_fewstep_is_read(tiny_bundle: Path) -> None:
     record = fields["quantization"]
     del record["settings"]
     record |= {"steps": 3, "schedule": "cosine"}
+    del record["relative_error"]  # every graph was judged by logits
+    cost = {"nodes": ["a"], "kl_nats": 0.1, "token_agreement": 0.9}
+    auto = {"by": "layer", "max_kl": 0.1, "min_token_agreement": 0.9, "ranking": [cost]}
+    before = GraphInfo.model_validate(fields | {"quantization": record | {"auto": auto}})
+    assert before.quantization is not None and before.quantization.auto is not None
+    assert before.quantization.auto.ranking[0].cost == 0.1
     info = GraphInfo.model_validate(fields)
     assert info.quantization is not None
     assert info.quantization.settings == {"steps": 3, "schedule": "cosine"}

@@ -11,16 +11,19 @@ import onnxruntime
 import pytest
 
 from fewstep.build.graphs import load_graph
-from fewstep.calibration.quantize.flow import Outcome, QuantizeRequest, quantize
+from fewstep.calibration.quantize.flow import QuantizeRequest, quantize
+from fewstep.calibration.quantize.judge import Judge
 from fewstep.calibration.quantize.lint import lint
+from fewstep.calibration.quantize.outcome import Outcome
 from fewstep.calibration.quantize.readout import Readout, readout
 from fewstep.calibration.quantize.rollouts import Rollouts, record
-from fewstep.calibration.quantize.sensitivity import Judge
 from fewstep.calibration.quantize.settings import Settings
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.generator import Generator
+
+from .graphs import only
 
 _COUNTS = (1, 4, 9, 16)
 _PASTS = (0, 1, 5, 14)
@@ -37,7 +40,7 @@ def made(var_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bu
 @pytest.fixture(scope="module")
 def held_out(var_bundle: Path) -> Rollouts:
     """The same as quantization was judged on."""
-    return record(Bundle.read(var_bundle), "trunk", 2, seed=3, settings={})
+    return record(Bundle.read(var_bundle), ["trunk"], 2, seed=3, settings={})["trunk"]
 
 
 def test_logits_are_those_that_follow(var_bundle: Path, tiny_bundle: Path) -> None:
@@ -51,7 +54,7 @@ def test_logits_are_those_that_follow(var_bundle: Path, tiny_bundle: Path) -> No
 
 def test_every_scale_is_a_pass_and_rows_of_the_cache_come_second(held_out: Rollouts) -> None:
     for each, count, past in zip(held_out.passes, _COUNTS, _PASTS, strict=True):
-        assert each.counted.shape == (2, count) and each.counted.all()
+        assert each.counted is None and each.own["embeds"].shape[:2] == (2, count)
         assert each.beside.keys() == {"head_modulation"}
         assert each.beside["head_modulation"].shape[0] == 2
         keys, own = each.inputs["past_key_1"], each.own["past_key_1"]
@@ -90,10 +93,10 @@ def test_int8_is_judged_by_the_logits_of_the_head(
     quantized = onnx.load(bundle.graph_path("trunk", "int8"))
     p, q = (_logits(each, head, held_out) for each in (trunk, quantized))
     kl = float((np.exp(p) * (p - q)).sum(-1).mean())
-    assert outcome.record.kl_nats == pytest.approx(kl, rel=1e-3)
+    assert only(outcome).record.kl_nats == pytest.approx(kl, rel=1e-3)
     assert kl > 1e-6
     agreement = (p.argmax(-1) == q.argmax(-1)).mean()
-    assert outcome.record.token_agreement == pytest.approx(agreement)
+    assert only(outcome).record.token_agreement == pytest.approx(agreement)
     same = Judge(trunk, readout(bundle, "trunk"), held_out, head).metrics(trunk)
     assert same.kl_nats == pytest.approx(0, abs=1e-12)
     assert same.token_agreement == 1.0
@@ -103,7 +106,7 @@ def test_matmuls_with_weights_are_quantized_and_attention_is_not(
     made: tuple[Bundle, Outcome],
 ) -> None:
     bundle, outcome = made
-    assert (outcome.matmuls, outcome.record.kept) == (2 * 4, {})
+    assert (only(outcome).matmuls, only(outcome).record.kept) == (2 * 4, {})
     model = onnx.load(bundle.graph_path("trunk", "int8"))
     assert lint(model, "int8") == ()
     operators = [node.op_type for node in model.graph.node]
@@ -118,5 +121,7 @@ def test_images_are_made_in_int8(made: tuple[Bundle, Outcome]) -> None:
 
 
 def test_fp8_is_refused_before_anything_runs(var_bundle: Path) -> None:
-    with pytest.raises(RequestError, match="runs of one shape, and this graph's differ in embeds"):
+    with pytest.raises(
+        RequestError, match="runs of one shape, and those of trunk differ in embeds"
+    ):
         quantize(QuantizeRequest(var_bundle, Settings(precision="fp8")))

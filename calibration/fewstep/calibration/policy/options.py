@@ -137,7 +137,7 @@ def checked(options: PolicyOptions, bundle: Bundle) -> Start:
     """
     rules, policies = rules_of(bundle), policies_of(bundle)
     if not policies:
-        gives = family_of(bundle.manifest.model.kind).quantized
+        gives = family_of(bundle.manifest.model.kind).quantized[0]
         raise BundleError(
             f"{bundle.path} has no policy graph, and its {gives} gives no features; export it "
             "again with one: fewstep export … --policy FILE, or with --untrained-policy"

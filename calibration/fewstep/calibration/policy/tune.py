@@ -147,10 +147,10 @@ def _add(bundle: Bundle, name: str, actor: nn.Module, info: PolicyInfo, file: Pa
 
 def _require_same(bundle: Bundle, now: Bundle, name: str, file: Path) -> None:
     """Raise ``CalibrationError`` unless the policy still belongs into the bundle."""
-    graph = family_of(bundle.manifest.model.kind).quantized
-    same = now.graph_sha256(graph) == bundle.graph_sha256(graph)
-    if name in now.manifest.graphs or not same:
-        what = f"has a policy '{name}' by now" if same else f"has another {graph} by now"
+    graphs = family_of(bundle.manifest.model.kind).quantized
+    other = [each for each in graphs if now.graph_sha256(each) != bundle.graph_sha256(each)]
+    if name in now.manifest.graphs or other:
+        what = f"has another {other[0]} by now" if other else f"has a policy '{name}' by now"
         raise CalibrationError(
             f"{bundle.path} {what}; the policy is kept in {file}: export the bundle with it "
             "(fewstep export --tuned-policy)"
@@ -269,7 +269,7 @@ def _info(
     engines: tuple[str, str],
     start: Start,
 ) -> PolicyInfo:
-    graph = family_of(bundle.manifest.model.kind).quantized
+    graph = family_of(bundle.manifest.model.kind).quantized[0]
     assert reached.best is not None
     tuning = PolicyTuning(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),

@@ -1,4 +1,4 @@
-"""The range of every activation that is quantized, measured on rollouts, and the cache of ranges.
+"""The range of every activation that is quantized, measured on rollouts.
 
 The calibrators are ONNX Runtime's, restricted to the tensors that matter (its own choice includes
 attention, which is not quantized) and fed batch by batch, since its histograms otherwise keep
@@ -12,21 +12,18 @@ method         the range of a tensor
 ``entropy``    the clipping whose int8 histogram has the least KL divergence
 =============  =====================================================================
 
-The cache is a JSON file with a checksum over its contents. It is used while graph, rollouts and
-options are those it was made of.
+The cache (``cache.py``) keeps them by graph.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
-import json
 import tempfile
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -38,52 +35,21 @@ from onnxruntime.quantization.calibrate import (
     MinMaxCalibrater,
     PercentileCalibrater,
 )
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fewstep.calibration.quantize.rollouts import Rollouts
 from fewstep.runtime.devices import Array
 from fewstep.runtime.engines.sessions import new_session
-from fewstep.runtime.errors import EngineError, OutputError, RequestError
-from fewstep.runtime.files import replacing
+from fewstep.runtime.errors import EngineError, OutputError
 from fewstep.runtime.progress import Progress, no_progress
-from fewstep.runtime.records import RangeMethod, Sha256
+from fewstep.runtime.records import RangeMethod
 
 BINS = 2048
 """Of a histogram. With ONNX Runtime's own 128, entropy has nothing to choose from."""
 
 _INT8_BINS = 128
-_REMEDY = "delete it, and it is made again"
 
 Ranges = dict[str, tuple[float, float]]
 """Lowest and highest value by tensor."""
-
-
-class CalibrationTable(BaseModel):
-    """Ranges of activations, and what they were measured on."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    format: Literal[1] = 1
-    tool: str
-    graph_sha256: Sha256
-    data_sha256: Sha256
-    method: RangeMethod
-    percentile: float | None
-    ranges: Ranges
-
-    def same_origin(self, other: CalibrationTable) -> str:
-        """What differs from another table, but for the ranges; empty if nothing."""
-        mine, others = (each.model_dump(exclude={"ranges"}) for each in (self, other))
-        differing = [name for name in mine if mine[name] != others[name]]
-        if self.ranges.keys() != other.ranges.keys():
-            differing.append("tensors")
-        return ", ".join(name.replace("_sha256", "") for name in differing)
-
-    @property
-    def checksum(self) -> str:
-        """Over all fields."""
-        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
 
 
 def tool() -> str:
@@ -132,41 +98,6 @@ def measure(
     ranges = {name: _ends(found[name].range_value) for name in sorted(tensors)}
     _require_finite(ranges)
     return ranges
-
-
-def read(path: Path) -> CalibrationTable | None:
-    """The table in a cache file, ``None`` if there is no file.
-
-    Raises:
-        RequestError: the file is no table, or its contents are not those that were written.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{path} cannot be read as a cache of ranges: {error}") from error
-    try:
-        content = json.loads(text)
-        checksum = content.pop("checksum")
-        table = CalibrationTable.model_validate(content)
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        what = "is no cache of ranges" if isinstance(error, ValidationError) else "is damaged"
-        raise RequestError(f"the cache {path} {what}; {_REMEDY}") from error
-    if checksum != table.checksum:
-        raise RequestError(f"the cache {path} does not have its checksum; {_REMEDY}")
-    return table
-
-
-def write(path: Path, table: CalibrationTable) -> None:
-    """Write a cache file, in the place of any that is there.
-
-    Raises:
-        OutputError: the place is not writable, or the disk is full; an old file is as before.
-    """
-    content = table.model_dump(mode="json") | {"checksum": table.checksum}
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 class _Once(CalibrationDataReader):  # type: ignore[misc]

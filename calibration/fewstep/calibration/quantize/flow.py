@@ -1,51 +1,44 @@
-"""``fewstep calibrate quantize``: one graph of a bundle in int8 or fp8, stored as a variant.
+"""``fewstep calibrate quantize``: graphs of a bundle in int8 or fp8, stored as a variant.
 
-Flow: rollouts of the bundle → ranges of activations → which matmuls stay in higher precision →
-Q/DQ graph → lint → metrics on held-out rollouts → bundle. The family names the graph; the others
-stay what they are, in fp32 or fp16. Until the bundle is updated, in one piece at the end, only the
-cache is written.
+Flow: rollouts of the bundle, made once for all graphs → of each graph: ranges of activations →
+which matmuls stay in higher precision → Q/DQ graph → lint → metrics on held-out rollouts → bundle.
+The family names the graphs; the others stay what they are, in fp32 or fp16. Until the bundle is
+updated, in one piece at the end, only the cache is written.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
 
 from fewstep.build.graphs import load_graph
-from fewstep.build.overflow import measure_magnitudes, out_of_range
-from fewstep.build.precision import lower
+from fewstep.build.overflow import measure_magnitudes
 from fewstep.build.stale import why_graphs_stale
 from fewstep.build.variants import Remade, remade, store, stored
-from fewstep.calibration.quantize import activations, fp8
-from fewstep.calibration.quantize.activations import CalibrationTable, Ranges
-from fewstep.calibration.quantize.lint import require_clean
-from fewstep.calibration.quantize.matmuls import Matmul, blocks, weighted_matmuls
-from fewstep.calibration.quantize.plots import plot_ranking, require_plot
-from fewstep.calibration.quantize.qdq import quantized
-from fewstep.calibration.quantize.readout import readout
+from fewstep.calibration.quantize import fp8
+from fewstep.calibration.quantize.by_graph import for_graphs, repeated
+from fewstep.calibration.quantize.cache import RangeCache
+from fewstep.calibration.quantize.matmuls import weighted_matmuls
+from fewstep.calibration.quantize.one_graph import Made, OneGraph
+from fewstep.calibration.quantize.outcome import Outcome, QuantizedGraph
+from fewstep.calibration.quantize.plots import plot_rankings, require_plot
 from fewstep.calibration.quantize.rollouts import Rollouts, record
-from fewstep.calibration.quantize.sensitivity import Judge, Metrics, fewest_kept, rank
-from fewstep.calibration.quantize.settings import (
-    Settings,
-    from_record,
-    recorded,
-    selected_by_hand,
-)
+from fewstep.calibration.quantize.settings import Settings, recorded, selected_by_hand
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices import Array
-from fewstep.runtime.errors import BundleError, OutputError, RequestError, choose
-from fewstep.runtime.families import family_of
+from fewstep.runtime.errors import BundleError, OutputError, RequestError
 from fewstep.runtime.files import require_writable
 from fewstep.runtime.progress import Progress, no_progress
-from fewstep.runtime.records import AutoChoice, GraphInfo, Keeper, QuantizationInfo
+from fewstep.runtime.records import GraphInfo
+
+Asked = Mapping[str, Settings]
+"""Settings by graph, with nothing left open; only keepers and tolerances differ."""
 
 
 @dataclass(frozen=True)
@@ -75,38 +68,9 @@ class QuantizeRequest:
         return hashlib.sha256(np.ascontiguousarray(self.text).tobytes()).hexdigest()
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A quantized graph: whether this call made it, its record, what is worth knowing."""
-
-    graph: str
-    precision: str
-    made: bool
-    info: GraphInfo
-    matmuls: int
-    notes: tuple[str, ...] = ()
-
-    @property
-    def record(self) -> QuantizationInfo:
-        """How it was made."""
-        assert self.info.quantization is not None
-        return self.info.quantization
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {
-            "graph": self.graph,
-            "precision": self.precision,
-            "up_to_date": not self.made,
-            "file": self.info.file,
-            "quantized_matmuls": self.matmuls - len(self.record.kept),
-            **self.record.model_dump(mode="json"),
-            "notes": list(self.notes),
-        }
-
-
 def quantize(request: QuantizeRequest, progress: Progress = no_progress) -> Outcome:
-    """Quantize a graph of a bundle, unless that was done with the same settings.
+    """Quantize the graphs of a bundle that its family names, unless that was done with the same
+    settings.
 
     Args:
         request: what is to be done.
@@ -118,44 +82,35 @@ def quantize(request: QuantizeRequest, progress: Progress = no_progress) -> Outc
         BundleError: the bundle is damaged, or was changed meanwhile.
         MissingDependencyError: matplotlib for a plot, nvidia-modelopt for fp8.
         EngineError: ONNX Runtime or nvidia-modelopt fails.
-        ExportError: the quantized graph does not pass the lint.
+        ExportError: a quantized graph does not pass the lint.
         OutputError: the bundle or another file cannot be written; the bundle is as before.
     """
     bundle = Bundle.read(request.bundle)
     if not os.access(bundle.path, os.W_OK):
         raise OutputError(f"{bundle.path} is not writable; copy the bundle to a folder that is")
-    settings = _settings(bundle, request)
-    _check_extras(bundle, request, settings)
-    outcome = _as_before(bundle, request, settings)
+    given = request.settings
+    if request.repeat:
+        asked = repeated(bundle, given, request.text_sha256)
+    else:
+        asked = for_graphs(bundle, given)
+    _check_extras(bundle, request, asked)
+    outcome = _as_before(bundle, request, asked)
     if outcome is None:
-        outcome = _Quantization(bundle, request, settings, progress).run()
+        outcome = _Quantization(bundle, request, asked, progress).run()
     if request.plot is not None:
-        plot_ranking(outcome.record, request.plot)
+        plot_rankings({each.name: each.record for each in outcome.graphs}, request.plot)
     return outcome
 
 
-def _settings(bundle: Bundle, request: QuantizeRequest) -> Settings:
-    if not request.repeat:
-        return request.settings.for_bundle(bundle)
-    precision = request.settings.precision
-    info = recorded(bundle, precision)
-    if info is None or info.quantization is None:
-        raise RequestError(
-            f"there are no {precision} graphs in {bundle.path} to repeat; make them without "
-            "--repeat"
-        )
-    if info.quantization.text_sha256 != request.text_sha256:
-        raise RequestError("--repeat needs the --text that was given before")
-    again, given = from_record(info, precision), request.settings
-    if given.other_layers is not None:
-        heads = given.fp32_heads
-        again = replace(again, other_layers=given.other_layers, fp32_heads=heads)
-    return again.for_bundle(bundle)
+def _any(asked: Asked) -> Settings:
+    """The settings of some graph, for what is the same of all."""
+    return next(iter(asked.values()))
 
 
-def _check_extras(bundle: Bundle, request: QuantizeRequest, settings: Settings) -> None:
+def _check_extras(bundle: Bundle, request: QuantizeRequest, asked: Asked) -> None:
     for place in filter(None, (request.cache, request.plot)):
         require_writable(place)
+    settings = _any(asked)
     if request.plot is not None:
         require_plot(request.plot)
         if settings.auto is None:
@@ -163,91 +118,97 @@ def _check_extras(bundle: Bundle, request: QuantizeRequest, settings: Settings) 
     if settings.precision == "fp8":
         if request.cache is not None:
             raise RequestError("--cache is for int8: nvidia-modelopt keeps its ranges to itself")
-        fp8.require_one_shape(bundle.graph(_graph(bundle)))
+        for graph in asked:
+            fp8.require_one_shape(graph, bundle.graph(graph))
         fp8.require_modelopt(request.modelopt_python)
     elif request.modelopt_python is not None:
         raise RequestError("--modelopt-python goes with --precision fp8")
 
 
-def _as_before(bundle: Bundle, request: QuantizeRequest, settings: Settings) -> Outcome | None:
+def _as_before(bundle: Bundle, request: QuantizeRequest, asked: Asked) -> Outcome | None:
     """What is in the bundle, if that is what is asked for; refuses to lose a selection."""
-    info = recorded(bundle, settings.precision)
-    if info is None or info.quantization is None or request.force:
+    precision = _any(asked).precision
+    infos = recorded(bundle, precision)
+    if not infos or request.force:
         return None
-    same_text = info.quantization.text_sha256 == request.text_sha256
-    current = same_text and settings.same_as(info, bundle)
-    if current and not why_graphs_stale(bundle, settings.precision):
-        graph = _graph(bundle)
-        matmuls = weighted_matmuls(load_graph(bundle, graph).graph)
-        return Outcome(graph, settings.precision, False, info, len(matmuls))
-    by_hand = selected_by_hand(info.quantization)
-    if by_hand and settings.decided is None and not settings.keep and settings.auto is None:
-        who = " and ".join(
-            f"--{'keep' if k == 'user' else k}" for k in sorted(set(by_hand.values()))
+    records = [each.quantization for each in infos.values() if each.quantization is not None]
+    same_text = all(each.text_sha256 == request.text_sha256 for each in records)
+    current = all(asked[graph].same_as(info, bundle) for graph, info in infos.items())
+    if same_text and current and not why_graphs_stale(bundle, precision):
+        graphs = (
+            QuantizedGraph(graph, info, len(weighted_matmuls(load_graph(bundle, graph).graph)))
+            for graph, info in infos.items()
         )
+        return Outcome(precision, False, tuple(graphs))
+    by_hand = [who for each in records for who in selected_by_hand(each).values()]
+    selecting = (each.keep or each.auto or each.decided is not None for each in asked.values())
+    if by_hand and not any(selecting):
+        who = " and ".join(f"--{'keep' if k == 'user' else k}" for k in sorted(set(by_hand)))
         raise RequestError(
-            f"the {settings.precision} graphs keep {len(by_hand)} matmuls in higher precision "
+            f"the {precision} graphs keep {len(by_hand)} matmuls in higher precision "
             f"that {who} selected; quantize with them again by --repeat, select again with --auto "
             "or --keep, or drop the selection with --force"
         )
     return None
 
 
-def _graph(bundle: Bundle) -> str:
-    """The graph that is quantized."""
-    return family_of(bundle.manifest.model.kind).quantized
-
-
 class _Quantization:
     """One run of the flow."""
 
     def __init__(
-        self, bundle: Bundle, request: QuantizeRequest, settings: Settings, progress: Progress
+        self, bundle: Bundle, request: QuantizeRequest, asked: Asked, progress: Progress
     ) -> None:
-        self._bundle, self._request, self._settings = bundle, request, settings
-        self._progress, self._notes = progress, list[str]()
-        self._graph = _graph(bundle)
-        self._judged = readout(bundle, self._graph)
-        self._model = load_graph(bundle, self._graph)
-        self._matmuls = weighted_matmuls(self._model.graph)
-        self._kept = _kept(self._matmuls, settings)
-        self._candidates = [each for each in self._matmuls if each.name not in self._kept]
-        if not self._candidates:
-            raise RequestError(
-                f"nothing is left to quantize: all {len(self._matmuls)} matmuls with weights "
-                "stay in higher precision; leave out a --keep"
+        self._bundle, self._request, self._progress = bundle, request, progress
+        self._settings = _any(asked)
+        # What is wrong with them should be known before minutes of rollouts.
+        self._graphs = [
+            OneGraph(
+                bundle,
+                graph,
+                settings,
+                text_sha256=request.text_sha256,
+                python=request.modelopt_python,
             )
-        # What is wrong with it should be known before minutes of rollouts.
-        self._cached = activations.read(request.cache) if request.cache else None
-        fp16 = settings.other_layers == "fp16"
+            for graph, settings in asked.items()
+        ]
+        self._cache = RangeCache(request.cache)
+        fp16 = self._settings.other_layers == "fp16"
         self._largest = measure_magnitudes(bundle) if fp16 else {}
 
     def run(self) -> Outcome:
         data, held_out = self._rollouts()
-        head = load_graph(self._bundle, self._judged.graph) if self._judged.graph else None
-        judge = Judge(self._model, self._judged, held_out, head)
-        auto = self._settings.auto
-        if self._settings.precision == "fp8":
-            final = self._fp8(data)
-        else:
-            ranges = self._ranges(data)
-            if auto is not None and self._settings.decided is None:
-                auto = self._select(judge, auto, ranges)
-            final = self._int8([each.name for each in self._candidates], ranges)
-        require_clean(final, self._settings.precision, self._graph)
-        self._progress("comparing with fp32", 0.0)
-        info = self._record(data, auto, judge.metrics(final))
-        made, notes = self._store(final, info), tuple(self._notes)
-        precision, matmuls = self._settings.precision, len(self._matmuls)
-        return Outcome(self._graph, precision, True, made, matmuls, notes)
+        made: dict[str, Made] = {}
+        for each in self._graphs:
+            largest, progress = self._largest.get(each.name, {}), self._of(each.name)
+            # Taken out, so that what one graph is fed does not outlast it.
+            own, judged_on = data.pop(each.name), held_out.pop(each.name)
+            made[each.name] = each.made(own, judged_on, self._cache, largest, progress)
+        infos = self._store(made)
+        graphs = tuple(
+            QuantizedGraph(each.name, infos[each.name], each.matmuls) for each in self._graphs
+        )
+        return Outcome(self._settings.precision, True, graphs, self._notes(made))
 
-    def _rollouts(self) -> tuple[Rollouts, Rollouts]:
-        """For ranges, and held out."""
+    def _of(self, graph: str) -> Progress:
+        """Progress that names the graph, where there are several."""
+        if len(self._graphs) == 1:
+            return self._progress
+        return lambda what, done: self._progress(f"{graph}: {what}", done)
+
+    def _notes(self, made: Mapping[str, Made]) -> tuple[str, ...]:
+        """Of all graphs; each is named where not all are the same."""
+        notes = {graph: each.notes for graph, each in made.items()}
+        if len(set(notes.values())) == 1:
+            return next(iter(notes.values()))
+        return tuple(f"{graph}: {note}" for graph, each in notes.items() for note in each)
+
+    def _rollouts(self) -> tuple[dict[str, Rollouts], dict[str, Rollouts]]:
+        """For ranges, and held out, by graph."""
         settings = self._settings
         make = partial(
             record,
             self._bundle,
-            self._graph,
+            [each.name for each in self._graphs],
             settings=settings.generation,
             text=self._request.text,
             progress=self._progress,
@@ -256,134 +217,30 @@ class _Quantization:
         following = settings.seed + settings.rollouts
         return data, make(settings.held_out, seed=following, what="making held-out rollouts")
 
-    def _ranges(self, data: Rollouts) -> Ranges:
-        """Of the cache, if it is of this graph, these rollouts and these options."""
-        settings, path = self._settings, self._request.cache
-        tensors = {each.activation for each in self._matmuls if not each.delicate}
-        table = CalibrationTable(
-            tool=activations.tool(),
-            graph_sha256=self._bundle.graph_sha256(self._graph),
-            data_sha256=data.sha256,
-            method=settings.method,
-            percentile=settings.percentile,
-            ranges=dict.fromkeys(sorted(tensors), (0.0, 0.0)),
-        )
-        if self._cached is not None:
-            if not (differing := self._cached.same_origin(table)):
-                self._notes.append(f"ranges are those of {path}")
-                return self._cached.ranges
-            self._notes.append(f"the ranges in {path} were of another {differing}: made again")
-        ranges = activations.measure(
-            self._model,
-            tensors,
-            data,
-            method=settings.method,
-            percentile=settings.percentile,
-            progress=self._progress,
-        )
-        if path is not None:
-            activations.write(path, table.model_copy(update={"ranges": ranges}))
-        return ranges
-
-    def _select(self, judge: Judge, auto: AutoChoice, ranges: Ranges) -> AutoChoice:
-        """Rank the candidates and move the most expensive to what is kept."""
-        groups = [[each.name] for each in self._candidates]
-        if auto.by == "block":
-            graph, candidates = self._model.graph, self._candidates
-            groups = [[each.name for each in block] for block in blocks(graph, candidates)]
-        alone = partial(quantized, self._model, ranges=ranges)
-        what = f"quantizing each {auto.by} alone"
-        ranking = rank(judge, alone, groups, what, self._progress)
-        auto = auto.model_copy(update={"ranking": ranking})
-        count = fewest_kept(judge, partial(self._int8, ranges=ranges), auto, self._progress)
-        kept = [name for cost in ranking[:count] for name in cost.nodes]
-        self._kept |= dict.fromkeys(kept, "auto")
-        self._candidates = [each for each in self._candidates if each.name not in self._kept]
-        return auto
-
-    def _int8(self, selected: Sequence[str], ranges: Ranges) -> onnx.ModelProto:
-        fp16 = self._settings.other_layers == "fp16"
-        return self._lowered(quantized(self._model, selected, ranges, fp16_scales=fp16))
-
-    def _fp8(self, data: Rollouts) -> onnx.ModelProto:
-        self._progress("quantizing with nvidia-modelopt", 0.0)
-        selected = [each.name for each in self._candidates]
-        python = self._request.modelopt_python
-        return self._lowered(fp8.quantized(self._model, selected, data, python=python))
-
-    def _lowered(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """With what is not quantized in the type of the other layers."""
-        if self._settings.other_layers == "fp32":
-            return model
-        keep = out_of_range(self._model.graph, self._largest.get(self._graph, {}), "fp16")
-        return lower(model, "fp16", keep, heads=bool(self._settings.fp32_heads)).model
-
-    def _record(
-        self, data: Rollouts, auto: AutoChoice | None, metrics: Metrics
-    ) -> QuantizationInfo:
-        settings, is_fp8 = self._settings, self._settings.precision == "fp8"
-        assert settings.other_layers
-        return QuantizationInfo(
-            tool=fp8.tool(self._request.modelopt_python) if is_fp8 else activations.tool(),
-            method=settings.method,
-            percentile=settings.percentile,
-            rollouts=settings.rollouts,
-            held_out=settings.held_out,
-            seed=settings.seed,
-            settings=dict(settings.generation),
-            text_sha256=self._request.text_sha256,
-            data_sha256=data.sha256,
-            other_layers=settings.other_layers,
-            kept=self._kept,
-            auto=auto,
-            kl_nats=metrics.kl_nats,
-            token_agreement=metrics.token_agreement,
-        )
-
-    def _store(self, final: onnx.ModelProto, info: QuantizationInfo) -> GraphInfo:
+    def _store(self, made: Mapping[str, Made]) -> dict[str, GraphInfo]:
         """Into the bundle as it is now: others may have added to it meanwhile."""
         with Bundle.locked(self._bundle.path) as now:
-            return self._store_in(now, final, info)
+            return self._store_in(now, made)
 
-    def _store_in(self, now: Bundle, final: onnx.ModelProto, info: QuantizationInfo) -> GraphInfo:
+    def _store_in(self, now: Bundle, made: Mapping[str, Made]) -> dict[str, GraphInfo]:
         settings = self._settings
         assert settings.other_layers is not None
-        if now.graph_sha256(self._graph) != self._bundle.graph_sha256(self._graph):
-            raise BundleError(f"{now.path}: the fp32 graph was changed meanwhile; run again")
+        for name in made:
+            if now.graph_sha256(name) != self._bundle.graph_sha256(name):
+                raise BundleError(f"{now.path}: the fp32 graphs were changed meanwhile; run again")
         precision, heads = settings.precision, settings.fp32_heads
-        made: dict[str, Remade] = {}
+        variant: dict[str, Remade] = {}
         for name in now.manifest.graphs:
-            if name == self._graph:
-                made[name] = stored(
-                    now,
-                    name,
-                    precision,
-                    final,
-                    precision=precision,
-                    fp32_heads=heads,
-                    quantization=info,
+            if name in made:
+                own = made[name]
+                described = {"fp32_heads": heads, "quantization": own.record}
+                variant[name] = stored(
+                    now, name, precision, own.model, precision=precision, **described
                 )
             else:
                 largest = self._largest.get(name)
-                made[name] = remade(now, name, settings.other_layers, heads=heads, largest=largest)
-        store(now, precision, made)
-        return made[self._graph].info
-
-
-def _kept(matmuls: Sequence[Matmul], settings: Settings) -> dict[str, Keeper]:
-    """What stays in higher precision before ``auto`` selects.
-
-    Raises:
-        RequestError: a name that is no matmul with weights.
-    """
-    known = [each.name for each in matmuls]
-    decided: Mapping[str, Keeper] = settings.decided or dict.fromkeys(settings.keep, "user")
-    for name in decided:
-        if name not in known:
-            hint = " (its graph is another than that of the selection)" if settings.decided else ""
-            raise RequestError(choose("matmul to keep", name, known) + hint)
-    if settings.decided is not None:
-        return dict(settings.decided)
-    rules: dict[str, Keeper] = {each.name: "rules" for each in matmuls if each.delicate}
-    user: dict[str, Keeper] = {name: "user" for name in decided if name not in rules}
-    return rules | user
+                variant[name] = remade(
+                    now, name, settings.other_layers, heads=heads, largest=largest
+                )
+        store(now, precision, variant)
+        return {name: variant[name].info for name in made}

@@ -61,8 +61,12 @@ def require_modelopt(python: Path | None) -> None:
     tool(python)
 
 
-def require_one_shape(graph: GraphInfo) -> None:
+def require_one_shape(name: str, graph: GraphInfo) -> None:
     """Check that runs of a graph differ in their rows alone, which come first.
+
+    Args:
+        name: of the graph.
+        graph: its inputs.
 
     Raises:
         RequestError: they do not: nvidia-modelopt takes one array per input, cut into rows.
@@ -70,8 +74,8 @@ def require_one_shape(graph: GraphInfo) -> None:
     varying = [name for name, each in graph.inputs.items() if _varies(each.shape)]
     if varying:
         raise RequestError(
-            "nvidia-modelopt takes runs of one shape, and this graph's differ in "
-            f"{', '.join(varying[:3])}; quantize it with --precision int8"
+            f"nvidia-modelopt takes runs of one shape, and those of {name} differ in "
+            f"{', '.join(varying[:3])}; quantize with --precision int8"
         )
 
 

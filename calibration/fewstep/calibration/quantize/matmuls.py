@@ -77,10 +77,12 @@ def blocks(graph: onnx.GraphProto, matmuls: Sequence[Matmul]) -> tuple[tuple[Mat
     """The matmuls by transformer block, which begins with what feeds its attention.
 
     A new block begins at the first matmul that reaches a Softmax without another weighted matmul
-    between, and not the Softmax of the block before.
+    between, and not the Softmax of the block before. Where there is no Softmax, each is one.
     """
     weighted = {each.name for each in weighted_matmuls(graph)}
     feeds = {name: node.output[0] for node, name in _feeders(graph, weighted)}
+    if not feeds:
+        return tuple((each,) for each in matmuls)
     found: list[list[Matmul]] = []
     current = None
     for matmul in matmuls:

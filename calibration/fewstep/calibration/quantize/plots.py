@@ -1,18 +1,23 @@
-"""The ranking of layers as a picture: what each costs alone, and which are spared."""
+"""The rankings of layers as a picture: what each costs alone, and which are spared."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fewstep.runtime.errors import OutputError, RequestError, missing
 from fewstep.runtime.files import replacing
 from fewstep.runtime.records import LayerCost, QuantizationInfo
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 SUFFIXES = (".png", ".svg", ".pdf")
 
 _KEPT, _QUANTIZED = "tab:orange", "tab:blue"
-_ROW_INCHES = 0.24
+_ROW_INCHES, _OTHER_INCHES = 0.24, 1.6
 _SHOWN_NODES = 3
 
 
@@ -29,34 +34,50 @@ def require_plot(path: Path) -> None:
         raise missing("matplotlib", "calibration")
 
 
-def plot_ranking(record: QuantizationInfo, path: Path) -> None:
-    """Draw the KL divergence of every layer or block alone, the most expensive on top.
+def plot_rankings(records: Mapping[str, QuantizationInfo], path: Path) -> None:
+    """Draw what every layer or block costs alone, the most expensive on top, a part a graph.
+
+    Args:
+        records: of quantized graphs, by name.
+        path: of the picture.
 
     Raises:
         RequestError: the layers were not selected by ``auto``.
         OutputError: the place is not writable, or the disk is full.
     """
-    if record.auto is None:
+    autos = [each.auto for each in records.values() if each.auto is not None]
+    if len(autos) < len(records):
         raise RequestError("there is no ranking to draw: layers were not selected by --auto")
     from matplotlib.figure import Figure
 
+    heights = [_OTHER_INCHES + _ROW_INCHES * len(auto.ranking) for auto in autos]
+    figure = Figure(figsize=(9, sum(heights)), layout="constrained")
+    parts = figure.subplots(len(records), squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (graph, record) in zip(parts, records.items(), strict=True):
+        _draw(axes, graph, record)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def _draw(axes: Axes, graph: str, record: QuantizationInfo) -> None:
+    """The ranking of one graph."""
+    assert record.auto is not None
     ranking = record.auto.ranking
-    figure = Figure(figsize=(9, 1.6 + _ROW_INCHES * len(ranking)), layout="constrained")
-    axes = figure.subplots()
     colours = [_KEPT if is_kept(cost, record) else _QUANTIZED for cost in ranking]
-    axes.barh(range(len(ranking)), [cost.kl_nats for cost in ranking], color=colours)
+    axes.barh(range(len(ranking)), [cost.cost for cost in ranking], color=colours)
     axes.set_yticks(range(len(ranking)), [label(cost) for cost in ranking], fontsize=7)
     axes.invert_yaxis()
     axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
-    axes.set_xlabel("KL divergence from fp32 with nothing else quantized, nats per token")
+    what, unit = "KL divergence from fp32", ", nats per token"
+    if record.relative_error is not None:
+        what, unit = "Relative error", ""
+    axes.set_xlabel(f"{what} with nothing else quantized{unit}")
     kept = sum(is_kept(cost, record) for cost in ranking)
     axes.set_title(
-        f"{kept} of {len(ranking)} {record.auto.by}s kept in higher precision (orange); all others "
-        f"together: KL {record.kl_nats:.3g}, token agreement {record.token_agreement:.3f}",
+        f"{graph}: {kept} of {len(ranking)} {record.auto.by}s kept in higher precision (orange); "
+        f"all others together: {record.text}",
         fontsize=9,
     )
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150)
 
 
 def label(cost: LayerCost) -> str:

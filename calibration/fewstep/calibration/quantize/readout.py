@@ -1,4 +1,5 @@
-"""Which logits a quantized graph is judged by: its own, or those of the graph that reads it.
+"""What a quantized graph is judged by: logits, its own or those of the graph that reads it; where
+no logits follow from it, what it gives itself.
 
 A transformer may end with hidden states, from which another graph makes the logits. That is the
 next run in the family's program that gives logits and reads a view which the transformer wrote.
@@ -9,35 +10,59 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fewstep.build.recorded_inputs import row_axis
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import RequestError
-from fewstep.runtime.families import Family, Model, family_of, model_of
+from fewstep.runtime.families import Family, Model, TensorKind, family_of, model_of
 from fewstep.runtime.program import View
+
+OWN: tuple[TensorKind, ...] = ("latents", "noise", "features")
+"""Kinds of outputs that a graph is judged by where no logits follow from it."""
 
 
 @dataclass(frozen=True)
 class Readout:
-    """The logits that follow from a graph.
+    """What a graph is judged by.
 
-    ``logits``: name of the output ``[B, N, V]``. ``graph``: that gives it; empty if it is the
-    judged one. ``reads``: of its inputs, those that the judged graph gives, with their names there.
+    ``logits``: name of the output ``[B, N, V]``; empty if no logits follow. ``graph``: that gives
+    them; empty if it is the judged one. ``reads``: of its inputs, those that the judged graph
+    gives, with their names there. ``own``: without logits, the outputs of the judged graph, and
+    along which axis each has rows for images, if along any.
     """
 
-    logits: str
+    logits: str = ""
     graph: str = ""
     reads: Mapping[str, str] = field(default_factory=dict)
+    own: Mapping[str, int | None] = field(default_factory=dict)
 
 
 def readout(bundle: Bundle, graph: str) -> Readout:
-    """Where the logits come from that a graph of a bundle is judged by.
+    """What a graph of a bundle is judged by.
 
     Raises:
-        RequestError: neither it nor a graph that reads it gives logits.
+        RequestError: neither it nor a graph that reads it gives logits, and it gives nothing of
+            :data:`OWN`.
         BundleError: a file that programs are made of is damaged.
     """
     family, model = family_of(bundle.manifest.model.kind), model_of(bundle)
     if logits := _logits(family, model, graph):
         return Readout(logits)
+    if following := _following(family, model, graph):
+        return following
+    outputs = model.graphs[graph].outputs
+    own = {n: row_axis(each) for n, each in outputs.items() if family.kinds.get(n) in OWN}
+    if own:
+        return Readout(own=own)
+    raise RequestError(
+        f"graph '{graph}' gives no logits, which quantization is judged by, and no graph with "
+        f"logits reads what it gives; nor does it give {', '.join(OWN)}"
+    )
+
+
+def _following(family: Family, model: Model, graph: str) -> Readout | None:
+    """The next graph that makes logits of what this one gives, if there is one."""
+    if not any(_logits(family, model, name) for name in model.graphs):
+        return None
     for key in family.corners(model, 1):
         written: dict[View, str] = {}
         for run, _ in family.program(model, key).runs():
@@ -49,10 +74,7 @@ def readout(bundle: Bundle, graph: str) -> Readout:
             reads = {name: written[view] for name, view in views.items() if view in written}
             if reads and (logits := _logits(family, model, run.graph)):
                 return Readout(logits, run.graph, reads)
-    raise RequestError(
-        f"graph '{graph}' gives no logits, which quantization is judged by, and no graph with "
-        "logits reads what it gives"
-    )
+    return None
 
 
 def _logits(family: Family, model: Model, graph: str) -> str:

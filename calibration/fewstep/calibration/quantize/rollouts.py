@@ -2,7 +2,8 @@
 
 Ranges measured on random inputs belong to no image. Rollouts of the bundle itself pass through all
 that the deployed graph meets: every step, both branches of guidance, and the classes, each as often
-as any other (to within one rollout).
+as any other (to within one rollout). Of a graph that runs more than ``MOST_RUNS`` times in a
+rollout, so many runs are kept of every batch, evenly spread.
 
 Rollout i has seed ``first seed + i``, so that calibration and held-out rollouts, whose seeds
 follow, have none in common.
@@ -11,7 +12,9 @@ follow, have none in common.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,11 +30,18 @@ from fewstep.runtime.errors import EngineError, RequestError
 from fewstep.runtime.families import Family, Model, Tensors
 from fewstep.runtime.generator import Generator, batches
 from fewstep.runtime.observe import Call, observe
+from fewstep.runtime.program import Run
 from fewstep.runtime.progress import Progress, no_progress
 
 BATCH = 4
 """Images that are made together, with guidance twice as many rows: enough to use every core, and
 little enough to keep activations small."""
+
+MOST_RUNS = 16
+"""Of one graph that are kept of a batch. Memory and time go by them, and more make no better graph:
+docs/calibration.md."""
+
+_GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -39,14 +49,14 @@ class Pass:
     """One run of a graph for some images.
 
     ``inputs``: by name. ``own``: the same without the rows of other branches of guidance.
-    ``counted [B, N]``: positions of its own logits that matter. ``beside``: where another graph
-    gives the logits (:mod:`fewstep.calibration.quantize.readout`), its own rows of what that one
-    reads of others.
+    ``counted [B, N]``: positions of its own rows that matter; ``None`` if all do. ``beside``: where
+    another graph gives the logits (:mod:`fewstep.calibration.quantize.readout`), its own rows of
+    what that one reads of others.
     """
 
     inputs: Mapping[str, Array]
     own: Mapping[str, Array]
-    counted: npt.NDArray[np.bool_]
+    counted: npt.NDArray[np.bool_] | None = None
     beside: Mapping[str, Array] = field(default_factory=dict)
 
 
@@ -69,30 +79,32 @@ class Rollouts:
 
 def record(
     bundle: Bundle,
-    graph: str,
+    graphs: Sequence[str],
     count: int,
     *,
     seed: int,
     settings: Mapping[str, Any],
     text: Array | None = None,
+    most_runs: int = MOST_RUNS,
     what: str = "making rollouts",
     progress: Progress = no_progress,
-) -> Rollouts:
-    """Make ``count`` rollouts in fp32 on the CPU, and keep what one graph is fed.
+) -> dict[str, Rollouts]:
+    """Make ``count`` rollouts in fp32 on the CPU, and keep what some graphs are fed.
 
     Args:
         bundle: the bundle.
-        graph: one that logits follow from.
+        graphs: their names; each is one that can be judged.
         count: rollouts, at least 1.
         seed: of the first; the others count up.
         settings: as of ``Generator.generate``; the bundle's defaults where there are none.
         text: text states ``[M, L, D]`` float32 for text-conditional bundles, taken in turns.
+        most_runs: of a graph that are kept of a batch.
         what: they are for, as it is reported.
         progress: called as rollouts are made.
 
     Raises:
         RequestError: settings that the bundle cannot serve, no text for a text-conditional bundle,
-            or a graph that no logits follow from.
+            or a graph that cannot be judged.
         BundleError: the bundle is damaged.
         EngineError: a graph failed, or gave NaN.
         MissingDependencyError: onnxruntime or numba is not installed.
@@ -100,36 +112,92 @@ def record(
     info = bundle.manifest.model.condition
     name = "class_ids" if isinstance(info, ClassCondition) else "text"
     condition: Any = {name: conditions(info, count, seed, text)}
-    passes, judged = list[Pass](), readout(bundle, graph)
+    judged = {graph: readout(bundle, graph) for graph in graphs}
+    found: dict[str, list[Pass]] = {graph: [] for graph in graphs}
     progress(what, 0.0)
     with Generator.open(
         bundle, backend="onnxruntime", device="cpu", precision="fp32", max_batch=BATCH
     ) as generator:
         family, model = generator.family, generator.model
         request = generator.request(seed=seed, **condition, **settings)
-        for rows in batches(count, BATCH):
+        for batch, rows in enumerate(batches(count, BATCH)):
             images = rows.stop - rows.start
             program = family.program(model, family.key(model, request, images, constants=False))
             inputs = family.inputs(model, request, rows)
-            calls = observe(program, generator.device, generator.engines, inputs)
-            made = list(_passes(family, model, graph, judged, calls, images))
-            passes += _shared(model.graphs[graph], made)
+            runs = Counter(op.graph for op in program.unrolled() if isinstance(op, Run))
+            recorders = {
+                graph: _Recorder(
+                    family, model, graph, each, images, kept(runs[graph], batch, most_runs)
+                )
+                for graph, each in judged.items()
+            }
+            for call in observe(program, generator.device, generator.engines, inputs):
+                _require_finite(call)
+                for recorder in recorders.values():
+                    recorder.see(call)
+            for graph, recorder in recorders.items():
+                found[graph] += _shared(model.graphs[graph], recorder.passes, images)
             progress(what, rows.stop / count)
-    return Rollouts(tuple(passes))
+    return {graph: Rollouts(tuple(passes)) for graph, passes in found.items()}
 
 
-def _passes(
-    family: Family, model: Model, graph: str, judged: Readout, calls: Iterable[Call], images: int
-) -> Iterator[Pass]:
-    """The runs of a graph, each with the run that makes logits of it."""
-    run = None
-    for call in calls:
-        _require_finite(call)
-        if call.graph == graph:
-            run = call
-        if call.graph == (judged.graph or graph) and run is not None:
-            yield _pass(family, model, judged, run, call, images)
-            run = None
+def kept(runs: int, batch: int, most: int = MOST_RUNS) -> frozenset[int]:
+    """Which runs of a graph are kept of a batch: all, or one of each of ``most`` equal parts.
+
+    Where in its part goes by multiples of the golden ratio, which fill it evenly: so what recurs
+    within a rollout, such as the timesteps of a diffusion in every iteration, is met evenly too.
+
+    Args:
+        runs: there are in the program.
+        batch: which one, so that another batch has other runs.
+        most: that are kept.
+    """
+    if runs <= most:
+        return frozenset(range(runs))
+    first, part = batch * most, runs / most
+    places = (each + (first + each) * _GOLDEN % 1 for each in range(most))
+    return frozenset(int(place * part) for place in places)
+
+
+class _Recorder:
+    """Keeps passes of one graph, each with the run that makes logits of it."""
+
+    def __init__(
+        self,
+        family: Family,
+        model: Model,
+        graph: str,
+        judged: Readout,
+        images: int,
+        wanted: frozenset[int],
+    ) -> None:
+        self._family, self._model, self._graph, self._judged = family, model, graph, judged
+        self._images, self._wanted = images, wanted
+        self._seen = 0
+        self._run: Call | None = None
+        self.passes = list[Pass]()
+
+    def see(self, call: Call) -> None:
+        """Keep a run if it belongs to a pass that is wanted."""
+        if call.graph == self._graph:
+            self._run = call if self._seen in self._wanted else None
+            self._seen += 1
+        if self._run is not None and call.graph == (self._judged.graph or self._graph):
+            self.passes.append(self._pass(self._run, call))
+            self._run = None
+
+    def _pass(self, run: Call, last: Call) -> Pass:
+        """A run of the graph, and the one that gives its logits, if that is another; the images'
+        own rows are the first."""
+        judged, graphs = self._judged, self._model.graphs
+        counted = self._family.counted(self._model, run.graph, run.inputs)
+        others = {name: each for name, each in last.inputs.items() if name not in judged.reads}
+        return Pass(
+            run.inputs,
+            _own(graphs[run.graph], run.inputs, self._images),
+            None if counted is None else counted[: self._images],
+            {} if last is run else _own(graphs[last.graph], others, self._images),
+        )
 
 
 def _require_finite(call: Call) -> None:
@@ -163,19 +231,6 @@ def conditions(info: Condition, count: int, seed: int, text: Array | None) -> Ar
     return ids[np.concatenate(rounds)[:count]]
 
 
-def _pass(
-    family: Family, model: Model, judged: Readout, run: Call, head: Call, images: int
-) -> Pass:
-    """A run of a graph, and the one that gives its logits; the images' own rows are the first."""
-    counted = family.counted(model, run.graph, run.inputs)
-    if counted is None:
-        counted = np.ones(head.outputs[judged.logits].shape[:-1], bool)
-    others = {name: each for name, each in head.inputs.items() if name not in judged.reads}
-    beside = {} if head is run else _own(model.graphs[head.graph], others, images)
-    own = _own(model.graphs[run.graph], run.inputs, images)
-    return Pass(run.inputs, own, counted[:images], beside)
-
-
 def _own(graph: Tensors, inputs: Mapping[str, Array], images: int) -> dict[str, Array]:
     """The first rows of inputs, in the same memory."""
     found = {}
@@ -185,7 +240,7 @@ def _own(graph: Tensors, inputs: Mapping[str, Array], images: int) -> dict[str, 
     return found
 
 
-def _shared(graph: Tensors, passes: Sequence[Pass]) -> list[Pass]:
+def _shared(graph: Tensors, passes: Sequence[Pass], images: int) -> list[Pass]:
     """The passes of one batch; what an input of a later one begins with is in the same memory.
 
     A cache that grows from pass to pass then takes the memory of its last state.
@@ -194,7 +249,7 @@ def _shared(graph: Tensors, passes: Sequence[Pass]) -> list[Pass]:
     later: dict[str, Array] = {}
     for each in reversed(passes):
         later = {name: _part(later.get(name), value) for name, value in each.inputs.items()}
-        own = _own(graph, later, len(each.counted))
+        own = _own(graph, later, images)
         found.append(replace(each, inputs=later, own=own))
     return found[::-1]
 

@@ -27,23 +27,26 @@ PERCENTILE = 99.99
 """The default of the method of that name."""
 
 MAX_KL, MIN_TOKEN_AGREEMENT = 1e-3, 0.95
-"""The default tolerances of ``auto``: about twice what int8 costs the sample model in all."""
+"""The default tolerances of ``auto`` on logits: about twice what int8 costs the sample in all."""
+
+MAX_ERROR = 0.05
+"""The default tolerance of ``auto`` on what graphs without logits give, by the same measure."""
 
 _LAST_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a graph is to be quantized.
+    """How graphs are to be quantized, or one of them.
 
     ``rollouts`` and ``held_out``: how many ranges and quality are measured on; their seeds count
     up from ``seed``. ``generation``: settings of their requests, the bundle's where not given.
     ``keep``: matmuls that stay in higher precision beside those of the default rules. ``auto``:
     the tolerances by which more are selected, without a ranking. ``other_layers``: the type of all
     other arithmetic, fp32 if ``None``; in fp16, ``fp32_heads`` says whether the last matmuls stay
-    in fp32, which they do if ``None``. ``decided``: everything that stays in higher precision, as
-    it was decided before; then ``keep`` is not looked at, and ``auto`` is the record of that
-    selection.
+    in fp32, which they do if ``None``. ``decided``: everything that stays in higher precision of
+    one graph, as it was decided before; then ``keep`` is not looked at, and ``auto`` is the record
+    of that selection.
 
     Raises:
         RequestError: a value that does not fit the others, or is out of range.
@@ -142,31 +145,41 @@ def _complete(bundle: Bundle, generation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tolerances(
-    by: str, max_kl: float = MAX_KL, min_token_agreement: float = MIN_TOKEN_AGREEMENT
+    by: str,
+    max_kl: float | None = None,
+    min_token_agreement: float | None = None,
+    max_error: float | None = None,
 ) -> AutoChoice:
-    """The tolerances of ``auto``.
+    """The tolerances of ``auto``; ``None`` leaves one to the default.
 
     Raises:
         RequestError: an unknown unit, or tolerances that no graph or every graph keeps.
     """
     if by not in ("layer", "block"):
         raise RequestError(choose("unit for --by", by, ("layer", "block")))
-    if not (math.isfinite(max_kl) and max_kl > 0):
-        raise RequestError(f"--max-kl must be a number of nats above 0, got {max_kl:g}")
-    if not 0 <= min_token_agreement <= 1:
+    for what, limit in (("--max-kl", max_kl), ("--max-error", max_error)):
+        if limit is not None and not (math.isfinite(limit) and limit > 0):
+            unit = " of nats" if what == "--max-kl" else ""
+            raise RequestError(f"{what} must be a number{unit} above 0, got {limit:g}")
+    if min_token_agreement is not None and not 0 <= min_token_agreement <= 1:
         raise RequestError(
             f"--min-token-agreement must be a fraction, 0 … 1, got {min_token_agreement:g}"
         )
-    unit: Literal["layer", "block"] = "layer" if by == "layer" else "block"
-    return AutoChoice(by=unit, max_kl=max_kl, min_token_agreement=min_token_agreement, ranking=())
+    return AutoChoice(
+        by="layer" if by == "layer" else "block",
+        max_kl=max_kl,
+        min_token_agreement=min_token_agreement,
+        max_error=max_error,
+    )
 
 
-def recorded(bundle: Bundle, precision: str) -> GraphInfo | None:
-    """The bundle's quantized graph and how it was made, if there is one."""
+def recorded(bundle: Bundle, precision: str) -> dict[str, GraphInfo]:
+    """The bundle's quantized graphs, by name, and how they were made; empty if any is not there."""
     if precision not in bundle.precisions:
-        return None
-    info = bundle.graph(family_of(bundle.manifest.model.kind).quantized, precision)
-    return info if info.quantization is not None else None
+        return {}
+    names = family_of(bundle.manifest.model.kind).quantized
+    infos = {name: bundle.graph(name, precision) for name in names}
+    return {} if any(each.quantization is None for each in infos.values()) else infos
 
 
 def from_record(info: GraphInfo, precision: QuantizedPrecision) -> Settings:

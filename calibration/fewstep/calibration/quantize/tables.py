@@ -5,44 +5,75 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
-from fewstep.calibration.quantize.flow import Outcome
+from fewstep.calibration.quantize.outcome import Outcome, QuantizedGraph
 from fewstep.calibration.quantize.plots import is_kept
 from fewstep.cli.tables import settings_text
-from fewstep.runtime.records import QuantizationInfo
+from fewstep.runtime.records import Metrics, QuantizationInfo
 
 _WHO = {"rules": "default rules", "user": "--keep", "auto": "--auto"}
 
 
 def quantize_tables(outcome: Outcome) -> list[Table]:
-    """The ranking if there is one, then what is kept and what it all costs."""
-    record = outcome.record
-    ranked = [_ranking(record)] if record.auto is not None else []
-    return [*ranked, _summary(outcome)]
+    """Of every graph the ranking if there is one, then what is kept and what it all costs."""
+    found = []
+    for graph in outcome.graphs:
+        if graph.record.auto is not None:
+            found.append(_ranking(graph))
+        found.append(_summary(graph, outcome.precision))
+    return found
 
 
-def _ranking(record: QuantizationInfo) -> Table:
+def quality(outcome: Outcome) -> str:
+    """How near the graphs come to those in fp32, in a line."""
+    named = len(outcome.graphs) > 1
+    found = ((each.name, each.record) for each in outcome.graphs)
+    return "; ".join(f"{n}: {_quality(each)}" if named else _quality(each) for n, each in found)
+
+
+def _quality(metrics: Metrics) -> str:
+    if metrics.relative_error is not None:
+        return f"relative error {metrics.relative_error:.2g}"
+    return (
+        f"{metrics.kl_nats:.2g} nats from fp32 per token, token agreement "
+        f"{metrics.token_agreement:.3f}"
+    )
+
+
+def _ranking(graph: QuantizedGraph) -> Table:
+    record = graph.record
     assert record.auto is not None
-    title = f"Each {record.auto.by} alone in low precision, on held-out rollouts"
+    title = f"{graph.name}: each {record.auto.by} alone in low precision, on held-out rollouts"
     table = Table(title=title, title_justify="left")
-    for heading in ("", "Matmuls", "KL, nats", "Token agreement", ""):
+    named = [_metrics(cost) for cost in record.auto.ranking]
+    headings = next(iter(named), {})
+    for heading in ("", "Matmuls", *headings, ""):
         table.add_column(heading, overflow="fold")
-    for place, cost in enumerate(record.auto.ranking, 1):
-        metrics = (f"{cost.kl_nats:.2e}", f"{cost.token_agreement:.4f}")
+    for place, (cost, metrics) in enumerate(zip(record.auto.ranking, named, strict=True), 1):
         state = "[yellow]kept[/]" if is_kept(cost, record) else "quantized"
-        table.add_row(str(place), escape("\n".join(cost.nodes)), *metrics, state)
+        table.add_row(str(place), escape("\n".join(cost.nodes)), *metrics.values(), state)
     return table
 
 
-def _summary(outcome: Outcome) -> Table:
-    record = outcome.record
-    title = f"{outcome.graph} in {outcome.precision}"
+def _metrics(metrics: Metrics) -> dict[str, str]:
+    """Of a ranking, by heading."""
+    if metrics.relative_error is not None:
+        return {"Relative error": f"{metrics.relative_error:.2e}"}
+    return {
+        "KL, nats": f"{metrics.kl_nats:.2e}",
+        "Token agreement": f"{metrics.token_agreement:.4f}",
+    }
+
+
+def _summary(graph: QuantizedGraph, precision: str) -> Table:
+    record = graph.record
+    title = f"{graph.name} in {precision}"
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
-    quantized = outcome.matmuls - len(record.kept)
+    quantized = graph.matmuls - len(record.kept)
     first, held_out = record.seed, record.seed + record.rollouts
     rows = {
-        "quantized": f"{quantized} of {outcome.matmuls} matmuls with weights, by {record.tool}",
+        "quantized": f"{quantized} of {graph.matmuls} matmuls with weights, by {record.tool}",
         "kept": "\n".join(f"{name} ({_WHO[who]})" for name, who in record.kept.items()) or "none",
         "other layers": record.other_layers,
         "ranges": f"{record.method}{f' {record.percentile:g}' if record.percentile else ''} of "
@@ -50,9 +81,17 @@ def _summary(outcome: Outcome) -> Table:
         "settings": settings_text(record.settings),
         "held out": f"{record.held_out} rollouts, seeds {held_out} … "
         f"{held_out + record.held_out - 1}",
-        "KL from fp32": f"{record.kl_nats:.2e} nats per token",
-        "token agreement": f"{record.token_agreement:.4f}",
+        **_costs(record),
     }
     for name, value in rows.items():
         table.add_row(name, escape(value))
     return table
+
+
+def _costs(record: QuantizationInfo) -> dict[str, str]:
+    if record.relative_error is not None:
+        return {"relative error": f"{record.relative_error:.2e} of what fp32 gives"}
+    return {
+        "KL from fp32": f"{record.kl_nats:.2e} nats per token",
+        "token agreement": f"{record.token_agreement:.4f}",
+    }

@@ -140,16 +140,17 @@ class Family(ABC):
 
     ``Info`` describes a model of the family in the manifest, ``Settings`` what a request may set;
     its defaults are the defaults. ``kinds`` says what graph outputs hold, by tensor name.
-    ``quantized``: the graph that ``fewstep calibrate quantize`` quantizes. ``policies``: what
-    ``fewstep calibrate policy`` has to know of the policy networks that models of the family may
-    have; ``None`` if they have none.
+    ``quantized``: the graphs that ``fewstep calibrate quantize`` quantizes; the first is the one
+    that policies, if there are any, follow from. ``policies``: what ``fewstep calibrate policy``
+    has to know of the policy networks that models of the family may have; ``None`` if they have
+    none.
     """
 
     kind: str
     Info: type[ModelInfo]
     Settings: type[Settings]
     kinds: Mapping[str, TensorKind]
-    quantized: str
+    quantized: tuple[str, ...]
     policies: PolicyRules | None = None
 
     def arrays(self, bundle: Bundle) -> Mapping[str, Array]:
@@ -232,7 +233,11 @@ class Family(ABC):
         return ()
 
     def counted(self, model: Model, graph: str, inputs: Mapping[str, Array]) -> Array | None:
-        """Positions ``[rows, N]`` whose outputs of a run matter; ``None`` if all do."""
+        """Positions ``[rows, N]`` whose outputs of a run matter; ``None`` if all do.
+
+        Outputs of N positions have rows and positions as their first two dimensions, in any order;
+        of others everything matters.
+        """
         return None
 
 

@@ -60,7 +60,9 @@ def buffers(
             (len(info.encoder_names), tokens, rows * info.cache_width), floats
         ),
         "hidden": BufferSpec((info.positions, rows, width), floats),
-        "value": BufferSpec((info.positions, rows, width), floats),
+        "value": BufferSpec(
+            (2 if key.recomputed else 1, info.positions, rows, width), floats, aligned_rows=True
+        ),
         "output": BufferSpec((key.most_wanted * rows * width,), floats),
         "positions": BufferSpec((most * halves,), "int32"),
         "z": BufferSpec((halves * most * width,), floats),
@@ -98,7 +100,6 @@ def _between(info: MarModel, key: MarKey) -> dict[str, BufferSpec]:
         return found
     new = max(key.counts)
     found |= {
-        "cached_value": BufferSpec((places, rows, width), "float32"),
         "new_latents": BufferSpec((new * rows * info.channels,), "float32"),
         "new_positions": BufferSpec((new * rows,), "int32"),
         "new_embeds": BufferSpec((new * rows * width,), "float32"),
@@ -111,7 +112,6 @@ def _between(info: MarModel, key: MarKey) -> dict[str, BufferSpec]:
         "selected": BufferSpec((max(selected) * rows,), "int32"),
         "rest": BufferSpec(((places - min(selected)) * rows,), "int32"),
         "selected_hidden": BufferSpec((max(selected) * rows * width,), "float32"),
-        "selected_value": BufferSpec((max(selected) * rows * width,), "float32"),
     }
     if info.decoder_names:
         found["new_cache"] = _cache(info, key, max(selected))

@@ -16,9 +16,9 @@ from fewstep.runtime.families.mar.key import MarKey
 from fewstep.runtime.families.mar.model import MarModel
 from fewstep.runtime.families.mar.program import mar_program
 from fewstep.runtime.families.mar.request import MarRequest, latents_of, mar_request, resolved
-from fewstep.runtime.families.mar.settings import MarSettings
+from fewstep.runtime.families.mar.settings import UNGUIDED, MarSettings, Values
 from fewstep.runtime.program import Program
-from fewstep.runtime.settings import settings_of
+from fewstep.runtime.settings import PerStep, settings_of
 
 _SHORTEST = "1"  # diffusion: how long it is changes no shape
 _GOLDEN_ITERATIONS, _GOLDEN_STEPS = 8, "10"
@@ -66,8 +66,16 @@ class MarFamily(Family):
     kind = "mar"
     Info = MarModel
     Settings = MarSettings
-    kinds = {"z": "latents", "denoised": "noise", "image": "image"}
-    quantized = "decoder_rest"
+    kinds = {
+        "buffer": "features",
+        "embeds": "features",
+        "hidden": "features",
+        "output": "features",
+        "z": "latents",
+        "denoised": "noise",
+        "image": "image",
+    }
+    quantized = ("encoder", "decoder_start", "decoder_rest", "head")
 
     def request(
         self,
@@ -174,20 +182,36 @@ class MarFamily(Family):
     def rollouts(self, model: Model) -> dict[str, dict[str, Any]]:
         """A short one of everything, and one that computes parts between refreshes."""
         info: MarModel = model.info
+        own = resolved(info, settings_of(info.defaults, {}))
         short: dict[str, Any] = {
             "iterations": min(_GOLDEN_ITERATIONS, info.num_tokens),
             "diffusion_steps": _GOLDEN_STEPS,
-            "refresh": None,
+            # Lists hold a value for every iteration, and fit no other number of these.
+            "guidance": _ends(own.guidance),
+            "temperature": _ends(own.temperature),
+            "refresh": 1,
+            "recompute": (0.0, 0.0),
             "reuse_guidance": False,
         }
         full = self.complete(model, settings_of(info.defaults, short))
-        parts = {"refresh": 3, "refresh_first": 2, "recompute": (0.0, 0.0)}
-        return {"full": full, "cached": {**full, **parts, "reuse_guidance": info.can_guide}}
+        parts = {"refresh": 3, "refresh_first": 2, "reuse_guidance": info.can_guide}
+        return {"full": full, "cached": {**full, **parts}}
 
     def complete(self, model: Model, settings: MarSettings) -> dict[str, Any]:
-        """With what its preset says, and no preset."""
-        found: dict[str, Any] = resolved(model.info, settings).model_dump()
-        return {**found, "preset": None}
+        """With what its preset says in its place, and without what is not set."""
+        found, changes = resolved(model.info, settings), dict[str, Any]()
+        if found.refresh is None:  # left out, it would be what other defaults say
+            changes["refresh"] = 1
+        if not model.info.can_guide:  # whatever the defaults say
+            changes["guidance"] = (UNGUIDED, UNGUIDED)
+        found = found.model_copy(update=changes)
+        return found.model_dump(exclude={"preset"}, exclude_none=True)
+
+
+def _ends(values: Values) -> tuple[float, float]:
+    """A ramp, or one between the ends of a list."""
+    numbers = values.values if isinstance(values, PerStep) else values
+    return numbers[0], numbers[-1]
 
 
 def _corner(

@@ -170,6 +170,8 @@ class MarModel(ModelInfo):
                 f"{self.full_blocks}"
             )
         for name, settings in self.presets.items():
+            if "preset" in settings:
+                raise ValueError(f"preset {name!r} names another one: write its settings instead")
             try:
                 settings_of(self.defaults, settings)
             except RequestError as error:

@@ -18,7 +18,7 @@ buffers, whose number is known before the run: nothing is masked, and nothing is
 Between refreshes (LazyMAR) the encoder computes the buffer and the tokens decided last, from cached
 keys and values of the others, and of the decoder only what changed most goes through all blocks:
 
-      similarity(value, cached value) → select_rows → selected, rest
+      similarity(value, value of the iteration before) → select_rows → selected, rest
       gather_rows(hidden, selected), gather_rows(decoder's cache, rest) → decoder_rest → output
       scatter_rows(its keys and values, selected) → decoder's cache
 """
@@ -145,8 +145,7 @@ class _Operations:
         tokens = View("latents")[:known], View("order")[:known]
         embeds = View("embeds")[:known]
         yield self._encoder(iteration, condition, tokens, embeds, 0)
-        value = View("cached_value" if key.recomputed else "value")
-        yield self._decoder_start(iteration, value)
+        yield self._decoder_start(iteration)
         shape = info.positions, rows, info.decoder_width
         hidden = View("hidden").reshaped(*shape)
         yield self._decoder_rest(iteration, hidden, output, "decoder_cache", 0)
@@ -166,11 +165,11 @@ class _Operations:
         yield Copy(View("embeds")[before:known], embeds, iteration)
         selected = key.recomputed[iteration]
         if selected == info.positions:
-            yield self._decoder_start(iteration, View("cached_value"))
+            yield self._decoder_start(iteration)
             hidden = View("hidden").reshaped(info.positions, rows, width)
             yield self._decoder_rest(iteration, hidden, output, "decoder_cache", 0)
             return
-        yield self._decoder_start(iteration, View("value"))
+        yield self._decoder_start(iteration)
         yield from self._selection(iteration, selected, new, count)
         hidden = View("selected_hidden").reshaped(selected, rows, width)
         rest = info.positions - selected
@@ -202,13 +201,13 @@ class _Operations:
             bindings[f"past_{name}"], bindings[f"new_{name}"] = own[:past], own[past:known]
         return Run("encoder", bindings, iteration)
 
-    def _decoder_start(self, iteration: int, value: View) -> Run:
+    def _decoder_start(self, iteration: int) -> Run:
         bindings = {
             "buffer": View("buffer"),
             "embeds": View("embeds")[: self._key.known[iteration]],
             "order": View("order"),
             "hidden": View("hidden"),
-            "value": value,
+            "value": self._value(iteration),
         }
         return Run("decoder_start", bindings, iteration)
 
@@ -233,8 +232,8 @@ class _Operations:
         width, batch = info.decoder_width, self._key.batch
         similarity = View("similarity", iteration).reshaped(batch, rows // batch, info.positions)
         alike: Arguments = {
-            "values": View("value"),
-            "cached": View("cached_value"),
+            "values": self._value(iteration),
+            "cached": self._value(iteration - 1),
             "heads": info.decoder_heads,
             "similarity": similarity,
             "error": View("error"),
@@ -252,15 +251,15 @@ class _Operations:
         }
         yield Launch("select_rows", select, ("selected", "rest"), iteration, "selection")
         size = info.positions * rows * width
-        for source, target in (("hidden", "selected_hidden"), ("value", "selected_value")):
-            every = View(source).reshaped(1, size)
-            some = View(target).reshaped(1, selected * rows * width)
-            yield self._rows("gather_rows", every, chosen, some, iteration)
-        cached = View("cached_value").reshaped(1, size)
-        some = View("selected_value").reshaped(1, selected * rows * width)
-        yield self._rows("scatter_rows", some, chosen, cached, iteration)
+        every = View("hidden").reshaped(1, size)
+        some = View("selected_hidden").reshaped(1, selected * rows * width)
+        yield self._rows("gather_rows", every, chosen, some, iteration)
         if info.decoder_names:
             yield self._moved("gather_rows", "decoder_cache", others, "past_cache", iteration)
+
+    def _value(self, iteration: int) -> View:
+        """The values of an iteration, which the next one compares its own with."""
+        return View("value", iteration % 2 if self._key.recomputed else 0)
 
     def _moved(self, kernel: str, source: str, index: View, target: str, iteration: int) -> Launch:
         return self._rows(kernel, View(source), index, View(target), iteration)
@@ -305,7 +304,14 @@ class _Operations:
             "first": first,
             "x": x,
         }
-        yield Launch("start_diffusion", start, ("x", "counter", "timestep"), iteration, "diffusion")
+        yield Launch(
+            "start_diffusion",
+            start,
+            ("x", "counter", "timestep"),
+            iteration,
+            "diffusion",
+            skips=("timesteps",),
+        )
         denoised = View("denoised").reshaped(rows, count, 2 * info.channels)
         bindings = {
             "x": x,

@@ -159,7 +159,9 @@ def _given(model: MarModel, images: int, edit: Mapping[str, Array]) -> Given:
             "what is kept is given as `latents`, and `given` that says which tokens stay"
         )
     latents = _array("latents", edit["latents"], (images, *model.latent_shape))
-    if latents.dtype.kind not in "fiu" or not np.isfinite(latents).all():
+    with np.errstate(all="ignore"):
+        numbers = latents.astype(np.float32) if latents.dtype.kind in "fiu" else None
+    if numbers is None or not np.isfinite(numbers).all():
         raise RequestError("latents to keep must be finite numbers")
     where = _array("given", edit["given"], (images, model.side, model.side))
     if where.dtype.kind not in "biu":
@@ -172,7 +174,7 @@ def _given(model: MarModel, images: int, edit: Mapping[str, Array]) -> Given:
         )
     if kept[0] == model.num_tokens:
         raise RequestError("all tokens stay: there is nothing to decide")
-    return Given(tokens_of(model, latents.astype(np.float32)), flags.astype(np.uint8))
+    return Given(tokens_of(model, numbers), flags.astype(np.uint8))
 
 
 def _array(name: str, value: Array, shape: tuple[int, ...]) -> Array:

@@ -35,7 +35,7 @@ def _from_one(value: object) -> object:
 def _plain(value: Values) -> tuple[float, float] | str:
     """As plain data that is read as the same again: one number would be another ramp."""
     if isinstance(value, PerStep):
-        return str(value)
+        return str(value) if len(value) > 1 else f"{value}:{value}"
     start, end = value
     return f"{start!r}:{end!r}" if start == end else value
 
@@ -70,15 +70,15 @@ def _spacing(value: object) -> object:
         given = str(given)
     if not isinstance(given, str):
         raise ValueError(f"must be a number, ddimN, START:END or a list, got {value!r}")
-    words = given.replace(" ", "").replace(":", ",").split(",")
-    text = given.replace(" ", "")
-    if ":" in text and (len(words) != 2 or not all(map(_whole, words))):
+    separator = ":" if ":" in given else ","
+    words = [each.strip() for each in given.split(separator)]
+    if separator == ":" and (len(words) != 2 or not all(map(_whole, words))):
         raise ValueError(f"must be START:END, whole numbers, got {value!r}")
     for each in words:
         if _whole(each) and int(each) < 1:
             raise ValueError(f"must be at least 1, got {each}")
         timesteps(each)
-    return text
+    return separator.join(words)
 
 
 def _whole(text: str) -> bool:

@@ -70,7 +70,7 @@ class MaskedFamily(Family):
         "image": "image",
     }
     # The decoder runs once per image; policies are small, and feed decisions.
-    quantized = "transformer"
+    quantized = ("transformer",)
     policies = MaskedPolicies()
 
     def arrays(self, bundle: Bundle) -> dict[str, Array]:

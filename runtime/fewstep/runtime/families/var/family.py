@@ -72,7 +72,7 @@ class VarFamily(Family):
         "next_f_hat": "latents",
         "image": "image",
     }
-    quantized = "trunk"
+    quantized = ("trunk",)
     policies = VarPolicies()
 
     def request(
