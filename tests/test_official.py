@@ -26,12 +26,12 @@ from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import Manifest, Provenance
 from fewstep.runtime.records import FileInfo, GraphInfo, TensorInfo
 from tests import official
-from tests.officials import masked, var, vqgan
+from tests.officials import mar, masked, var, vqgan
 from tests.officials.comparison import Comparison
 from tests.officials.fixture import Fixture, gumbel
 
 _DATA = Path(__file__).parent / "data"
-_IDS = frozenset(("tokens", "condition", "step", "phi", "positions"))
+_IDS = frozenset(("condition", "step", "phi", "positions", "order", "wanted", "timestep"))
 _NOTHING = FileInfo(bytes=0, sha256="0" * 64)
 
 
@@ -65,8 +65,9 @@ def _in_torch(
 
 
 def _described(model: ModelInfo, graph: str, outputs: tuple[str, ...]) -> GraphInfo:
+    ids = _IDS if model.kind == "mar" else _IDS | {"tokens"}  # of MAR tokens are numbers
     tensors = {
-        name: TensorInfo(dtype="int32" if name in _IDS else "float32", shape=shape)
+        name: TensorInfo(dtype="int32" if name in ids else "float32", shape=shape)
         for (owner, name), shape in model.tensor_shapes().items()
         if owner == graph
     }
@@ -80,7 +81,7 @@ def _described(model: ModelInfo, graph: str, outputs: tuple[str, ...]) -> GraphI
 @pytest.fixture
 def in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is exported."""
-    for module in (masked, vqgan, var):
+    for module in (masked, vqgan, var, mar):
         monkeypatch.setattr(module, "exported", _in_torch)
 
 
@@ -112,6 +113,12 @@ def test_a_recording_comes_back_from_exported_graphs(capsys: pytest.CaptureFixtu
         ("adanat_policy", ["actions", "bias_heu0", "bias_heu1", "no action"]),
         ("adanat_rollout_class", ["rollout, 8 steps"]),
         ("adanat_text", ["one pass", "heu1, 4 steps", "heu0, 4 steps"]),
+        (
+            "mar",
+            ["lin, 6 iterations", "nocfg, 5 iterations", "const, 4 iterations"]
+            + ["uncond, 3 iterations", "resp10, 3 iterations", "head", "tables"],
+        ),
+        ("mar_kl16", ["latents → image", "image → mean (PyTorch)"]),
         ("maskgit_vqgan", ["code → 4×4 tokens", "image01 → ids (PyTorch)"]),
         ("var_d3", ["top1, 4 scales", "topkp, 4 scales", "free, 4 scales"]),
         ("var_vae", ["f_hat → image", "image → ids (PyTorch)"]),
@@ -153,6 +160,35 @@ def test_what_is_recorded_otherwise_is_seen(
     assert re.search(r"image [78]\.\de-03 \(too far\)", floats)
     assert "ids, ids of a free run equal; kept differ at scale 2 [0, 3]: " in floats
     assert other.startswith("ok   var_d3, free")
+
+
+def test_what_a_diffusion_gives_otherwise_is_seen(
+    in_torch: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of MAR: a position is masked otherwise; z, tokens, guidance; the head; a table."""
+    changes = {
+        "out/lin/mask/2": lambda each: np.logical_not(each, out=each),
+        "out/nocfg/z/1": lambda each: _add(each, (0, 3), 2e-4),
+        "out/const/sampled/3": lambda each: _add(each, (0, 5), 3e-4),
+        "out/const/cfg_iter": lambda each: _add(each, (1,), 4e-4),
+        "out/uncond/tokens_bchw": lambda each: _add(each, (1, 2, 3, 4), 2e-4),
+        "out/mlp_cfg2.5": lambda each: _add(each, (1, 2), 2e-4),
+        "aux/timestep_map_25": lambda each: _add(each, (3,), 1),
+    }
+    path = _changed("mar", tmp_path, {}, **changes)
+    assert official.main([str(path)]) == 1
+    lin, none, const, uncond, resp, head, tables = capsys.readouterr().out.splitlines()
+    assert "; masks differ at iteration 2 [0, 0]: " in lin
+    assert re.search(r"z 2\.\de-04 \(too far\), sampled [^(]*; masks equal$", none)
+    assert re.search(
+        r"z [^(]*, sampled 3\.\de-04 \(too far\), guidance 4\.0e-04 \(too far\)", const
+    )
+    assert re.search(r"tokens of a free run 2\.\de-04 \(too far\)", uncond)
+    assert re.search(r"head [^(]*, guided head 2\.\de-04 \(too far\)$", head)
+    assert "timesteps differ at 25 [3]: " in tables
+    for line in (lin, none, const, uncond, head, tables):
+        assert line.startswith("FAIL mar, ")
+    assert resp.startswith("ok   mar, resp10")
 
 
 def test_floats_have_their_bar_and_the_rounding_of_their_type() -> None:

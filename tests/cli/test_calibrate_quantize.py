@@ -31,7 +31,7 @@ def test_from_bundle_to_int8_images(fewstep: Terminal, bundle_copy: Path, tmp_pa
     auto = [*wish, "--auto", "--max-kl", 1, "--min-token-agreement", 0.1]
     shown = fewstep(*auto, "--plot", plot)
     assert (shown.code, shown.err) == (0, "")
-    assert "Each layer alone in low precision" in shown.out
+    assert "transformer: each layer alone in low precision" in shown.out
     assert "seeds 0 … 3" in shown.out and "seeds 4 … 6" in shown.out
     assert "steps 2, schedule cosine" in " ".join(shown.out.split())
     assert plot.read_text().startswith("<?xml") and cache.exists()
@@ -43,6 +43,8 @@ def test_from_bundle_to_int8_images(fewstep: Terminal, bundle_copy: Path, tmp_pa
     assert data["up_to_date"] is True and data["rollouts"] == 4
     assert data["auto"]["max_kl"] == 1 and len(data["auto"]["ranking"]) > 3
     assert data["file"] == Bundle.read(bundle_copy).graph("transformer", "int8").file
+    (alone,) = data["graphs"]
+    assert alone["graph"] == "transformer" and alone.items() <= data.items()
 
     forced = fewstep(*auto, "--force", "--json")
     assert forced.err == f"note: ranges are those of {cache}\n"
@@ -57,6 +59,26 @@ def test_from_bundle_to_int8_images(fewstep: Terminal, bundle_copy: Path, tmp_pa
     benched = fewstep("bench", bundle_copy, "--precision", "int8", "--runs", 1, "--steps", 2)
     assert benched.code == 0 and "onnxruntime in int8 on cpu" in benched.out
     assert fewstep("build", bundle_copy, "--check").code == 0
+
+
+def test_several_graphs_have_a_table_and_an_entry_each(
+    fewstep: Terminal, mar_bundle: Path, tmp_path: Path
+) -> None:
+    path = shutil.copytree(mar_bundle, tmp_path / "bundle")
+    wish = ["calibrate", "quantize", path, "--rollouts", 2, "--held-out", 1, "--auto"]
+    shown = fewstep(*wish, "--max-error", 1)
+    assert (shown.code, shown.err) == (0, "")
+    data = json.loads(fewstep(*wish, "--max-error", 1, "--json").out)
+    assert data["up_to_date"] is True and "auto" not in data and len(data["graphs"]) > 1
+    for each in data["graphs"]:
+        graph = each["graph"]
+        assert f"{graph}: each layer alone" in shown.out and f"{graph} in int8" in shown.out
+        assert f"{graph}: relative error 0.0" in " ".join(shown.out.split())
+        assert each["auto"]["max_error"] == 1 and each["relative_error"] < 0.05
+        assert each["file"] == Bundle.read(path).graph(graph, "int8").file
+    refused = fewstep(*wish, "--max-kl", 1)
+    assert refused.code == 1 and "leave --max-kl out: " in refused.err
+    assert fewstep("verify", path, "--precision", "int8").code == 0
 
 
 @pytest.fixture
@@ -95,6 +117,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[flow.QuantizeRequest]:
                 "auto": tolerances("block", 0.5, 0.25),
             },
         ),
+        ("--auto --max-error 0.1", {"auto": tolerances("layer", max_error=0.1)}),
         ("--other-layers fp16 --no-fp32-heads", {"other_layers": "fp16", "fp32_heads": False}),
     ],
 )
@@ -131,6 +154,8 @@ def test_text_is_read(
         ("--rollouts 0", "--rollouts must be at least 1, got 0"),
         ("--max-kl 1 --by block", "only --auto takes --by, --max-kl: pass --auto too"),
         ("--auto --by step", "unknown unit for --by 'step'"),
+        ("--max-error 1", "only --auto takes --max-error: pass --auto too"),
+        ("--auto --max-error 1", "leave --max-error out: transformer is judged by logits"),
         ("--repeat --auto --seed 1", "--repeat takes that from the bundle: leave out --seed, --au"),
         ("--repeat --steps 2", "--repeat takes that from the bundle: leave out --steps"),
         ("--repeat", "there are no int8 graphs in"),

@@ -45,6 +45,9 @@ PUBLISHED = {
 }
 """What the published key tables of ``tests/data`` are."""
 
+_TAKEN = {"var": ("VAR",), "mar": ("MAR model", "KL autoencoder")}
+"""By the form that takes them; no other does."""
+
 OWN = (
     "adanat_in256_L nnet_ema",
     "adanat_cc3m nnet_ema",
@@ -70,8 +73,8 @@ def test_published_files_of_others_are_recognised(
 ) -> None:
     found = recognise([wrapper + key for key in layouts[name]])
     assert found.startswith(PUBLISHED[name])
-    taken = "VAR" in found
-    end = "fewstep export var takes it" if taken else "which fewstep does not support yet"
+    form = next((f for f, names in _TAKEN.items() if any(n in PUBLISHED[name] for n in names)), "")
+    end = f"fewstep export {form} takes it" if form else "which fewstep does not support yet"
     assert found.endswith(end)
 
 
@@ -96,13 +99,13 @@ def test_they_are_refused_by_name_and_not_sent_to_config(
 def test_a_form_that_takes_them_is_named(layouts: Layouts, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the form's name alone: the table need not change when the form comes."""
 
-    class Mar:
-        name, kind, summary, options = "mar", "mar", "MAR.", ()
+    class Titok:
+        name, kind, summary, options = "titok", "titok", "TiTok.", ()
 
     monkeypatch.setattr(source, "_registered", dict(source._registered))
-    register(Mar())  # type: ignore[arg-type]
-    assert recognise(list(layouts["mar_base checkpoint-last.pth"])) == (
-        "a MAR model: fewstep export mar takes it"
+    register(Titok())  # type: ignore[arg-type]
+    assert recognise(list(layouts["tokenizer_titok_l32.bin"])) == (
+        "a TiTok tokenizer (1d-tokenizer): fewstep export titok takes it"
     )
     assert "does not support" in recognise(list(layouts["vq_ds16_c2i.pt"]))
 

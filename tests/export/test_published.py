@@ -54,6 +54,8 @@ def test_sizes_are_those_of_the_published_layouts(model: PublishedModel) -> None
     if model.form == "var":
         tables["transformer"] += " (512)" if "d36" in model.name else ""
         tables |= {n: f"adagen {table}" for n, table in tables.items() if n == "policy"}
+    elif model.form == "mar":
+        tables["transformer"] = tables["transformer"].replace("/", " ")
     else:
         cc3m = "cc3m" in model.name
         tables["transformer"] = "adanat_cc3m nnet_ema" if cc3m else "adanat_in256_L nnet_ema"
@@ -92,6 +94,21 @@ def test_files_in_the_folder_come_before_the_hub(tmp_path: Path) -> None:
     (tmp_path / "net.pth").write_text("")
     assert sources_of(model, tmp_path, {})["transformer"] == tmp_path / "net.pth"
     assert sources_of(model, None, {"policy": "mine.pth"}) == {"transformer": _HUB}
+
+
+def test_a_file_may_be_known_by_its_folder(tmp_path: Path) -> None:
+    """All of MAR's transformers have one name, in folders of theirs."""
+    model = _model(transformer={"names": ["mar_base/checkpoint-last.pth"]})
+    (tmp_path / "mar" / "mar_large").mkdir(parents=True)
+    (tmp_path / "mar" / "mar_large" / "checkpoint-last.pth").write_text("")
+    (tmp_path / "checkpoint-last.pth").write_text("")
+    with pytest.raises(CheckpointError, match="needs mar_base/checkpoint-last.pth"):
+        sources_of(model, tmp_path, {})
+    path = tmp_path / "mar" / "mar_base" / "checkpoint-last.pth"
+    path.parent.mkdir()
+    path.write_text("")
+    for folder in (tmp_path, tmp_path / "mar"):
+        assert sources_of(model, folder, {}) == {"transformer": path}
 
 
 def test_what_is_absent_is_said_with_its_page(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def other(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_a_module_of_the_folder_is_a_form_and_so_is_what_registers(other: None) -> None:
-    assert list(sources()) == ["adanat", "maskgit", "other", "var"]
+    assert list(sources()) == ["adanat", "mar", "maskgit", "other", "var"]
     assert all(name == each.name for name, each in sources().items())
     assert [option.flag for option in Other.options] == ["--weights", "--more-parts", "--half"]
 
@@ -65,7 +65,7 @@ def test_options_are_known_without_torch() -> None:
         "assert not {'torch', 'onnx', 'onnxscript', 'numba'} & sys.modules.keys()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.stderr, done.stdout) == ("", "[7, 6, 5]\n")
+    assert (done.stderr, done.stdout) == ("", "[7, 2, 6, 5]\n")
 
 
 def test_what_is_given_arrives_by_name(fewstep: Terminal, other: None, tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_missing_option_and_that_of_another_form_are_refused(fewstep: Terminal
     ("form", "message"),
     [
         ("maskgti", "unknown form or published model 'maskgti'; expected one of: adagen-var-"),
-        ("mar", "unknown form or published model 'mar'; expected one of: adagen-var-"),
+        ("titok", "unknown form or published model 'titok'; expected one of: adagen-var-"),
     ],
 )
 def test_an_unknown_form_lists_those_that_are_known(

@@ -139,7 +139,7 @@ class _Rollout:
 def _transformer(fixture: Fixture, folder: Path) -> Iterator[Comparison]:
     """Generations, then the head alone and the tables of the diffusion."""
     network = fixture.network("mar", main=True)
-    arguments = _known(MAR, network.arguments)
+    arguments = known_arguments(MAR, network.arguments)
     tokenizer = _any_tokenizer(arguments)
     files = {
         "transformer": network.save(folder / "mar.pth"),
@@ -162,7 +162,7 @@ def _transformer(fixture: Fixture, folder: Path) -> Iterator[Comparison]:
     yield from _tables(fixture)
 
 
-def _known(kind: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def known_arguments(kind: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that a constructor takes."""
     taken = inspect.signature(kind).parameters
     return {name: value for name, value in arguments.items() if name in taken}
@@ -320,11 +320,11 @@ def _compare_table(found: Comparison, said: Mapping[str, Array], own: Array) -> 
 def _tokenizer(fixture: Fixture, folder: Path) -> Iterator[Comparison]:
     """Images of latents through the bundle, and latents of images."""
     network = fixture.network("kl", main=True)
-    arguments = _known(AutoencoderKL, network.arguments)
+    arguments = known_arguments(AutoencoderKL, network.arguments)
     stride = 2 ** (len(arguments["ch_mult"]) - 1)
     given = next((name for name in fixture.arrays if name.startswith("in/z")), None)
     if given is not None:
-        found, z = Comparison("decoder"), fixture[given]
+        found, z = Comparison("latents → image"), fixture[given]
         mar = _stand_in(
             MAR,
             {
@@ -357,7 +357,7 @@ def _tokenizer(fixture: Fixture, folder: Path) -> Iterator[Comparison]:
     if "in/enc_image" in fixture:
         model = AutoencoderKL(**arguments).eval()
         model.load_state_dict({key: torch.from_numpy(v) for key, v in network.state.items()})
-        found = Comparison("encoder")
+        found = Comparison("image → mean (PyTorch)")
         with torch.no_grad():
             mean = model.mean(torch.from_numpy(fixture["in/enc_image"])).numpy()
         found.floats("mean", mean, fixture["out/enc_mean"])

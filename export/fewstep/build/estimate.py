@@ -44,7 +44,7 @@ from fewstep.build.roofline import (
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import RequestError, choose
 from fewstep.runtime.inspect import PlannedDecode, planned_decode
-from fewstep.runtime.program import ERROR, Copy, Launch, Program, Run, View
+from fewstep.runtime.program import ERROR, Copy, Launch, Op, Program, Repeat, Run, View
 
 CONTEXT_BYTES = 1 << 30
 """Allowance for the CUDA context, the engines' runtime and their activations: assumed, not
@@ -212,8 +212,9 @@ def estimate(
         raise RequestError(choose("precision", unknown[0], WIDTH_BYTES))
     plan = planned_decode(bundle, batch=batch, **settings)
     sizes: dict[str, list[Sizes]] = {}
-    for run, shapes in plan.program.runs():
-        sizes.setdefault(run.graph, []).append(_sizes(plan, run, shapes))
+    for op in plan.program.different():
+        if isinstance(op, Run):
+            sizes.setdefault(op.graph, []).append(_sizes(plan, op))
     works = {name: graph_work(bundle, name, runs) for name, runs in sizes.items()}
     stages = program_stages(plan, works)
     counted = tuple(works.values())
@@ -231,23 +232,27 @@ def program_stages(plan: PlannedDecode, works: Mapping[str, GraphWork]) -> tuple
 
     A kernel moves what its views hold, but for what it may skip, and a copy both its views.
     """
-    program, buffers = plan.program, plan.program.every_buffer
-    runs = program.runs()
     found: dict[Stage, list[int]] = {}
-    for op in program.unrolled():
-        if isinstance(op, Run):
-            one = _run_stage(works[op.graph], _sizes(plan, *next(runs)))
-        elif isinstance(op, Copy):
-            size = op.target.bytes_in(buffers)
-            one = Stage("copy", (), (), 0, 0, size, size, launches=1)
-        else:
-            one = _launch_stage(op, program)
-        found.setdefault(one, []).append(op.step)
+    for op in plan.program.ops:
+        times, each = (op.times, op.ops) if isinstance(op, Repeat) else (1, (op,))
+        for one in each:
+            found.setdefault(_stage(plan, works, one), []).extend([one.step] * times)
     return tuple(replace(stage, steps=tuple(steps)) for stage, steps in found.items())
 
 
-def _sizes(plan: PlannedDecode, run: Run, shapes: Mapping[str, tuple[int, ...]]) -> Sizes:
-    graph = plan.model.graphs[run.graph]
+def _stage(plan: PlannedDecode, works: Mapping[str, GraphWork], op: Op) -> Stage:
+    """An operation, as if it ran in no step."""
+    if isinstance(op, Run):
+        return _run_stage(works[op.graph], _sizes(plan, op))
+    if isinstance(op, Copy):
+        size = op.target.bytes_in(plan.program.every_buffer)
+        return Stage("copy", (), (), 0, 0, size, size, launches=1)
+    return _launch_stage(op, plan.program)
+
+
+def _sizes(plan: PlannedDecode, run: Run) -> Sizes:
+    graph, buffers = plan.model.graphs[run.graph], plan.program.every_buffer
+    shapes = {name: view.shape_in(buffers) for name, view in run.bindings.items()}
     return sizes_of({**graph.inputs, **graph.outputs}, shapes)
 
 

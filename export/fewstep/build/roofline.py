@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fewstep.build.gpus import Gpu
@@ -20,9 +20,9 @@ class Stage:
     """An operation of the program that runs ``runs`` times while one batch is made.
 
     ``name``: of the graph, the kernel, or ``copy``; ``sizes``: of the graph's dimensions that vary.
-    ``steps``: those it runs in. ``flops``, ``weights`` (elements), ``read_bytes`` (without the
-    weights), ``written_bytes`` and ``launches`` (kernels and copies on the device) are those of
-    one run.
+    ``steps``: those it runs in, as often as it runs. ``flops``, ``weights`` (elements),
+    ``read_bytes`` (without the weights), ``written_bytes`` and ``launches`` (kernels and copies on
+    the device) are those of one run.
     """
 
     name: str
@@ -78,12 +78,13 @@ class StageBound:
         return LAUNCH if self.launch_ms > self.work_ms else self.work_limit
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Plain data for JSON; every step once, however often it runs there."""
         parts = ("compute_ms", "memory_ms", "launch_ms", "ms", "limit")
         bounds = {name: getattr(self, name) for name in parts}
+        stage = replace(self.stage, steps=tuple(dict.fromkeys(self.stage.steps)))
         return {
-            **asdict(self.stage),
-            "sizes": dict(self.stage.sizes),
+            **asdict(stage),
+            "sizes": dict(stage.sizes),
             "runs": self.stage.runs,
             **bounds,
         }

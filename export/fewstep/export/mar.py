@@ -16,9 +16,11 @@ from fewstep.export.mar_graphs import graphs
 from fewstep.export.models.kl import AutoencoderKL
 from fewstep.export.models.mar import MAR
 from fewstep.export.source import Exportable
-from fewstep.runtime.errors import CheckpointError
+from fewstep.runtime.errors import CheckpointError, RequestError
+from fewstep.runtime.families import Model, example_request
 from fewstep.runtime.families.mar.model import MarModel
 from fewstep.runtime.families.mar.settings import UNGUIDED, MarSettings
+from fewstep.runtime.settings import settings_of
 
 PUBLISHED_SCALE = 0.2325
 """What latents of KL-16 are multiplied by (``main_mar.py`` of LTH14/mar): no file says it."""
@@ -152,7 +154,19 @@ def describe(
         )
     except ValueError as error:
         raise CheckpointError(f"--config: {_first(error)}") from error
+    _check_settings(model, config)
     return model, notes
+
+
+def _check_settings(model: MarModel, config: ExportConfig) -> None:
+    """Refuse defaults and presets that no generation could use."""
+    given = {"the configuration's defaults": config.defaults}
+    given |= {f"--config: preset {name!r}": {"preset": name} for name in config.presets}
+    for what, said in given.items():
+        try:
+            example_request(Model(model, graphs={}), settings_of(model.defaults, said))
+        except RequestError as error:
+            raise CheckpointError(f"{what}: {error}") from error
 
 
 def _first(error: ValueError) -> str:

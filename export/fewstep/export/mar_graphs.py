@@ -36,7 +36,10 @@ class Encoder(nn.Module):
         values ``[p, R, W]`` → buffer ``[b, R, D]``, embeds ``[n, R, D]``, per block ``[n, R, W]``.
         """
         mar, found, count = self.mar, list[Tensor](), self.mar.buffer_size
-        x = mar.encoder_input(tokens.transpose(0, 1), positions.transpose(0, 1), condition)
+        # Embedded first: in fp16 ONNX Runtime 1.24 … 1.32 crashes on a matmul of an input that is
+        # transposed (its issue 28392).
+        embedded = mar.z_proj(tokens).transpose(0, 1)
+        x = mar.encoder_input(embedded, positions.transpose(0, 1), condition)
         for index, block in enumerate(_blocks(mar.encoder_blocks)):
             keys, values = past[2 * index], past[2 * index + 1]
             if self.padding:
@@ -162,7 +165,8 @@ def graphs(model: MarModel, mar: MAR, tokenizer: AutoencoderKL) -> dict[str, Gra
     def ids(most: int, *shape: int) -> Tensor:
         return torch.randint(most, shape, generator=random, dtype=torch.int32)
 
-    length, past, wanted, tokens = 4, 5, 3, model.num_tokens
+    tokens, past, wanted = model.num_tokens, 5, 3
+    length = min(4, tokens - 1)  # where all are known an export would take their number for fixed
     width, channels, head = model.decoder_width, model.channels, mar.diffloss
     classes, rows = mar.class_num, {0: "length", 1: "batch"}
     encoder = {

@@ -132,9 +132,8 @@ def verify_table(report: verify.Report) -> Table:
         table.add_row(f"[bold]{escape(graph)}[/]")
         for check in (each for each in report.checks if each.graph == graph):
             mark = "[green]passed[/]" if check.passed else "[red]failed[/]"
-            tolerance = f"{check.sign} {check.tolerance:g}"
             names = (f"  {escape(check.rollout)}", check.title)
-            table.add_row(*names, f"{check.value:.3g}", tolerance, mark)
+            table.add_row(*names, f"{check.value:.3g}", check.wanted, mark)
     return table
 
 

@@ -44,7 +44,7 @@ def verify_verdict(verification: Verification) -> list[str]:
     """Whether all passed; where not, every metric that did not, a line each."""
     lines = [
         f"failed: {check.graph}, rollout {check.rollout}, {report.precision}: {check.title} is "
-        f"{check.value:.3g} and must be {check.sign} {check.tolerance:g}"
+        f"{check.value:.3g} and must be {check.wanted}"
         for report in verification.reports
         for check in report.checks
         if not check.passed

@@ -164,6 +164,6 @@ def test_psnr_of_a_known_error() -> None:
 def test_every_metric_has_a_title_and_a_tolerance_and_belongs_to_one_kind() -> None:
     names = [name for metrics in METRICS.values() for name in metrics]
     assert len(names) == len(set(names))
-    assert {*names, "token_agreement"} == TITLES.keys()
+    assert {*names, "token_agreement", "loop_error"} == TITLES.keys()
     assert TITLES.keys() >= AT_LEAST
     assert all(hasattr(TOLERANCES["fp32"], name) for name in TITLES)

@@ -94,6 +94,15 @@ def test_json_holds_no_nan_and_no_infinity(tmp_path: Path) -> None:
     assert (odd["error"], odd["largest"], odd["finite"]) == (None, None, False)
 
 
+def test_a_metric_that_is_not_judged_may_be_any_number_but_nan() -> None:
+    unjudged = replace(_GOOD, tolerance=math.inf)
+    assert (_GOOD.wanted, _BAD.wanted, unjudged.wanted) == ("≤ 0.001", "≥ 60", "any number")
+    assert unjudged.passed
+    assert not replace(unjudged, value=math.nan).passed
+    assert unjudged.as_dict()["tolerance"] is None
+    assert "| any number | passed |" in as_markdown(_verification(unjudged))
+
+
 def test_markdown_keeps_its_tables_whole() -> None:
     text = as_markdown(_verification(_GOOD, _BAD, unavailable=(_ASKED,)))
     rows = [line for line in text.splitlines() if line.startswith("|")]

@@ -151,11 +151,29 @@ class MAR(nn.Module):
         grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        _check_whole(
+            img_size=img_size,
+            vae_stride=vae_stride,
+            patch_size=patch_size,
+            encoder_embed_dim=encoder_embed_dim,
+            encoder_depth=encoder_depth,
+            encoder_num_heads=encoder_num_heads,
+            decoder_embed_dim=decoder_embed_dim,
+            decoder_depth=decoder_depth,
+            decoder_num_heads=decoder_num_heads,
+            vae_embed_dim=vae_embed_dim,
+            class_num=class_num,
+            buffer_size=buffer_size,
+            diffloss_d=diffloss_d,
+            diffloss_w=diffloss_w,
+        )
         _check(img_size, vae_stride * patch_size, "vae_stride times patch_size", "img_size")
         _check(encoder_embed_dim, encoder_num_heads, "encoder_num_heads", "encoder_embed_dim")
         _check(decoder_embed_dim, decoder_num_heads, "decoder_num_heads", "decoder_embed_dim")
-        if min(encoder_depth, decoder_depth) < 1:
-            raise ValueError("encoder_depth and decoder_depth must be at least 1")
+        if not _is_number(mlp_ratio) or mlp_ratio <= 0:
+            raise ValueError(f"mlp_ratio must be above 0, got {mlp_ratio!r}")
+        if not _is_number(norm_layer_eps) or not 0 < norm_layer_eps < 1:
+            raise ValueError(f"norm_layer_eps must be above 0 and below 1, got {norm_layer_eps!r}")
         self.vae_stride, self.patch_size, self.vae_embed_dim = vae_stride, patch_size, vae_embed_dim
         self.side = img_size // vae_stride // patch_size
         self.seq_len, self.token_embed_dim = self.side**2, vae_embed_dim * patch_size**2
@@ -187,11 +205,11 @@ class MAR(nn.Module):
         self.diffusion_pos_embed_learned = normal(1, self.seq_len, decoder_embed_dim)
         self.diffloss = DiffLoss(self.token_embed_dim, decoder_embed_dim, diffloss_d, diffloss_w)
 
-    def encoder_input(self, tokens: Tensor, positions: Tensor, condition: Tensor) -> Tensor:
+    def encoder_input(self, embedded: Tensor, positions: Tensor, condition: Tensor) -> Tensor:
         """What the encoder's blocks are given: the buffer, then tokens.
 
         Args:
-            tokens: ``[R, n, C]``.
+            embedded: tokens as ``z_proj`` embeds them, ``[R, n, W]``.
             positions: where they are in the image, row by row, ``[R, n]``.
             condition: class ids ``[R]``; ``class_num`` for none.
 
@@ -201,7 +219,7 @@ class MAR(nn.Module):
         classes = F.embedding(condition, torch.cat([self.class_emb.weight, self.fake_latent]))
         places = self.encoder_pos_embed_learned[0]
         buffer = classes[:, None] + places[: self.buffer_size]
-        known = self.z_proj(tokens) + F.embedding(positions, places[self.buffer_size :])
+        known = embedded + F.embedding(positions, places[self.buffer_size :])
         out: Tensor = self.z_proj_ln(torch.cat([buffer, known], dim=1))
         return out
 
@@ -250,7 +268,7 @@ class MAR(nn.Module):
             z of the tokens that are not known, ``[R, L − V, D]``.
         """
         known = tokens.shape[1]
-        x = self.encoder_input(tokens, order[:, :known], condition)
+        x = self.encoder_input(self.z_proj(tokens), order[:, :known], condition)
         for block in self.encoder_blocks:
             x = block(x)
         x = self.encoder_output(x)
@@ -273,5 +291,15 @@ class MAR(nn.Module):
 
 
 def _check(whole: int, part: int, part_name: str, whole_name: str) -> None:
-    if part < 1 or whole % part:
+    if whole % part:
         raise ValueError(f"{whole_name} {whole} must be a multiple of {part_name} {part}")
+
+
+def _check_whole(**sizes: object) -> None:
+    for name, size in sizes.items():
+        if type(size) is not int or size < 1:
+            raise ValueError(f"{name} must be a whole number, at least 1, got {size!r}")
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)

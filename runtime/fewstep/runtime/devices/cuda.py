@@ -44,8 +44,8 @@ from fewstep.runtime.errors import DeviceError, DeviceLostError
 from fewstep.runtime.kernels.launch import ENTRIES, launch_of
 
 MOST_NODES = 8_192
-"""Of one graph, where parts of it are repeated. A node of an instantiated graph takes 10 to 63 KB
-of the GPU's memory (``docs/decisions/024-repeated-operations.md``)."""
+"""Of one graph, where parts of it are repeated: each takes memory on the GPU, and time to capture
+(``docs/decisions/024-repeated-operations.md``)."""
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: never waits for, nor holds up, the default stream
 _SAME = 0.5

@@ -1,6 +1,6 @@
-// How far the values of every position have changed since they were cached:
+// How far the values of every position have changed from one iteration to the next:
 //
-//     s = mean over heads of  v.c / max(|v| |c|, 1e-20)     v now, c cached, of one head
+//     s = mean over heads of  v.c / max(|v| |c|, 1e-20)     v now, c before, of one head
 //
 // values and cached [count, rows, heads own] float32 -> similarity [batch, halves, count] float32,
 // rows = halves batch. error [1] becomes 1 if a number is not finite; it counts as 0.

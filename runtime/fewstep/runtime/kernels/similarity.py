@@ -1,8 +1,8 @@
-"""How far the values of every position have changed since they were cached.
+"""How far the values of every position have changed from one iteration to the next.
 
-    s = mean over heads of  v·c / max(|v|·|c|, ε)     v now, c cached, of one head
+    s = mean over heads of  v·c / max(|v|·|c|, ε)     v now, c before, of one head
 
-As LazyMAR ranks positions (feihongyan1/LazyMAR, ``models/mar.py``). Sums are those of a warp: 32
+As LazyMAR ranks positions (feihongyan1/LazyMAR, ``models/basic.py``). Sums are those of a warp: 32
 lanes add every 32nd number, and then each other in a tree.
 
 Shapes: values and cached ``[N, P, W]`` float32, W = heads · d, P = H·B → similarity ``[B, H, N]``

@@ -121,7 +121,7 @@ def _report_parts(report: Report) -> Iterator[str]:
         (
             *_names(each),
             f"{each.value:.3g}",
-            f"{each.sign} {each.tolerance:g}",
+            each.wanted,
             _verdict(each.passed),
         )
         for each in report.checks

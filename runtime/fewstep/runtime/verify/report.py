@@ -50,9 +50,11 @@ class Check:
         return self.value <= self.tolerance if self.at_most else self.value >= self.tolerance
 
     @property
-    def sign(self) -> str:
-        """How the value must stand to its tolerance."""
-        return "≤" if self.at_most else "≥"
+    def wanted(self) -> str:
+        """What the value must be, for people."""
+        if math.isinf(self.tolerance):
+            return "any number"
+        return f"{'≤' if self.at_most else '≥'} {self.tolerance:g}"
 
     @property
     def title(self) -> str:

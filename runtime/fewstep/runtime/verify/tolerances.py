@@ -27,6 +27,19 @@ fp32         6.2e-8                               1.4e-7
 fp16         1.3e-4                               2.6e-4
 ===========  ===================================  =================================
 
+Noise of a diffusion, and the tokens at the end of a free run, were measured on the MAR of
+``samples/fashion``, and on MAR-B's shapes with random weights (B), in 8 iterations of 10 diffusion
+steps:
+
+===========  =================  ===========  ==========
+precision    latent_error of z  noise_error  loop_error
+===========  =================  ===========  ==========
+fp32         3.3e-7             2.3e-6       1.2e-6
+fp32, B      1.4e-6             1.5e-6       1.4e-6
+fp16         6.5e-4             6.9e-4       5.4e-4
+fp16, B      1.3e-3             6.7e-4       3.5e-4
+===========  =================  ===========  ==========
+
 bf16 has three bits fewer. What makes f̂ of tokens is never quantized: with int8 it is as in fp32
 or fp16.
 
@@ -70,6 +83,8 @@ _EIGHT_BITS = Tolerances(
     kl_nats=5e-2,
     action_error=3e-1,
     latent_error=5e-2,
+    noise_error=3e-1,
+    loop_error=1.0,
     psnr_db=25.0,
     token_agreement=0.1,
 )
@@ -97,6 +112,8 @@ TOLERANCES: dict[str, Tolerances] = {
         kl_nats=1e-3,
         action_error=2e-2,
         latent_error=5e-3,
+        noise_error=2e-2,
+        loop_error=2e-1,
         psnr_db=40.0,
         token_agreement=0.5,
     ),
@@ -107,6 +124,8 @@ TOLERANCES: dict[str, Tolerances] = {
         kl_nats=1e-2,
         action_error=1e-1,
         latent_error=5e-2,
+        noise_error=1e-1,
+        loop_error=5e-1,
         psnr_db=32.0,
         token_agreement=0.3,
     ),
