@@ -81,7 +81,7 @@ def raster(model: Any, key: VarKey) -> Program:
     whole, info = var_program(model, key), model.info
     rows, width = key.rows(0), info.width
     buffers = {**whole.buffers, "one": BufferSpec((rows, 1, width), "float32")}
-    ops = [each for op in whole.ops for each in _one_by_one(op, info, rows)]
+    ops = [each for op in whole.different() for each in _one_by_one(op, info, rows)]
     return replace(whole, buffers=buffers, ops=tuple(ops))
 
 

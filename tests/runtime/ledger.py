@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fewstep.runtime.devices import BufferSpec, Direct
+from fewstep.runtime.devices import BufferSpec, Direct, Part
 from fewstep.runtime.devices.cpu import CpuDevice, CpuWorkspace
 from fewstep.runtime.errors import OutOfMemoryError
 
@@ -28,8 +28,8 @@ class Entry(CpuWorkspace):
 class _Replay(Direct):
     """A captured sequence on the ledger while it is open."""
 
-    def __init__(self, ledger: Ledger, sequence: Callable[[], None]) -> None:
-        super().__init__(sequence)
+    def __init__(self, ledger: Ledger, parts: Sequence[Part]) -> None:
+        super().__init__(parts)
         self._ledger = ledger
         ledger.replays.append(self)
 
@@ -69,10 +69,10 @@ class Ledger(CpuDevice):
             raise OutOfMemoryError(f"no room for {bytes_of(specs)} bytes")
         return Entry(self, specs)
 
-    def capture(self, sequence: Callable[[], None], **_: Any) -> Direct:
+    def capture(self, parts: Sequence[Part], **_: Any) -> Direct:
         if self.failure is not None:
             raise self.failure
-        return _Replay(self, sequence)
+        return _Replay(self, parts)
 
 
 def bytes_of(specs: Mapping[str, BufferSpec]) -> int:

@@ -20,6 +20,7 @@ from train_mar import encoded, noising, tokenizer
 
 from fewstep.runtime import Generator
 from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.families.mar.model import MarModel
 
 COUNT = 40
 CLASSES = 10
@@ -28,6 +29,12 @@ CLASSES = 10
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return mar_bundle(tmp_path_factory.mktemp("mar") / "bundle")
+
+
+def _model(bundle: Bundle) -> MarModel:
+    model = bundle.manifest.model
+    assert isinstance(model, MarModel)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +57,7 @@ def test_images_show_the_class_asked_for(images: npt.NDArray[np.uint8]) -> None:
 
 
 def test_every_preset_makes_images(bundle: Bundle) -> None:
-    presets = bundle.manifest.model.presets
+    presets = _model(bundle).presets
     config = Path(__file__).parents[2] / "samples" / "fashion" / "mar_config.json"
     assert presets == json.loads(config.read_text())["presets"]
     with Generator.open(bundle) as generator:
@@ -71,7 +78,7 @@ def test_tokenizer_takes_images_apart_and_puts_them_together(
 
 
 def test_latents_vary_by_one(images: npt.NDArray[np.uint8], bundle: Bundle) -> None:
-    scale = bundle.manifest.model.latent_scale
+    scale = _model(bundle).latent_scale
     latents = encoded(images[..., 0])[:, : tokenizer().embed_dim] * scale
     assert 0.7 < float(latents.std()) < 1.3
 
