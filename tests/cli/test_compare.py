@@ -222,7 +222,7 @@ def test_the_same_bundle_twice_is_refused(
         ("--steps 2", ["steps 2"], ""),
         ("--steps 3 --guidance 0,1,2 0:2", ["guidance 0,1,2", "guidance 0:2"], "steps 3"),
         ("--steps 3 4 --guidance 0:2", ["steps 3", "steps 4"], "guidance 0:2"),
-        ("--steps 2 --guidance 1", ["steps 2, guidance 1"], ""),
+        ("--steps 2 --guidance 1", ["guidance 1, steps 2"], ""),
     ],
 )
 def test_settings_of_all_rows_are_said_once(

@@ -11,7 +11,7 @@ from numbers import Real
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
-from pydantic import BeforeValidator, PlainSerializer, ValidationError
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, ValidationError
 
 from fewstep.runtime.errors import RequestError, choose
 from fewstep.runtime.records import Strict
@@ -89,7 +89,21 @@ class PerStep:
         return len(self.values)
 
 
-def ramp_or_list(value: object) -> tuple[float, float] | PerStep:
+Values = tuple[float, float] | PerStep
+"""The ends of a ramp, or a number for every step."""
+
+
+def numbers_of(value: Values) -> tuple[float, ...]:
+    """The numbers that say all others."""
+    return value.values if isinstance(value, PerStep) else value
+
+
+def shown(value: Values) -> str:
+    """Its numbers for people, each once."""
+    return ", ".join(dict.fromkeys(f"{each:g}" for each in numbers_of(value)))
+
+
+def ramp_or_list(value: object) -> Values:
     """What :func:`ramp` takes, or a number for every step: 1,2,3 or a sequence.
 
     A sequence of two is a ramp; for two steps write them as text or :class:`PerStep`.
@@ -107,8 +121,41 @@ def ramp_or_list(value: object) -> tuple[float, float] | PerStep:
     return ramp(given)
 
 
-def _plain(value: tuple[float, float] | PerStep) -> tuple[float, float] | str:
+def _plain(value: Values) -> tuple[float, float] | str:
     return str(value) if isinstance(value, PerStep) else value
+
+
+def _plain_ends(value: Values) -> tuple[float, float] | str:
+    """As plain data that is read as the same again, where one number is a ramp from elsewhere."""
+    if isinstance(value, PerStep):
+        return str(value) if len(value) > 1 else f"{value}:{value}"
+    start, end = value
+    return f"{start!r}:{end!r}" if start == end else value
+
+
+def ramp_from(start: float) -> BeforeValidator:
+    """Reads a number alone as the end of a ramp from ``start``."""
+
+    def read(value: object) -> object:
+        alone = value.item() if isinstance(value, np.ndarray) and not value.ndim else value
+        if isinstance(alone, str):
+            several = ":" in alone or "," in alone
+        else:
+            several = not isinstance(alone, Real)
+        return value if several else (start, ramp(alone)[1])
+
+    return BeforeValidator(read)
+
+
+def at_most(most: float) -> AfterValidator:
+    """Refuses numbers above ``most``."""
+
+    def checked(value: Values) -> Values:
+        if max(numbers_of(value)) > most:
+            raise ValueError(f"must be at most {most:,.0f}, got {shown(value)}")
+        return value
+
+    return AfterValidator(checked)
 
 
 def _whole(value: object) -> int:
@@ -125,6 +172,9 @@ RampOrList = Annotated[
     tuple[float, float] | PerStep, BeforeValidator(ramp_or_list), PlainSerializer(_plain)
 ]
 """A ramp, or a number for every step (1,2,3), which is text in JSON."""
+
+PLAIN_ENDS = PlainSerializer(_plain_ends)
+"""For those that :func:`ramp_from` reads."""
 
 Whole = Annotated[int, BeforeValidator(_whole)]
 """An integer, or text that is one."""

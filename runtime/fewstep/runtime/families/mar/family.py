@@ -16,9 +16,9 @@ from fewstep.runtime.families.mar.key import MarKey
 from fewstep.runtime.families.mar.model import MarModel
 from fewstep.runtime.families.mar.program import mar_program
 from fewstep.runtime.families.mar.request import MarRequest, latents_of, mar_request, resolved
-from fewstep.runtime.families.mar.settings import UNGUIDED, MarSettings, Values
+from fewstep.runtime.families.mar.settings import UNGUIDED, MarSettings
 from fewstep.runtime.program import Program
-from fewstep.runtime.settings import PerStep, settings_of
+from fewstep.runtime.settings import Values, numbers_of, settings_of
 
 _SHORTEST = "1"  # diffusion: how long it is changes no shape
 _GOLDEN_ITERATIONS, _GOLDEN_STEPS = 8, "10"
@@ -210,7 +210,7 @@ class MarFamily(Family):
 
 def _ends(values: Values) -> tuple[float, float]:
     """A ramp, or one between the ends of a list."""
-    numbers = values.values if isinstance(values, PerStep) else values
+    numbers = numbers_of(values)
     return numbers[0], numbers[-1]
 
 

@@ -8,55 +8,32 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.families.mar.diffusion import ANNEALED_END, TIMESTEPS, timesteps
-from fewstep.runtime.settings import PerStep, RampOrList, Settings, Whole, ramp
+from fewstep.runtime.settings import (
+    PLAIN_ENDS,
+    PerStep,
+    RampOrList,
+    Settings,
+    Values,
+    Whole,
+    at_most,
+    numbers_of,
+    ramp_from,
+    shown,
+)
 
 UNGUIDED = 1.0
 """The guidance scale that is none."""
 
-Values = tuple[float, float] | PerStep
-
 _MOST = 1e4
 
 
-def _from_one(value: object) -> object:
-    """A guidance scale alone is a ramp from 1, as in MAR."""
-    alone = value.item() if isinstance(value, np.ndarray) and not value.ndim else value
-    if isinstance(alone, str):
-        several = ":" in alone or "," in alone
-    else:
-        several = not isinstance(alone, Real)
-    return value if several else (UNGUIDED, ramp(alone)[1])
-
-
-def _plain(value: Values) -> tuple[float, float] | str:
-    """As plain data that is read as the same again: one number would be another ramp."""
-    if isinstance(value, PerStep):
-        return str(value) if len(value) > 1 else f"{value}:{value}"
-    start, end = value
-    return f"{start!r}:{end!r}" if start == end else value
-
-
-def _numbers(value: Values) -> tuple[float, ...]:
-    return value.values if isinstance(value, PerStep) else value
-
-
-def _shown(value: Values) -> str:
-    return ", ".join(dict.fromkeys(f"{each:g}" for each in _numbers(value)))
-
-
-def _moderate(value: Values) -> Values:
-    if max(_numbers(value)) > _MOST:
-        raise ValueError(f"must be at most {_MOST:,.0f}, got {_shown(value)}")
-    return value
-
-
 def _parts(value: Values | None) -> Values | None:
-    if value is not None and max(_numbers(value)) > 1:
-        raise ValueError(f"must be parts, 0 … 1, got {_shown(value)}")
+    if value is not None and max(numbers_of(value)) > 1:
+        raise ValueError(f"must be parts, 0 … 1, got {shown(value)}")
     return value
 
 
@@ -111,14 +88,12 @@ class MarSettings(Settings):
         description="Largest timestep; larger ones are merged into it. "
         f"[{TIMESTEPS - 1}; {ANNEALED_END} with annealed diffusion steps]",
     )
-    guidance: Annotated[
-        RampOrList, BeforeValidator(_from_one), AfterValidator(_moderate), PlainSerializer(_plain)
-    ] = Field(
+    guidance: Annotated[RampOrList, ramp_from(UNGUIDED), at_most(_MOST), PLAIN_ENDS] = Field(
         default=(UNGUIDED, 2.9),
         description="Guidance scale at the end, which grows from 1 (none) with the tokens that are "
         "decided; START:END is another ramp, 1,2,3 a value for every iteration.",
     )
-    temperature: Annotated[RampOrList, AfterValidator(_moderate)] = Field(
+    temperature: Annotated[RampOrList, at_most(_MOST)] = Field(
         default=(1.0, 1.0),
         description="Scales the noise of the diffusion; START:END is a ramp, 1,1,0.9 a value for "
         "every iteration.",

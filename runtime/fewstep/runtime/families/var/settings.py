@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import Annotated, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+from pydantic import AfterValidator, Field
 
 from fewstep.runtime.errors import RequestError
-from fewstep.runtime.settings import PerStep, RampOrList, Settings, Whole, ramp
+from fewstep.runtime.settings import (
+    PLAIN_ENDS,
+    PerStep,
+    RampOrList,
+    Settings,
+    Values,
+    Whole,
+    at_most,
+    numbers_of,
+    ramp_from,
+    shown,
+)
 
 FIXED = "fixed"
 """The schedule that is no policy: what the settings say."""
@@ -18,59 +28,23 @@ FIXED = "fixed"
 SAMPLING = ("guidance", "top_k", "top_p", "sampling_temperature")
 """What a fixed schedule sets, and a policy decides by itself: the columns of the parameters."""
 
-Values = tuple[float, float] | PerStep
-
 _MOST = 1e6  # logits times more than this leave the range of float32
 
 
-def _from_zero(value: object) -> object:
-    """A guidance scale alone is a ramp from 0, as in VAR."""
-    alone = value.item() if isinstance(value, np.ndarray) and not value.ndim else value
-    if isinstance(alone, str):
-        several = ":" in alone or "," in alone
-    else:
-        several = not isinstance(alone, Real)
-    return value if several else (0.0, ramp(alone)[1])
-
-
-def _plain(value: Values) -> tuple[float, float] | str:
-    """As plain data that is read as the same again: one number would be another ramp."""
-    if isinstance(value, PerStep):
-        return str(value)
-    start, end = value
-    return f"{start!r}:{end!r}" if start == end else value
-
-
-def _numbers(value: Values) -> tuple[float, ...]:
-    return value.values if isinstance(value, PerStep) else value
-
-
-def _moderate(value: Values) -> Values:
-    if max(_numbers(value)) > _MOST:
-        raise ValueError(f"must be at most {_MOST:,.0f}, got {_shown(value)}")
-    return value
-
-
 def _counts(value: Values) -> Values:
-    _moderate(value)
-    if min(_numbers(value)) < 1:
+    if min(numbers_of(value)) < 1:
         raise ValueError(
-            f"must be at least 1 (the codebook size switches it off), got {_shown(value)}"
+            f"must be at least 1 (the codebook size switches it off), got {shown(value)}"
         )
-    if any(each % 1 for each in _numbers(value)):
-        raise ValueError(f"must be whole numbers, got {_shown(value)}")
+    if any(each % 1 for each in numbers_of(value)):
+        raise ValueError(f"must be whole numbers, got {shown(value)}")
     return value
 
 
 def _shares(value: Values) -> Values:
-    if not all(0 < each <= 1 for each in _numbers(value)):
-        raise ValueError(f"must be above 0 and at most 1 (1 switches it off), got {_shown(value)}")
+    if not all(0 < each <= 1 for each in numbers_of(value)):
+        raise ValueError(f"must be above 0 and at most 1 (1 switches it off), got {shown(value)}")
     return value
-
-
-def _shown(value: Values) -> str:
-    numbers = dict.fromkeys(f"{each:g}" for each in _numbers(value))
-    return ", ".join(numbers)
 
 
 class VarSettings(Settings):
@@ -84,14 +58,12 @@ class VarSettings(Settings):
         description="fixed, or the policy network that sets guidance, top-k, top-p and temperature "
         "per image and scale: policy, or a policy's name.",
     )
-    guidance: Annotated[
-        RampOrList, BeforeValidator(_from_zero), AfterValidator(_moderate), PlainSerializer(_plain)
-    ] = Field(
+    guidance: Annotated[RampOrList, ramp_from(0.0), at_most(_MOST), PLAIN_ENDS] = Field(
         default=(0.0, 1.5),
         description="Guidance scale of the last scale, which grows from 0 over the scales; "
         "START:END is another ramp, 0,1,2 a value for every scale.",
     )
-    top_k: Annotated[RampOrList, AfterValidator(_counts)] = Field(
+    top_k: Annotated[RampOrList, at_most(_MOST), AfterValidator(_counts)] = Field(
         default=(900.0, 900.0),
         description="Codes that are drawn from, the likeliest; the codebook size is all. START:END "
         "is a ramp, 900,600,300 a value for every scale.",
@@ -101,7 +73,7 @@ class VarSettings(Settings):
         description="Probability of the likeliest codes that are drawn from; 1 is all. START:END "
         "is a ramp, 1,1,0.9 a value for every scale.",
     )
-    sampling_temperature: Annotated[RampOrList, AfterValidator(_moderate)] = Field(
+    sampling_temperature: Annotated[RampOrList, at_most(_MOST)] = Field(
         default=(1.0, 1.0),
         description="Divides the logits of the codes that are left, 0 takes the likeliest; "
         "START:END is a ramp, 1.1,1,1 a value for every scale.",
