@@ -36,6 +36,7 @@ from train_transformer import tokenize, tokenizer
 
 from fewstep.calibration.policy.distances import frechet_of_gaussians, gaussian, kernel_distance
 from fewstep.runtime import Generator
+from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.doctor import processor_name
 
 REFERENCE_PER_CLASS = 1_000
@@ -190,6 +191,48 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         "settings": defaults | overrides(arguments),
         "classifier_held_out_accuracy": round(judge.classifier_accuracy, 4),
         "references": references,
+        "rows": rows,
+    }
+
+
+def rows_of(
+    generator: Generator, judge: Judge, named: dict[str, Any], arguments: argparse.Namespace
+) -> list[Row]:
+    """A row for every settings in ``named``, by their names."""
+    rows = []
+    for name, settings in named.items():
+        made = generate(
+            generator,
+            arguments.images,
+            seed=arguments.seed,
+            batch=arguments.batch,
+            settings=settings,
+        )
+        row = {"name": name, "settings": settings, **judge.score(made.images, made.labels)}
+        row["images_per_second"] = round(made.images_per_second, 2)
+        rows.append(row)
+        show(name, row)
+    return rows
+
+
+def report_of(
+    bundle: Bundle, judge: Judge, reconstructed: Row, rows: list[Row], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Rows with what is needed to make them again."""
+    manifest = bundle.manifest
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "machine": machine(),
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "weights_sha256": {n: c.sha256 for n, c in manifest.provenance.checkpoints.items()},
+        "reference": judge.description,
+        "features": NETWORK,
+        "images": arguments.images,
+        "seed": arguments.seed,
+        "batch": arguments.batch,
+        "settings": manifest.model.defaults.model_dump(),
+        "references": {"reconstructed": reconstructed},
         "rows": rows,
     }
 

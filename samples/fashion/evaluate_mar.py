@@ -9,17 +9,14 @@ Then every budget's latency: one image at a time, the budgets taking turns.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import platform
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from data import CLASS_NAMES, load
-from evaluate import PACKAGES, Judge, generate, machine, per_class, pixels, show
-from features import NETWORK, Images
+from evaluate import Judge, per_class, pixels, report_of, rows_of, show
+from features import Images
 from sample_bundle import mar_bundle
 from train_mar import encoded, tokenizer
 from training import FOLDER
@@ -94,39 +91,12 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     real = per_class(load("train"), slice(arguments.images // len(CLASS_NAMES)))
     reference = judge.score(reconstruct(real.images), real.labels)
     show("reconstructed", reference)
-    rows = []
     with Generator.open(bundle, max_batch=arguments.batch) as generator:
-        for name, settings in budgets.items():
-            made = generate(
-                generator,
-                arguments.images,
-                seed=arguments.seed,
-                batch=arguments.batch,
-                settings=settings,
-            )
-            row = {"name": name, "settings": settings, **judge.score(made.images, made.labels)}
-            row["images_per_second"] = round(made.images_per_second, 2)
-            rows.append(row)
-            show(name, row)
-        manifest = generator.bundle.manifest
+        rows = rows_of(generator, judge, budgets, arguments)
     taken = latencies(bundle, budgets, arguments.runs) if arguments.runs else {}
     for row in rows:
         row |= taken.get(row["name"], {})
-    return {
-        "command": " ".join(["python", *sys.argv]),
-        "machine": machine(),
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in PACKAGES},
-        "weights_sha256": {n: c.sha256 for n, c in manifest.provenance.checkpoints.items()},
-        "reference": judge.description,
-        "features": NETWORK,
-        "images": arguments.images,
-        "seed": arguments.seed,
-        "batch": arguments.batch,
-        "settings": manifest.model.defaults.model_dump(),
-        "references": {"reconstructed": reference},
-        "rows": rows,
-    }
+    return report_of(generator.bundle, judge, reference, rows, arguments)
 
 
 if __name__ == "__main__":

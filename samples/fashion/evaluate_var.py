@@ -9,18 +9,15 @@ A row for the bundle's default settings, and one for each of ``SAVINGS``.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import platform
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from data import CLASS_NAMES, load
-from evaluate import PACKAGES, Judge, generate, machine, per_class, pixels, show
-from features import NETWORK, Images
+from evaluate import Judge, per_class, pixels, report_of, rows_of, show
+from features import Images
 from sample_bundle import var_bundle
 from train_var import prepared, tokenizer
 from training import FOLDER
@@ -55,36 +52,9 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     real = per_class(load("train"), slice(arguments.images // len(CLASS_NAMES)))
     reference = judge.score(reconstruct(real.images), real.labels)
     show("reconstructed", reference)
-    rows = []
     with Generator.open(bundle, max_batch=arguments.batch) as generator:
-        for name, settings in SAVINGS.items():
-            made = generate(
-                generator,
-                arguments.images,
-                seed=arguments.seed,
-                batch=arguments.batch,
-                settings=settings,
-            )
-            row = {"name": name, "settings": settings, **judge.score(made.images, made.labels)}
-            row["images_per_second"] = round(made.images_per_second, 2)
-            rows.append(row)
-            show(name, row)
-        manifest = generator.bundle.manifest
-    return {
-        "command": " ".join(["python", *sys.argv]),
-        "machine": machine(),
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in PACKAGES},
-        "weights_sha256": {n: c.sha256 for n, c in manifest.provenance.checkpoints.items()},
-        "reference": judge.description,
-        "features": NETWORK,
-        "images": arguments.images,
-        "seed": arguments.seed,
-        "batch": arguments.batch,
-        "settings": manifest.model.defaults.model_dump(),
-        "references": {"reconstructed": reference},
-        "rows": rows,
-    }
+        rows = rows_of(generator, judge, SAVINGS, arguments)
+    return report_of(generator.bundle, judge, reference, rows, arguments)
 
 
 if __name__ == "__main__":
