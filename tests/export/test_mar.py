@@ -23,7 +23,7 @@ from torch import Tensor
 from fewstep.export import presets
 from fewstep.export.config import ExportConfig, read_config
 from fewstep.export.flow import export
-from fewstep.export.mar import Checkpoints, load
+from fewstep.export.mar import Checkpoints, Models, describe, load
 from fewstep.export.models.kl import AutoencoderKL
 from fewstep.export.models.mar import MAR
 from fewstep.export.source import Exportable
@@ -93,6 +93,20 @@ def test_the_published_files_are_read_as_they_are(layouts: Layouts, tmp_path: Pa
     assert model.defaults.iterations == 64
     assert len(found.graphs) == 6
     assert any("took model_ema" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(("name", "guidance"), [("base", 2.9), ("large", 3.0), ("huge", 3.2)])
+def test_published_sizes_are_guided_as_their_authors_evaluate_them(
+    name: str, guidance: float, layouts: Layouts
+) -> None:
+    state = _hollow(layouts[f"mar_{name} checkpoint-last.pth"])
+    transformer = presets.load(MAR, state, Path("checkpoint-last.pth"), None)
+    tokenizer = presets.load(AutoencoderKL, _hollow(layouts[_KL]), Path(_KL), None)
+    models = Models(transformer, tokenizer)
+    model, _ = describe(models, ExportConfig(), 0.2325)
+    assert model.defaults.guidance == (1.0, guidance)
+    own, _ = describe(models, ExportConfig(defaults={"guidance": 2}), 0.2325)
+    assert own.defaults.guidance == (1.0, 2.0)
 
 
 def test_no_file_says_the_scale_of_another_tokenizer(layouts: Layouts, tmp_path: Path) -> None:

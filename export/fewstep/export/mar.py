@@ -25,6 +25,9 @@ from fewstep.runtime.settings import settings_of
 PUBLISHED_SCALE = 0.2325
 """What latents of KL-16 are multiplied by (``main_mar.py`` of LTH14/mar): no file says it."""
 
+_GUIDANCE = {16: 3.0, 20: 3.2}
+"""What the authors evaluate their larger models with, by blocks (``README.md`` of LTH14/mar)."""
+
 _MOST_FULL_BLOCKS = 3
 
 
@@ -128,8 +131,13 @@ def describe(
     if "iterations" not in config.defaults:
         fewer = min(defaults.iterations, mar.seq_len)
         defaults = defaults.model_copy(update={"iterations": fewer})
-    if not condition.has_unconditional and "guidance" not in config.defaults:
-        defaults = defaults.model_copy(update={"guidance": (UNGUIDED, UNGUIDED)})
+    if "guidance" not in config.defaults:
+        guidance = defaults.guidance
+        if config.transformer is None and len(mar.decoder_blocks) in _GUIDANCE:
+            guidance = (UNGUIDED, _GUIDANCE[len(mar.decoder_blocks)])
+        if not condition.has_unconditional:
+            guidance = (UNGUIDED, UNGUIDED)
+        defaults = defaults.model_copy(update={"guidance": guidance})
     pixels = mar.side * mar.patch_size * mar.vae_stride
     first = mar.decoder_blocks[0]
     try:
