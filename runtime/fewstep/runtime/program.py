@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import numpy.typing as npt
 
-from fewstep.runtime.devices import ALIGNMENT, Buffer, BufferSpec
+from fewstep.runtime.devices import ALIGNMENT, Array, Buffer, BufferSpec
 
 ERROR = "error"
 """The status buffer that kernels flag unusable numbers in, ``[1]`` int32."""
@@ -270,3 +271,17 @@ def _written_by(op: Op, outputs: Mapping[str, Collection[str]]) -> tuple[View, .
     if isinstance(op, Run):
         return tuple(op.bindings[name] for name in outputs[op.graph])
     return tuple(op.views[name] for name in op.writes) if isinstance(op, Launch) else (op.target,)
+
+
+def packed(rows: Sequence[Array]) -> Array:
+    """A table ``[rows, width]``, a row for every array, read in order and followed by zeros.
+
+    Rows start at multiples of :data:`~fewstep.runtime.devices.ALIGNMENT` bytes, so that each may
+    begin a tensor of an engine.
+    """
+    unit = ALIGNMENT // rows[0].itemsize
+    width = -(-max(row.size for row in rows) // unit) * unit
+    found = np.zeros((len(rows), width), rows[0].dtype)
+    for row, values in zip(found, rows, strict=True):
+        row[: values.size] = values.ravel()
+    return found

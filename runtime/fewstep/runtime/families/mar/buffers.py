@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.runtime.devices import ALIGNMENT, Array, BufferSpec
+from fewstep.runtime.devices import ALIGNMENT, BufferSpec
 from fewstep.runtime.families.mar.diffusion import coefficients
 from fewstep.runtime.families.mar.key import MarKey
 from fewstep.runtime.families.mar.model import MarModel
+from fewstep.runtime.program import packed
 
 _UNIT = ALIGNMENT // 4  # numbers and ids between two places where a tensor may begin
 
@@ -18,15 +19,15 @@ _UNIT = ALIGNMENT // 4  # numbers and ids between two places where a tensor may 
 def tables(info: MarModel, key: MarKey) -> dict[str, npt.ArrayLike]:
     """What the key alone says, as kernels and graphs read it."""
     rows = []
-    for iteration in range(len(key.counts)):
-        wanted, known = key.wanted(iteration), key.known[iteration]
+    for iteration, known in enumerate(key.known[: len(key.counts)]):
+        wanted = key.wanted(iteration)
         # In generation order where all positions are there; the selected begin with them.
         whole = key.refreshes(iteration) or key.recomputed[iteration] == info.positions
         rows.append(np.arange(wanted, dtype=np.int32) + (known if whole else 0))
     return {
         "timesteps": np.concatenate([[*each] for each in key.starts]).astype(np.int32),
         "coefficients": np.concatenate([*map(coefficients, key.starts)]),
-        "wanted": _packed(rows),
+        "wanted": packed(rows),
         "ranks": np.arange(max(key.counts), dtype=np.int32)[:, None],
     }
 
@@ -124,12 +125,3 @@ def _cache(info: MarModel, key: MarKey, positions: int) -> BufferSpec:
     size = positions * key.transformer_rows * info.decoder_width
     row = -(-size // _UNIT) * _UNIT
     return BufferSpec((len(info.decoder_names), row), "float32")
-
-
-def _packed(rows: list[Array]) -> Array:
-    """A table, its rows of one length: such a one that each may begin a tensor of an engine."""
-    width = -(-max(map(len, rows)) // _UNIT) * _UNIT
-    found = np.zeros((len(rows), width), rows[0].dtype)
-    for at, row in enumerate(rows):
-        found[at, : len(row)] = row
-    return found

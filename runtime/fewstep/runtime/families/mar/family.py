@@ -109,8 +109,7 @@ class MarFamily(Family):
         usual = min(info.defaults.iterations, info.num_tokens)
         for iterations in dict.fromkeys((usual, 1, info.num_tokens)):
             yield _corner(info, batch, iterations, guided=guided)
-        least = _corner(info, batch, info.num_tokens, guided=guided, partial=True)
-        yield least
+        yield _corner(info, batch, info.num_tokens, guided=guided, partial=True)
         if guided:
             yield _corner(info, batch, 1, guided=False)
             yield _corner(info, batch, info.num_tokens, guided=True, partial=True, reuse=True)

@@ -55,7 +55,7 @@ class _Operations:
 
     def __init__(self, info: MarModel, key: MarKey) -> None:
         self._info, self._key = info, key
-        self._taken, self._starts = key.taken, key.starts
+        self._taken, self._starts, self._known = key.taken, key.starts, key.known
 
     def all(self) -> Iterator[Op | Repeat]:
         """In their order."""
@@ -65,7 +65,8 @@ class _Operations:
             yield self._order("guided_order")
         if key.given:
             yield Copy(View("kept"), View("given_tokens"))
-            yield self._gathered("given_tokens", View("order")[: key.given], 0, key.given, 0)
+            given = View("given_tokens")
+            yield self._gathered(given, View("order")[: key.given], 0, key.given, 0)
         for iteration in range(len(key.counts)):
             yield from self._transformer(iteration)
             yield from self._diffusion(iteration)
@@ -88,12 +89,10 @@ class _Operations:
         }
         return Launch("random_order", arguments, ("order",))
 
-    def _gathered(
-        self, source: str, index: View, first: int, end: int, step: int, view: View | None = None
-    ) -> Launch:
+    def _gathered(self, source: View, index: View, first: int, end: int, step: int) -> Launch:
         """Tokens of images to the known ones ``latents[first:end]``."""
         arguments: Arguments = {
-            "source": View(source) if view is None else view,
+            "source": source,
             "index": index,
             "target": View("latents")[first:end],
         }
@@ -124,7 +123,7 @@ class _Operations:
         """The output of both halves, from the conditional one and the difference."""
         key, width = self._key, self._info.decoder_width
         refreshed = max(n for n in range(iteration + 1) if key.refreshes(n))
-        past = key.known[iteration] - key.known[refreshed]
+        past = self._known[iteration] - self._known[refreshed]
         count = key.counts[iteration]
         kept = View("difference").reshaped(key.wanted(refreshed), key.batch, width)
         arguments: Arguments = {
@@ -141,7 +140,7 @@ class _Operations:
     def _full(self, iteration: int, condition: str, output: View) -> Iterator[Op]:
         """Everything, for all positions; keys and values are kept."""
         info, key = self._info, self._key
-        known, rows = key.known[iteration], key.transformer_rows
+        known, rows = self._known[iteration], key.transformer_rows
         tokens = View("latents")[:known], View("order")[:known]
         embeds = View("embeds")[:known]
         yield self._encoder(iteration, condition, tokens, embeds, 0)
@@ -153,7 +152,7 @@ class _Operations:
     def _partial(self, iteration: int, output: View) -> Iterator[Op]:
         """What is new, and what changed most; the rest is in the caches."""
         info, key = self._info, self._key
-        before, known = key.known[iteration - 1], key.known[iteration]
+        before, known = self._known[iteration - 1], self._known[iteration]
         rows, width, count = key.transformer_rows, info.decoder_width, key.counts[iteration]
         new = known - before
         tokens = View("new_latents").reshaped(new, rows, info.channels)
@@ -163,20 +162,20 @@ class _Operations:
         embeds = View("new_embeds").reshaped(new, rows, width)
         yield self._encoder(iteration, "condition", (tokens, positions), embeds, before)
         yield Copy(View("embeds")[before:known], embeds, iteration)
+        yield self._decoder_start(iteration)
         selected = key.recomputed[iteration]
         if selected == info.positions:
-            yield self._decoder_start(iteration)
             hidden = View("hidden").reshaped(info.positions, rows, width)
             yield self._decoder_rest(iteration, hidden, output, "decoder_cache", 0)
             return
-        yield self._decoder_start(iteration)
         yield from self._selection(iteration, selected, new, count)
         hidden = View("selected_hidden").reshaped(selected, rows, width)
         rest = info.positions - selected
         yield self._decoder_rest(iteration, hidden, output, "new_cache", rest)
         if info.decoder_names:
             chosen = View("selected").reshaped(selected, rows)
-            yield self._moved("scatter_rows", "new_cache", chosen, "decoder_cache", iteration)
+            source, target = View("new_cache"), View("decoder_cache")
+            yield self._rows("scatter_rows", source, chosen, target, iteration)
 
     def _encoder(
         self,
@@ -188,7 +187,7 @@ class _Operations:
     ) -> Run:
         """The encoder on some tokens, the last of those that are known; ``past`` are cached."""
         info, key = self._info, self._key
-        known, rows = key.known[iteration], key.transformer_rows
+        known, rows = self._known[iteration], key.transformer_rows
         bindings = {
             "tokens": tokens[0],
             "positions": tokens[1],
@@ -204,7 +203,7 @@ class _Operations:
     def _decoder_start(self, iteration: int) -> Run:
         bindings = {
             "buffer": View("buffer"),
-            "embeds": View("embeds")[: self._key.known[iteration]],
+            "embeds": View("embeds")[: self._known[iteration]],
             "order": View("order"),
             "hidden": View("hidden"),
             "value": self._value(iteration),
@@ -243,7 +242,7 @@ class _Operations:
         others = View("rest").reshaped(info.positions - selected, rows)
         select: Arguments = {
             "similarity": similarity,
-            "known": self._key.known[iteration],
+            "known": self._known[iteration],
             "previous": new,
             "following": count,
             "selected": chosen,
@@ -255,14 +254,12 @@ class _Operations:
         some = View("selected_hidden").reshaped(1, selected * rows * width)
         yield self._rows("gather_rows", every, chosen, some, iteration)
         if info.decoder_names:
-            yield self._moved("gather_rows", "decoder_cache", others, "past_cache", iteration)
+            source, target = View("decoder_cache"), View("past_cache")
+            yield self._rows("gather_rows", source, others, target, iteration)
 
     def _value(self, iteration: int) -> View:
         """The values of an iteration, which the next one compares its own with."""
         return View("value", iteration % 2 if self._key.recomputed else 0)
-
-    def _moved(self, kernel: str, source: str, index: View, target: str, iteration: int) -> Launch:
-        return self._rows(kernel, View(source), index, View(target), iteration)
 
     def _rows(self, kernel: str, source: View, index: View, target: View, iteration: int) -> Launch:
         arguments: Arguments = {
@@ -277,7 +274,7 @@ class _Operations:
     def _readout(self, iteration: int, output: View) -> Iterator[Op]:
         info, key = self._info, self._key
         count, rows = key.counts[iteration], key.rows
-        known = key.known[iteration]
+        known = self._known[iteration]
         order = View("guided_order" if key.reuse_guidance else "order")
         positions = View("positions").reshaped(count, rows)
         yield Copy(positions, order[known : known + count], iteration)
@@ -291,7 +288,7 @@ class _Operations:
 
     def _diffusion(self, iteration: int) -> Iterator[Op | Repeat]:
         info, key = self._info, self._key
-        rows, count, known = key.rows, key.counts[iteration], key.known[iteration]
+        rows, count, known = key.rows, key.counts[iteration], self._known[iteration]
         taken = self._taken[iteration]
         x = View("x").reshaped(rows, count, info.channels)
         positions = View("positions").reshaped(count, rows)
@@ -356,4 +353,4 @@ class _Operations:
         sampled = View("sampled", iteration).reshaped(key.batch, count, info.channels)
         yield Copy(sampled, x[: key.batch], iteration, "diffusion")
         index = View("ranks")[:count]
-        yield self._gathered("sampled", index, known, known + count, iteration, sampled)
+        yield self._gathered(sampled, index, known, known + count, iteration)

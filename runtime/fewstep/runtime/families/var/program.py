@@ -22,13 +22,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.runtime.devices import ALIGNMENT, Array, BufferSpec, Role
+from fewstep.runtime.devices import Array, BufferSpec, Role
 from fewstep.runtime.families import Model
 from fewstep.runtime.families.var.model import VarModel
 from fewstep.runtime.families.var.policies import offsets
 from fewstep.runtime.families.var.request import FREE
 from fewstep.runtime.families.var.resize import area, bicubic
-from fewstep.runtime.program import Copy, Launch, Op, Program, Run, View
+from fewstep.runtime.program import Copy, Launch, Op, Program, Run, View, packed
 
 DECISIONS = ("tokens", "parameters")
 _CONSTANTS = ("modulation", "head_modulation", "cache", "logits")
@@ -321,21 +321,11 @@ def _tables(info: VarModel, key: VarKey) -> dict[str, Array]:
         rows["phi"].append(np.array([info.phis[scale]], np.int32))
         first = info.starts[scale + 1] if scale < last else 0
         rows["positions"].append(np.arange(first, first + next_side**2, dtype=np.int32))
-    found = {name: _packed(each) for name, each in rows.items()}
+    found = {name: packed(each) for name, each in rows.items()}
     if key.policy:
         sides = info.patch_nums[: key.scales]
-        found["resize"] = _packed([bicubic(side, info.feature_side) for side in sides])
+        found["resize"] = packed([bicubic(side, info.feature_side) for side in sides])
         found["step_ids"] = np.arange(key.scales, dtype=np.int32)[:, None].repeat(key.batch, 1)
-    return found
-
-
-def _packed(rows: list[Array]) -> Array:
-    """A table, its rows of one length: such a one that each may begin a tensor of an engine."""
-    unit = ALIGNMENT // rows[0].itemsize
-    width = -(-max(row.size for row in rows) // unit) * unit
-    found = np.zeros((len(rows), width), rows[0].dtype)
-    for row, values in zip(found, rows, strict=True):
-        row[: values.size] = values.ravel()
     return found
 
 
