@@ -12,7 +12,6 @@ average.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import math
 from typing import Any, NamedTuple
@@ -27,7 +26,7 @@ from train_mar_tokenizer import CONFIG, sampled
 from train_mar_tokenizer import NAME as TOKENIZER
 from train_transformer import EMA_DECAY, update_average
 from train_var_tokenizer import schedule
-from training import WEIGHTS, Budget, Log, config, save_weights
+from training import WEIGHTS, Budget, Log, by_the_clock, config, save_weights
 
 from fewstep.export.models.kl import AutoencoderKL
 from fewstep.export.models.mar import MAR
@@ -249,9 +248,4 @@ def train(minutes: float, batch: int, seed: int) -> MAR:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=58)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    save_weights(train(arguments.minutes, arguments.batch, arguments.seed), NAME)
+    save_weights(train(*by_the_clock(__doc__, minutes=58)), NAME)

@@ -3,23 +3,21 @@
 Losses as in latent diffusion (Rombach et al., CVPR 2022, section 3.1) less the perceptual one,
 which would lean on the feature network that the evaluation uses: absolute and squared error of the
 image; a little of the divergence of the latents from a standard normal; and, in the second half,
-the patch discriminator of ``train_tokenizer.py``.
+the patch discriminator of ``adversary.py``.
 
     python samples/fashion/train_mar_tokenizer.py        # 25 minutes, by the clock
 """
 
 from __future__ import annotations
 
-import argparse
-
 import numpy as np
 import torch
+from adversary import Adversary
 from data import load
 from torch import Tensor
 from torch.nn import functional as F
-from train_tokenizer import ADVERSARIAL_WEIGHT, PatchDiscriminator, adversarial_scale
-from train_var_tokenizer import CRITIC_RATE, RATE, SAVE_EVERY, schedule
-from training import Budget, Log, config, save_weights
+from train_var_tokenizer import RATE, SAVE_EVERY, schedule
+from training import Budget, Log, by_the_clock, config, save_weights
 
 from fewstep.export.models.kl import AutoencoderKL
 
@@ -48,9 +46,8 @@ def train(minutes: float, batch: int, seed: int) -> AutoencoderKL:
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     images = load("train").images
-    model, critic = AutoencoderKL(**config("tokenizer", CONFIG)), PatchDiscriminator()
+    model, adversary = AutoencoderKL(**config("tokenizer", CONFIG)), Adversary()
     optimizer = torch.optim.Adam(model.parameters(), RATE, betas=(0.5, 0.9), fused=True)
-    critic_optimizer = torch.optim.Adam(critic.parameters(), CRITIC_RATE, betas=(0.5, 0.9))
     log, budget, step = Log(NAME), Budget(minutes), 0
     while (spent := budget.spent()) < 1:
         optimizer.param_groups[0]["lr"] = RATE * schedule(spent)
@@ -63,26 +60,20 @@ def train(minutes: float, batch: int, seed: int) -> AutoencoderKL:
             out = model.unclamped(sampled(moments))
         out, divergent = out.float(), divergence(moments)
         pixel = F.l1_loss(out, image) + F.mse_loss(out, image)
-        loss, critic_loss = pixel + DIVERGENCE_WEIGHT * divergent, torch.zeros(())
+        loss, critic_loss = pixel + DIVERGENCE_WEIGHT * divergent, 0.0
         if spent >= 0.5:
-            adversarial = -critic(out).mean()
-            scale = adversarial_scale(pixel, adversarial, model.decoder.conv_out.weight)
-            loss = loss + ADVERSARIAL_WEIGHT * scale * adversarial
+            loss = loss + adversary.loss(out, pixel, model.decoder.conv_out.weight)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
         if spent >= 0.48:
-            real, fake = critic(image), critic(out.detach())
-            critic_loss = (F.relu(1 - real) + F.relu(1 + fake)).mean()
-            critic_optimizer.zero_grad()
-            torch.autograd.backward(critic_loss)
-            critic_optimizer.step()
+            critic_loss = adversary.learn(image, out)
         step += 1
         if step % LOG_EVERY == 0:
             figures = {
                 "pixel": pixel.item(),
                 "divergence": divergent.item(),
-                "discriminator": critic_loss.item(),
+                "discriminator": critic_loss,
                 "deviation": moments[:, : model.embed_dim].std().item(),
             }
             log.write(step, figures)
@@ -92,9 +83,4 @@ def train(minutes: float, batch: int, seed: int) -> AutoencoderKL:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=25)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    save_weights(train(arguments.minutes, arguments.batch, arguments.seed), NAME)
+    save_weights(train(*by_the_clock(__doc__, minutes=25)), NAME)

@@ -15,37 +15,16 @@ import argparse
 
 import numpy as np
 import torch
+from adversary import Adversary
 from data import load
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from training import Log, config, cosine_rate, save_weights
 
 from fewstep.export.models import VQModel
 
 COMMITMENT_WEIGHT = 0.25
-ADVERSARIAL_WEIGHT = 0.3
 RESTART_EVERY = 50
-
-
-class PatchDiscriminator(nn.Module):
-    """Scores overlapping 14×14 patches: ``[B, 3, 32, 32] → [B, 1, 8, 8]``."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, 32, 4, 2, 1),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(32, 64, 4, 2, 1),
-            nn.GroupNorm(8, 64),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(64, 64, 3, 1, 1),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(64, 1, 1),
-        )
-
-    def forward(self, image: Tensor) -> Tensor:
-        out: Tensor = self.layers(image)
-        return out
 
 
 def reconstruct(model: VQModel, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -59,14 +38,6 @@ def reconstruct(model: VQModel, image: Tensor) -> tuple[Tensor, Tensor, Tensor, 
     with torch.autocast("cpu", torch.bfloat16):
         out = model.decoder(z + (code - z).detach())  # straight-through gradient
     return out.float(), z, ids, loss
-
-
-def adversarial_scale(loss: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """Ratio of gradient norms at the last layer (VQGAN, equation 7), at most 10."""
-    (main,) = torch.autograd.grad(loss, last_layer, retain_graph=True)
-    (other,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
-    ratio: Tensor = main.norm() / (other.norm() + 1e-4)
-    return ratio.clamp(max=10.0).detach()
 
 
 @torch.no_grad()
@@ -83,9 +54,8 @@ def train(steps: int, batch: int, seed: int) -> VQModel:
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     images = load("train").images
-    model, critic = VQModel(**config("tokenizer")), PatchDiscriminator()
+    model, adversary = VQModel(**config("tokenizer")), Adversary()
     optimizer = torch.optim.Adam(model.parameters(), 6e-4, betas=(0.5, 0.9))
-    critic_optimizer = torch.optim.Adam(critic.parameters(), 4e-4, betas=(0.5, 0.9))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: cosine_rate(s, steps))
     used = torch.zeros(config("tokenizer")["n_embed"], dtype=torch.bool)
     log, restarted = Log("tokenizer"), 0
@@ -97,21 +67,15 @@ def train(steps: int, batch: int, seed: int) -> VQModel:
                 restart_codes(model, model.encoder(image), used)
         out, z, ids, codebook_loss = reconstruct(model, image)
         pixel = F.l1_loss(out, image) + F.mse_loss(out, image)
-        loss, critic_loss = pixel + codebook_loss, torch.zeros(())
+        loss, critic_loss = pixel + codebook_loss, 0.0
         if step >= steps // 2:
-            adversarial = -critic(out).mean()
-            scale = adversarial_scale(pixel, adversarial, model.decoder.conv_out.weight)
-            loss = loss + ADVERSARIAL_WEIGHT * scale * adversarial
+            loss = loss + adversary.loss(out, pixel, model.decoder.conv_out.weight)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
         if step >= steps // 2 - 100:
-            real, fake = critic(image), critic(out.detach())
-            critic_loss = (F.relu(1 - real) + F.relu(1 + fake)).mean()
-            critic_optimizer.zero_grad()
-            torch.autograd.backward(critic_loss)
-            critic_optimizer.step()
+            critic_loss = adversary.learn(image, out)
         used[ids.flatten()] = True
         if step % RESTART_EVERY == RESTART_EVERY - 1:
             if step < 0.75 * steps:
@@ -119,7 +83,7 @@ def train(steps: int, batch: int, seed: int) -> VQModel:
             figures = {
                 "pixel": pixel.item(),
                 "codebook": codebook_loss.item(),
-                "discriminator": critic_loss.item(),
+                "discriminator": critic_loss,
                 "codes_used": int(used.sum()),
                 "restarted": restarted,
             }

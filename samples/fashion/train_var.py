@@ -9,7 +9,6 @@ with probability 0.1 for guidance. The weights kept are an exponential moving av
 
 from __future__ import annotations
 
-import argparse
 import copy
 import math
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from torch.nn import functional as F
 from train_transformer import EMA_DECAY, update_average
 from train_var_tokenizer import CONFIG, schedule
 from train_var_tokenizer import NAME as TOKENIZER
-from training import WEIGHTS, Budget, Log, config, save_weights
+from training import WEIGHTS, Budget, Log, by_the_clock, config, save_weights
 
 from fewstep.export.models.var import VAR
 from fewstep.export.models.var_vae import VQVAE
@@ -153,9 +152,4 @@ def train(minutes: float, batch: int, seed: int) -> VAR:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=48)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    save_weights(train(arguments.minutes, arguments.batch, arguments.seed), NAME)
+    save_weights(train(*by_the_clock(__doc__, minutes=48)), NAME)

@@ -3,7 +3,7 @@
 Losses as in VAR (Tian et al., NeurIPS 2024, section 3.2) less the perceptual one, which would lean
 on the feature network that the evaluation uses: f̂ after every scale is compared with the latents
 f, from both sides; absolute and squared error of the image; and, in the second half, the patch
-discriminator of ``train_tokenizer.py``. The codebook starts from residuals of every scale, and
+discriminator of ``adversary.py``. The codebook starts from residuals of every scale, and
 codes that fall out of use restart from current ones.
 
     python samples/fashion/train_var_tokenizer.py        # 33 minutes, by the clock
@@ -11,22 +11,19 @@ codes that fall out of use restart from current ones.
 
 from __future__ import annotations
 
-import argparse
-
 import numpy as np
 import torch
+from adversary import Adversary
 from data import load
 from torch import Tensor
 from torch.nn import functional as F
-from train_tokenizer import ADVERSARIAL_WEIGHT, PatchDiscriminator, adversarial_scale
-from training import Budget, Log, config, cosine_rate, save_weights
+from training import Budget, Log, by_the_clock, config, cosine_rate, save_weights
 
 from fewstep.export.models.var_vae import VQVAE
 
 CONFIG = "var_config.json"
 NAME = "var_tokenizer"
 RATE = 8e-4
-CRITIC_RATE = 4e-4
 TICKS = 10_000
 RESTART_EVERY = 50
 SAVE_EVERY = 500
@@ -83,9 +80,8 @@ def train(minutes: float, batch: int, seed: int) -> VQVAE:
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     images = load("train").images
-    model, critic = VQVAE(**config("tokenizer", CONFIG)), PatchDiscriminator()
+    model, adversary = VQVAE(**config("tokenizer", CONFIG)), Adversary()
     optimizer = torch.optim.Adam(model.parameters(), RATE, betas=(0.5, 0.9), fused=True)
-    critic_optimizer = torch.optim.Adam(critic.parameters(), CRITIC_RATE, betas=(0.5, 0.9))
     used = torch.zeros(model.vocab_size, dtype=torch.bool)
     log, budget, restarted, step = Log(NAME), Budget(minutes), 0, 0
     while (spent := budget.spent()) < 1:
@@ -96,20 +92,14 @@ def train(minutes: float, batch: int, seed: int) -> VQVAE:
             restart_codes(model, reconstruct(model, image)[3], used)
         out, codebook_loss, maps, residuals = reconstruct(model, image)
         pixel = F.l1_loss(out, image) + F.mse_loss(out, image)
-        loss, critic_loss = pixel + codebook_loss, torch.zeros(())
+        loss, critic_loss = pixel + codebook_loss, 0.0
         if spent >= 0.5:
-            adversarial = -critic(out).mean()
-            scale = adversarial_scale(pixel, adversarial, model.decoder.conv_out.weight)
-            loss = loss + ADVERSARIAL_WEIGHT * scale * adversarial
+            loss = loss + adversary.loss(out, pixel, model.decoder.conv_out.weight)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
         if spent >= 0.48:
-            real, fake = critic(image), critic(out.detach())
-            critic_loss = (F.relu(1 - real) + F.relu(1 + fake)).mean()
-            critic_optimizer.zero_grad()
-            torch.autograd.backward(critic_loss)
-            critic_optimizer.step()
+            critic_loss = adversary.learn(image, out)
         used[torch.cat([each.flatten() for each in maps])] = True
         step += 1
         if step % RESTART_EVERY == 0:
@@ -117,7 +107,7 @@ def train(minutes: float, batch: int, seed: int) -> VQVAE:
             figures = {
                 "pixel": pixel.item(),
                 "codebook": codebook_loss.item(),
-                "discriminator": critic_loss.item(),
+                "discriminator": critic_loss,
                 "codes_used": int(used.sum()),
                 "restarted": restarted,
             }
@@ -129,9 +119,4 @@ def train(minutes: float, batch: int, seed: int) -> VQVAE:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=33)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    save_weights(train(arguments.minutes, arguments.batch, arguments.seed), NAME)
+    save_weights(train(*by_the_clock(__doc__, minutes=33)), NAME)

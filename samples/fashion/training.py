@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import math
@@ -29,6 +30,16 @@ def cosine_rate(step: int, total: int, warm_up: int = 200) -> float:
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 + 0.5 * math.cos(math.pi * (step - warm_up) / max(1, total - warm_up))
+
+
+def by_the_clock(description: str | None, minutes: float) -> tuple[float, int, int]:
+    """Minutes, images of a batch and seed of a training, from the command line."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--minutes", type=float, default=minutes)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    return given.minutes, given.batch, given.seed
 
 
 class Budget:

@@ -34,6 +34,15 @@ Role = Literal["input", "status", "output", "internal"]
 ALIGNMENT = 256
 """Of every address that an engine is given, in bytes; TensorRT asks for it."""
 
+_SMALLEST_FLOAT = 2  # bytes: half precision
+
+
+def aligned_width(width: int) -> int:
+    """Numbers of a row of a cache of floats, ``width`` or the next such: of rows that follow each
+    other any may begin a tensor that an engine reads, in half precision too."""
+    unit = ALIGNMENT // _SMALLEST_FLOAT
+    return -(-width // unit) * unit
+
 
 @dataclass(frozen=True)
 class BufferSpec:

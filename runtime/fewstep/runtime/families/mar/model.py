@@ -8,14 +8,11 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from typing_extensions import Self
 
 from fewstep.runtime.condition import ClassCondition
-from fewstep.runtime.devices import ALIGNMENT
+from fewstep.runtime.devices import aligned_width
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.families import ModelInfo
 from fewstep.runtime.families.mar.settings import MarSettings
 from fewstep.runtime.settings import settings_of
-
-_SMALLEST_FLOAT = 2  # bytes: a cache in half precision
-_PER_ALIGNMENT = ALIGNMENT // _SMALLEST_FLOAT
 
 
 class MarModel(ModelInfo):
@@ -68,7 +65,7 @@ class MarModel(ModelInfo):
     def cache_width(self) -> int:
         """Width of an encoder's key or value in its cache: so many that any of them may begin a
         tensor that an engine reads."""
-        return -(-self.encoder_width // _PER_ALIGNMENT) * _PER_ALIGNMENT
+        return aligned_width(self.encoder_width)
 
     @property
     def encoder_names(self) -> tuple[str, ...]:

@@ -9,13 +9,10 @@ from pydantic import Field, PositiveInt, model_validator
 from typing_extensions import Self
 
 from fewstep.runtime.condition import ClassCondition
-from fewstep.runtime.devices import ALIGNMENT
+from fewstep.runtime.devices import aligned_width
 from fewstep.runtime.families import ModelInfo
 from fewstep.runtime.families.var.settings import VarSettings
 from fewstep.runtime.policies import PolicyInfo, PolicyName, described
-
-_SMALLEST_FLOAT = 2  # bytes: a cache in half precision
-_PER_ALIGNMENT = ALIGNMENT // _SMALLEST_FLOAT
 
 
 class VarPolicyInfo(PolicyInfo):
@@ -82,7 +79,7 @@ class VarModel(ModelInfo):
     def cache_width(self) -> int:
         """Width of a key or value in the cache: so many that any of them may begin a tensor that
         an engine reads."""
-        return -(-self.width // _PER_ALIGNMENT) * _PER_ALIGNMENT
+        return aligned_width(self.width)
 
     @property
     def cache_names(self) -> tuple[str, ...]:
