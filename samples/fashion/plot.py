@@ -1,6 +1,6 @@
 """Draw the training curves and the evaluation curve into ``results/``.
 
-python samples/fashion/plot.py    # training.png, var-training.png, curve.png into results/
+python samples/fashion/plot.py    # {,var-,mar-}training.png, {,mar-}curve.png into results/
 """
 
 from __future__ import annotations
@@ -42,11 +42,27 @@ def plot_curve(results: dict[str, Any], path: Path) -> None:
     _save(path)
 
 
+def plot_budgets(results: dict[str, Any], path: Path) -> None:
+    """Fréchet distance against the time of an image, a point for every step budget."""
+    figure, axes = plt.subplots(figsize=(9, 4.2), layout="constrained")
+    for row in results["rows"]:
+        at = row["ms"], row["frechet_distance"]
+        colour = ORANGE if "cached" in row["name"] else BLUE
+        axes.plot(*at, "o", color=colour)
+        axes.annotate(row["name"], at, xytext=(5, 4), textcoords="offset points", fontsize=8)
+    axes.set_xscale("log")
+    axes.set_xlabel(f"milliseconds of an image, {results['machine']['cpu']}")
+    axes.set_title(f"Fréchet distance to {results['reference']}", fontsize=10)
+    axes.grid(alpha=0.3)
+    _save(path)
+
+
 def plot_training(path: Path, prefix: str, held_out: str) -> None:
     """Losses of both trainings against steps; ``held_out`` says how the held-out one is taken."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     tokenizer, transformer = _read(f"{prefix}tokenizer"), _read(f"{prefix}transformer")
-    _lines(left, tokenizer, {"pixel": BLUE, "codebook": ORANGE})
+    second = "codebook" if "codebook" in tokenizer else "divergence"
+    _lines(left, tokenizer, {"pixel": BLUE, second: ORANGE})
     left.set_title("tokenizer", fontsize=10)
     _lines(right, transformer, {"loss": ORANGE, "held_out_loss": BLUE})
     right.set_title(f"transformer (held out: {held_out})", fontsize=10)
@@ -77,6 +93,8 @@ def _save(path: Path) -> None:
 if __name__ == "__main__":
     plot_training(RESULTS / "training.png", "", "averaged weights, fixed masks")
     plot_training(RESULTS / "var-training.png", "var_", "averaged weights")
-    evaluation = RESULTS / "evaluation.json"
-    if evaluation.exists():
-        plot_curve(json.loads(evaluation.read_text()), RESULTS / "curve.png")
+    plot_training(RESULTS / "mar-training.png", "mar_", "averaged weights")
+    for name, draw in {"": plot_curve, "mar-": plot_budgets}.items():
+        evaluation = RESULTS / f"{name}evaluation.json"
+        if evaluation.exists():
+            draw(json.loads(evaluation.read_text()), RESULTS / f"{name}curve.png")

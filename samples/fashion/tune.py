@@ -38,7 +38,7 @@ VAR: dict[str, list[Any]] = {
 }
 MAR: dict[str, list[Any]] = {
     "guidance": [(1.0, 1.0), (1.0, 1.5), (1.0, 2.0), (1.0, 2.9)],
-    "temperature": [(1.0, 1.0), (0.95, 0.95), (0.9, 0.9), (0.8, 0.8)],
+    "temperature": [(each, each) for each in (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)],
 }
 SEED = 10_000_000
 ACCURACY = 0.9

@@ -53,9 +53,19 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "64 × 100": {"iterations": 64, "diffusion_steps": 100},
     "64 × 50:5 (DiSA)": {"iterations": 64, "diffusion_steps": "50:5"},
     "64 × 50:5, cached (LazyMAR)": {"iterations": 64, "diffusion_steps": "50:5", **_LAZY},
-    "32 × 25:5": {"iterations": 32, "diffusion_steps": "25:5"},
     "16 × 25:5": {"iterations": 16, "diffusion_steps": "25:5"},
+    "16 × 25:5, cached": {
+        "iterations": 16,
+        "diffusion_steps": "25:5",
+        "refresh": 3,
+        "refresh_first": 3,
+        "recompute": 0.5,
+        "reuse_guidance": True,
+    },
+    "8 × 25:10": {"iterations": 8, "diffusion_steps": "25:10"},
+    "4 × 25:10": {"iterations": 4, "diffusion_steps": "25:10"},
 }
+"""The last three are presets of the Fashion-MNIST sample: ``best``, ``balanced``, ``fast``."""
 
 
 def networks() -> tuple[MAR, AutoencoderKL]:
