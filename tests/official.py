@@ -22,7 +22,7 @@ if __name__ == "__main__":  # not this folder, whose names are those of others
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from fewstep.runtime.errors import FewstepError
-from tests.officials import mar, masked, var, vqgan
+from tests.officials import halton, mar, masked, maskgit_torch, one_d, var, vqgan
 from tests.officials.comparison import Comparison
 from tests.officials.fixture import Fixture, UnusableError
 
@@ -36,14 +36,10 @@ class _Kind(NamedTuple):
     replays: Callable[[Fixture, Path], Iterator[Comparison]]
 
 
-KINDS = tuple(_Kind(each.knows, each.replays) for each in (masked, vqgan, var, mar))
+_MODULES = (masked, vqgan, var, mar, halton, one_d, maskgit_torch)
+KINDS = tuple(_Kind(each.knows, each.replays) for each in _MODULES)
 
 LATER: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
-    "AdaGen's policy for MaskGIT": lambda cfg: {"recipe", "uvit_from"} <= cfg.keys(),
-    "MaskGIT as ported by maskgit-torch": lambda cfg: {"transformer", "num_class"} <= cfg.keys(),
-    "1d-tokenizer's MaskGIT": lambda cfg: "config" in cfg,
-    "Halton-MaskGIT": lambda cfg: {"transformer", "mask_value"} <= cfg.keys(),
-    "Halton-MaskGIT's tokenizer": lambda cfg: "f_factor" in cfg,
     "aMUSEd": lambda cfg: "uvit2d" in cfg,
 }
 """Recordings that are known, and of a form that ``fewstep export`` does not have."""

@@ -232,6 +232,7 @@ def test_what_is_no_recording_or_of_no_form_is_told_in_one_line(
 ) -> None:
     (tmp_path / "text.npz").write_text("no archive")
     np.savez(tmp_path / "other.npz", cfg=json.dumps({"diffusion": 1}))
+    np.savez(tmp_path / "later.npz", cfg=json.dumps({"uvit2d": {}}))
     np.savez(tmp_path / "without.npz", x=np.zeros(1))
     np.savez(tmp_path / "empty.npz", cfg=json.dumps({"policy": {}, "upd_set": []}))
     np.savez(tmp_path / "half.npz", cfg=json.dumps({"conf": {}, "num_embeddings": 4}))
@@ -242,7 +243,7 @@ def test_what_is_no_recording_or_of_no_form_is_told_in_one_line(
         (tmp_path / "empty.npz", "has no recorded run"),
         (tmp_path / "half.npz", "lacks z_channels"),
         (tmp_path / "other.npz", "is of no known kind, its cfg has diffusion"),
-        (_DATA / "maskgit_orig.npz", "no form reads this yet"),
+        (tmp_path / "later.npz", "is of aMUSEd: no form reads this yet"),
         (_changed("var_d3", tmp_path, {"vqvae": "gone"}), "builds on gone.npz, which is neither"),
     ):
         assert official.main([str(path)]) == 2

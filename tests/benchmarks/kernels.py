@@ -78,12 +78,13 @@ def arguments(
         "sample_tokens": {
             **{"conditional": logits, "unconditional": other, "tokens": tokens, "step": 0},
             **{"parameters": parameters, "seeds": _of("uint64", batch), "mask_token": codes},
-            **{"sampled": tokens, "confidence": floats, "error": error},
+            **{"sampled": tokens, "confidence": floats, "error": error, "confidence_of": 0},
+            **{"mask": _of("uint8", batch, count), "resample": 0},
         },
         "remask": {
             **{"confidence": floats, "sampled": tokens, "parameters": parameters},
             **{"mask": _of("uint8", batch, count), "at_least_one": 0},
-            **{"mask_token": codes, "next_tokens": both},
+            **{"mask_token": codes, "next_tokens": both, "ties": 0},
         },
         "policy_parameters": {
             **dict.fromkeys(("ratio_offset", "masking_offset", "sampling_offset"), 0.0),
@@ -93,7 +94,15 @@ def arguments(
         "sample_top_k_top_p": {
             **{"conditional": logits, "unconditional": other, "parameters": parameters},
             **{"seeds": _of("uint64", batch), "step": 0, "given": tokens},
-            **{"tokens": tokens, "error": error},
+            **{"tokens": tokens, "error": error, "mask_token": codes},
+        },
+        "smooth_actions": {
+            **{"action": parameters, "before": parameters, "smoothed": parameters},
+            **{"smoothing": 0.8},
+        },
+        "choose_tokens": {
+            **{"tokens": tokens, "ranks": tokens, "given": tokens},
+            **{"first": _of("int32", batch), "last": _of("int32", batch)},
         },
         "sampling_parameters": {
             **dict.fromkeys(offsets, 0.0),

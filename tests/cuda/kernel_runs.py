@@ -127,6 +127,14 @@ class Sampling:
     step: int = 0
     mask_token: int = -7
     flag: int = 0
+    confidence_of: int = 0
+    resample: int = 0
+
+    @property
+    def given_mask(self) -> npt.NDArray[np.uint8]:
+        """``[B, N]``: 0 at every third position, whose token is given."""
+        places = np.arange(self.tokens.size).reshape(self.tokens.shape)
+        return np.asarray(places % 3 != 0, np.uint8)
 
     @property
     def masked(self) -> npt.NDArray[np.bool_]:
@@ -157,12 +165,18 @@ def sample(device: CudaDevice, case: Sampling) -> Sampled:
         name: getattr(case, name)
         for name in ("conditional", "unconditional", "tokens", "parameters", "seeds")
     }
+    inputs["mask"] = case.given_mask
     outputs = {
         "sampled": np.full(case.tokens.shape, -99, np.int32),
         "confidence": np.full(case.tokens.shape, -99, np.float32),
         "error": np.array([case.flag], np.int32),
     }
-    numbers = {"step": case.step, "mask_token": case.mask_token}
+    numbers = {
+        "step": case.step,
+        "mask_token": case.mask_token,
+        "confidence_of": case.confidence_of,
+        "resample": case.resample,
+    }
     found = launch(device, "sample_tokens", inputs=inputs, outputs=outputs, **numbers)
     return Sampled(found["sampled"], found["confidence"], int(found["error"][0]))
 
@@ -182,6 +196,9 @@ def sample_on_cpu(case: Sampling) -> Sampled:
         sampled=sampled,
         confidence=confidence,
         error=error,
+        confidence_of=case.confidence_of,
+        mask=case.given_mask,
+        resample=case.resample,
     )
     return Sampled(sampled, confidence, int(error[0]))
 

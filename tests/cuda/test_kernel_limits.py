@@ -49,6 +49,7 @@ def _remask(device: CudaDevice, count: int) -> int:
         outputs={"next_tokens": np.full((1, count), -1, np.int32)},
         mask_token=9,
         at_least_one=0,
+        ties=0,
     )
     return int((found["next_tokens"] == 9).sum())
 

@@ -28,7 +28,7 @@ import numpy.typing as npt
 import pytest
 
 from fewstep.runtime.devices.cuda import CudaDevice
-from fewstep.runtime.families.masked.schedule import policy_offsets
+from fewstep.runtime.families.masked.model import MaskedPolicyInfo
 
 sys.path.append(str(Path(__file__).parent))
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _parameters(
             "parameters": np.full(action.shape, -1, np.float32),
             "error": np.zeros(1, np.int32),
         },
-        **policy_offsets(step, steps, residual=residual),
+        **MaskedPolicyInfo(residual=residual).offsets(step, steps),
     )
     assert found["error"][0] == 0
     return found["parameters"]
@@ -181,6 +181,7 @@ def _remask(
         outputs={"next_tokens": np.full((halves * 2, confidence.shape[1]), -1, np.int32)},
         mask_token=rollout.mask_token,
         at_least_one=0,
+        ties=0,
     )
     return found["next_tokens"]
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fewstep.runtime.devices.cuda import CudaDevice
+from fewstep.runtime.kernels.cpu import KERNELS
 
 sys.path.append(str(Path(__file__).parent))
 if TYPE_CHECKING:
@@ -40,10 +41,12 @@ def _remask(
     ratios: Array,
     halves: int = 1,
     mask: Array | None = None,
+    least: int | None = None,
+    ties: int = 0,
 ) -> Array:
     """Sampled ids tell image and position, so that what is kept can be recognised.
 
-    With ``mask`` every step decides at least one token.
+    With ``mask`` every step decides at least one token, if ``least`` says nothing else.
     """
     batch, count = confidence.shape
     parameters = np.full((batch, 4), np.nan, np.float32)  # only the ratio is looked at
@@ -59,7 +62,8 @@ def _remask(
         },
         outputs={"next_tokens": np.full((halves * batch, count), -1, np.int32)},
         mask_token=_MASK,
-        at_least_one=int(mask is not None),
+        at_least_one=int(mask is not None) if least is None else least,
+        ties=ties,
     )
     return found["next_tokens"]
 
@@ -210,3 +214,28 @@ def test_every_step_decides_a_token_where_the_rule_says_so(device: CudaDevice) -
         expected = np.where(undecided, np.maximum(1, np.minimum(wanted, undecided - 1)), 0)
         np.testing.assert_array_equal(masked, expected)
         np.testing.assert_array_equal(found[:4], found[4:])
+
+
+@pytest.mark.parametrize("ties", [0, 1])
+@pytest.mark.parametrize("least", [0, 1, 2])
+def test_every_rule_is_that_of_the_cpu(device: CudaDevice, least: int, ties: int) -> None:
+    """Ties, known positions, and images that start with all, some, one and no masked tokens."""
+    rng = np.random.default_rng(6)
+    started = np.stack([np.arange(300) < most for most in (300, 41, 1, 0)]).astype(np.uint8)
+    drawn = rng.integers(-9, 9, started.shape)
+    confidence = np.where(started, drawn, np.inf).astype(np.float32)
+    for ratio in (0.0, 0.004, 0.3, 0.999, 1.0):
+        ratios = np.full(4, ratio, np.float32)
+        found = _remask(device, confidence, ratios, 2, started, least, ties)
+        expected = np.full((8, 300), -1, np.int32)
+        KERNELS["remask"](
+            confidence=confidence,
+            sampled=np.arange(4 * 300, dtype=np.int32).reshape(4, 300),
+            parameters=np.tile(ratios[:, None], (1, 4)),
+            mask=started,
+            mask_token=_MASK,
+            at_least_one=least,
+            next_tokens=expected,
+            ties=ties,
+        )
+        np.testing.assert_array_equal(found, expected)

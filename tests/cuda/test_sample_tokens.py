@@ -56,7 +56,7 @@ def _logits(kind: str, shape: tuple[int, ...], dtype: str, seed: int) -> Array:
 
 
 @st.composite
-def _cases(draw: st.DrawFn) -> runs.Sampling:
+def _cases(draw: st.DrawFn, confidence_of: int = 0) -> runs.Sampling:
     batch, count = draw(st.integers(1, 3)), draw(st.integers(1, 5))
     codes, seed = draw(_CODES), draw(st.integers(0, 2**32))
     dtype, kind = draw(st.sampled_from(_DTYPES)), draw(st.sampled_from(_KINDS))
@@ -75,7 +75,17 @@ def _cases(draw: st.DrawFn) -> runs.Sampling:
         seeds=rng.integers(0, 2**64, batch, np.uint64),
         step=draw(st.integers(0, 63)),
         mask_token=_MASK,
+        confidence_of=confidence_of,
     )
+
+
+@runs.examples(60)
+@given(case=_cases(confidence_of=1), logits=st.booleans())
+def test_other_confidences_are_those_of_the_cpu_kernel(
+    device: CudaDevice, case: runs.Sampling, logits: bool
+) -> None:
+    case = replace(case, confidence_of=2, resample=1) if logits else case
+    runs.assert_same(runs.sample(device, case), runs.sample_on_cpu(case))
 
 
 @runs.examples(250)

@@ -48,6 +48,7 @@ class _Case:
     given: Array
     step: int = 0
     flag: int = 0
+    mask_token: int = -1
 
     @property
     def inputs(self) -> dict[str, Array]:
@@ -64,7 +65,12 @@ class _Case:
 
 def _on_gpu(device: CudaDevice, case: _Case) -> tuple[Array, int]:
     found = runs.launch(
-        device, "sample_top_k_top_p", inputs=case.inputs, outputs=case.outputs, step=case.step
+        device,
+        "sample_top_k_top_p",
+        inputs=case.inputs,
+        outputs=case.outputs,
+        step=case.step,
+        mask_token=case.mask_token,
     )
     return found["tokens"], int(found["error"][0])
 
@@ -74,7 +80,8 @@ def _on_cpu(case: _Case) -> tuple[Array, int]:
     halves = ("conditional", "unconditional")
     wide = {name: getattr(case, name).astype(np.float32) for name in halves}
     found = case.outputs
-    sample_top_k_top_p(**{**case.inputs, **wide}, step=case.step, **found)
+    numbers = {"step": case.step, "mask_token": case.mask_token}
+    sample_top_k_top_p(**{**case.inputs, **wide}, **numbers, **found)
     return found["tokens"], int(found["error"][0])
 
 
@@ -169,6 +176,15 @@ def test_given_ids_are_the_tokens_and_their_logits_are_not_read(device: CudaDevi
     np.testing.assert_array_equal(tokens[ids >= 0], ids[ids >= 0])
     assert error == 0
     _assert_same(device, case)
+
+
+def test_a_given_mask_token_stays_and_is_no_error(device: CudaDevice) -> None:
+    ids = np.array([[-1, 3, 50], [50, -1, 51]], np.int32)
+    logits = _logits("smooth", (2, 3, 50), "float32", 1)
+    case = _plain(logits, (0, 9, 0.9, 1), given=ids, mask_token=50)
+    _assert_same(device, case)
+    assert _on_gpu(device, case)[1] == 1  # for 51
+    assert _on_gpu(device, replace(case, mask_token=51))[0][1, 2] == 51
 
 
 @pytest.mark.parametrize("codes", [40, 9000])

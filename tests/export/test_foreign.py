@@ -45,7 +45,13 @@ PUBLISHED = {
 }
 """What the published key tables of ``tests/data`` are."""
 
-_TAKEN = {"var": ("VAR",), "mar": ("MAR model", "KL autoencoder")}
+_TAKEN = {
+    "var": ("VAR",),
+    "mar": ("MAR model", "KL autoencoder"),
+    "halton": ("Halton-MaskGIT", "LlamaGen"),
+    "titok": ("TiTok",),
+    "maskgit-torch": ("maskgit-torch",),
+}
 """By the form that takes them; no other does."""
 
 OWN = (
@@ -96,18 +102,18 @@ def test_they_are_refused_by_name_and_not_sent_to_config(
     assert len(str(caught.value)) < 300 + len(str(tmp_path))
 
 
-def test_a_form_that_takes_them_is_named(layouts: Layouts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_form_that_takes_them_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the form's name alone: the table need not change when the form comes."""
+    maskgen, rar = ["text_embed_proj.weight", "lm_head.weight"], ["target_aware_pos_embed"]
+    assert "does not support" in recognise(maskgen)
 
-    class Titok:
-        name, kind, summary, options = "titok", "titok", "TiTok.", ()
+    class MaskGen:
+        name, kind, summary, options = "maskgen", "maskgen", "MaskGen.", ()
 
     monkeypatch.setattr(source, "_registered", dict(source._registered))
-    register(Titok())  # type: ignore[arg-type]
-    assert recognise(list(layouts["tokenizer_titok_l32.bin"])) == (
-        "a TiTok tokenizer (1d-tokenizer): fewstep export titok takes it"
-    )
-    assert "does not support" in recognise(list(layouts["vq_ds16_c2i.pt"]))
+    register(MaskGen())  # type: ignore[arg-type]
+    assert recognise(maskgen) == ("a MaskGen model (1d-tokenizer): fewstep export maskgen takes it")
+    assert "does not support" in recognise([*rar, "timesteps_embeddings"])
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from fewstep.export.masked import Models
 from fewstep.runtime import Generator
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices import Array
-from fewstep.runtime.families.masked.schedule import Schedule, policy_offsets
+from fewstep.runtime.families.masked.model import MaskedPolicyInfo
+from fewstep.runtime.families.masked.schedule import Schedule
 from fewstep.runtime.kernels.policy_parameters import policy_parameters
 from fewstep.runtime.verify import Recording, recordings
 
@@ -127,7 +128,7 @@ def test_the_actions_are_the_policys_and_became_the_parameters(
         expected = np.empty((IMAGES, 4), np.float32)
         policy_parameters(
             action=action,
-            **policy_offsets(step, STEPS, residual=True),
+            **MaskedPolicyInfo(residual=True).offsets(step, STEPS),
             parameters=expected,
             error=np.zeros(1, np.int32),
         )

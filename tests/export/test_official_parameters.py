@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.runtime.families.masked.schedule import policy_offsets
+from fewstep.runtime.families.masked.model import MaskedPolicyInfo
 from fewstep.runtime.kernels.policy_parameters import policy_parameters
 
 Array = npt.NDArray[Any]
@@ -32,7 +32,7 @@ OFFICIAL = {
 
 def _parameters(action: Array, step: int, steps: int, *, residual: bool) -> Array:
     found, error = np.full(action.shape, -1, np.float32), np.zeros(1, np.int32)
-    offsets = policy_offsets(step, steps, residual=residual)
+    offsets = MaskedPolicyInfo(residual=residual).offsets(step, steps)
     policy_parameters(action=action, **offsets, parameters=found, error=error)
     assert error[0] == 0
     return found
@@ -52,7 +52,7 @@ def test_any_action_becomes_the_official_parameters(residual: bool, recorded: Re
 @pytest.mark.parametrize("offset", OFFICIAL)
 def test_the_offsets_are_the_official_residuals(offset: str, recorded: Recorded) -> None:
     expected = recorded("adanat_policy")[f"out/residual/{OFFICIAL[offset]}"]
-    found = [policy_offsets(step, 8, residual=True)[offset] for step in range(8)]
+    found = [MaskedPolicyInfo(residual=True).offsets(step, 8)[offset] for step in range(8)]
     # The official ones are computed in float32, which cancels where 1 − cos is small.
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 

@@ -34,7 +34,7 @@ from fewstep.export.torch_engine import TorchEngine
 from fewstep.runtime.devices.cpu import CpuDevice
 from fewstep.runtime.engines import Engine, run_once
 from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from fewstep.runtime.families.masked.schedule import policy_offsets
+from fewstep.runtime.families.masked.model import MaskedPolicyInfo
 from fewstep.runtime.kernels.philox import uniforms
 from fewstep.runtime.kernels.policy_parameters import policy_parameters
 from fewstep.runtime.kernels.remask import remask
@@ -99,7 +99,9 @@ class Passes:
         for step, action in enumerate(self.actions):
             policy_parameters(
                 action=action,
-                **policy_offsets(step, self.official.steps, residual=self.official.residual),
+                **MaskedPolicyInfo(residual=self.official.residual).offsets(
+                    step, self.official.steps
+                ),
                 parameters=found[step],
                 error=np.zeros(1, np.int32),
             )
@@ -306,6 +308,7 @@ def test_remask_masks_what_was_masked(passes: Passes, halves: int) -> None:
             mask_token=official.mask_token,
             at_least_one=0,
             next_tokens=found,
+            ties=0,
         )
         np.testing.assert_array_equal(found, np.tile(official.tokens_out[step], (halves, 1)))
 
@@ -373,6 +376,9 @@ def _sample(passes: Passes, step: int, seeds: Array) -> tuple[Array, Array]:
         sampled=sampled,
         confidence=confidence,
         error=error,
+        confidence_of=0,
+        mask=np.ones(tokens.shape, np.uint8),
+        resample=0,
     )
     assert error[0] == 0
     return sampled, confidence

@@ -1,4 +1,4 @@
-"""AdaNAT: the U-ViT, its policy, and whole rollouts.
+"""AdaNAT and AdaGen's MaskGIT: the U-ViT, its policy, and whole rollouts.
 
 Where a recording has one network only, the others of its bundle are stand-ins of the same sizes,
 with random weights. A rollout is replayed twice: with every decision forced to the recorded one,
@@ -27,9 +27,10 @@ from tests.officials.replay import Arguments, Replay, exported, replay, run
 from tests.officials.stand_ins import any_tokenizer, any_transformer, side_of
 
 from fewstep.export.policy_file import ACTIONS
-from fewstep.runtime.families.masked.schedule import policy_offsets
+from fewstep.runtime.families.masked.model import MaskedPolicyInfo
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.kernels.policy_parameters import policy_parameters
+from fewstep.runtime.kernels.smooth_actions import smooth_actions
 from fewstep.runtime.settings import settings_of
 
 Array = npt.NDArray[Any]
@@ -38,9 +39,11 @@ _HIDDEN = 16  # of policies that stand in
 
 
 def knows(cfg: Mapping[str, Any]) -> bool:
-    """Whether a recording is of AdaNAT."""
-    if "recipe" in cfg or "vqvae" in cfg:
+    """Whether a recording is of AdaNAT, or of AdaGen's MaskGIT."""
+    if "vqvae" in cfg:
         return False
+    if "recipe" in cfg:
+        return bool(cfg["recipe"].get("model_family") == "maskgit")
     alone = {"img_size", "codebook_size"} <= cfg.keys()
     return alone or bool({"uvit", "uvit_from"} & cfg.keys()) or {"policy", "upd_set"} <= cfg.keys()
 
@@ -140,14 +143,42 @@ def _transformer(fixture: Fixture, folder: Path) -> Iterator[Comparison]:
             for name in runs:
                 yield _rollout(generator, fixture, name, with_policy=False)
         return
-    policy = fixture.network("policy", main=bool(fixture.under("sd.uvit/")))
+    policy = fixture.network("policy", main=True)
     config["policy"] = _of_grid(policy.arguments, side)
+    if "recipe" in fixture.cfg:
+        config["policy_schedule"] = _recipe(fixture.cfg["recipe"])
+        given["policy"] = _in_their_order(policy, fixture.cfg["recipe"]).save(folder / "policy.pth")
+        with exported("adagen", given, config, folder / "bundle") as generator:
+            for name in runs:
+                yield _rollout(generator, fixture, name, with_policy=True)
+        return
     for residual in sorted({_residual(fixture, name) for name in runs}):
         given["policy"] = _save_policy(fixture, policy, folder, residual=residual)
         with exported("adanat", given, config, folder / f"bundle{residual:d}") as generator:
             for name in runs:
                 if _residual(fixture, name) == residual:
                     yield _rollout(generator, fixture, name, with_policy=True)
+
+
+_RECIPE = {
+    "gen_steps": "steps",
+    "action_smooth": "smoothing",
+    "cfg_init": "guidance",
+    "temp_init": "masking_temperature",
+    "manual_samp_temp_init": "sampling_temperature",
+}
+
+
+def _recipe(said: Mapping[str, Any]) -> dict[str, Any]:
+    """AdaGen's recipe as ``policy_schedule`` of a configuration."""
+    return {name: said[key] for key, name in _RECIPE.items() if key in said}
+
+
+def _in_their_order(policy: Network, said: Mapping[str, Any]) -> Network:
+    """With its actions in the order of ``ACTIONS``, whatever that of the recipe is."""
+    rows = [list(said["action_keys"]).index(each) for each in ACTIONS]
+    last = {f"linear3.{each}": policy.state[f"linear3.{each}"][rows] for each in ("weight", "bias")}
+    return Network(policy.arguments, {**policy.state, **last})
 
 
 def _save_policy(fixture: Fixture, policy: Network, folder: Path, *, residual: bool) -> Path:
@@ -165,7 +196,7 @@ def _of_grid(arguments: Mapping[str, Any], side: int) -> dict[str, Any]:
 
 def _condition(generator: Generator, fixture: Fixture) -> tuple[str, Array]:
     """The name of the transformer's input, and the recorded condition of every image."""
-    context = fixture["in/context"]
+    context = fixture["in/context"] if "in/context" in fixture else fixture["in/labels"]
     if context.dtype.kind == "f":
         return "text", context
     return generator.model.info.condition_input, context.reshape(-1).astype(np.int32)
@@ -224,7 +255,7 @@ def _program(
 
 def _compare_policy(found: Comparison, fixture: Fixture, rollout: _Rollout, forced: Replay) -> None:
     launches = forced.launches["policy_parameters"]
-    actions = np.stack([each["action"] for each in launches])
+    actions = np.stack([each.outputs["action"] for each in forced.runs["policy"]])
     found.floats("actions", actions, _in_order(fixture, rollout.actions))
     parameters = np.stack([each["parameters"] for each in launches])
     found.floats("parameters", parameters, rollout.parameters, relative=True)
@@ -254,7 +285,7 @@ def _residual(fixture: Fixture, name: str) -> bool:
 
 def _in_order(fixture: Fixture, actions: Array) -> Array:
     """Recorded actions in the order of ``ACTIONS``."""
-    names = fixture.cfg.get("upd_set", ACTIONS)
+    names = fixture.cfg.get("upd_set", fixture.cfg.get("recipe", {}).get("action_keys", ACTIONS))
     return actions[..., [list(names).index(each) for each in ACTIONS]]
 
 
@@ -262,7 +293,7 @@ def _parameters(actions: Array, *, residual: bool) -> Array:
     """What the runtime's kernel makes of actions ``[T, B, 4]`` in the order of ``ACTIONS``."""
     found = np.empty(actions.shape, np.float32)
     for step, action in enumerate(np.ascontiguousarray(actions, np.float32)):
-        offsets = policy_offsets(step, len(actions), residual=residual)
+        offsets = MaskedPolicyInfo(residual=residual).offsets(step, len(actions))
         error = np.zeros(1, np.int32)
         policy_parameters(action=action, **offsets, parameters=found[step], error=error)
     return found
@@ -287,6 +318,8 @@ def _policy(fixture: Fixture, folder: Path) -> Iterator[Comparison]:
             action = run(generator, "policy", fed)["action"]
             found.floats("actions", action, fixture["out/actions_from_in_feat"][at])
     yield found
+    if "recipe" in fixture.cfg:
+        yield _smoothed(fixture)
     for name in sorted({key.split("/")[0] for key in fixture.under("out/") if "bias_heu" in key}):
         yield _bias(fixture, name)
     if "in/actions_for_bias" in fixture and fixture.under("out/residual/"):
@@ -299,6 +332,26 @@ def _bias(fixture: Fixture, name: str) -> Comparison:
     actions = _in_order(fixture, fixture["in/actions_for_bias"])
     expected = np.stack([fixture[f"out/{name}/{each}"] for each in ACTIONS], -1)
     found.floats("parameters", _parameters(actions, residual=residual), expected, relative=True)
+    return found
+
+
+def _smoothed(fixture: Fixture) -> Comparison:
+    """Parameters of a sequence of actions, with AdaGen's smoothing and schedule."""
+    found, recipe = Comparison("smoothed actions"), _recipe(fixture.cfg["recipe"])
+    info = MaskedPolicyInfo(residual=True, **recipe)
+    actions = _in_order(fixture, fixture["out/actions_from_in_feat"])
+    recorded = fixture.under("out/act_from_in_feat/")
+    smoothed = np.zeros_like(actions[0])
+    for step, action in enumerate(actions):
+        if step:
+            smooth_actions(action, smoothed.copy(), info.smoothing, smoothed)
+        else:
+            smoothed = action.copy()
+        parameters, error = np.empty_like(action), np.zeros(1, np.int32)
+        offsets = info.offsets(step, len(actions))
+        policy_parameters(action=smoothed, **offsets, parameters=parameters, error=error)
+        expected = np.stack([recorded[each][step] for each in ACTIONS], -1)
+        found.floats("parameters", parameters, expected, relative=True)
     return found
 
 

@@ -12,7 +12,8 @@ from tests.officials.fixture import Network, UnusableError
 from fewstep.export.models import UViT, VQModel
 
 
-def _stand_in(kind: Any, arguments: Mapping[str, Any]) -> Network:
+def stand_in(kind: Any, arguments: Mapping[str, Any]) -> Network:
+    """A network of this class with random weights."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
         state = kind(**arguments).state_dict()
@@ -23,12 +24,12 @@ def any_tokenizer(side: int, codes: int) -> Network:
     """A pixel a token."""
     levels = {"z_channels": 32, "resolution": side, "in_channels": 3, "out_ch": 3}
     blocks = {"ch": 32, "ch_mult": [1], "num_res_blocks": 1}
-    return _stand_in(VQModel, {"ddconfig": levels | blocks, "n_embed": codes, "embed_dim": 32})
+    return stand_in(VQModel, {"ddconfig": levels | blocks, "n_embed": codes, "embed_dim": 32})
 
 
 def any_transformer(side: int, codes: int, width: int = 32) -> Network:
     sizes = {"img_size": side, "codebook_size": codes, "embed_dim": width}
-    return _stand_in(UViT, sizes | {"depth": 2, "num_heads": 1, "num_classes": 2})
+    return stand_in(UViT, sizes | {"depth": 2, "num_heads": 1, "num_classes": 2})
 
 
 def side_of(tokens: int) -> int:

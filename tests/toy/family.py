@@ -141,6 +141,7 @@ class ToyFamily(Family):
             "parameters": BufferSpec((len(SCALES), batch, 4), "float32", "input"),
             "start": BufferSpec((rows, 1), "int32", "input"),
             "blank": BufferSpec((batch * SCALES[1],), "int32", "input"),
+            "blank_mask": BufferSpec((batch * SCALES[1],), "uint8", "input"),
             "error": BufferSpec((1,), "int32", "status"),
             "tokens": BufferSpec((len(SCALES), batch * SCALES[1]), "int32", "output", True),
             "pixels": BufferSpec((batch, height, width, 3), "uint8", "output"),
@@ -151,7 +152,7 @@ class ToyFamily(Family):
             "image": BufferSpec((batch, 3, height, width), "float32"),
         }
         # The start and what is not sampled yet are one code beyond the others.
-        initial = {"start": info.codes, "blank": info.codes}
+        initial = {"start": info.codes, "blank": info.codes, "blank_mask": 1}
         ops = tuple(self._operations(info, key))
         return Program(buffers, ops, decisions=("tokens",), initial=initial)
 
@@ -186,6 +187,9 @@ class ToyFamily(Family):
                     "sampled": View("tokens", scale).reshaped(batch, count),
                     "confidence": View("confidence").reshaped(batch, count),
                     "error": View("error"),
+                    "confidence_of": 0,
+                    "mask": View("blank_mask").reshaped(batch, count),
+                    "resample": 0,
                 },
                 writes=("sampled", "confidence", "error"),
                 step=scale,

@@ -41,7 +41,7 @@ def condition_of(
 
 
 def class_condition(
-    rows: int, config: ExportConfig, certain: bool
+    rows: int, config: ExportConfig, certain: bool, *, nothing: bool = True
 ) -> tuple[ClassCondition, tuple[str, ...]]:
     """The condition of a transformer with an embedding of class ids.
 
@@ -49,11 +49,16 @@ def class_condition(
         rows: of the embedding.
         config: contents of the ``--config`` file.
         certain: whether it is known that the last row stands for no class.
+        nothing: whether a row stands for no class, where the configuration does not say it.
 
     Raises:
         CheckpointError: class names or the class of no condition do not fit.
     """
-    unconditional, notes = _unconditional(rows, config, certain)
+    unconditional, notes = (
+        _unconditional(rows, config, certain)
+        if nothing or config.unconditional is not None
+        else (None, ())
+    )
     count = rows - 1 if unconditional == rows - 1 else rows
     names = config.class_names
     if names is None and count == _IMAGENET_CLASSES:

@@ -10,17 +10,19 @@ import json
 import math
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fewstep.export import checkpoint, presets
 from fewstep.export.conditions import UNCONDITIONAL_FILE, condition_of
 from fewstep.export.config import ExportConfig
 from fewstep.export.layout import require_agreement
+from fewstep.export.masked_graphs import masked_graphs
 from fewstep.export.models import PolicyNet, UViT, VQModel
 from fewstep.export.policies import UNTRAINED_SEED, check_names, untrained_policy
 from fewstep.export.policy_file import StoredPolicy, put_in_order, stored_policy
@@ -28,10 +30,11 @@ from fewstep.export.source import Exportable, Graph
 from fewstep.export.tuned import TunedPolicy, load_tuned
 from fewstep.runtime.condition import ClassCondition, TextCondition
 from fewstep.runtime.devices import Array
-from fewstep.runtime.errors import CheckpointError
+from fewstep.runtime.errors import CheckpointError, choose
 from fewstep.runtime.families.masked.model import MaskedModel, MaskedPolicyInfo
 from fewstep.runtime.families.masked.settings import MaskedSettings
 from fewstep.runtime.policies import EXPORTED_POLICY, POLICY
+from fewstep.runtime.records import found_wrong
 
 
 @dataclass(frozen=True)
@@ -81,19 +84,45 @@ class Models:
     pixels: tuple[float, float] = (0.0, 1.0)
 
 
-def load(files: Checkpoints, config: ExportConfig, *, at_least_one: bool) -> Exportable:
+@dataclass(frozen=True)
+class Recipe:
+    """How AdaGen trains policies of a masked model, which its files do not say.
+
+    ``steps`` of a generation. The other fields are those of :class:`MaskedPolicyInfo`, as an action
+    of zeros follows them.
+    """
+
+    steps: int = 16
+    smoothing: float = 0.8
+    guidance: float = 1.0
+    masking_temperature: float = 1.0
+    sampling_temperature: float = 1.0
+
+
+def load(
+    files: Checkpoints,
+    config: ExportConfig,
+    *,
+    at_least_one: bool,
+    recipe: Recipe | None = None,
+) -> Exportable:
     """Read the files.
 
     Args:
         files: the checkpoints.
         config: contents of the ``--config`` file.
         at_least_one: whether the form decides a token at least in every step.
+        recipe: of AdaGen's policies; ``None`` for AdaNAT's.
 
     Raises:
         CheckpointError: a file or the configuration does not fit.
     """
+    if recipe is None:
+        config.refuse("masked models but AdaGen's", "policy_schedule")
+    else:
+        recipe = _recipe(recipe, config)
     models = load_models(files, config)
-    model, notes = describe(models, config, at_least_one=at_least_one)
+    model, notes = describe(models, config, at_least_one=at_least_one, recipe=recipe)
     extra = dict[str, bytes]()
     if models.unconditional_text is not None:
         content = io.BytesIO()
@@ -116,7 +145,7 @@ def load_models(files: Checkpoints, config: ExportConfig) -> Models:
         CheckpointError: a file does not load, or the models do not fit each other.
     """
     # What needs no weights comes first: reading them takes long.
-    config.refuse("masked models", "policy_schedule", "latent_scale", "presets")
+    config.refuse("masked models", "latent_scale")
     pixels = _pixel_range(files.pixel_range, config)
     config.settings(MaskedSettings())
     transformer, found = presets.read(UViT, files.transformer, config.transformer)
@@ -188,8 +217,24 @@ def _check_fit(models: Models) -> None:
     require_agreement(pairs)
 
 
+def _recipe(recipe: Recipe, config: ExportConfig) -> Recipe:
+    """The recipe, with what the configuration says of it."""
+    config.refuse("AdaGen's policies", "policy_residual")
+    given, known = config.policy_schedule or {}, [each.name for each in fields(Recipe)]
+    for name in given:
+        if name not in known:
+            raise CheckpointError(choose("setting of policy_schedule", name, known))
+    try:
+        found = replace(recipe, **given)
+        MaskedPolicyInfo(residual=True, **vars(found))
+    except ValidationError as error:
+        problems = found_wrong(error, "policy_schedule")
+        raise CheckpointError(f"policy_schedule in --config: {problems}") from error
+    return found
+
+
 def describe(
-    models: Models, config: ExportConfig, *, at_least_one: bool
+    models: Models, config: ExportConfig, *, at_least_one: bool, recipe: Recipe | None = None
 ) -> tuple[MaskedModel, tuple[str, ...]]:
     """What the manifest says of loaded models, and what to say of that to the user.
 
@@ -204,14 +249,18 @@ def describe(
     defaults = config.settings(MaskedSettings())
     if not condition.has_unconditional and "guidance" not in config.defaults:
         defaults = defaults.model_copy(update={"guidance": (0.0, 0.0)})
-    if (steps := models.stored.steps) is not None and "steps" not in config.defaults:
+    steps = models.stored.steps if recipe is None else recipe.steps
+    if steps is not None and "steps" not in config.defaults:
         if steps > models.transformer.num_tokens:
             raise CheckpointError(
-                f"the policy was trained for {steps} steps, as its file says (gen_steps), but the "
-                f"transformer has {models.transformer.num_tokens} tokens: they do not fit"
+                f"the policy was trained for {steps} steps, as "
+                f"{'its file says (gen_steps)' if recipe is None else 'policy_schedule says'}, but "
+                f"the transformer has {models.transformer.num_tokens} tokens: they do not fit"
             )
         defaults = defaults.model_copy(update={"steps": steps})
         notes += (f"the policy was trained for {steps} steps, the default of this bundle now",)
+    if recipe is not None and "schedule" not in config.defaults:
+        defaults = defaults.model_copy(update={"schedule": POLICY})
     model = MaskedModel(
         grid=(side, side),
         codebook_size=transformer.codebook_size,
@@ -219,8 +268,9 @@ def describe(
         feature_width=transformer.embed_dim,
         image_size=(models.tokenizer.resolution, models.tokenizer.resolution),
         condition=condition,
-        policies=_policies(models, config),
+        policies=_policies(models, config, recipe),
         at_least_one=at_least_one,
+        presets=config.presets,
         defaults=defaults,
     )
     return model, notes
@@ -254,10 +304,18 @@ def _pixel_range(given: str, config: ExportConfig) -> tuple[float, float]:
     return low, high
 
 
-def _policies(models: Models, config: ExportConfig) -> dict[str, MaskedPolicyInfo]:
+def _policies(
+    models: Models, config: ExportConfig, recipe: Recipe | None
+) -> dict[str, MaskedPolicyInfo]:
     tuned = {each.name: each.info for each in models.tuned}
     if models.policy is None:
         return tuned
+    seed = UNTRAINED_SEED if models.untrained else None
+    if recipe is not None:
+        return {
+            POLICY: MaskedPolicyInfo(residual=True, untrained_seed=seed, **vars(recipe)),
+            **tuned,
+        }
     said, stored = config.policy_residual, models.stored.residual
     if None not in (said, stored) and said != stored:
         raise CheckpointError(
@@ -270,38 +328,18 @@ def _policies(models: Models, config: ExportConfig) -> dict[str, MaskedPolicyInf
     info = MaskedPolicyInfo(
         residual=next(each for each in (stored, said, default) if each is not None),
         steps=models.stored.steps,
-        untrained_seed=UNTRAINED_SEED if models.untrained else None,
+        untrained_seed=seed,
     )
     return {POLICY: info, **tuned}
 
 
 def graphs(models: Models, model: MaskedModel) -> dict[str, Graph]:
-    """Every graph of loaded models, with examples of batch 2."""
-    generator = torch.Generator().manual_seed(0)
-    n, v = model.num_tokens, model.codebook_size
-    masked = torch.randint(v + 1, (2, n), generator=generator, dtype=torch.int32)
-    tokens = torch.randint(v, (2, n), generator=generator, dtype=torch.int32)
-    condition: dict[str, Tensor]
-    if isinstance(model.condition, ClassCondition):
-        ids = [0, models.transformer.num_classes - 1]
-        condition = {"condition": torch.tensor(ids, dtype=torch.int32)}
-    else:
-        shape = (2, model.condition.length, model.condition.width)
-        condition = {"text": torch.randn(shape, generator=generator)}
-    inputs = {"tokens": masked, **condition}
+    """Every graph of loaded models."""
     ranged = models.tokenizer if models.pixels == (0, 1) else _From(models.tokenizer, models.pixels)
-    decoder = Graph(ranged, {"tokens": tokens}, ("image",), unclamped=ranged.unclamped)
     if models.policy is None:
-        logits = Graph(_LogitsOnly(models.transformer), inputs, ("logits",))
-        return {"transformer": logits, "decoder": decoder}
-    features = torch.randn((2, n, model.feature_width), generator=generator)
-    state = {"features": features, "step": torch.tensor([0, 3], dtype=torch.int32)}
+        return masked_graphs(model, _LogitsOnly(models.transformer), ranged)
     networks = {POLICY: models.policy, **{each.name: each.network for each in models.tuned}}
-    return {
-        "transformer": Graph(models.transformer, inputs, ("logits", "features")),
-        **{name: Graph(network, state, ("action",)) for name, network in networks.items()},
-        "decoder": decoder,
-    }
+    return masked_graphs(model, models.transformer, ranged, networks)
 
 
 class _LogitsOnly(nn.Module):

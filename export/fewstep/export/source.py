@@ -126,6 +126,26 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class FilesSource:
+    """A form of which a module of :mod:`fewstep.export` reads some files.
+
+    ``module``: it has ``Checkpoints``, made of the options, and ``load(checkpoints, config)``.
+    """
+
+    name: str
+    kind: str
+    module: str
+    summary: str
+    options: tuple[Option, ...]
+
+    def load(self, given: Mapping[str, Any], config: ExportConfig) -> Exportable:
+        """Read the models and check that they belong together."""
+        module = importlib.import_module(f"fewstep.export.{self.module}")
+        found: Exportable = module.load(module.Checkpoints(**given), config)
+        return found
+
+
 _registered: dict[str, Source] = {}
 
 

@@ -11,7 +11,7 @@ from numbers import Real
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
-from pydantic import AfterValidator, BeforeValidator, PlainSerializer, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationError
 
 from fewstep.runtime.errors import RequestError, choose
 from fewstep.runtime.records import Strict
@@ -175,6 +175,12 @@ RampOrList = Annotated[
 
 PLAIN_ENDS = PlainSerializer(_plain_ends)
 """For those that :func:`ramp_from` reads."""
+
+PRESET = Field(
+    default=None,
+    description="Settings that the bundle knows by a name; others given beside it count.",
+)
+"""The setting ``preset`` of families that have presets (:mod:`fewstep.runtime.presets`)."""
 
 Whole = Annotated[int, BeforeValidator(_whole)]
 """An integer, or text that is one."""

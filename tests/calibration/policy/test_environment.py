@@ -18,8 +18,8 @@ from fewstep.calibration.policy.networks import Shape, actor_of, new_actor
 from fewstep.export.models import FixedPolicy, PolicyNet
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.engines import run_once
+from fewstep.runtime.families.masked.model import MaskedPolicyInfo
 from fewstep.runtime.families.masked.request import MaskedRequest
-from fewstep.runtime.families.masked.schedule import policy_offsets
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.kernels.policy_parameters import policy_parameters
 from fewstep.runtime.result import Result
@@ -95,7 +95,7 @@ def test_parameters_are_what_the_kernel_makes_of_the_actions(rollouts: Rollouts)
         expected, error = np.empty((14, 4), np.float32), np.zeros(1, np.int32)
         policy_parameters(
             action=rollouts.actions[step].numpy(),
-            **policy_offsets(step, _STEPS, residual=True),
+            **MaskedPolicyInfo(residual=True).offsets(step, _STEPS),
             parameters=expected,
             error=error,
         )

@@ -56,6 +56,20 @@ def sample(
         "sampled": Memory(15, (batch, count), "int32"),
         "confidence": Memory(16, (batch, count)),
         "error": Memory(17, (1,), "int32"),
+        "confidence_of": 2,
+        "mask": Memory(18, (batch, count), "uint8"),
+        "resample": 1,
+    }
+
+
+def chosen(batch: int = 2, count: int = 300) -> dict[str, Argument]:
+    """What ``choose_tokens`` is given."""
+    return {
+        "tokens": Memory(80, (batch, count), "int32"),
+        "ranks": Memory(81, (batch, count), "int32"),
+        "first": Memory(82, (batch,), "int32"),
+        "last": Memory(83, (batch,), "int32"),
+        "given": Memory(84, (batch, count), "int32"),
     }
 
 
@@ -67,8 +81,9 @@ def remask(batch: int = 2, rows: int = 4, count: int = 256) -> dict[str, Argumen
         "parameters": Memory(22, (batch, 4)),
         "mask": Memory(24, (batch, count), "uint8"),
         "mask_token": 77,
-        "at_least_one": 0,
+        "at_least_one": 2,
         "next_tokens": Memory(23, (rows, count), "int32"),
+        "ties": 1,
     }
 
 
@@ -85,6 +100,16 @@ def policy(batch: int = 3) -> dict[str, Argument]:
     }
 
 
+def actions(batch: int = 40) -> dict[str, Argument]:
+    """What ``smooth_actions`` is given."""
+    return {
+        "action": Memory(90, (batch, 4)),
+        "before": Memory(91, (batch, 4)),
+        "smoothing": 0.8,
+        "smoothed": Memory(92, (batch, 4)),
+    }
+
+
 def filtered(
     batch: int = 2, count: int = 16, codes: int = 4096, dtype: str = "float32", shared: bool = False
 ) -> dict[str, Argument]:
@@ -98,6 +123,7 @@ def filtered(
         "given": Memory(54, (batch, count), "int32"),
         "tokens": Memory(55, (batch, count), "int32"),
         "error": Memory(56, (1,), "int32"),
+        "mask_token": 4096,
     }
 
 

@@ -78,7 +78,15 @@ def _code(cubin: bytes) -> dict[str, bytes]:
 
 def test_the_sources_hold_the_kernels_that_are_launched() -> None:
     assert set(_entries()) == {
-        *("add_half", "advance", "copy_rows", "diffusion_step", "gather_rows", "gather_tokens"),
+        *(
+            "add_half",
+            "advance",
+            "choose_tokens",
+            "copy_rows",
+            "diffusion_step",
+            "gather_rows",
+            *("gather_tokens", "smooth_actions"),
+        ),
         *("initial_tokens", "policy_parameters", "random_order", "remask", "scatter_rows"),
         *("scatter_tokens", "select_rows", "similarity", "start_diffusion", "subtract"),
         *("sample_top_k_top_p_float", "sample_top_k_top_p_half", "sampling_parameters"),
@@ -130,7 +138,7 @@ def test_shared_memory_is_what_the_sources_declare(compiled: CompiledKernels) ->
     sample_top_k_top_p: 8192 logits, 8 maxima, 256 bins, 8 sums, a place; random_order: 4096 keys;
     select_rows: 8192 similarities."""
     expected = dict.fromkeys(_entries(), 0)
-    expected |= {"remask": 4 * (4096 + 256 + 4)}
+    expected |= {"remask": 4 * (4096 + 256 + 5)}
     expected |= {"random_order": 8 * 4096, "select_rows": 4 * 8192}
     expected |= dict.fromkeys(("sample_tokens_float", "sample_tokens_half"), 3 * 4 * 512)
     filtered = ("sample_top_k_top_p_float", "sample_top_k_top_p_half")

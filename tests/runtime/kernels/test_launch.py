@@ -23,6 +23,7 @@ _FLOATS = st.sampled_from(["float32", "float16"])
 _EVERY: dict[str, tuple[str, dict[str, Argument]]] = {
     "add_half": ("add_half", shapes.halves()),
     "advance": ("advance", shapes.next_step()),
+    "choose_tokens": ("choose_tokens", shapes.chosen()),
     "copy_rows": ("copy_rows", shapes.rows()),
     "diffusion_step": ("diffusion_step", shapes.diffusion()),
     "gather_rows": ("gather_rows", shapes.cached()),
@@ -40,6 +41,7 @@ _EVERY: dict[str, tuple[str, dict[str, Argument]]] = {
     "scatter_tokens": ("scatter_tokens", shapes.scattered()),
     "select_rows": ("select_rows", shapes.selection()),
     "similarity": ("similarity", shapes.alike()),
+    "smooth_actions": ("smooth_actions", shapes.actions()),
     "start_diffusion": ("start_diffusion", shapes.start()),
     "subtract": ("subtract", shapes.difference()),
     "to_pixels_float": ("to_pixels", shapes.pixels()),
@@ -267,8 +269,12 @@ def test_bytes_of_the_copied_rows(period: int, read: int) -> None:
 
 @pytest.mark.parametrize(("rows", "written"), [(2, 1), (4, 2)])
 def test_bytes_of_the_masking(rows: int, written: int) -> None:
-    """Read: a confidence and a sampled token. Written: a token per row."""
-    assert bytes_of("remask", shapes.remask(2, rows, 256)) == 2 * 256 * (4 + 4 + 4 * written)
+    """Read: a confidence and a sampled token, and with the rule of at least one token whether it
+    was masked at the start. Written: a token per row."""
+    arguments = shapes.remask(2, rows, 256)
+    assert bytes_of("remask", arguments) == 2 * 256 * (4 + 4 + 1 + 4 * written)
+    arguments["at_least_one"] = 0
+    assert bytes_of("remask", arguments) == 2 * 256 * (4 + 4 + 4 * written)
 
 
 def test_bytes_of_the_policys_parameters() -> None:

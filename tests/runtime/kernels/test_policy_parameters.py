@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fewstep.runtime.families.masked.schedule import policy_offsets
+from fewstep.runtime.families.masked.model import MaskedPolicyInfo
 from fewstep.runtime.kernels.policy_parameters import policy_parameters
 from fewstep.runtime.kernels.sample_tokens import PARAMETERS
 
@@ -107,7 +107,7 @@ def test_columns_are_in_the_order_of_the_actions() -> None:
 def _parameters(action: Floats, step: int, steps: int, *, residual: bool) -> Floats:
     out = np.full(action.shape, -1, np.float32)
     error = np.zeros(1, np.int32)
-    offsets = policy_offsets(step, steps, residual=residual)
+    offsets = MaskedPolicyInfo(residual=residual).offsets(step, steps)
     policy_parameters(action=action, **offsets, parameters=out, error=error)
     assert error[0] == 0
     return out
@@ -142,7 +142,7 @@ def test_an_action_that_is_not_finite_sets_the_error_flag(
 ) -> None:
     action, error = np.zeros((2, 4), np.float32), np.zeros(1, np.int32)
     action[1, column] = bad
-    offsets = policy_offsets(0, 4, residual=residual)
+    offsets = MaskedPolicyInfo(residual=residual).offsets(0, 4)
     policy_parameters(
         action=action, **offsets, parameters=np.empty((2, 4), np.float32), error=error
     )

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fewstep.runtime.kernels.cpu import KERNELS
-from fewstep.runtime.kernels.remask import remask
+from fewstep.runtime.kernels.remask import AT_LEAST_ONE, TIES, remask
 
 _MASK = 9_999
 _RECORDED = Path(__file__).parents[2] / "data" / "maskgit_orig.npz"
@@ -109,11 +109,16 @@ def test_is_launched_by_its_name() -> None:
 
 
 def _remask(
-    confidence: Floats, ratios: Floats, halves: int = 1, mask: npt.NDArray[np.uint8] | None = None
+    confidence: Floats,
+    ratios: Floats,
+    halves: int = 1,
+    mask: npt.NDArray[np.uint8] | None = None,
+    least: int | None = None,
+    ties: int = 0,
 ) -> Ids:
     """Sampled ids are the positions themselves, so that what is kept can be recognised.
 
-    With ``mask`` every step decides at least one token.
+    With ``mask`` every step decides at least one token, if ``least`` says nothing else.
     """
     batch, count = confidence.shape
     parameters = np.full((batch, 4), np.nan, np.float32)
@@ -125,8 +130,9 @@ def _remask(
         parameters=parameters,
         mask=np.zeros((batch, count), np.uint8) if mask is None else mask,
         mask_token=_MASK,
-        at_least_one=int(mask is not None),
+        at_least_one=int(mask is not None) if least is None else least,
         next_tokens=out,
+        ties=ties,
     )
     return out
 
@@ -162,6 +168,39 @@ def test_the_rule_is_that_of_maskgit(seed: int, count: int, steps: int) -> None:
         now = min(max(1, min(now - 1, wanted)), now, count - 1)
         expected.append(now)
     assert _decode(count, steps, started) == expected
+
+
+@given(case=_cases(), start=st.integers(0, 2**20))
+def test_the_only_masked_token_is_decided_where_the_rule_says_so(
+    case: tuple[Floats, Floats], start: int
+) -> None:
+    """k = min(max(1, ⌊M·γ⌋), m − 1), as in maskgit-torch."""
+    confidence, ratios = case
+    mask = (np.random.default_rng(start).random(confidence.shape) < 0.7).astype(np.uint8)
+    found = _remask(confidence, ratios, mask=mask, least=AT_LEAST_ONE.index("last-decided"))
+    for image, row in enumerate(confidence):
+        wanted = max(1, math.floor(np.float32(mask[image].sum()) * ratios[image]))
+        k = min(wanted, int(np.isfinite(row).sum()) - 1, len(row) - 1)
+        threshold = np.sort(row)[max(0, k)]
+        assert (found[image] == _MASK).tolist() == (row < threshold).tolist()
+
+
+@given(case=_cases(), least=st.integers(0, 2))
+def test_ties_are_masked_where_the_rule_says_so(case: tuple[Floats, Floats], least: int) -> None:
+    """Whatever is as confident as the last one that is masked, but no known position."""
+    confidence, ratios = case
+    mask = np.ones(confidence.shape, np.uint8)
+    plain = _remask(_apart(confidence), ratios, mask=mask, least=least) == _MASK
+    found = _remask(confidence, ratios, mask=mask, least=least, ties=TIES.index("masked")) == _MASK
+    for row, own, tied in zip(confidence, plain, found, strict=True):
+        last = row[own & np.isfinite(row)].max(initial=-np.inf)
+        assert tied.tolist() == ((row <= last) & np.isfinite(row)).tolist()
+
+
+def _apart(confidence: Floats) -> Floats:
+    """In the same order without ties, known positions as they are."""
+    ranks = np.argsort(np.argsort(confidence, axis=1, kind="stable"), axis=1).astype(np.float32)
+    return np.where(np.isinf(confidence), np.inf, ranks).astype(np.float32)
 
 
 @pytest.mark.parametrize("run", ["t8", "t5_cold", "edit"])

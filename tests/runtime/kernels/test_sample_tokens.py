@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from fewstep.runtime.kernels.logarithm import logarithm
 from fewstep.runtime.kernels.philox import uniforms
-from fewstep.runtime.kernels.sample_tokens import sample_tokens
+from fewstep.runtime.kernels.sample_tokens import CONFIDENCES, sample_tokens
 
 _DRAWS = 40_000
 _VOCABULARIES = (1, 2, 63, 64, 65, 100, 127, 128, 129, 130, 300)
@@ -149,6 +149,30 @@ def test_confidence_is_the_log_probability_at_temperature_one(
     np.testing.assert_allclose(found.confidence, expected, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("codes", _VOCABULARIES)
+@pytest.mark.parametrize("temperature", [0.0, 0.4, 1.0, 2.0])
+def test_other_forms_take_other_confidences(codes: int, temperature: float) -> None:
+    """The same tokens; log-softmax after the sampling temperature, or the logit itself."""
+    rng = np.random.default_rng(codes)
+    conditional, other = (rng.normal(0, 3, (2, 5, codes)).astype(np.float32) for _ in range(2))
+    tokens, seeds = np.full((2, 5), codes, np.int32), np.arange(2, dtype=np.uint64)
+    row = _row(sampling=temperature, masking=1.5, guidance=0.5).repeat(2, axis=0)
+    plain, tempered, logit = (
+        _sample(conditional, other, tokens, row, seeds, confidence_of=each) for each in CONFIDENCES
+    )
+    assert (plain.tokens == tempered.tokens).all()
+    assert (plain.tokens == logit.tokens).all()
+    wide = conditional.astype(np.float64)
+    guided = wide + 0.5 * (wide - other)
+    at = plain.tokens[..., None].astype(np.intp)
+    gumbel = plain.confidence - np.take_along_axis(_log_softmax(guided), at, 2)[..., 0]
+    expected = np.take_along_axis(guided, at, 2)[..., 0] + gumbel
+    np.testing.assert_allclose(logit.confidence, expected, rtol=1e-5, atol=5e-5)
+    divisor = temperature or 1  # the likeliest code has no probability at temperature 0
+    expected = np.take_along_axis(_log_softmax(guided / divisor), at, 2)[..., 0] + gumbel
+    np.testing.assert_allclose(tempered.confidence, expected, rtol=1e-5, atol=5e-5)
+
+
 def test_masking_temperature_scales_gumbel_noise_of_the_second_uniform() -> None:
     logits = _logits(40, spread=1)
     plain, noisy = (_draw(logits, masking=scale, seed=3, step=2) for scale in (0.0, 2.5))
@@ -179,6 +203,22 @@ def test_known_positions_keep_token_and_get_infinite_confidence() -> None:
     assert (found.tokens[~known] < 8).all()
     assert np.isfinite(found.confidence[~known]).all()
     assert found.error == 0
+
+
+def test_known_positions_draw_again_where_the_form_says_so() -> None:
+    """As masked ones do, but those that are given; all of them keep their infinite confidence."""
+    rng = np.random.default_rng(4)
+    logits = rng.normal(0, 2, (2, 30, 40)).astype(np.float32)
+    mask, row = (rng.random((2, 30)) < 0.7).astype(np.uint8), _row(masking=2.0).repeat(2, axis=0)
+    tokens = np.where(rng.random((2, 30)) < 0.4, 40, rng.integers(0, 40, (2, 30))).astype(np.int32)
+    seeds = np.array([1, 2], np.uint64)
+    every = _sample(logits, None, np.full_like(tokens, 40), row, seeds)
+    found = _sample(logits, None, tokens, row, seeds, mask=mask)
+    known, masked = tokens != 40, tokens == 40
+    again = masked | (mask != 0)
+    np.testing.assert_array_equal(found.tokens, np.where(again, every.tokens, tokens))
+    assert np.isposinf(found.confidence[known]).all()
+    np.testing.assert_array_equal(found.confidence[masked], every.confidence[masked])
 
 
 # --- independence of the batch
@@ -305,6 +345,8 @@ def _sample(
     *,
     step: int = 0,
     flag: int = 0,
+    confidence_of: str = "log-probability",
+    mask: npt.NDArray[np.uint8] | None = None,
 ) -> _Sampled:
     sampled = np.full(tokens.shape, -5, np.int32)
     confidence = np.full(tokens.shape, np.nan, np.float32)
@@ -322,6 +364,9 @@ def _sample(
         sampled=sampled,
         confidence=confidence,
         error=error,
+        confidence_of=CONFIDENCES.index(confidence_of),
+        mask=np.ones(tokens.shape, np.uint8) if mask is None else mask,
+        resample=int(mask is not None),
     )
     return _Sampled(sampled, confidence, int(error[0]))
 

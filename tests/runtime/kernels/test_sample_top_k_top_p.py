@@ -58,6 +58,7 @@ def _sample(
     seeds: Array | None = None,
     step: int = 0,
     flag: int = 0,
+    mask_token: int = -1,
 ) -> tuple[Array, int]:
     """Tokens ``[B, N]`` and the error flag; parameters of one image hold for all."""
     batch, count, codes = conditional.shape
@@ -72,6 +73,7 @@ def _sample(
         given=np.full((batch, count), -1, np.int32) if ids is None else ids,
         tokens=tokens,
         error=error,
+        mask_token=mask_token,
     )
     return tokens, int(error[0])
 
@@ -278,6 +280,15 @@ def test_a_given_id_that_is_no_code_sets_the_flag(wrong: int) -> None:
     ids = np.array([[3, wrong]], np.int32)
     tokens, error = _sample(np.zeros((1, 2, 50)), (0, 0, 1, 1), ids=ids)
     assert (tokens.tolist(), error) == ([[3, 0]], 1)
+
+
+def test_a_given_mask_token_stays_and_is_no_error() -> None:
+    ids = np.array([[3, 50, -1, 51]], np.int32)
+    logits = np.full((1, 4, 50), np.nan, np.float32)
+    logits[0, 2] = _logits(50)
+    tokens, error = _sample(logits, (0, 1, 1, 1), ids=ids, mask_token=50)
+    assert (tokens.tolist(), error) == ([[3, 50, int(logits[0, 2].argmax()), 0]], 1)
+    assert _sample(logits[:, :3], (0, 1, 1, 1), ids=ids[:, :3], mask_token=50)[1] == 0
 
 
 def test_an_image_does_not_depend_on_its_batch() -> None:

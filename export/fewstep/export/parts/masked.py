@@ -68,8 +68,8 @@ PARTS: Mapping[Kind, Part] = {
             frozenset(),
             preferred=("policy_old.actor", "actor"),
             avoided=r"(^|\.)critic$",
-            bare_note="read as AdaNAT's; AdaGen's files look the same, but their actions are "
-            "smoothed over the steps, which is not supported yet",
+            bare_note="its file says nothing of itself, as AdaGen's do; fewstep export adanat reads "
+            "it as AdaNAT's, fewstep export adagen as AdaGen's",
         ),
     ),
     VQModel: Part(

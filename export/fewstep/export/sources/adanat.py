@@ -18,7 +18,7 @@ class UViTSource:
     """Files of the AdaNAT repository.
 
     ``needs_policy``: whether they make no bundle without one. ``at_least_one``: whether every step
-    of the form decides at least one token.
+    of the form decides at least one token. ``adagen``: whether policies are AdaGen's.
     """
 
     name: str
@@ -26,6 +26,7 @@ class UViTSource:
     options: tuple[Option, ...]
     needs_policy: bool
     at_least_one: bool
+    adagen: bool = False
     kind: str = "masked"
 
     def load(self, given: Mapping[str, Any], config: ExportConfig) -> Exportable:
@@ -40,9 +41,14 @@ class UViTSource:
                 "fewstep calibrate policy wrote goes with it: --untrained-policy --tuned-policy "
                 "FILE"
             )
-        from fewstep.export.masked import Checkpoints, load
+        from fewstep.export.masked import Checkpoints, Recipe, load
 
-        return load(Checkpoints(**given), config, at_least_one=self.at_least_one)
+        return load(
+            Checkpoints(**given),
+            config,
+            at_least_one=self.at_least_one,
+            recipe=Recipe() if self.adagen else None,
+        )
 
 
 FILES = (

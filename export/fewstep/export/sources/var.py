@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from fewstep.export.source import FilesSource, Option
 
-from fewstep.export.source import Exportable, Option
-
-if TYPE_CHECKING:
-    from fewstep.export.config import ExportConfig
-
-
-class VarSource:
-    """Files of the VAR repository, and policies of AdaGen's."""
-
-    name, kind = "var", "var"
-    summary = "VAR: next-scale prediction, and AdaGen's policy network if there is one."
-    options = (
+SOURCE = FilesSource(
+    "var",
+    "var",
+    "var",
+    "VAR: next-scale prediction, and AdaGen's policy network if there is one.",
+    (
         Option("transformer", "Transformer checkpoint (var_d16.pth).", required=True),
         Option(
             "tokenizer", "Multi-scale tokenizer checkpoint (vae_ch160v4096z32.pth).", required=True
@@ -33,13 +26,5 @@ class VarSource:
             "What calibrate policy wrote; repeat for more, the newest last.",
             "files",
         ),
-    )
-
-    def load(self, given: Mapping[str, Any], config: ExportConfig) -> Exportable:
-        """Read the models and check that they belong together."""
-        from fewstep.export.var import Checkpoints, load
-
-        return load(Checkpoints(**given), config)
-
-
-SOURCE = VarSource()
+    ),
+)

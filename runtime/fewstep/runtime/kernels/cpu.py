@@ -8,6 +8,7 @@ from typing import Any
 
 from fewstep.runtime.kernels.add_half import add_half
 from fewstep.runtime.kernels.advance import advance
+from fewstep.runtime.kernels.choose_tokens import choose_tokens
 from fewstep.runtime.kernels.copy_rows import copy_rows
 from fewstep.runtime.kernels.diffusion_step import diffusion_step
 from fewstep.runtime.kernels.gather_rows import gather_rows
@@ -23,6 +24,7 @@ from fewstep.runtime.kernels.scatter_rows import scatter_rows
 from fewstep.runtime.kernels.scatter_tokens import scatter_tokens
 from fewstep.runtime.kernels.select_rows import select_rows
 from fewstep.runtime.kernels.similarity import similarity
+from fewstep.runtime.kernels.smooth_actions import smooth_actions
 from fewstep.runtime.kernels.start_diffusion import start_diffusion
 from fewstep.runtime.kernels.subtract import subtract
 from fewstep.runtime.kernels.to_pixels import to_pixels
@@ -30,6 +32,7 @@ from fewstep.runtime.kernels.to_pixels import to_pixels
 KERNELS: dict[str, Callable[..., None]] = {
     "add_half": add_half,
     "advance": advance,
+    "choose_tokens": choose_tokens,
     "copy_rows": copy_rows,
     "diffusion_step": diffusion_step,
     "gather_rows": gather_rows,
@@ -45,6 +48,7 @@ KERNELS: dict[str, Callable[..., None]] = {
     "scatter_tokens": scatter_tokens,
     "select_rows": select_rows,
     "similarity": similarity,
+    "smooth_actions": smooth_actions,
     "start_diffusion": start_diffusion,
     "subtract": subtract,
     "to_pixels": to_pixels,
@@ -61,13 +65,13 @@ _TYPES = {
     "initial_tokens": "i4[:,::1], u1[:,::1], i8, i8, i4[:,::1], i4[::1]",
     "policy_parameters": "f4[:,::1], f8, f8, f8, f8, f4[:,::1], i4[::1]",
     "random_order": "u8[::1], u1[:,::1], i4[:,::1]",
-    "remask": "f4[:,::1], i4[:,::1], f4[:,::1], u1[:,::1], i8, i8, i4[:,::1]",
+    "remask": "f4[:,::1], i4[:,::1], f4[:,::1], u1[:,::1], i8, i8, i4[:,::1], i8",
     "sample_tokens": (
         "f4[:,:,::1], f4[:,:,::1], i4[:,::1], f4[:,::1], u8[::1], "
-        "i8, i8, i4[:,::1], f4[:,::1], i4[::1]"
+        "i8, i8, i4[:,::1], f4[:,::1], i4[::1], i8, u1[:,::1], i8"
     ),
     "sample_top_k_top_p": (
-        "f4[:,:,::1], f4[:,:,::1], f4[:,::1], u8[::1], i8, i4[:,::1], i4[:,::1], i4[::1]"
+        "f4[:,:,::1], f4[:,:,::1], f4[:,::1], u8[::1], i8, i4[:,::1], i4[:,::1], i4[::1], i8"
     ),
     "sampling_parameters": "f4[:,::1], f8, f8, f8, f8, f8, f4[:,::1], i4[::1]",
     "scatter_rows": "f4[:,::1], i4[:,::1], i8, f4[:,::1]",

@@ -1,6 +1,7 @@
 // Every kernel, as one module per architecture.
 #include "add_half.cu"
 #include "advance.cu"
+#include "choose_tokens.cu"
 #include "copy_rows.cu"
 #include "diffusion_step.cu"
 #include "gather_rows.cu"
@@ -16,6 +17,7 @@
 #include "scatter_tokens.cu"
 #include "select_rows.cu"
 #include "similarity.cu"
+#include "smooth_actions.cu"
 #include "start_diffusion.cu"
 #include "subtract.cu"
 #include "to_pixels.cu"

@@ -46,17 +46,20 @@ def _sample_tokens(
     sampled: Buffer,
     confidence: Buffer,
     error: Buffer,
+    confidence_of: int,
+    mask: Buffer,
+    resample: int,
 ) -> Launch:
     batch, count, codes = _logits(conditional, unconditional)
     threads = _WARP * min(-(-codes // _CHUNK), THREADS // _WARP)
     shared = int(unconditional.shape[0] == 1)
     arguments = (
         *(conditional, unconditional, shared, tokens, parameters, seeds),
-        *(step, mask_token, codes, sampled, confidence, error),
+        *(step, mask_token, codes, sampled, confidence, error, confidence_of, mask, resample),
     )
     moved = _logit_bytes(conditional, unconditional) + batch * count * 12
     entry = f"sample_tokens_{suffix(conditional)}"
-    return launch(entry, (count, batch), threads, "PPiPPPiiiPPP", arguments, moved)
+    return launch(entry, (count, batch), threads, "PPiPPPiiiPPPiPi", arguments, moved)
 
 
 def _sample_top_k_top_p(
@@ -69,16 +72,17 @@ def _sample_top_k_top_p(
     given: Buffer,
     tokens: Buffer,
     error: Buffer,
+    mask_token: int,
 ) -> Launch:
     batch, count, codes = _logits(conditional, unconditional)
     shared = int(unconditional.shape[0] == 1)
     arguments = (
         *(conditional, unconditional, shared, parameters, seeds, step),
-        *(given, codes, tokens, error),
+        *(given, codes, tokens, error, mask_token),
     )
     moved = _logit_bytes(conditional, unconditional) + batch * count * 8
     entry = f"sample_top_k_top_p_{suffix(conditional)}"
-    return launch(entry, (count, batch), THREADS, "PPiPPiPiPP", arguments, moved)
+    return launch(entry, (count, batch), THREADS, "PPiPPiPiPPi", arguments, moved)
 
 
 def _logits(conditional: Buffer, unconditional: Buffer) -> tuple[int, int, int]:
@@ -111,6 +115,7 @@ def _remask(
     mask_token: int,
     at_least_one: int,
     next_tokens: Buffer,
+    ties: int,
 ) -> Launch:
     batch, count = confidence.shape
     if count > MAX_TOKENS:
@@ -118,10 +123,19 @@ def _remask(
     rows = next_tokens.shape[0]
     arguments = (
         *(confidence, sampled, parameters, mask, mask_token, at_least_one),
-        *(count, rows, next_tokens),
+        *(ties, count, rows, next_tokens),
     )
     moved = count * ((9 if at_least_one else 8) * batch + 4 * rows)
-    return launch("remask", (batch, 1), THREADS, "PPPPiiiiP", arguments, moved)
+    return launch("remask", (batch, 1), THREADS, "PPPPiiiiiP", arguments, moved)
+
+
+def _choose_tokens(
+    *, tokens: Buffer, ranks: Buffer, first: Buffer, last: Buffer, given: Buffer
+) -> Launch:
+    batch, count = tokens.shape
+    arguments = (tokens, ranks, first, last, count, given)
+    grid = (-(-count // THREADS), batch)
+    return launch("choose_tokens", grid, THREADS, "PPPPiP", arguments, batch * (12 * count + 8))
 
 
 def _policy_parameters(
@@ -139,6 +153,14 @@ def _policy_parameters(
     arguments = (action, batch, *offsets, parameters, error)
     grid = (-(-batch // 128), 1)
     return launch("policy_parameters", grid, 128, "PiddddPP", arguments, batch * 32)
+
+
+def _smooth_actions(
+    *, action: Buffer, before: Buffer, smoothing: float, smoothed: Buffer
+) -> Launch:
+    count = math.prod(action.shape)
+    arguments = (action, before, smoothing, count, smoothed)
+    return launch("smooth_actions", (-(-count // 128), 1), 128, "PPdiP", arguments, count * 12)
 
 
 def _sampling_parameters(
@@ -169,11 +191,13 @@ def _to_pixels(*, image: Buffer, pixels: Buffer, error: Buffer) -> Launch:
 
 
 LAUNCHES: Mapping[str, Callable[..., Launch]] = {
+    "choose_tokens": _choose_tokens,
     "initial_tokens": _initial_tokens,
     "policy_parameters": _policy_parameters,
     "remask": _remask,
     "sample_tokens": _sample_tokens,
     "sample_top_k_top_p": _sample_top_k_top_p,
     "sampling_parameters": _sampling_parameters,
+    "smooth_actions": _smooth_actions,
     "to_pixels": _to_pixels,
 }

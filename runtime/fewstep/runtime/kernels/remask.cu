@@ -8,7 +8,10 @@
 // With at_least_one, for M tokens masked at the start and m before the step (whose confidence is
 // not infinite):
 //
-//     k    = max(1, min(floor(M g), m - 1))
+//     k    = max(1, min(floor(M g), m - 1))     at_least_one = 1
+//     k    = min(max(1, floor(M g)), m - 1)     at_least_one = 2
+//
+// With ties, confidence <= sorted[k - 1] is masked instead, if k > 0 and that is finite.
 //
 // confidence [batch, count] float32, sampled [batch, count] int32, parameters [batch, 4] float32,
 // mask [batch, count] uint8 (not 0 where masked at the start; read with at_least_one only)
@@ -18,7 +21,7 @@
 // shared memory that order like the floats; NaN orders last, as in numpy.sort.
 //
 // Launch: one block of 256 threads per image.
-// Shared memory: 4 bytes per token of the largest image (16 KiB), a histogram of 1 KiB, 16 bytes.
+// Shared memory: 4 bytes per token of the largest image (16 KiB), a histogram of 1 KiB, 20 bytes.
 // Memory: reads 8 bytes per token, writes 4 bytes per token and row.
 
 #include "warp.cuh"
@@ -26,6 +29,7 @@
 constexpr int kMaxTokens = 4096;
 constexpr int kDigits = 256;
 constexpr unsigned kKnown = 0xFF800000u;  // the key of +infinity
+constexpr int kKept = 1, kDecided = 2;    // of at_least_one
 
 // Unsigned keys in the order of the floats: negative ones reversed, below the positive ones.
 __device__ __forceinline__ unsigned key_of(float value) {
@@ -61,12 +65,12 @@ __device__ void find_digit(const unsigned* histogram, unsigned* digit, unsigned*
 
 extern "C" __global__ void __launch_bounds__(256)
     remask(const float* confidence, const int* sampled, const float* parameters,
-           const unsigned char* mask, int mask_token, int at_least_one, int count, int rows,
-           int* next_tokens) {
+           const unsigned char* mask, int mask_token, int at_least_one, int ties, int count,
+           int rows, int* next_tokens) {
   __shared__ unsigned keys[kMaxTokens];
   __shared__ unsigned histogram[kDigits];
   __shared__ unsigned digit, rank;
-  __shared__ int started, undecided;
+  __shared__ int started, undecided, with_ties;
   const int image = blockIdx.x, batch = gridDim.x, thread = threadIdx.x;
   const size_t first = static_cast<size_t>(image) * count;
   for (int at = thread; at < count; at += blockDim.x) keys[at] = key_of(confidence[first + at]);
@@ -81,9 +85,12 @@ extern "C" __global__ void __launch_bounds__(256)
   }
   if (thread == 0) {
     int masked = static_cast<int>(floorf(static_cast<float>(started) * parameters[image * 4]));
+    if (at_least_one == kDecided) masked = max(masked, 1);
     masked = min(masked, undecided - 1);
-    if (at_least_one) masked = max(masked, 1);
-    rank = max(0, min(masked, count - 1));
+    if (at_least_one == kKept) masked = max(masked, 1);
+    masked = max(0, min(masked, count - 1));
+    with_ties = ties && masked > 0;
+    rank = with_ties ? masked - 1 : masked;
   }
   unsigned prefix = 0;
   for (int shift = 24; shift >= 0; shift -= 8) {
@@ -100,7 +107,8 @@ extern "C" __global__ void __launch_bounds__(256)
   }
   const float threshold = value_of(prefix);
   for (int at = thread; at < count; at += blockDim.x) {
-    const bool again = confidence[first + at] < threshold;
+    const float own = confidence[first + at];
+    const bool again = with_ties ? own <= threshold && prefix != kKnown : own < threshold;
     const int token = again ? mask_token : sampled[first + at];
     for (int row = image; row < rows; row += batch) {
       next_tokens[static_cast<size_t>(row) * count + at] = token;

@@ -6,14 +6,16 @@ With N tokens, mask ratio γ and confidences sorted ascending:
     next = mask where confidence < sorted[k], else the sampled token
 
 Strictly less, as in the official AdaNAT sampler: k positions are masked, fewer on a tie with the
-k-th. N·γ is taken in float32, as there.
+k-th. N·γ is taken in float32, as there. Where ties are masked, as in 1d-tokenizer and AutoNAT,
+confidence ≤ sorted[k − 1] is masked, which is k positions or more.
 
 Where every step has to decide at least one token, with M tokens masked at the start and m before
 the step, as in MaskGIT (``parallel_decode.py`` of google-research/maskgit):
 
     k    = max(1, min(⌊M·γ⌋, m − 1))
 
-So one token at least stays masked for the last step, even where it is the only one.
+So one token at least stays masked for the last step, even where it is the only one. In
+maskgit-torch k = min(max(1, ⌊M·γ⌋), m − 1): the only one is decided.
 
 Shapes: confidence, sampled and mask ``[B, N]``, parameters ``[B, 4]``, next tokens ``[B, N]`` or,
 with guidance, ``[2B, N]`` (the same twice: conditional and unconditional half).
@@ -25,6 +27,15 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.runtime.kernels.compiled import helper, kernel
+
+AT_LEAST_ONE = ("no", "last-kept", "last-decided")
+"""Whether every step decides a token at least; and if so, what becomes of the only one that is
+masked: it is kept for the last step, or decided."""
+
+TIES = ("decided", "masked")
+"""What becomes of positions that are as confident as the last one that is masked."""
+
+_KEPT, _DECIDED = 1, 2
 
 
 @helper
@@ -63,6 +74,7 @@ def remask(
     mask_token: int,
     at_least_one: int,
     next_tokens: npt.NDArray[np.int32],
+    ties: int,
 ) -> None:
     """Write the next step's tokens.
 
@@ -72,8 +84,9 @@ def remask(
         parameters: ``[B, 4]``, the mask ratio in column 0.
         mask: ``[B, N]``; not 0 where the position was masked at the start.
         mask_token: id of a masked position.
-        at_least_one: not 0 where every step has to decide a token.
+        at_least_one: index in :data:`AT_LEAST_ONE`.
         next_tokens: out, ids ``[B, N]`` or ``[2B, N]``.
+        ties: index in :data:`TIES`.
     """
     batch, count = confidence.shape
     for image in range(batch):
@@ -84,13 +97,18 @@ def remask(
                 most += confidence[image, position] != np.inf
                 started += mask[image, position] != 0
         masked = int(np.floor(np.float32(started) * parameters[image, 0]))
+        if at_least_one == _DECIDED:
+            masked = max(masked, 1)
         masked = min(masked, most - 1)
-        if at_least_one:
+        if at_least_one == _KEPT:
             masked = max(masked, 1)
         kth = max(0, min(masked, count - 1))
-        threshold = _smallest(confidence[image], kth)
+        with_ties = ties != 0 and kth > 0
+        threshold = _smallest(confidence[image], kth - 1 if with_ties else kth)
         for position in range(count):
             again = confidence[image, position] < threshold
+            if with_ties:
+                again = confidence[image, position] <= threshold and threshold != np.inf
             token = mask_token if again else sampled[image, position]
             for half in range(image, len(next_tokens), batch):
                 next_tokens[half, position] = token

@@ -7,7 +7,10 @@
 //     token      ~ softmax(l / T)                by inverse CDF of one uniform; argmax if T = 0
 //     confidence = log_softmax(l)[token] + m g   g = -log(-log v), v a second uniform
 //
-// A known position keeps its token, gets confidence +infinity, and reads no logits.
+// With confidence_of 1 it is log_softmax(l / T)[token] + m g, with 2 l[token] + m g.
+//
+// A known position keeps its token, gets confidence +infinity, and reads no logits. With resample it
+// draws a token again, and gets that confidence all the same, where mask [batch, count] is not 0.
 //
 // conditional [batch, count, codes], unconditional the same or [1, count, codes] (shared), float32
 // or float16; tokens [batch, count] int32; parameters [batch, 4] float32; seeds [batch] uint64
@@ -36,6 +39,7 @@ constexpr int kPerLane = 4;
 constexpr int kChunk = kLanes * kPerLane;
 constexpr int kMaxChunks = 65536 / kChunk;
 constexpr float kLowestTemperature = 1e-30f;  // below it: the most likely code
+constexpr int kTempered = 1, kLogit = 2;       // of confidence_of
 
 __device__ __forceinline__ float minus_infinity() { return __int_as_float(0xFF800000); }
 __device__ __forceinline__ float not_a_number() { return __int_as_float(0x7FC00000); }
@@ -253,10 +257,12 @@ template <typename Logit>
 __device__ void sample(const Logit* conditional, const Logit* unconditional, int shared,
                        const int* tokens, const float* parameters, const unsigned long long* seeds,
                        int step, int mask_token, int codes, int* sampled, float* confidence,
-                       int* error, Chunks& chunks) {
+                       int* error, int confidence_of, const unsigned char* mask, int resample,
+                       Chunks& chunks) {
   const int position = blockIdx.x, image = blockIdx.y;
   const size_t at = static_cast<size_t>(image) * gridDim.x + position;
-  if (tokens[at] != mask_token) {
+  const bool known = tokens[at] != mask_token;
+  if (known && (!resample || mask[at] == 0)) {
     if (threadIdx.x == 0) {
       sampled[at] = tokens[at];
       confidence[at] = -minus_infinity();
@@ -277,41 +283,46 @@ __device__ void sample(const Logit* conditional, const Logit* unconditional, int
 
   const float highest = row_maximum(chunks, count);
   int code = 0;
-  float log_probability = not_a_number();
+  float found = not_a_number();
   const Uniforms random = uniforms(seeds[image], step, position);
   if (isfinite(highest) && !isnan(temperature)) {
     code = coldest ? most_likely(row, chunks, count, highest)
                    : inverse_cdf(row, chunks, count, highest, inverse, random.token);
     const int size = (count + kLanes - 1) / kLanes, groups = (count + size - 1) / size;
-    const float total = total_of(group_sum(chunks, chunks.sum, count, highest, 1.0f), groups);
+    const bool tempered = confidence_of == kTempered;
+    const float scale = tempered ? inverse : 1.0f;
+    const float* sums = tempered ? chunks.tempered : chunks.sum;
+    const float total = total_of(group_sum(chunks, sums, count, highest, scale), groups);
     const Four logits = guided(row, code / kPerLane * kPerLane);
     float logit = logits.of[0];  // chosen without an index, which would put the four on the stack
     for (int k = 1; k < kPerLane; ++k) logit = code % kPerLane == k ? logits.of[k] : logit;
-    log_probability = (logit - highest) - logarithm(total);
+    found = confidence_of == kLogit ? logit : (logit - highest) * scale - logarithm(total);
   }
   if (threadIdx.x != 0) return;
-  if (isnan(log_probability)) *error = 1;
+  if (isnan(found)) *error = 1;
   const float gumbel = -logarithm(-logarithm(random.noise));
   sampled[at] = code;
-  confidence[at] = log_probability + masking_temperature * gumbel;
+  confidence[at] = known ? -minus_infinity() : found + masking_temperature * gumbel;
 }
 
 extern "C" __global__ void __launch_bounds__(256)
     sample_tokens_float(const float* conditional, const float* unconditional, int shared,
                         const int* tokens, const float* parameters,
                         const unsigned long long* seeds, int step, int mask_token, int codes,
-                        int* sampled, float* confidence, int* error) {
+                        int* sampled, float* confidence, int* error, int confidence_of,
+                        const unsigned char* mask, int resample) {
   __shared__ Chunks chunks;
   sample(conditional, unconditional, shared, tokens, parameters, seeds, step, mask_token, codes,
-         sampled, confidence, error, chunks);
+         sampled, confidence, error, confidence_of, mask, resample, chunks);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
     sample_tokens_half(const __half* conditional, const __half* unconditional, int shared,
                        const int* tokens, const float* parameters,
                        const unsigned long long* seeds, int step, int mask_token, int codes,
-                       int* sampled, float* confidence, int* error) {
+                       int* sampled, float* confidence, int* error, int confidence_of,
+                       const unsigned char* mask, int resample) {
   __shared__ Chunks chunks;
   sample(conditional, unconditional, shared, tokens, parameters, seeds, step, mask_token, codes,
-         sampled, confidence, error, chunks);
+         sampled, confidence, error, confidence_of, mask, resample, chunks);
 }

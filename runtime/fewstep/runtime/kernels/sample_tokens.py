@@ -7,8 +7,10 @@ For every masked position of every image, with logits ``c`` (conditional) and ``
     token      ~ softmax(l / τ)                    by inverse CDF of one uniform; argmax if τ = 0
     confidence = log_softmax(l)[token] + μ·g       g = −log(−log v), v a second uniform
 
-A known position keeps its token and gets confidence +∞. The order of these operations, and the
-absence of τ in the confidence, are those of the official AdaNAT sampler.
+A known position keeps its token and gets confidence +∞; in Halton-MaskGIT's confidence sampler it
+draws a token again. The order of these operations, and the
+absence of τ in the confidence, are those of the official AdaNAT sampler. Other forms take other
+confidences (:data:`CONFIDENCES`): log_softmax(l / τ)[token], or l[token], before the noise.
 
 The row is cut into chunks of 128 codes. One pass leaves the maximum of each chunk and its sum of
 exponentials relative to that maximum; the chunk that holds the sample is then read once more.
@@ -35,9 +37,13 @@ from fewstep.runtime.kernels.philox import uniforms
 PARAMETERS = ("mask_ratio", "masking_temperature", "sampling_temperature", "guidance")
 """Columns of the ``[B, 4]`` parameter array, in the order of AdaNAT's actions."""
 
+CONFIDENCES = ("log-probability", "tempered-log-probability", "logit")
+"""What a confidence is of the sampled token, before the noise; its index is an argument."""
+
 LOWEST_TEMPERATURE = 1e-30
 """Sampling temperatures below this take the most likely code."""
 
+_TEMPERED, _LOGIT = 1, 2
 _CHUNK, _LANES, _PER_LANE = 128, 32, 4
 _COLDEST = np.float32(LOWEST_TEMPERATURE)
 _ONE, _ZERO = np.float32(1), np.float32(0)
@@ -58,6 +64,9 @@ def sample_tokens(
     sampled: Ids,
     confidence: Floats,
     error: Ids,
+    confidence_of: int,
+    mask: npt.NDArray[np.uint8],
+    resample: int,
 ) -> None:
     """Sample every masked position.
 
@@ -74,6 +83,10 @@ def sample_tokens(
         confidence: out, ``[B, N]``.
         error: in and out, ``[1]``: becomes 1 if a logit is NaN or +∞, a row is all −∞, or a
             sampling temperature is NaN; the token is then 0.
+        confidence_of: index in :data:`CONFIDENCES`.
+        mask: ``[B, N]``; 0 where a token is given. Read with ``resample`` only.
+        resample: not 0 where known positions that are not given draw a token again, and keep their
+            confidence of +∞.
     """
     batch, count, codes = conditional.shape
     row, weights, lanes, maxima, sums, tempered = _scratch(codes)
@@ -81,7 +94,8 @@ def sample_tokens(
         masking_temperature, temperature = parameters[image, 1], parameters[image, 2]
         guidance = parameters[image, 3]
         for position in range(count):
-            if tokens[image, position] != mask_token:
+            known = tokens[image, position] != mask_token
+            if known and (resample == 0 or mask[image, position] == 0):
                 sampled[image, position] = tokens[image, position]
                 confidence[image, position] = np.inf
                 continue
@@ -91,14 +105,15 @@ def sample_tokens(
                 shared = image % unconditional.shape[0]
                 guide(conditional[image, position], unconditional[shared, position], guidance, row)
             u, v = uniforms(seeds[image], step, position)
-            code, log_probability = _sample(
-                row, temperature, u, weights, lanes, maxima, sums, tempered
+            code, found = _sample(
+                row, temperature, u, weights, lanes, maxima, sums, tempered, confidence_of
             )
-            if math.isnan(log_probability):
+            if math.isnan(found):
                 error[0] = 1
             gumbel = -logarithm(-logarithm(v))
             sampled[image, position] = code
-            confidence[image, position] = log_probability + masking_temperature * gumbel
+            noisy = found + masking_temperature * gumbel
+            confidence[image, position] = np.float32(np.inf) if known else noisy
 
 
 @kernel
@@ -112,7 +127,7 @@ def sample_row(
     """
     row, weights, lanes, maxima, sums, tempered = _scratch(len(logits))
     _copy(logits, row)
-    return _sample(row, temperature, uniform, weights, lanes, maxima, sums, tempered)
+    return _sample(row, temperature, uniform, weights, lanes, maxima, sums, tempered, 0)
 
 
 @helper
@@ -138,6 +153,7 @@ def _sample(
     maxima: Floats,
     sums: Floats,
     tempered: Floats,
+    confidence_of: int,
 ) -> tuple[int, np.float32]:
     coldest = temperature < _COLDEST
     inverse = _ONE if coldest else _ONE / temperature
@@ -161,6 +177,11 @@ def _sample(
         if coldest
         else _inverse_cdf(row, maxima, tempered, highest, inverse, uniform, weights, lanes)
     )
+    if confidence_of == _LOGIT:
+        return code, row[code]
+    if confidence_of == _TEMPERED:
+        total = _sum_chunks(maxima, tempered, highest, inverse)
+        return code, (row[code] - highest) * inverse - logarithm(total)
     total = _sum_chunks(maxima, sums, highest, _ONE)
     return code, (row[code] - highest) - logarithm(total)
 

@@ -13,7 +13,7 @@
 // or float16; parameters [batch, 4] float32; seeds [batch] uint64; given [batch, count] int32, ids
 // that are not negative are the tokens -> tokens [batch, count] int32. error [1] becomes 1 if a
 // logit is NaN or +infinity, a row is all -infinity, a parameter is NaN or negative, or a given id
-// is no code; the token is then 0. codes <= 65,536.
+// is neither a code nor mask_token; the token is then 0. codes <= 65,536.
 //
 // Probabilities are whole numbers, exp(l - max) times 2^40, truncated: sums do not depend on the
 // order, and the tokens are those of sample_top_k_top_p.py. Nothing is sorted: both limits are
@@ -251,7 +251,8 @@ template <typename Logit>
 __device__ __forceinline__ void sample(const Logit* conditional, const Logit* unconditional,
                                        int shared, const float* parameters,
                                        const unsigned long long* seeds, int step, const int* given,
-                                       int codes, int* tokens, int* error, Scratch& scratch) {
+                                       int codes, int* tokens, int* error, int mask_token,
+                                       Scratch& scratch) {
   const int position = blockIdx.x, image = blockIdx.y;
   const size_t at = static_cast<size_t>(image) * gridDim.x + position;
   const size_t other = shared ? position : at;
@@ -264,7 +265,7 @@ __device__ __forceinline__ void sample(const Logit* conditional, const Logit* un
     token = draw(row, own[1], own[2], own[3], uniform, scratch);
   }
   if (threadIdx.x != 0) return;
-  const bool valid = token >= 0 && token < codes;
+  const bool valid = token >= 0 && (token < codes || token == mask_token);
   if (!valid) *error = 1;
   tokens[at] = valid ? token : 0;
 }
@@ -274,17 +275,19 @@ __device__ __forceinline__ void sample(const Logit* conditional, const Logit* un
 extern "C" __global__ void __launch_bounds__(256, 4)
     sample_top_k_top_p_float(const float* conditional, const float* unconditional, int shared,
                              const float* parameters, const unsigned long long* seeds, int step,
-                             const int* given, int codes, int* tokens, int* error) {
+                             const int* given, int codes, int* tokens, int* error,
+                             int mask_token) {
   __shared__ top_k_top_p::Scratch scratch;
   top_k_top_p::sample(conditional, unconditional, shared, parameters, seeds, step, given, codes,
-                      tokens, error, scratch);
+                      tokens, error, mask_token, scratch);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4)
     sample_top_k_top_p_half(const __half* conditional, const __half* unconditional, int shared,
                             const float* parameters, const unsigned long long* seeds, int step,
-                            const int* given, int codes, int* tokens, int* error) {
+                            const int* given, int codes, int* tokens, int* error,
+                            int mask_token) {
   __shared__ top_k_top_p::Scratch scratch;
   top_k_top_p::sample(conditional, unconditional, shared, parameters, seeds, step, given, codes,
-                      tokens, error, scratch);
+                      tokens, error, mask_token, scratch);
 }

@@ -55,6 +55,7 @@ def sample_top_k_top_p(
     given: Ids,
     tokens: Ids,
     error: Ids,
+    mask_token: int,
 ) -> None:
     """Sample every position that is not given.
 
@@ -72,6 +73,7 @@ def sample_top_k_top_p(
         tokens: out, ids ``[B, N]``.
         error: in and out, ``[1]``: becomes 1 if a logit is NaN or +∞, a row is all −∞, a parameter
             is NaN or negative, or a given id is no code; the token is then 0.
+        mask_token: an id that may be given although it is no code, or −1.
     """
     batch, count, codes = conditional.shape
     row, values = np.empty(codes, np.float32), np.empty(codes, np.float32)
@@ -94,7 +96,7 @@ def sample_top_k_top_p(
                 left = _keep(row, top_k, top_p, kept_codes, values, keys, masses, histogram)
                 u, _ = uniforms(seeds[image], step, position)
                 token = _draw(kept_codes[:left], values[:left], temperature, u, masses)
-            if token < 0 or token >= codes:
+            if token < 0 or (token >= codes and token != mask_token):
                 token = 0
                 error[0] = 1
             tokens[image, position] = token

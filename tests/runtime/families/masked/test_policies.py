@@ -15,7 +15,7 @@ from fewstep.runtime.errors import RequestError
 from fewstep.runtime.families import example_request
 from fewstep.runtime.families.masked.model import MaskedModel, MaskedPolicyInfo
 from fewstep.runtime.families.masked.policies import MaskedPolicies
-from fewstep.runtime.families.masked.schedule import Schedule, policy_offsets
+from fewstep.runtime.families.masked.schedule import Schedule
 from fewstep.runtime.families.masked.settings import MaskedSettings
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.kernels.policy_parameters import policy_parameters
@@ -45,7 +45,7 @@ def test_actions_of_a_schedule_give_its_parameters(model: MaskedModel, policy: s
     for step in range(5):
         policy_parameters(
             action=actions[step][None],
-            **policy_offsets(step, 5, residual=policy == "policy"),
+            **MaskedPolicyInfo(residual=policy == "policy").offsets(step, 5),
             parameters=found[step],
             error=error,
         )

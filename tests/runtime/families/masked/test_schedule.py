@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fewstep.runtime.errors import RequestError
-from fewstep.runtime.families.masked.schedule import MASK_RATIOS, Schedule, policy_offsets
+from fewstep.runtime.families.masked.model import MaskedPolicyInfo
+from fewstep.runtime.families.masked.schedule import MASK_RATIOS, Schedule
 from fewstep.runtime.kernels.sample_tokens import PARAMETERS
 from fewstep.runtime.policies import POLICY
 
@@ -149,7 +150,7 @@ def test_offsets_give_the_heuristic_schedule_through_the_activations(
     steps: int, data: st.DataObject
 ) -> None:
     step = data.draw(st.integers(0, steps - 1))
-    offsets = policy_offsets(step, steps, residual=True)
+    offsets = MaskedPolicyInfo(residual=True).offsets(step, steps)
     r = (step + 1 - 1e-3) / steps
     ratio = 1 / (1 + math.exp(-offsets["ratio_offset"]))
     softplus = [math.log1p(math.exp(value)) for value in list(offsets.values())[1:]]
@@ -160,7 +161,7 @@ def test_offsets_give_the_heuristic_schedule_through_the_activations(
 @pytest.mark.parametrize("residual", [False, True])
 def test_offsets_are_named_after_the_columns_in_their_order(residual: bool) -> None:
     assert PARAMETERS == ("mask_ratio", "masking_temperature", "sampling_temperature", "guidance")
-    offsets = policy_offsets(0, 4, residual=residual)
+    offsets = MaskedPolicyInfo(residual=residual).offsets(0, 4)
     names = ["ratio_offset", "masking_offset", "sampling_offset", "guidance_offset"]
     assert list(offsets) == names
     assert all(type(value) is float for value in offsets.values())
@@ -168,7 +169,7 @@ def test_offsets_are_named_after_the_columns_in_their_order(residual: bool) -> N
 
 def test_offsets_computed_by_hand() -> None:
     """Step 1 of 4, r = 0.49975."""
-    offsets = policy_offsets(1, 4, residual=True)
+    offsets = MaskedPolicyInfo(residual=True).offsets(1, 4)
     cosine = math.cos(0.49975 * math.pi / 2)  # 0.7073844
     assert offsets == pytest.approx(
         {
@@ -184,12 +185,14 @@ def test_offsets_computed_by_hand() -> None:
 
 def test_without_residual_no_offsets_at_any_step() -> None:
     for step in range(16):
-        assert set(policy_offsets(step, 16, residual=False).values()) == {0.0}
+        assert set(MaskedPolicyInfo(residual=False).offsets(step, 16).values()) == {0.0}
 
 
 def test_offsets_move_one_way_over_the_steps() -> None:
     """Fewer masked tokens, less noise on confidences, more guidance; the temperature stays."""
-    rows = np.array([list(policy_offsets(t, 64, residual=True).values()) for t in range(64)])
+    rows = np.array(
+        [list(MaskedPolicyInfo(residual=True).offsets(t, 64).values()) for t in range(64)]
+    )
     change = np.diff(rows, axis=0)
     assert (change[:, [_RATIO, _MASKING]] < 0).all()
     assert (change[:, _GUIDANCE] > 0).all()

@@ -15,8 +15,9 @@ from fewstep.runtime.families.mar.iterations import counts, recomputed
 from fewstep.runtime.families.mar.key import MarKey
 from fewstep.runtime.families.mar.model import MarModel
 from fewstep.runtime.families.mar.program import mar_program
-from fewstep.runtime.families.mar.request import MarRequest, latents_of, mar_request, resolved
+from fewstep.runtime.families.mar.request import MarRequest, latents_of, mar_request
 from fewstep.runtime.families.mar.settings import UNGUIDED, MarSettings
+from fewstep.runtime.presets import resolved
 from fewstep.runtime.program import Program
 from fewstep.runtime.settings import Values, numbers_of, settings_of
 
@@ -181,7 +182,7 @@ class MarFamily(Family):
     def rollouts(self, model: Model) -> dict[str, dict[str, Any]]:
         """A short one of everything, and one that computes parts between refreshes."""
         info: MarModel = model.info
-        own = resolved(info, settings_of(info.defaults, {}))
+        own = resolved(info.presets, info.defaults, settings_of(info.defaults, {}))
         short: dict[str, Any] = {
             "iterations": min(_GOLDEN_ITERATIONS, info.num_tokens),
             "diffusion_steps": _GOLDEN_STEPS,
@@ -198,10 +199,11 @@ class MarFamily(Family):
 
     def complete(self, model: Model, settings: MarSettings) -> dict[str, Any]:
         """With what its preset says in its place, and without what is not set."""
-        found, changes = resolved(model.info, settings), dict[str, Any]()
+        info: MarModel = model.info
+        found, changes = resolved(info.presets, info.defaults, settings), dict[str, Any]()
         if found.refresh is None:  # left out, it would be what other defaults say
             changes["refresh"] = 1
-        if not model.info.can_guide:  # whatever the defaults say
+        if not info.can_guide:  # whatever the defaults say
             changes["guidance"] = (UNGUIDED, UNGUIDED)
         found = found.model_copy(update=changes)
         return found.model_dump(exclude={"preset"}, exclude_none=True)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from typing_extensions import Self
 
 from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.devices import aligned_width
-from fewstep.runtime.errors import RequestError
 from fewstep.runtime.families import ModelInfo
 from fewstep.runtime.families.mar.settings import MarSettings
-from fewstep.runtime.settings import settings_of
+from fewstep.runtime.presets import Presets, check_presets, presets_described
 
 
 class MarModel(ModelInfo):
@@ -42,7 +41,7 @@ class MarModel(ModelInfo):
     head_width: PositiveInt
     image_size: tuple[PositiveInt, PositiveInt]
     condition: ClassCondition
-    presets: dict[str, dict[str, Any]] = Field(default={})
+    presets: Presets = {}
     defaults: MarSettings = MarSettings()
 
     @property
@@ -81,17 +80,6 @@ class MarModel(ModelInfo):
     def can_guide(self) -> bool:
         """Whether there is an unconditional condition."""
         return self.condition.has_unconditional
-
-    def preset(self, name: str) -> dict[str, Any]:
-        """The settings of a preset.
-
-        Raises:
-            RequestError: there is none of this name.
-        """
-        if name not in self.presets:
-            known = f"it has {', '.join(self.presets)}" if self.presets else "it has none"
-            raise RequestError(f"this bundle has no preset {name!r}: {known}")
-        return self.presets[name]
 
     def tensor_shapes(self) -> dict[tuple[str, str], tuple[int | str, ...]]:
         """Shape of every (graph, tensor) that the decode binds."""
@@ -138,16 +126,14 @@ class MarModel(ModelInfo):
     def describe(self) -> dict[str, str]:
         """Tokens and networks, for people."""
         patch = f", patches of {self.patch_size}×{self.patch_size}" if self.patch_size > 1 else ""
-        found = {
+        return {
             "tokens": f"{self.side}×{self.side} of {self.channels} numbers{patch}",
             "transformer": f"encoder {self.encoder_depth} × {self.encoder_width}, decoder "
             f"{self.decoder_depth} × {self.decoder_width}, {self.buffer_size} buffer positions",
             "diffusion head": f"width {self.head_width}",
             "latent scale": f"{self.latent_scale:g}",
+            **presets_described(self.presets),
         }
-        if self.presets:
-            found["presets"] = ", ".join(self.presets)
-        return found
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -166,13 +152,7 @@ class MarModel(ModelInfo):
                 f"full_blocks must be below decoder_depth, {self.decoder_depth}, got "
                 f"{self.full_blocks}"
             )
-        for name, settings in self.presets.items():
-            if "preset" in settings:
-                raise ValueError(f"preset {name!r} names another one: write its settings instead")
-            try:
-                settings_of(self.defaults, settings)
-            except RequestError as error:
-                raise ValueError(f"preset {name!r}: {error}") from error
+        check_presets(self.presets, self.defaults)
         return self
 
 

@@ -13,7 +13,7 @@ from fewstep.runtime.errors import RequestError
 from fewstep.runtime.families.mar.iterations import counts, recomputed, refreshes, share
 from fewstep.runtime.families.mar.model import MarModel
 from fewstep.runtime.families.mar.settings import UNGUIDED, MarSettings
-from fewstep.runtime.settings import settings_of
+from fewstep.runtime.presets import resolved
 
 
 @dataclass(frozen=True)
@@ -57,19 +57,6 @@ class MarRequest:
         return bool((self.parameters[:, 0] != UNGUIDED).any())
 
 
-def resolved(model: MarModel, settings: MarSettings) -> MarSettings:
-    """The settings with those of their preset in the place of defaults.
-
-    Raises:
-        RequestError: there is no such preset.
-    """
-    if settings.preset is None:
-        return settings
-    own = {name: getattr(settings, name) for name in settings.model_fields_set}
-    said = {**model.preset(settings.preset), **own}
-    return settings_of(model.defaults, said)
-
-
 def mar_request(
     model: MarModel,
     condition: Array,
@@ -85,7 +72,7 @@ def mar_request(
     Raises:
         RequestError: what the model cannot serve.
     """
-    settings = resolved(model, settings)
+    settings = resolved(model.presets, model.defaults, settings)
     given = None if edit is None else _given(model, len(condition), edit)
     free = model.num_tokens - (0 if given is None else given.count)
     iterations = settings.iterations

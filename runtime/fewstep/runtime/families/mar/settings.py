@@ -14,6 +14,7 @@ from fewstep.runtime.errors import RequestError
 from fewstep.runtime.families.mar.diffusion import ANNEALED_END, TIMESTEPS, timesteps
 from fewstep.runtime.settings import (
     PLAIN_ENDS,
+    PRESET,
     PerStep,
     RampOrList,
     Settings,
@@ -70,10 +71,7 @@ class MarSettings(Settings):
         ("diffusion_steps", "guidance", "temperature", "recompute")
     )
 
-    preset: str | None = Field(
-        default=None,
-        description="Settings that the bundle knows by a name; others given beside it count.",
-    )
+    preset: str | None = PRESET
     iterations: Whole = Field(
         default=64, description="Transformer passes; each decides some tokens."
     )

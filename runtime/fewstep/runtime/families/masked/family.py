@@ -19,6 +19,7 @@ from fewstep.runtime.families.masked.program import DECISIONS, MaskedKey, masked
 from fewstep.runtime.families.masked.request import MaskedRequest, masked_request, schedule_of
 from fewstep.runtime.families.masked.settings import MaskedSettings
 from fewstep.runtime.policies import policy_schedule
+from fewstep.runtime.presets import resolved
 from fewstep.runtime.program import Program
 from fewstep.runtime.settings import settings_of
 
@@ -34,7 +35,8 @@ class MaskedTrace:
 
     ``tokens [T + 1, B, N]``: ids before each step and after the last; ``mask_token`` where still
     masked. ``sampled [T, B, N]``: ids sampled at each step (known positions keep theirs).
-    ``parameters [T, B, 4]``: mask ratio, masking temperature, sampling temperature, guidance.
+    ``parameters [T, B, 4]``: mask ratio, masking temperature, sampling temperature, guidance; or,
+    where the order of the positions is known before, guidance, top-k, top-p, sampling temperature.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -103,7 +105,8 @@ class MaskedFamily(Family):
         self, model: Model, request: MaskedRequest, batch: int, *, constants: bool = True
     ) -> MaskedKey:
         reuse = constants and request.mask is None
-        return MaskedKey(batch, request.steps, request.guided, request.policy, reuse)
+        ordered = request.order is not None
+        return MaskedKey(batch, request.steps, request.guided, request.policy, reuse, ordered)
 
     def corners(self, model: Model, batch: int) -> Iterator[MaskedKey]:
         info: MaskedModel = model.info
@@ -127,6 +130,9 @@ class MaskedFamily(Family):
             inputs |= {"given": request.given[rows], "mask": request.mask[rows]}
         if request.parameters is not None:
             inputs["parameters"] = request.parameters[:, None]
+        if request.order is not None:
+            order = request.order
+            inputs |= {"ranks": order.ranks[rows], "decided": order.decided[:, rows]}
         return inputs
 
     def decisions(
@@ -139,13 +145,15 @@ class MaskedFamily(Family):
 
     def preview(self, model: Model, trace: MaskedTrace, step: int) -> Preview:
         undecided = trace.tokens[step + 1] == trace.mask_token
+        sampled = trace.sampled[step]
         last, count = len(trace.sampled) - 1, undecided.shape[1]
         if step == last:  # its samples are the image, masked or not
             undecided = np.zeros_like(undecided)
         decided = count - int(undecided.sum(1).mean())
         return Preview(
             graph="decoder",
-            inputs={"tokens": trace.sampled[step]},
+            # The decoder takes codes alone; of what is undecided any will do.
+            inputs={"tokens": np.where(sampled == trace.mask_token, 0, sampled)},
             output="image",
             undecided=undecided.reshape(-1, *model.info.grid),
             caption=f"step {step + 1} of {last + 1}: {decided} of {count} tokens decided",
@@ -157,7 +165,8 @@ class MaskedFamily(Family):
         # Lists hold a value for every step, and fit no other number of steps.
         listed = info.defaults.listed
         steps = info.defaults.steps if listed else min(_GOLDEN_STEPS, info.num_tokens)
-        default = settings_of(info.defaults, {"steps": steps})
+        given = settings_of(info.defaults, {"steps": steps})
+        default = resolved(info.presets, info.defaults, given)
         schedules = {each: policy_schedule(each) for each in info.policies}
         if not isinstance(schedule_of(info, default), str):
             own = "schedule" if "," in default.schedule else default.schedule
@@ -170,10 +179,12 @@ class MaskedFamily(Family):
 
     def complete(self, model: Model, settings: MaskedSettings) -> dict[str, Any]:
         """With the policy by its own name, and without what it decides."""
-        chosen = schedule_of(model.info, settings)
+        info: MaskedModel = model.info
+        settings = resolved(info.presets, info.defaults, settings)
+        chosen = schedule_of(info, settings)
         if isinstance(chosen, str):
             return {"steps": settings.steps, "schedule": policy_schedule(chosen)}
-        return settings.model_dump()
+        return settings.model_dump(exclude={"preset"})
 
     def notes(self, model: Model, request: MaskedRequest) -> tuple[str, ...]:
         """That a policy was never trained, or for another number of steps than it runs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
@@ -9,18 +10,52 @@ from typing_extensions import Self
 
 from fewstep.runtime.condition import ClassCondition, TextCondition
 from fewstep.runtime.families import ModelInfo
+from fewstep.runtime.families.masked.rules import Rules
 from fewstep.runtime.families.masked.settings import MaskedSettings
 from fewstep.runtime.policies import PolicyInfo, PolicyName, described
+from fewstep.runtime.presets import Presets, check_presets, presets_described
+
+_MARGIN = 1e-3  # keeps residuals finite at the first and last step
+
+
+def _inverse_softplus(value: float) -> float:
+    return math.log(math.expm1(value))
 
 
 class MaskedPolicyInfo(PolicyInfo):
     """A policy network of AdaNAT.
 
-    ``residual``: the heuristic schedule is added before the activations, so that a zero
-    action follows it (AdaNAT's ``heu`` option).
+    ``residual``: a heuristic schedule is added before the activations, so that a zero action
+    follows it (AdaNAT's ``heu`` option, and AdaGen): a cosine, a masking temperature that falls
+    from ``masking_temperature`` to 0, ``sampling_temperature``, and a guidance that rises to
+    ``guidance``. ``smoothing``: how much of the actions before a step counts (AdaGen), 0 … 1.
     """
 
     residual: bool
+    masking_temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    sampling_temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    guidance: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    smoothing: float = Field(default=0.0, ge=0, lt=1)
+
+    def offsets(self, step: int, steps: int) -> dict[str, float]:
+        """What ``kernels.policy_parameters`` adds to the actions of a step, by argument.
+
+        With r = (t + 1 − 10⁻³) / T these are logit(cos(π·r/2)), softplus⁻¹((1 − r)·masking),
+        softplus⁻¹(sampling) and softplus⁻¹(guidance·(t + 10⁻³) / T), as in ``PPO.py`` of the
+        AdaNAT repository; 0 without ``residual``.
+        """
+        names = ("ratio_offset", "masking_offset", "sampling_offset", "guidance_offset")
+        if not self.residual:
+            return dict.fromkeys(names, 0.0)
+        r = (step + 1 - _MARGIN) / steps
+        ratio = math.cos(math.pi * r / 2)
+        followed = (
+            (1 - r) * self.masking_temperature,
+            self.sampling_temperature,
+            self.guidance * (step + _MARGIN) / steps,
+        )
+        offsets = (math.log(ratio / (1 - ratio)), *map(_inverse_softplus, followed))
+        return dict(zip(names, offsets, strict=True))
 
 
 class MaskedModel(ModelInfo):
@@ -28,7 +63,8 @@ class MaskedModel(ModelInfo):
 
     ``mask_token`` is the id of a masked position; tokens are 0 … ``codebook_size − 1``.
     ``policies`` are by graph name, oldest first. ``at_least_one``: every step decides a token at
-    least (MaskGIT's rule); AdaNAT has none, and its steps may decide nothing.
+    least (MaskGIT's rule); AdaNAT has none, and its steps may decide nothing. ``rules``: what else
+    differs between forms. ``presets``: settings by the name of a preset.
     """
 
     kind: Literal["masked"] = "masked"
@@ -40,12 +76,19 @@ class MaskedModel(ModelInfo):
     condition: ClassCondition | TextCondition = Field(discriminator="kind")
     policies: dict[PolicyName, MaskedPolicyInfo] = {}
     at_least_one: bool = False
+    rules: Rules = Rules()
+    presets: Presets = {}
     defaults: MaskedSettings = MaskedSettings()
 
     @property
     def num_tokens(self) -> int:
         """Tokens per image, N."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def logits_width(self) -> int:
+        """Numbers of a position's logits: the codes, and the mask token where it is sampled."""
+        return self.codebook_size + self.rules.mask_sampled
 
     @property
     def condition_input(self) -> str:
@@ -64,7 +107,7 @@ class MaskedModel(ModelInfo):
         shapes: dict[tuple[str, str], tuple[int, ...]] = {
             ("transformer", "tokens"): (n,),
             ("transformer", self.condition_input): condition,
-            ("transformer", "logits"): (n, self.codebook_size),
+            ("transformer", "logits"): (n, self.logits_width),
             ("decoder", "tokens"): (n,),
             ("decoder", "image"): (3, *self.image_size),
         }
@@ -80,10 +123,14 @@ class MaskedModel(ModelInfo):
         return {
             "tokens": f"{rows} × {columns} of {self.codebook_size:,} codes{least}",
             "policy networks": described(self.policies),
+            **presets_described(self.presets),
         }
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.mask_token < self.codebook_size:
             raise ValueError(f"mask_token {self.mask_token} is one of the codes")
+        if self.rules.mask_sampled and self.mask_token != self.codebook_size:
+            raise ValueError(f"a mask token that is sampled must be {self.codebook_size}")
+        check_presets(self.presets, self.defaults)
         return self

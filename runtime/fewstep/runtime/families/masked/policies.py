@@ -12,11 +12,7 @@ import numpy.typing as npt
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.families.masked.model import MaskedModel, MaskedPolicyInfo
 from fewstep.runtime.families.masked.request import schedule_of
-from fewstep.runtime.families.masked.schedule import (
-    MASK_RATIOS,
-    Schedule,
-    policy_offsets,
-)
+from fewstep.runtime.families.masked.schedule import MASK_RATIOS, Schedule
 from fewstep.runtime.families.masked.settings import RAMPS
 from fewstep.runtime.policies import PolicyRules, policy_schedule
 from fewstep.runtime.settings import settings_of
@@ -50,13 +46,16 @@ class MaskedPolicies(PolicyRules):
 
         Mask ratios are kept between 0.02 and 0.98, the others at 0.02 or above.
         """
-        residual, rows = model.policies[policy].residual, []
+        info, rows, before = model.policies[policy], [], np.zeros(4)
         for step, (ratio, *others) in enumerate(parameters.astype(float)):
-            offsets = policy_offsets(step, len(parameters), residual=residual).values()
+            offsets = info.offsets(step, len(parameters)).values()
             ratio = min(1 - _LEAST, max(_LEAST, ratio))
             raw = [math.log(ratio / (1 - ratio))]
             raw += [math.log(math.expm1(max(_LEAST, each))) for each in others]
-            rows.append([value - offset for value, offset in zip(raw, offsets, strict=True)])
+            smoothed = np.array(raw) - np.array([*offsets])
+            share = info.smoothing if step else 0.0
+            rows.append((smoothed - share * before) / (1 - share))
+            before = smoothed
         return np.array(rows, np.float32)
 
     def hand_made(self, model: MaskedModel, steps: int) -> npt.NDArray[np.float32]:
@@ -67,4 +66,4 @@ class MaskedPolicies(PolicyRules):
         try:
             return self.schedule(model, name, steps, {})
         except RequestError:
-            return Schedule().parameters(steps, model.num_tokens)
+            return Schedule(rules=model.rules).parameters(steps, model.num_tokens)

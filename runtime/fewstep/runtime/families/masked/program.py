@@ -6,6 +6,9 @@
              policy(features, t) → action → parameters[t]        only with a policy
              sample_tokens(logits, parameters[t]) → sampled[t], confidence
              remask(confidence, sampled[t]) → tokens[t + 1]
+             or, where the order of the positions is known before:
+             choose_tokens(tokens[t], ranks, decided[t : t + 2]) → chosen
+             sample_top_k_top_p(logits, chosen, parameters[t]) → sampled[t] → tokens[t + 1]
     end:     decoder(sampled[T − 1]) → image → pixels
 
 Engines read and write the same views at every step, so that each is bound once for every batch
@@ -25,7 +28,8 @@ import numpy.typing as npt
 from fewstep.runtime.devices import BufferSpec, Role
 from fewstep.runtime.families import Model
 from fewstep.runtime.families.masked.model import MaskedModel
-from fewstep.runtime.families.masked.schedule import policy_offsets
+from fewstep.runtime.kernels.remask import AT_LEAST_ONE, TIES
+from fewstep.runtime.kernels.sample_tokens import CONFIDENCES
 from fewstep.runtime.program import Copy, Launch, Op, Program, Run, View
 
 DECISIONS = ("tokens", "sampled", "parameters")
@@ -37,7 +41,8 @@ class MaskedKey:
     """What a program is made for; seeds, conditions and parameters are its inputs.
 
     ``policy`` is the graph of the policy network, or ``None`` for a fixed schedule. With ``reuse``
-    every token is generated, and the unconditional half of step 0 is a constant.
+    every token is generated, and the unconditional half of step 0 is a constant. ``ordered``: the
+    order of the positions is an input, and no confidence is computed.
     """
 
     batch: int
@@ -45,6 +50,7 @@ class MaskedKey:
     guided: bool
     policy: str | None
     reuse: bool = True
+    ordered: bool = False
 
     @property
     def rows(self) -> int:
@@ -59,11 +65,8 @@ def masked_program(model: Model, key: MaskedKey) -> Program:
     initial: dict[str, npt.ArrayLike] = {"mask": 1}
     if key.policy:
         initial["step_ids"] = np.arange(key.steps, dtype=np.int32)[:, None]
-    else:  # logits decide tokens at every step: mask ratio, no noise, likeliest codes, guidance
-        trial = np.zeros((key.steps, 1, 4), np.float32)
-        trial[:, 0, 0] = 1 - np.arange(1, key.steps + 1) / key.steps
-        trial[:, 0, 3] = key.guided
-        initial["parameters"] = trial
+    else:
+        initial |= _trial(model.info, key)
     return Program(
         buffers,
         tuple(_operations(model.info, key, features="features" in buffers)),
@@ -71,6 +74,19 @@ def masked_program(model: Model, key: MaskedKey) -> Program:
         initial=initial,
         constants={_UNCONDITIONAL: _unconditional(model)} if reuse else {},
     )
+
+
+def _trial(model: MaskedModel, key: MaskedKey) -> dict[str, npt.ArrayLike]:
+    """Inputs with which logits decide tokens at every step: the likeliest codes, with guidance."""
+    after = np.arange(1, key.steps + 1) / key.steps
+    trial = np.zeros((key.steps, 1, 4), np.float32)
+    if not key.ordered:  # mask ratio, no noise, temperature 0, guidance
+        trial[:, 0, 0], trial[:, 0, 3] = 1 - after, key.guided
+        return {"parameters": trial}
+    trial[:, 0, 0], trial[:, 0, 2] = key.guided, 1  # guidance, every code, temperature 0
+    decided = np.array([0, *(after * model.num_tokens)], np.int32)[:, None]
+    ranks = np.arange(model.num_tokens, dtype=np.int32)
+    return {"parameters": trial, "decided": decided, "ranks": ranks}
 
 
 def _operations(model: MaskedModel, key: MaskedKey, *, features: bool) -> Iterator[Op]:
@@ -95,43 +111,19 @@ def _operations(model: MaskedModel, key: MaskedKey, *, features: bool) -> Iterat
         yield _transformer(model, rows, features=features, step=step)
         if key.policy:
             yield from _policy(model, key, key.policy, step)
-        shared: dict[str, View | int | float] = {
-            "sampled": sampled[step],
-            "confidence": View("confidence"),
-            "parameters": View("parameters")[step],
-            "mask_token": model.mask_token,
-        }
         conditional = View("logits")[: key.batch]
         second = View("logits")[key.batch : 2 * key.batch] if key.guided else conditional
-        yield Launch(
-            "sample_tokens",
-            {
-                **shared,
-                "conditional": conditional,
-                "unconditional": View(_UNCONDITIONAL) if constant else second,
-                "tokens": tokens[step][: key.batch],
-                "seeds": View("seeds"),
-                "step": step,
-                "error": error,
-            },
-            writes=("sampled", "confidence", "error"),
-            step=step,
-            stage="sampling",
-            # Of positions that are known the logits are not read; before step 0 none is.
-            skips=("conditional", "unconditional") if step else (),
-        )
-        yield Launch(
-            "remask",
-            {
-                **shared,
-                "mask": View("mask"),
-                "at_least_one": int(model.at_least_one),
-                "next_tokens": tokens[step + 1],
-            },
-            writes=("next_tokens",),
-            step=step,
-            stage="sampling",
-        )
+        sampling: dict[str, View | int | float] = {
+            "conditional": conditional,
+            "unconditional": View(_UNCONDITIONAL) if constant else second,
+            "parameters": View("parameters")[step],
+            "seeds": View("seeds"),
+            "step": step,
+            "mask_token": model.mask_token,
+            "error": error,
+        }
+        decide = _in_order if key.ordered else _by_confidence
+        yield from decide(model, key, step, sampling)
     last = key.steps - 1
     yield Run("decoder", {"tokens": sampled[last], "image": View("image")}, last)
     yield Launch(
@@ -140,6 +132,77 @@ def _operations(model: MaskedModel, key: MaskedKey, *, features: bool) -> Iterat
         writes=("pixels", "error"),
         step=last,
     )
+
+
+def _by_confidence(
+    model: MaskedModel, key: MaskedKey, step: int, sampling: dict[str, View | int | float]
+) -> Iterator[Op]:
+    """A code for every masked position; the least confident are masked again."""
+    rules = model.rules
+    shared = {"sampled": View("sampled")[step], "confidence": View("confidence")}
+    tokens = {"tokens": View("tokens")[step][: key.batch]}
+    form = {
+        "confidence_of": CONFIDENCES.index(rules.confidence),
+        "resample": int(rules.known == "resampled"),
+    }
+    yield Launch(
+        "sample_tokens",
+        {**sampling, **shared, **tokens, **form, "mask": View("mask")},
+        writes=("sampled", "confidence", "error"),
+        step=step,
+        stage="sampling",
+        # Of positions that are known the logits are not read; before step 0 none is.
+        skips=("conditional", "unconditional") if step and not form["resample"] else (),
+    )
+    yield Launch(
+        "remask",
+        {
+            **shared,
+            "parameters": sampling["parameters"],
+            "mask_token": model.mask_token,
+            "mask": View("mask"),
+            "at_least_one": AT_LEAST_ONE.index(_least(model)),
+            "next_tokens": View("tokens")[step + 1],
+            "ties": TIES.index(rules.ties),
+        },
+        writes=("next_tokens",),
+        step=step,
+        stage="sampling",
+    )
+
+
+def _least(model: MaskedModel) -> str:
+    return f"last-{model.rules.last_token}" if model.at_least_one else "no"
+
+
+def _in_order(
+    model: MaskedModel, key: MaskedKey, step: int, sampling: dict[str, View | int | float]
+) -> Iterator[Op]:
+    """A code for the positions whose turn it is."""
+    batch, sampled, tokens = key.batch, View("sampled")[step], View("tokens")
+    yield Launch(
+        "choose_tokens",
+        {
+            "tokens": tokens[step][:batch],
+            "ranks": View("ranks"),
+            "first": View("decided")[step],
+            "last": View("decided")[step + 1],
+            "given": View("chosen"),
+        },
+        writes=("given",),
+        step=step,
+        stage="sampling",
+    )
+    yield Launch(
+        "sample_top_k_top_p",
+        {**sampling, "given": View("chosen"), "tokens": sampled},
+        writes=("tokens", "error"),
+        step=step,
+        stage="sampling",
+        skips=("conditional", "unconditional"),  # of positions whose turn it is not
+    )
+    for half in range(0, key.rows, batch):
+        yield Copy(tokens[step + 1][half : half + batch], sampled, step, "sampling")
 
 
 def _transformer(model: MaskedModel, rows: int, *, features: bool, step: int = 0) -> Run:
@@ -155,18 +218,35 @@ def _transformer(model: MaskedModel, rows: int, *, features: bool, step: int = 0
 
 def _policy(model: MaskedModel, key: MaskedKey, policy: str, step: int) -> Iterator[Op]:
     yield Copy(View("policy_step"), View("step_ids")[step], step, "policy")
-    features, action = View("features")[: key.batch], View("action")
+    info, features = model.policies[policy], View("features")[: key.batch]
+    action = View("action")
     bindings = {"features": features, "step": View("policy_step"), "action": action}
     yield Run(policy, bindings, step, "policy")
-    offsets = policy_offsets(step, key.steps, residual=model.policies[policy].residual)
+    if info.smoothing:
+        yield _smoothed(info.smoothing, step)
+        action = View("smoothed")
     parameters = View("parameters")[step]
     yield Launch(
         "policy_parameters",
-        {"action": action, **offsets, "parameters": parameters, "error": View("error")},
+        {
+            "action": action,
+            **info.offsets(step, key.steps),
+            "parameters": parameters,
+            "error": View("error"),
+        },
         writes=("parameters", "error"),
         step=step,
         stage="policy",
     )
+
+
+def _smoothed(smoothing: float, step: int) -> Op:
+    """The actions of the steps so far, in the place of those up to the step before."""
+    action, smoothed = View("action"), View("smoothed")
+    if step == 0:
+        return Copy(smoothed, action, step, "policy")
+    arguments = {"action": action, "before": smoothed, "smoothing": smoothing, "smoothed": smoothed}
+    return Launch("smooth_actions", arguments, ("smoothed",), step, "policy")
 
 
 def _buffers(model: Model, key: MaskedKey) -> dict[str, BufferSpec]:
@@ -183,10 +263,20 @@ def _buffers(model: Model, key: MaskedKey) -> dict[str, BufferSpec]:
         "tokens": BufferSpec((steps + 1, key.rows, n), "int32", "output"),
         "sampled": BufferSpec((steps, batch, n), "int32", "output", aligned_rows=True),
         "pixels": BufferSpec((batch, height, width, 3), "uint8", "output"),
-        "confidence": BufferSpec((batch, n), "float32"),
+        **(_order_buffers(model, key) if key.ordered else {}),
+        **({} if key.ordered else {"confidence": BufferSpec((batch, n), "float32")}),
         "image": BufferSpec((batch, 3, height, width), image),
         **_transformer_buffers(model, key.rows),
-        **(_policy_buffers(key) if key.policy else {}),
+        **(_policy_buffers(info, key) if key.policy else {}),
+    }
+
+
+def _order_buffers(model: Model, key: MaskedKey) -> dict[str, BufferSpec]:
+    shape = (key.batch, model.info.num_tokens)
+    return {
+        "ranks": BufferSpec(shape, "int32", "input"),
+        "decided": BufferSpec((key.steps + 1, key.batch), "int32", "input"),
+        "chosen": BufferSpec(shape, "int32"),
     }
 
 
@@ -198,18 +288,21 @@ def _transformer_buffers(model: Model, rows: int) -> dict[str, BufferSpec]:
     buffers = {
         "condition": BufferSpec((rows, *fixed), condition.dtype, "input"),
         "transformer_tokens": BufferSpec((rows, n), "int32"),
-        "logits": BufferSpec((rows, n, info.codebook_size), graph.outputs["logits"].dtype),
+        "logits": BufferSpec((rows, n, info.logits_width), graph.outputs["logits"].dtype),
     }
     if features := graph.outputs.get("features"):
         buffers["features"] = BufferSpec((rows, n, info.feature_width), features.dtype)
     return buffers
 
 
-def _policy_buffers(key: MaskedKey) -> dict[str, BufferSpec]:
+def _policy_buffers(model: MaskedModel, key: MaskedKey) -> dict[str, BufferSpec]:
+    assert key.policy is not None
+    action = BufferSpec((key.batch, 4), "float32")
     return {
         "step_ids": BufferSpec((key.steps, key.batch), "int32", "input"),
         "policy_step": BufferSpec((key.batch,), "int32"),
-        "action": BufferSpec((key.batch, 4), "float32"),
+        "action": action,
+        **({"smoothed": action} if model.policies[key.policy].smoothing else {}),
     }
 
 

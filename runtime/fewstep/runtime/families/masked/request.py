@@ -12,9 +12,11 @@ from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import RequestError, choose
 from fewstep.runtime.families.masked.model import MaskedModel
+from fewstep.runtime.families.masked.order import ORDERS, ranks
 from fewstep.runtime.families.masked.schedule import MASK_RATIOS, Schedule
-from fewstep.runtime.families.masked.settings import RAMPS, MaskedSettings
+from fewstep.runtime.families.masked.settings import CONFIDENCE, RAMPS, MaskedSettings
 from fewstep.runtime.policies import EXPORTED_POLICY, POLICY, policy_named
+from fewstep.runtime.presets import resolved
 from fewstep.runtime.settings import PerStep
 
 
@@ -26,6 +28,7 @@ class MaskedRequest:
     uint64. ``parameters [T, 4]`` float32 of a fixed schedule, or ``None`` with the name of the
     ``policy`` to follow. ``guided``: whether any step needs the unconditional half. ``given
     [B, N]`` are ids that stay where ``mask [B, N]`` is 0; without both, every token is generated.
+    ``order``: of the positions, where it is known before.
     """
 
     condition: Array
@@ -36,6 +39,19 @@ class MaskedRequest:
     policy: str | None = None
     given: Array | None = None
     mask: Array | None = None
+    order: Order | None = None
+
+
+@dataclass(frozen=True)
+class Order:
+    """When positions are decided.
+
+    ``ranks [B, N]``: 0 first, −1 where a token is given. ``decided [T + 1, B]``: how many are
+    before every step and after the last.
+    """
+
+    ranks: npt.NDArray[np.int32]
+    decided: npt.NDArray[np.int32]
 
 
 def masked_request(
@@ -52,18 +68,39 @@ def masked_request(
             steps, a ramp beside a policy, guidance without an unconditional condition, or tokens
             to keep that are no codes.
     """
+    settings = resolved(model.presets, model.defaults, settings)
     chosen, steps = check_settings(model, settings), settings.steps
     fixed = chosen if isinstance(chosen, Schedule) else None
     kept = {} if edit is None else _kept(model, len(condition), edit)
+    parameters, order = None, None
+    if fixed is not None and settings.order == CONFIDENCE:
+        parameters = fixed.parameters(steps, model.num_tokens)
+    elif fixed is not None:
+        parameters = fixed.ordered(steps, settings.top_k, settings.top_p)
+        order = _order(model, fixed, settings, seeds, kept.get("mask"))
     return MaskedRequest(
         condition=condition,
         seeds=seeds,
         steps=steps,
-        parameters=None if fixed is None else fixed.parameters(steps, model.num_tokens),
+        parameters=parameters,
         guided=fixed is None or fixed.guided,
         policy=chosen if isinstance(chosen, str) else None,
+        order=order,
         **kept,
     )
+
+
+def _order(
+    model: MaskedModel,
+    schedule: Schedule,
+    settings: MaskedSettings,
+    seeds: npt.NDArray[np.uint64],
+    mask: Array | None,
+) -> Order:
+    given = None if mask is None else mask == 0
+    found = ranks(settings.order, model.grid, seeds, given)
+    masked = (found >= 0).sum(1)
+    return Order(found, schedule.decided(settings.steps, masked, model.num_tokens))
 
 
 def check_settings(model: MaskedModel, settings: MaskedSettings) -> Schedule | str:
@@ -79,10 +116,26 @@ def check_settings(model: MaskedModel, settings: MaskedSettings) -> Schedule | s
     chosen = schedule_of(model, settings)
     if isinstance(chosen, Schedule):
         chosen.check(settings.steps)
+    _check_order(settings, isinstance(chosen, str))
     if (isinstance(chosen, str) or chosen.guided) and not model.can_guide:
         nothing = "class" if isinstance(model.condition, ClassCondition) else "text"
         raise RequestError(f"this bundle has no unconditional {nothing}: use guidance 0")
     return chosen
+
+
+def _check_order(settings: MaskedSettings, follows_policy: bool) -> None:
+    if settings.order not in ORDERS:
+        raise RequestError(choose("order", settings.order, ORDERS))
+    if settings.order != CONFIDENCE:
+        if follows_policy:
+            raise RequestError(
+                "a policy decides how many tokens stay masked, so order must be "
+                f"{CONFIDENCE}; use a schedule for {settings.order}"
+            )
+    elif settings.top_k or settings.top_p < 1:
+        raise RequestError(
+            f"top_k and top_p need an order that is known before: {', '.join(ORDERS[1:])}"
+        )
 
 
 def schedule_of(model: MaskedModel, settings: MaskedSettings) -> Schedule | str:
@@ -108,6 +161,9 @@ def schedule_of(model: MaskedModel, settings: MaskedSettings) -> Schedule | str:
         settings.guidance,
         settings.sampling_temperature,
         settings.masking_temperature,
+        settings.softmax_temperature,
+        settings.guidance_power,
+        model.rules,
     )
 
 

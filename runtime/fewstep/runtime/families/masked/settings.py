@@ -9,7 +9,10 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 
 from fewstep.runtime.families.masked.schedule_file import expanded
-from fewstep.runtime.settings import PerStep, RampOrList, Settings, Whole
+from fewstep.runtime.settings import PRESET, PerStep, RampOrList, Settings, Whole
+
+CONFIDENCE = "confidence"
+"""The order that is not known before: the most confident positions first."""
 
 RAMPS = ("guidance", "sampling_temperature", "masking_temperature")
 """What a fixed schedule ramps, and a policy decides by itself."""
@@ -26,7 +29,7 @@ class MaskedSettings(Settings):
     """Settings of masked decoding; the values here are the defaults of every bundle that does not
     bring its own."""
 
-    lists: ClassVar[frozenset[str]] = frozenset(("schedule", *RAMPS))
+    lists: ClassVar[frozenset[str]] = frozenset(("schedule", *RAMPS, "softmax_temperature"))
 
     @classmethod
     def expanded(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -38,6 +41,7 @@ class MaskedSettings(Settings):
         """
         return expanded(given)
 
+    preset: str | None = PRESET
     steps: Whole = Field(default=8, description="Transformer passes.")
     schedule: Annotated[str, BeforeValidator(_named)] = Field(
         default="cosine",
@@ -58,9 +62,31 @@ class MaskedSettings(Settings):
         description="Scales the noise on confidences, 0 is greedy; START:END is a ramp, 3,1,0 a "
         "value for every step.",
     )
+    softmax_temperature: RampOrList = Field(
+        default=(1.0, 1.0),
+        description="Divides the logits before sampling and confidences, where these are logits "
+        "(1d-tokenizer's annealing is 1.3:0.5); START:END is a ramp.",
+    )
+    guidance_power: Annotated[float, Field(ge=0, le=100)] = Field(
+        default=0.0,
+        description="Power p of a guidance that rises as (1 − cos(π·rᵖ))/2 of its ramp; 0 is a "
+        "straight one.",
+    )
+    order: str = Field(
+        default=CONFIDENCE,
+        description="Which positions are decided first: confidence, or an order that is known "
+        "before: halton, halton-rolled, random.",
+    )
+    top_k: Whole = Field(
+        default=0, ge=0, description="Sample from so many codes at most, with --order; 0 is all."
+    )
+    top_p: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=1.0, description="Sample from the likeliest codes of this mass, with --order."
+    )
 
     @property
     def listed(self) -> bool:
         """Whether anything has a value for every step, which fits one number of steps."""
         ratios = self.schedule.partition(",")[1] != ""
-        return ratios or any(isinstance(getattr(self, name), PerStep) for name in RAMPS)
+        names = self.lists - {"schedule"}
+        return ratios or any(isinstance(getattr(self, name), PerStep) for name in names)

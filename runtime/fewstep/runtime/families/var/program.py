@@ -202,6 +202,7 @@ def _sample(info: VarModel, key: VarKey, scale: int) -> Launch:
             "seeds": View("seeds"),
             "step": scale,
             "given": View("given", scale).reshaped(batch, count),
+            "mask_token": -1,
             "tokens": View("tokens", scale).reshaped(batch, count),
             "error": View("error"),
         },

@@ -1,0 +1,167 @@
+"""Class-conditional masked models of any form: from two loaded networks to what is exported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from torch import nn
+
+from fewstep.export import checkpoint
+from fewstep.export.conditions import class_condition
+from fewstep.export.config import ExportConfig
+from fewstep.export.masked_graphs import masked_graphs
+from fewstep.export.source import Exportable
+from fewstep.runtime.errors import CheckpointError, RequestError
+from fewstep.runtime.families import Model, example_request
+from fewstep.runtime.families.masked.model import MaskedModel
+from fewstep.runtime.families.masked.rules import Rules
+from fewstep.runtime.families.masked.settings import MaskedSettings
+from fewstep.runtime.records import found_wrong
+from fewstep.runtime.settings import settings_of
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The files to read.
+
+    Args:
+        transformer: of the network that predicts tokens.
+        tokenizer: of the one that decodes them.
+    """
+
+    transformer: Path
+    tokenizer: Path
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the authors of a form sample.
+
+    Args:
+        rules: what no request says.
+        at_least_one: whether every step decides a token at least.
+        defaults: settings of their evaluation or demonstration.
+        presets: more of them, by name.
+    """
+
+    rules: Rules = Rules()
+    at_least_one: bool = True
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    presets: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+
+    def with_defaults(self, **settings: Any) -> Form:
+        """The same with other defaults."""
+        return replace(self, defaults={**self.defaults, **settings})
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Two networks that belong together, and what the manifest has to say of them.
+
+    Args:
+        transformer: tokens ``[B, N]`` and class ids ``[B]`` → logits.
+        decoder: tokens ``[B, N]`` → image ``[B, 3, H, W]`` in 0…1; ``unclamped`` gives it as it
+            was before it was clamped.
+        grid: rows and columns of tokens.
+        codebook_size: codes V; the mask token has id V.
+        width: of the transformer.
+        image_size: height and width in pixels.
+        classes: rows of the embedding of classes.
+        unconditional: whether the last of them stands for no class.
+        notes: what was removed from the files or preferred in them.
+    """
+
+    transformer: nn.Module
+    decoder: nn.Module
+    grid: tuple[int, int]
+    codebook_size: int
+    width: int
+    image_size: tuple[int, int]
+    classes: int
+    unconditional: bool = True
+    notes: tuple[str, ...] = ()
+
+
+def exportable(
+    files: Checkpoints, config: ExportConfig, form: Form, networks: Networks
+) -> Exportable:
+    """What is exported of two networks.
+
+    Args:
+        files: that they came from.
+        config: contents of the ``--config`` file.
+        form: how the authors sample.
+        networks: both.
+
+    Raises:
+        CheckpointError: the configuration does not fit.
+    """
+    model, notes = _describe(config, form, networks)
+    return Exportable(
+        files.transformer.stem,
+        model,
+        masked_graphs(model, networks.transformer, networks.decoder),
+        checkpoint.named_files(vars(files)),
+        notes=(*networks.notes, *notes),
+    )
+
+
+def check_config(name: str, config: ExportConfig, form: Form) -> None:
+    """Refuse what a configuration says, before any file is read.
+
+    Raises:
+        CheckpointError: it is for another form, or its defaults do not fit.
+    """
+    config.refuse(
+        name, "policy", "policy_residual", "policy_schedule", "latent_scale", "pixel_range"
+    )
+    config.settings(_defaults(form))
+
+
+def _defaults(form: Form) -> MaskedSettings:
+    return MaskedSettings(**form.defaults)
+
+
+def _describe(
+    config: ExportConfig, form: Form, networks: Networks
+) -> tuple[MaskedModel, tuple[str, ...]]:
+    condition, notes = class_condition(
+        networks.classes, config, True, nothing=networks.unconditional
+    )
+    defaults = config.settings(_defaults(form))
+    if not condition.has_unconditional and "guidance" not in config.defaults:
+        defaults = defaults.model_copy(update={"guidance": (0.0, 0.0)})
+    tokens = networks.grid[0] * networks.grid[1]
+    if "steps" not in config.defaults:
+        defaults = defaults.model_copy(update={"steps": min(defaults.steps, tokens)})
+    try:
+        model = MaskedModel(
+            grid=networks.grid,
+            codebook_size=networks.codebook_size,
+            mask_token=networks.codebook_size,
+            feature_width=networks.width,
+            image_size=networks.image_size,
+            condition=condition,
+            at_least_one=form.at_least_one,
+            rules=form.rules,
+            presets={**form.presets, **config.presets},
+            defaults=defaults,
+        )
+    except ValidationError as error:
+        raise CheckpointError(f"--config: {found_wrong(error, 'configuration')}") from error
+    for said, settings in _settings(config):
+        try:
+            example_request(Model(model, graphs={}), settings_of(model.defaults, settings))
+        except RequestError as error:
+            raise CheckpointError(f"{said}: {error}") from error
+    return model, notes
+
+
+def _settings(config: ExportConfig) -> list[tuple[str, dict[str, Any]]]:
+    """Defaults and presets of the configuration, which some generation has to be able to use."""
+    presets = [(f"--config: preset {name!r}", {"preset": name}) for name in config.presets]
+    return [("the configuration's defaults", {}), *presets]

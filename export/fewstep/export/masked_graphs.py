@@ -1,0 +1,49 @@
+"""The graphs of a masked model: transformer, decoder, and policy networks if it has any."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.export.source import Graph
+from fewstep.runtime.condition import ClassCondition
+from fewstep.runtime.families.masked.model import MaskedModel
+
+
+def masked_graphs(
+    model: MaskedModel,
+    transformer: nn.Module,
+    decoder: nn.Module,
+    policies: Mapping[str, nn.Module] | None = None,
+) -> dict[str, Graph]:
+    """Every graph, with examples of batch 2.
+
+    Args:
+        model: what the manifest says of it.
+        transformer: tokens ``[B, N]`` and a condition → logits, or logits and features with
+            policies.
+        decoder: tokens ``[B, N]`` → image in 0…1; ``unclamped`` as it was before it was clamped.
+        policies: networks by the name of their graph.
+    """
+    generator = torch.Generator().manual_seed(0)
+    n, v, policies = model.num_tokens, model.codebook_size, policies or {}
+    masked = torch.randint(v + 1, (2, n), generator=generator, dtype=torch.int32)
+    tokens = torch.randint(v, (2, n), generator=generator, dtype=torch.int32)
+    condition: dict[str, Tensor]
+    if isinstance(model.condition, ClassCondition):
+        ids = [0, model.condition.ids[-1]]
+        condition = {"condition": torch.tensor(ids, dtype=torch.int32)}
+    else:
+        shape = (2, model.condition.length, model.condition.width)
+        condition = {"text": torch.randn(shape, generator=generator)}
+    outputs = ("logits", "features") if policies else ("logits",)
+    features = torch.randn((2, n, model.feature_width), generator=generator)
+    state = {"features": features, "step": torch.tensor([0, 3], dtype=torch.int32)}
+    unclamped = getattr(decoder, "unclamped")  # noqa: B009 (mypy takes it for a tensor)
+    return {
+        "transformer": Graph(transformer, {"tokens": masked, **condition}, outputs),
+        **{name: Graph(network, state, ("action",)) for name, network in policies.items()},
+        "decoder": Graph(decoder, {"tokens": tokens}, ("image",), unclamped=unclamped),
+    }
