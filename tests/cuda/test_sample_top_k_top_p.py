@@ -80,8 +80,8 @@ def _on_cpu(case: _Case) -> tuple[Array, int]:
     halves = ("conditional", "unconditional")
     wide = {name: getattr(case, name).astype(np.float32) for name in halves}
     found = case.outputs
-    numbers = {"step": case.step, "mask_token": case.mask_token}
-    sample_top_k_top_p(**{**case.inputs, **wide}, **numbers, **found)
+    given: dict[str, Any] = {**case.inputs, **wide, **found}
+    sample_top_k_top_p(**given, step=case.step, mask_token=case.mask_token)
     return found["tokens"], int(found["error"][0])
 
 

@@ -154,7 +154,7 @@ def test_what_the_manifest_says(files: dict[str, Any]) -> None:
     assert (model.image_size, model.cache_width, model.full_blocks) == ((16, 16), 128, 1)
     assert model.condition.unconditional_id == 5
     assert (model.latent_scale, model.defaults.guidance) == (0.5, (1.0, 2.0))
-    assert model.preset("fast") == {"iterations": 3, "diffusion_steps": "4:2", "refresh": 2}
+    assert model.presets["fast"] == {"iterations": 3, "diffusion_steps": "4:2", "refresh": 2}
 
 
 def test_averaged_weights_are_taken(files: dict[str, Any], weights: State) -> None:

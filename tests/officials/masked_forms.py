@@ -6,7 +6,7 @@ that each step is judged by itself, and free.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,7 @@ def compare(
     found: Comparison,
     generator: Generator,
     rollout: Rollout,
-    first_logits: Callable[[Comparison, Array], None] | None = None,
+    first_logits: Array | None = None,
 ) -> None:
     """Replay a generation, step by step.
 
@@ -68,7 +68,7 @@ def compare(
         found: gets the comparisons.
         generator: of the bundle.
         rollout: what was recorded.
-        first_logits: compares the logits of the first step, ``[2·B or B, N, V]``.
+        first_logits: recorded ones of the first step, ``[2·B or B, N, V]``.
     """
     family, model = generator.family, generator.model
     settings = settings_of(model.info.defaults, rollout.settings)
@@ -81,7 +81,7 @@ def compare(
     decisions = {"tokens": rollout.tokens, "sampled": rollout.sampled}
     forced = replay(generator, program, inputs, rollout.samplers, decisions)
     if first_logits is not None:
-        first_logits(found, forced.runs["transformer"][0].outputs["logits"])
+        found.floats("logits", forced.runs["transformer"][0].outputs["logits"], first_logits)
     kernel = next(iter(rollout.samplers))
     for free in (False, True):
         launches = replay(generator, program, inputs, rollout.samplers) if free else forced

@@ -52,7 +52,7 @@ def replays(fixture: Fixture, folder: Path) -> Iterator[Comparison]:
 
 
 def _any_tokenizer(codes: int, tokens: int) -> Network:
-    sizes = {"vit_enc_model_size": [32, 1, 1], "vit_dec_model_size": [32, 1, 1]}
+    sizes: dict[str, Any] = {"vit_enc_model_size": [32, 1, 1], "vit_dec_model_size": [32, 1, 1]}
     sizes |= {"codebook_size": codes, "token_size": 8, "num_latent_tokens": tokens}
     kind = {"use_l2_norm": False, "is_legacy": False, "finetune_decoder": False}
     return stand_in(TiTok, {**sizes, **kind, "crop_size": 32})

@@ -68,8 +68,8 @@ PARTS: Mapping[Kind, Part] = {
             frozenset(),
             preferred=("policy_old.actor", "actor"),
             avoided=r"(^|\.)critic$",
-            bare_note="its file says nothing of itself, as AdaGen's do; fewstep export adanat reads "
-            "it as AdaNAT's, fewstep export adagen as AdaGen's",
+            bare_note="its file says nothing of itself, as AdaGen's do; fewstep export adanat "
+            "takes it for AdaNAT's, fewstep export adagen for AdaGen's",
         ),
     ),
     VQModel: Part(

@@ -13,8 +13,8 @@ from torch import Tensor
 
 def noise(seeds: Sequence[int], step: int, tokens: int, channels: int) -> Tensor:
     """Normal numbers of a step, ``[B, L, C]`` float64."""
-    found = reference.normals(np.array(seeds, np.uint64)[:, None], np.arange(tokens), step, channels)
-    return torch.from_numpy(found)
+    keys = np.array(seeds, np.uint64)[:, None]
+    return torch.from_numpy(reference.normals(keys, np.arange(tokens), step, channels))
 
 
 def orders(seeds: Sequence[int], tokens: int, given: npt.NDArray[np.bool_] | None = None) -> Tensor:

@@ -135,7 +135,7 @@ def test_a_temperature_that_multiplies_is_a_quotient() -> None:
     wanted = 1 / np.linspace(1, 1.2, 6)
     np.testing.assert_allclose(_column(schedule, 6, 2), wanted, rtol=1e-6)
     np.testing.assert_allclose(schedule.ordered(6, 12, 0.9)[:, 3], wanted, rtol=1e-6)
-    assert (schedule.ordered(6, 12, 0.9)[:, 1:3] == np.float32([12, 0.9])).all()
+    assert (schedule.ordered(6, 12, 0.9)[:, 1:3] == np.array([12, 0.9], np.float32)).all()
 
 
 def test_guidance_rises_along_the_power_of_a_cosine() -> None:

@@ -245,8 +245,13 @@ def _smoothed(smoothing: float, step: int) -> Op:
     action, smoothed = View("action"), View("smoothed")
     if step == 0:
         return Copy(smoothed, action, step, "policy")
-    arguments = {"action": action, "before": smoothed, "smoothing": smoothing, "smoothed": smoothed}
-    return Launch("smooth_actions", arguments, ("smoothed",), step, "policy")
+    return Launch(
+        "smooth_actions",
+        {"action": action, "before": smoothed, "smoothing": smoothing, "smoothed": smoothed},
+        ("smoothed",),
+        step,
+        "policy",
+    )
 
 
 def _buffers(model: Model, key: MaskedKey) -> dict[str, BufferSpec]:
