@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fewstep.export import checkpoint, presets
+from fewstep.export.autonat import PRESETS
 from fewstep.export.conditions import UNCONDITIONAL_FILE, condition_of
 from fewstep.export.config import ExportConfig
 from fewstep.export.layout import require_agreement
@@ -270,10 +272,16 @@ def describe(
         condition=condition,
         policies=_policies(models, config, recipe),
         at_least_one=at_least_one,
-        presets=config.presets,
+        presets={**_presets(models, config, at_least_one), **config.presets},
         defaults=defaults,
     )
     return model, notes
+
+
+def _presets(models: Models, config: ExportConfig, at_least_one: bool) -> dict[str, dict[str, Any]]:
+    """Those that were searched for the published transformer of ImageNet, under MaskGIT's rule."""
+    published = config.transformer is None and models.transformer.class_conditional
+    return PRESETS if published and at_least_one else {}
 
 
 def _nothing_to_guide_with(condition: ClassCondition | TextCondition) -> str:
