@@ -135,6 +135,27 @@ def test_without_a_class_of_none_there_is_no_guidance(tmp_path: Path) -> None:
         generator.request(class_ids=[0], guidance=2)
 
 
+def test_presets_fit_the_number_of_tokens(bundle: Bundle) -> None:
+    with Generator.open(bundle, threads=1) as generator:
+        for name in _info(bundle).presets:
+            assert generator.request(class_ids=[0], preset=name).steps <= 16
+
+
+def test_an_unknown_growth_of_the_guidance_is_refused(tmp_path: Path) -> None:
+    given = FORMS["titok"].write(tmp_path)
+    config = json.loads(given["config"].read_text())
+    config["transformer"]["guidance_decay"] = "cubic"
+    given["config"].write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="constant or linear or power-cosine, got 'cubic'"):
+        export("titok", given, tmp_path / "bundle")
+
+
+def test_no_note_names_an_option_that_the_form_lacks(form: Form, tmp_path: Path) -> None:
+    notes = list[str]()
+    export(form.name, form.write(tmp_path), tmp_path / "bundle", note=notes.append)
+    assert not [note for note in notes if "--pixel-range" in note]
+
+
 def test_another_codebook_is_refused(form: Form, tmp_path: Path) -> None:
     codes = {"codebook_size": CODES + 8}
     if form.name == "maskgit-torch":
@@ -172,6 +193,7 @@ def test_the_tokenizer_of_another_form_is_refused(form: Form, other: str, tmp_pa
         {"presets": {"fast": {"preset": "fast"}}},
         {"class_names": ["a", "b"]},
         {"transformer": {"nonsense": 3}},
+        {"tokenizer": {"nonsense": 3}},
     ],
 )
 def test_configurations_that_do_not_fit(form: Form, said: dict[str, Any], tmp_path: Path) -> None:

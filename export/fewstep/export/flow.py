@@ -102,7 +102,8 @@ def export(
             progress("recording golden rollouts", 0.0)
             record(made)
             progress("looking at images", 0.0)
-            for text in second_look(made, exportable.graphs):
+            ranged = any(option.name == "pixel_range" for option in source.options)
+            for text in second_look(made, exportable.graphs, ranged=ranged):
                 note(text)
             if contact_sheet is not None:
                 write_contact_sheet(made, contact_sheet)

@@ -148,7 +148,7 @@ def _describe(
             condition=condition,
             at_least_one=form.at_least_one,
             rules=form.rules,
-            presets={**form.presets, **config.presets},
+            presets={**_fitting(form, tokens), **config.presets},
             defaults=defaults,
         )
     except ValidationError as error:
@@ -159,6 +159,14 @@ def _describe(
         except RequestError as error:
             raise CheckpointError(f"{said}: {error}") from error
     return model, notes
+
+
+def _fitting(form: Form, tokens: int) -> dict[str, dict[str, Any]]:
+    """The form's presets, in no more steps than there are tokens."""
+    return {
+        name: {**preset, "steps": min(preset["steps"], tokens)}
+        for name, preset in form.presets.items()
+    }
 
 
 def _settings(config: ExportConfig) -> list[tuple[str, dict[str, Any]]]:

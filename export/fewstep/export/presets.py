@@ -107,7 +107,8 @@ def _size(
             return preset.arguments, ""
         if (fit := fitting(model, state)) > best:
             of = len(model.state_dict())
-            nearest, best, problems = f"{preset.name} ({fit[0]} of {of} tensors fit)", fit, found
+            count = max(0, fit[0])
+            nearest, best, problems = f"{preset.name} ({count} of {of} tensors fit)", fit, found
     names = "; ".join(preset.name for preset in part_of(kind).sizes)
     return None, (
         f"{path} is none of the published sizes ({names}); describe yours with --config. "

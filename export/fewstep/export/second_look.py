@@ -35,22 +35,25 @@ _FLAT = 2 / 255
 _SHEET_CLASSES, _SHEET_COLUMNS = 10, 4
 
 
-def second_look(generator: Generator, graphs: Mapping[str, Graph]) -> tuple[str, ...]:
+def second_look(
+    generator: Generator, graphs: Mapping[str, Graph], *, ranged: bool = True
+) -> tuple[str, ...]:
     """What is odd about the images and logits of a bundle, a line each; nothing if all is well.
 
     Args:
         generator: of the fresh bundle, on engines that can be trusted.
         graphs: what was exported, by name.
+        ranged: whether the form has an option for the range of pixel values.
     """
     info, settings = generator.model.info.condition, _settings(generator)
     two = _two(info)
     calls = list(_calls(generator, two, settings))
     images = _images(generator, calls)
-    found = [*_range(calls, graphs), *_entropy(generator, calls)]
+    found = [*_range(calls, graphs, ranged=ranged), *_entropy(generator, calls)]
     if (images.std(axis=(1, 2, 3)) < _FLAT).any():
         found.append(
             "the images are of one colour: is the tokenizer the one that the transformer was "
-            "trained with, and its pixel range right (--pixel-range)?"
+            "trained with" + (", and its pixel range right (--pixel-range)?" if ranged else "?")
         )
     first, second = next(iter(two.values()))
     if not np.array_equal(first, second) and np.array_equal(images[0], images[1]):
@@ -122,7 +125,7 @@ def _images(generator: Generator, calls: Iterable[Call]) -> Array:
 
 
 @torch.no_grad()
-def _range(calls: list[Call], graphs: Mapping[str, Graph]) -> Iterator[str]:
+def _range(calls: list[Call], graphs: Mapping[str, Graph], *, ranged: bool) -> Iterator[str]:
     call = calls[-1]
     unclamped = graphs[call.graph].unclamped
     if unclamped is None:
@@ -133,8 +136,12 @@ def _range(calls: list[Call], graphs: Mapping[str, Graph]) -> Iterator[str]:
         low, high = np.quantile(values, (0.01, 0.99))
         yield (
             f"{outside:.0%} of the decoder's values leave 0 … 1 (most lie in {low:.2f} … "
-            f"{high:.2f}): give the range that the tokenizer was trained on, such as "
-            "--pixel-range=-1:1"
+            f"{high:.2f}): "
+            + (
+                "give the range that the tokenizer was trained on, such as --pixel-range=-1:1"
+                if ranged
+                else "a trained tokenizer's hardly do"
+            )
         )
 
 

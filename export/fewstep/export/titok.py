@@ -25,7 +25,7 @@ _RULES = Rules(confidence="logit", ties="masked", precision="float64", guidance_
 _ANNEALING = (1.3, 0.5)  # 0.5 + 0.8·(1 − r), as sample_imagenet_titok.py samples
 _POWER = 3.0  # of guidance_decay power-cosine, where nothing else is said
 _OF_UVIT = "mid_block.norm1.weight"
-_OF_TITOK = "latent_tokens"
+_OF_VQGAN = "decoder.up.0.block.0.norm1.weight"
 
 
 def _form(sampling: Mapping[str, Any]) -> Form:
@@ -98,7 +98,7 @@ class _Decoded:
 
 
 def _tokenizer(path: Path, config: ExportConfig) -> tuple[nn.Module, _Decoded, tuple[str, ...]]:
-    kind: Any = TiTok if _has(path, _OF_TITOK) else VQModel
+    kind: Any = VQModel if _has(path, _OF_VQGAN) else TiTok
     model, read = presets.read(kind, path, config.tokenizer)
     return model, _Decoded(model), tuple(f"tokenizer: {note}" for note in read.notes)
 

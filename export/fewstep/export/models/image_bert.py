@@ -17,6 +17,9 @@ from torch.nn import functional as F
 
 from fewstep.export.models.uvit import Block
 
+DECAYS = ("constant", "linear", "power-cosine")
+"""How the authors' guidance grows over the steps."""
+
 _VQ_MODEL = frozenset(
     [
         "token_size",
@@ -120,6 +123,10 @@ class MaskedGenerator(nn.Module):
             )
         if model_type not in (None, self._model_type):
             raise ValueError(f"model_type must be {self._model_type}, got {model_type!r}")
+        if guidance_decay not in (None, *DECAYS):
+            raise ValueError(
+                f"guidance_decay must be {' or '.join(DECAYS)}, got {guidance_decay!r}"
+            )
         if unknown := sorted(vq_model.keys() - _VQ_MODEL):
             raise TypeError(f"unexpected arguments: {', '.join(unknown)}")
         self.codebook_size, self.num_tokens = codebook_size, image_seq_len

@@ -1,4 +1,4 @@
-"""1d-tokenizer: MaskGIT on the tokens of TiTok, 32 to 128 an image, or of the MaskGIT VQGAN."""
+"""1d-tokenizer: MaskGIT on the tokens of TiTok, 32 to 256 an image, or of the MaskGIT VQGAN."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SOURCE = FilesSource(
     "titok",
     "1d-tokenizer: MaskGIT on the tokens of TiTok (32 to 256 an image) or of the MaskGIT VQGAN.",
     (
-        Option("transformer", "Generator checkpoint (generator_titok_l32.bin).", required=True),
-        Option("tokenizer", "Tokenizer checkpoint (tokenizer_titok_l32.bin).", required=True),
+        Option("transformer", "Generator checkpoint (generator_titok_*.bin).", required=True),
+        Option("tokenizer", "Tokenizer checkpoint (tokenizer_titok_*.bin).", required=True),
     ),
 )

@@ -221,6 +221,11 @@ def test_given_tokens_count_as_decided(model: Model) -> None:
     )
 
 
+def test_nothing_given_is_no_edit(model: Model) -> None:
+    latents = np.zeros((2, *model.info.latent_shape), np.float32)
+    assert _request(model, {"latents": latents, "given": _first(0)}).given is None
+
+
 def test_given_tokens_may_be_lists_and_other_numbers(model: Model) -> None:
     latents = np.arange(np.prod(LATENTS)).reshape(LATENTS) % 7
     one = _request(model, {"latents": latents, "given": _first(3)})

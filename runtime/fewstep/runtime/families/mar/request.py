@@ -74,6 +74,7 @@ def mar_request(
     """
     settings = resolved(model.presets, model.defaults, settings)
     given = None if edit is None else _given(model, len(condition), edit)
+    given = given if given and given.count else None  # nothing is kept
     free = model.num_tokens - (0 if given is None else given.count)
     iterations = settings.iterations
     if not 1 <= iterations <= free:
