@@ -119,7 +119,7 @@ def _completed(line: str, tmp_path: Path) -> list[str]:
 )
 def test_shells_complete_commands_options_and_choices(tmp_path: Path) -> None:
     assert _completed("fewstep ver", tmp_path) == ["verify"]
-    assert _completed("fewstep export ada", tmp_path)[:1] == ["adanat"]
+    assert _completed("fewstep export adana", tmp_path)[:1] == ["adanat"]
     assert "--compute-capability" in _completed("fewstep build x --comp", tmp_path)
     assert _completed("fewstep verify x --backend tensor", tmp_path) == ["tensorrt", "tensorrt-rtx"]
     assert _completed("fewstep inspect ", tmp_path) == []  # then bash completes files

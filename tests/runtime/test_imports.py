@@ -86,8 +86,9 @@ def test_absent_numba_names_the_extra() -> None:
 
 def test_only_the_kernels_for_the_cpu_and_their_device_need_numba() -> None:
     names = (
-        *("add_half", "cache", "compile", "copy_rows", "cubins", "launch", "launch_base"),
-        *("launch_diffusion", "launch_rows", "launch_tokens", "subtract"),
+        *("add_half", "cache", "choices", "choose_tokens", "compile", "copy_rows", "cubins"),
+        *("launch", "launch_base", "launch_diffusion", "launch_rows", "launch_tokens"),
+        *("smooth_actions", "subtract"),
     )
     without = {f"{_KERNELS}.{name}" for name in names}
     kernels = {name for name in _runtime_modules() if name.startswith(f"{_KERNELS}.")}

@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from fewstep.runtime.kernels.choices import AT_LEAST_ONE, TIES
 from fewstep.runtime.kernels.cpu import KERNELS
-from fewstep.runtime.kernels.remask import AT_LEAST_ONE, TIES, remask
+from fewstep.runtime.kernels.remask import remask
 
 _MASK = 9_999
 _RECORDED = Path(__file__).parents[2] / "data" / "maskgit_orig.npz"

@@ -18,9 +18,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fewstep.runtime.kernels.choices import CONFIDENCES
 from fewstep.runtime.kernels.logarithm import logarithm
 from fewstep.runtime.kernels.philox import uniforms
-from fewstep.runtime.kernels.sample_tokens import CONFIDENCES, sample_tokens
+from fewstep.runtime.kernels.sample_tokens import sample_tokens
 
 _DRAWS = 40_000
 _VOCABULARIES = (1, 2, 63, 64, 65, 100, 127, 128, 129, 130, 300)

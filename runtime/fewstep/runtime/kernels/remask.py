@@ -28,13 +28,6 @@ import numpy.typing as npt
 
 from fewstep.runtime.kernels.compiled import helper, kernel
 
-AT_LEAST_ONE = ("no", "last-kept", "last-decided")
-"""Whether every step decides a token at least; and if so, what becomes of the only one that is
-masked: it is kept for the last step, or decided."""
-
-TIES = ("decided", "masked")
-"""What becomes of positions that are as confident as the last one that is masked."""
-
 _KEPT, _DECIDED = 1, 2
 
 
@@ -84,9 +77,9 @@ def remask(
         parameters: ``[B, 4]``, the mask ratio in column 0.
         mask: ``[B, N]``; not 0 where the position was masked at the start.
         mask_token: id of a masked position.
-        at_least_one: index in :data:`AT_LEAST_ONE`.
+        at_least_one: index in ``choices.AT_LEAST_ONE``.
         next_tokens: out, ids ``[B, N]`` or ``[2B, N]``.
-        ties: index in :data:`TIES`.
+        ties: index in ``choices.TIES``.
     """
     batch, count = confidence.shape
     for image in range(batch):

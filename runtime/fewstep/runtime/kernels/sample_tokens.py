@@ -10,7 +10,7 @@ For every masked position of every image, with logits ``c`` (conditional) and ``
 A known position keeps its token and gets confidence +∞; in Halton-MaskGIT's confidence sampler it
 draws a token again. The order of these operations, and the
 absence of τ in the confidence, are those of the official AdaNAT sampler. Other forms take other
-confidences (:data:`CONFIDENCES`): log_softmax(l / τ)[token], or l[token], before the noise.
+confidences (``choices.CONFIDENCES``): log_softmax(l / τ)[token], or l[token], before the noise.
 
 The row is cut into chunks of 128 codes. One pass leaves the maximum of each chunk and its sum of
 exponentials relative to that maximum; the chunk that holds the sample is then read once more.
@@ -36,9 +36,6 @@ from fewstep.runtime.kernels.philox import uniforms
 
 PARAMETERS = ("mask_ratio", "masking_temperature", "sampling_temperature", "guidance")
 """Columns of the ``[B, 4]`` parameter array, in the order of AdaNAT's actions."""
-
-CONFIDENCES = ("log-probability", "tempered-log-probability", "logit")
-"""What a confidence is of the sampled token, before the noise; its index is an argument."""
 
 LOWEST_TEMPERATURE = 1e-30
 """Sampling temperatures below this take the most likely code."""
@@ -83,7 +80,7 @@ def sample_tokens(
         confidence: out, ``[B, N]``.
         error: in and out, ``[1]``: becomes 1 if a logit is NaN or +∞, a row is all −∞, or a
             sampling temperature is NaN; the token is then 0.
-        confidence_of: index in :data:`CONFIDENCES`.
+        confidence_of: index in ``choices.CONFIDENCES``.
         mask: ``[B, N]``; 0 where a token is given. Read with ``resample`` only.
         resample: not 0 where known positions that are not given draw a token again, and keep their
             confidence of +∞.

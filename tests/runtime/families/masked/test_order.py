@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fewstep.runtime.families.masked.halton import halton_order
 from fewstep.runtime.families.masked.order import ORDERS, ranks
+from fewstep.runtime.kernels.cpu import KERNELS
 
 _KNOWN = ORDERS[1:]
 
@@ -60,6 +61,13 @@ def test_rolled_orders_begin_anywhere_and_go_on_alike() -> None:
         assert (np.roll(sequence, -begin) == own).all()
         begins.add(begin)
     assert begins == set(range(16))
+
+
+def test_random_orders_are_those_of_the_kernel() -> None:
+    seeds, found = _seeds(0, 7, 2**64 - 1), np.empty((35, 3), np.int32)
+    KERNELS["random_order"](seeds, np.zeros((3, 35), np.uint8), found)
+    own = ranks("random", (5, 7), seeds)
+    np.testing.assert_array_equal(np.argsort(own, axis=1), found.T)
 
 
 def test_random_orders_differ_from_image_to_image() -> None:

@@ -28,8 +28,7 @@ import numpy.typing as npt
 from fewstep.runtime.devices import BufferSpec, Role
 from fewstep.runtime.families import Model
 from fewstep.runtime.families.masked.model import MaskedModel
-from fewstep.runtime.kernels.remask import AT_LEAST_ONE, TIES
-from fewstep.runtime.kernels.sample_tokens import CONFIDENCES
+from fewstep.runtime.kernels.choices import AT_LEAST_ONE, CONFIDENCES, TIES
 from fewstep.runtime.program import Copy, Launch, Op, Program, Run, View
 
 DECISIONS = ("tokens", "sampled", "parameters")
