@@ -47,6 +47,8 @@ NOT_HERE = re.compile(r"[A-Z]{3,}/|^(my-bundle|demo-output|bundle|images|dist|gp
 WHERE_IS = {
     "top-k re-masking": "def remask(",
     "top-k and nucleus": "def sample_top_k_top_p(",
+    "what differs between forms of MaskGIT": "class Rules(",
+    "orders of positions that are known before": "def ",
     "the KV cache": "past_{name}",
     "tokens of an iteration; which positions it computes": "def recomputed(",
     "timesteps of a diffusion, and what each does": "def coefficients(",

@@ -228,6 +228,7 @@ def test_kernels_move_what_their_launches_move(guided: Estimate) -> None:
             "step": 0,
             "mask_token": _CODES,
             "error": tokens,
+            **{"confidence_of": 0, "mask": tokens, "resample": 0},
         },
     )
     own = 2 * (4 * 4 + 8)

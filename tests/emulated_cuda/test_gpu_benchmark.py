@@ -24,7 +24,7 @@ _ENTRIES = {
     *("add_half", "advance", "copy_rows", "diffusion_step", "gather_rows", "gather_tokens"),
     *("initial_tokens", "policy_parameters", "random_order", "remask", "sampling_parameters"),
     *("scatter_rows", "scatter_tokens", "select_rows", "similarity", "start_diffusion"),
-    "subtract",
+    *("choose_tokens", "smooth_actions", "subtract"),
     *("sample_tokens_float", "sample_tokens_half", "to_pixels_float", "to_pixels_half"),
     *("sample_top_k_top_p_float", "sample_top_k_top_p_half"),
 }

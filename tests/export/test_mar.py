@@ -354,8 +354,14 @@ def test_files_of_other_forms_are_named(
             _loaded(files, {option: None}, **{option: tmp_path / "x.pth"})
 
 
-@pytest.mark.parametrize("form", ["var", "maskgit"])
-@pytest.mark.parametrize("entry", [{"latent_scale": 0.5}, {"presets": {"fast": {}}}])
+@pytest.mark.parametrize(
+    ("form", "entry"),
+    [
+        ("var", {"latent_scale": 0.5}),
+        ("var", {"presets": {"fast": {}}}),
+        ("maskgit", {"latent_scale": 0.5}),
+    ],
+)
 def test_other_forms_have_no_use_for_scale_and_presets(
     form: str, entry: dict[str, Any], files: dict[str, Any], tmp_path: Path
 ) -> None:

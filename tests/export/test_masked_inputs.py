@@ -72,8 +72,12 @@ def resized(files: dict[str, Any], folder: Path, part: str, **changes: Any) -> d
             {"tuned_policy": [Path("absent/policy-4.safetensors")]},
             "beside it: pass --untrained-policy --tuned-policy absent/policy-4.safetensors",
         ),
-        ("maskgti", {}, r"unknown form 'maskgti'; .* mar, maskgit, var. Did you mean 'maskgit"),
-        ("titok", {}, "unknown form 'titok'; expected one of: adanat, mar, maskgit, var"),
+        (
+            "maskgti",
+            {},
+            r"unknown form 'maskgti'; .* maskgit-torch, titok, var. Did you mean 'maskgit",
+        ),
+        ("amused", {}, "unknown form 'amused'; expected one of: adagen, adanat, halton, mar, mask"),
     ],
 )
 def test_the_form_is_checked_before_any_file(

@@ -11,7 +11,7 @@
 //     k    = max(1, min(floor(M g), m - 1))     at_least_one = 1
 //     k    = min(max(1, floor(M g)), m - 1)     at_least_one = 2
 //
-// With ties, confidence <= sorted[k - 1] is masked instead, if k > 0 and that is finite.
+// With ties, what is known or has confidence > sorted[k - 1] stays instead, if k > 0.
 //
 // confidence [batch, count] float32, sampled [batch, count] int32, parameters [batch, 4] float32,
 // mask [batch, count] uint8 (not 0 where masked at the start; read with at_least_one only)
@@ -108,7 +108,7 @@ extern "C" __global__ void __launch_bounds__(256)
   const float threshold = value_of(prefix);
   for (int at = thread; at < count; at += blockDim.x) {
     const float own = confidence[first + at];
-    const bool again = with_ties ? own <= threshold && prefix != kKnown : own < threshold;
+    const bool again = with_ties ? own <= threshold && keys[at] != kKnown : own < threshold;
     const int token = again ? mask_token : sampled[first + at];
     for (int row = image; row < rows; row += batch) {
       next_tokens[static_cast<size_t>(row) * count + at] = token;

@@ -101,7 +101,8 @@ def remask(
         for position in range(count):
             again = confidence[image, position] < threshold
             if with_ties:
-                again = confidence[image, position] <= threshold and threshold != np.inf
+                known = confidence[image, position] == np.inf
+                again = confidence[image, position] <= threshold and not known
             token = mask_token if again else sampled[image, position]
             for half in range(image, len(next_tokens), batch):
                 next_tokens[half, position] = token

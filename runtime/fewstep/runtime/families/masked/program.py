@@ -151,7 +151,7 @@ def _by_confidence(
         step=step,
         stage="sampling",
         # Of positions that are known the logits are not read; before step 0 none is.
-        skips=("conditional", "unconditional") if step and not form["resample"] else (),
+        skips=_skipped(step, resampled=rules.known == "resampled"),
     )
     yield Launch(
         "remask",
@@ -168,6 +168,12 @@ def _by_confidence(
         step=step,
         stage="sampling",
     )
+
+
+def _skipped(step: int, *, resampled: bool) -> tuple[str, ...]:
+    if resampled:
+        return ()
+    return ("mask", "conditional", "unconditional") if step else ("mask",)
 
 
 def _least(model: MaskedModel) -> str:
