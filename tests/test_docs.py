@@ -48,7 +48,7 @@ WHERE_IS = {
     "top-k re-masking": "def remask(",
     "top-k and nucleus": "def sample_top_k_top_p(",
     "what differs between forms of MaskGIT": "class Rules(",
-    "orders of positions that are known before": "def ",
+    "orders of positions that are known before": "def ranks(",
     "the KV cache": "past_{name}",
     "tokens of an iteration; which positions it computes": "def recomputed(",
     "timesteps of a diffusion, and what each does": "def coefficients(",

@@ -157,6 +157,18 @@ def test_impossible_defaults_are_refused_before_any_export(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("form", ["adanat", "maskgit"])
+def test_presets_that_no_generation_could_use_are_refused(
+    tiny_checkpoints: dict[str, Any], tmp_path: Path, form: str
+) -> None:
+    files = configured(tiny_checkpoints, tmp_path, presets={"fast": {"steps": 17}})
+    if form == "maskgit":
+        del files["policy"]
+    with pytest.raises(CheckpointError, match="preset 'fast': steps must be 1 … 16"):
+        export(form, files, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_that_is_no_bundle_is_never_replaced(
     tiny_checkpoints: dict[str, Any], tmp_path: Path
 ) -> None:

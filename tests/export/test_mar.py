@@ -310,11 +310,14 @@ def test_a_configuration_that_does_not_fit_is_said(
 
 
 @pytest.mark.parametrize("told", [{"guidance": 2}, {"guidance": "1:3"}])
-def test_guidance_needs_a_class_that_is_none(files: dict[str, Any], told: dict[str, Any]) -> None:
+def test_guidance_needs_a_class_that_is_none(
+    files: dict[str, Any], told: dict[str, Any], tmp_path: Path
+) -> None:
     nothing: dict[str, Any] = {"unconditional": "none", "class_names": None}
     for more in ({"defaults": told}, {"defaults": {}, "presets": {"a": told}}):
+        given = configured(files, tmp_path, **(nothing | more))
         with pytest.raises(CheckpointError, match="no unconditional class: use guidance 1"):
-            _loaded(files, nothing | more)
+            export("mar", given, tmp_path / "bundle")
     assert _loaded(files, nothing | {"defaults": {}}).model.defaults.model_dump()["guidance"] == (
         "1.0:1.0"
     )

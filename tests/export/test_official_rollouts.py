@@ -96,12 +96,11 @@ class Passes:
     def parameters(self) -> Array:
         """Parameters ``[T, B, 4]`` by the runtime's kernel."""
         found = np.empty(self.actions.shape, np.float32)
+        policy = MaskedPolicyInfo(residual=self.official.residual)
         for step, action in enumerate(self.actions):
             policy_parameters(
                 action=action,
-                **MaskedPolicyInfo(residual=self.official.residual).offsets(
-                    step, self.official.steps
-                ),
+                **policy.offsets(step, self.official.steps),
                 parameters=found[step],
                 error=np.zeros(1, np.int32),
             )

@@ -238,12 +238,10 @@ def _tokenizer(fixture: Fixture, folder: Path) -> Iterator[Comparison]:
         ids = model.encode((torch.from_numpy(fixture["in/image_pm1"]) + 1) / 2).numpy()
     found.ids("ids", ids, fixture["out/enc_idx"].reshape(ids.shape))
     yield found
-    yield _engine_image(fixture, network, codes, image, folder)
+    yield _engine_image(network, codes, folder)
 
 
-def _engine_image(
-    fixture: Fixture, network: Network, codes: Array, image: Array, folder: Path
-) -> Comparison:
+def _engine_image(network: Network, codes: Array, folder: Path) -> Comparison:
     """A square part of the grid, by the decoder of a bundle, beside the PyTorch class."""
     side = side_of(min(codes.shape[1:]) ** 2)
     sizes = {"input_size": side, "hidden_dim": 32, "depth": 1, "heads": 1, "mlp_dim": 64}

@@ -48,10 +48,10 @@ def replays(fixture: Fixture, folder: Path) -> Iterator[Comparison]:
     yield _encoder(fixture, tokenizer)
 
 
-def _networks(fixture: Fixture) -> tuple[Network, Network]:
-    cfg = fixture.cfg
+def transformer_arguments(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The constructor's arguments, of the configuration that a recording has."""
     said, codes = cfg["transformer"], cfg["vqvae"]["codebook_size"]
-    transformer = {
+    return {
         "num_image_tokens": cfg["grid"] ** 2 + 1,
         "num_codebook_vectors": codes + cfg["num_class"] + 1,
         "dim": said["num_embeds"],
@@ -60,9 +60,12 @@ def _networks(fixture: Fixture) -> tuple[Network, Network]:
         "n_layers": said["num_layers"],
         "codebook_size": codes,
     }
+
+
+def _networks(fixture: Fixture) -> tuple[Network, Network]:
     return (
-        Network(transformer, fixture.under("sd.transformer/")),
-        Network(dict(cfg["vqvae"]), fixture.under("sd.tokenizer/", "sd.vqvae/")),
+        Network(transformer_arguments(fixture.cfg), fixture.under("sd.transformer/")),
+        Network(dict(fixture.cfg["vqvae"]), fixture.under("sd.tokenizer/", "sd.vqvae/")),
     )
 
 

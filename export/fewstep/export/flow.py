@@ -77,7 +77,7 @@ def export(
     with replacing_folder(out, overwrite=overwrite, marker=MANIFEST_NAME) as folder:
         progress("reading checkpoints", 0.0)
         exportable = _loaded(source, given, config)
-        _check_defaults(exportable)
+        _check_settings(exportable, config)
         for text in exportable.notes:
             note(text)
         for name, content in exportable.files.items():
@@ -133,13 +133,15 @@ def _check_given(source: Source, given: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{source.name} needs {', '.join(needed)}")
 
 
-def _check_defaults(exportable: Exportable) -> None:
-    """Refuse defaults that no generation could use, before the long work."""
-    info = exportable.model
-    try:
-        example_request(Model(info, graphs={}), settings_of(info.defaults, {}))
-    except RequestError as error:
-        raise CheckpointError(f"the configuration's defaults: {error}") from error
+def _check_settings(exportable: Exportable, config: ExportConfig) -> None:
+    """Refuse defaults and presets that no generation could use, before the long work."""
+    info, said = exportable.model, {"the configuration's defaults": dict[str, str]()}
+    said |= {f"--config: preset {name!r}": {"preset": name} for name in config.presets}
+    for what, settings in said.items():
+        try:
+            example_request(Model(info, graphs={}), settings_of(info.defaults, settings))
+        except RequestError as error:
+            raise CheckpointError(f"{what}: {error}") from error
 
 
 def _file_info(path: Path) -> FileInfo:

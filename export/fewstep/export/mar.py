@@ -20,7 +20,6 @@ from fewstep.runtime.errors import CheckpointError, RequestError
 from fewstep.runtime.families import Model, example_request
 from fewstep.runtime.families.mar.model import MarModel
 from fewstep.runtime.families.mar.settings import UNGUIDED, MarSettings
-from fewstep.runtime.settings import settings_of
 
 PUBLISHED_SCALE = 0.2325
 """What latents of KL-16 are multiplied by (``main_mar.py`` of LTH14/mar): no file says it."""
@@ -123,7 +122,7 @@ def describe(
     """What the manifest says of loaded models, and what to say of that to the user.
 
     Raises:
-        CheckpointError: class names, defaults or presets do not fit.
+        CheckpointError: class names, or the names or values of defaults or presets, do not fit.
     """
     mar = models.transformer
     condition, notes = class_condition(mar.class_num + 1, config, certain=True)
@@ -162,19 +161,11 @@ def describe(
         )
     except ValueError as error:
         raise CheckpointError(f"--config: {_first(error)}") from error
-    _check_settings(model, config)
+    try:  # as if a request said them, so that no guidance of theirs is passed over
+        example_request(Model(model, graphs={}), config.settings(defaults))
+    except RequestError as error:
+        raise CheckpointError(f"the configuration's defaults: {error}") from error
     return model, notes
-
-
-def _check_settings(model: MarModel, config: ExportConfig) -> None:
-    """Refuse defaults and presets that no generation could use."""
-    given = {"the configuration's defaults": config.defaults}
-    given |= {f"--config: preset {name!r}": {"preset": name} for name in config.presets}
-    for what, said in given.items():
-        try:
-            example_request(Model(model, graphs={}), settings_of(model.defaults, said))
-        except RequestError as error:
-            raise CheckpointError(f"{what}: {error}") from error
 
 
 def _first(error: ValueError) -> str:

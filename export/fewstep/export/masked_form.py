@@ -15,13 +15,11 @@ from fewstep.export.conditions import class_condition
 from fewstep.export.config import ExportConfig
 from fewstep.export.masked_graphs import masked_graphs
 from fewstep.export.source import Exportable
-from fewstep.runtime.errors import CheckpointError, RequestError
-from fewstep.runtime.families import Model, example_request
+from fewstep.runtime.errors import CheckpointError
 from fewstep.runtime.families.masked.model import MaskedModel
 from fewstep.runtime.families.masked.rules import Rules
 from fewstep.runtime.families.masked.settings import MaskedSettings
 from fewstep.runtime.records import found_wrong
-from fewstep.runtime.settings import settings_of
 
 
 @dataclass(frozen=True)
@@ -153,11 +151,6 @@ def _describe(
         )
     except ValidationError as error:
         raise CheckpointError(f"--config: {found_wrong(error, 'configuration')}") from error
-    for said, settings in _settings(config):
-        try:
-            example_request(Model(model, graphs={}), settings_of(model.defaults, settings))
-        except RequestError as error:
-            raise CheckpointError(f"{said}: {error}") from error
     return model, notes
 
 
@@ -167,9 +160,3 @@ def _fitting(form: Form, tokens: int) -> dict[str, dict[str, Any]]:
         name: {**preset, "steps": min(preset["steps"], tokens)}
         for name, preset in form.presets.items()
     }
-
-
-def _settings(config: ExportConfig) -> list[tuple[str, dict[str, Any]]]:
-    """Defaults and presets of the configuration, which some generation has to be able to use."""
-    presets = [(f"--config: preset {name!r}", {"preset": name}) for name in config.presets]
-    return [("the configuration's defaults", {}), *presets]

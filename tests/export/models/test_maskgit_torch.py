@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from tests.officials.maskgit_torch import transformer_arguments
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -74,16 +75,7 @@ def cfg(data: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def transformer(data: dict[str, npt.NDArray[Any]], cfg: dict[str, Any]) -> BidirectionalTransformer:
-    said, codes = cfg["transformer"], cfg["vqvae"]["codebook_size"]
-    arguments = {
-        "num_image_tokens": cfg["grid"] ** 2 + 1,
-        "num_codebook_vectors": codes + cfg["num_class"] + 1,
-        "dim": said["num_embeds"],
-        "hidden_dim": said["intermediate_size"],
-        "num_heads": said["num_heads"],
-        "n_layers": said["num_layers"],
-        "codebook_size": codes,
-    }
+    arguments = transformer_arguments(cfg)
     state = _state(data, "transformer")
     return presets.load(BidirectionalTransformer, state, Path("x.ckpt"), arguments)
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fewstep.export.models.sizes import check_whole
+
 _EPS = 1e-5
 _FEED_FORWARD_MULTIPLE = 256
 
@@ -156,8 +158,7 @@ class HaltonTransformer(nn.Module):
         proj: float = 1,
     ) -> None:
         super().__init__()
-        _check_whole(
-            1,
+        check_whole(
             input_size=input_size,
             hidden_dim=hidden_dim,
             codebook_size=codebook_size,
@@ -166,7 +167,7 @@ class HaltonTransformer(nn.Module):
             mlp_dim=mlp_dim,
             nclass=nclass,
         )
-        _check_whole(0, register=register)
+        check_whole(0, register=register)
         if heads > hidden_dim:
             raise ValueError(f"heads must be at most hidden_dim, {hidden_dim}, got {heads}")
         if proj != 1:
@@ -208,9 +209,3 @@ class HaltonTransformer(nn.Module):
         x = self.transformer(x, of_class)[:, : self.num_tokens]
         out: Tensor = self.head(self.last_norm(x, of_class))
         return out
-
-
-def _check_whole(least: int, **sizes: object) -> None:
-    for name, size in sizes.items():
-        if type(size) is not int or size < least:
-            raise ValueError(f"{name} must be a whole number, at least {least}, got {size!r}")

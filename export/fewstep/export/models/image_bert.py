@@ -11,10 +11,13 @@ V + 1 + ``condition_num_classes`` no class. The class goes first: ``[B, 1 + N]``
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fewstep.export.models.sizes import check_whole
 from fewstep.export.models.uvit import Block
 
 DECAYS = ("constant", "linear", "power-cosine")
@@ -39,13 +42,6 @@ _VQ_MODEL = frozenset(
 """Entries of ``model.vq_model`` besides ``codebook_size``."""
 
 
-def check_whole(**sizes: object) -> None:
-    """Raise ``ValueError`` for a size that is not a whole number of at least 1."""
-    for name, size in sizes.items():
-        if type(size) is not int or size < 1:
-            raise ValueError(f"{name} must be a whole number, at least 1, got {size!r}")
-
-
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Scaled dot-product attention of all positions to all: ``[B, L, C]`` each → ``[B, L, C]``."""
     length, width = q.shape[1], q.shape[2]
@@ -58,7 +54,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return (weights @ split(v)).transpose(1, 2).reshape(-1, length, width)
 
 
-class MaskedGenerator(nn.Module):
+class MaskedGenerator(nn.Module, ABC):
     """What both generators share: their arguments, and the sequence that they read.
 
     Args:
@@ -146,9 +142,9 @@ class MaskedGenerator(nn.Module):
         """Rows of the table that embeds codes, the mask, classes and no class."""
         return self.codebook_size + self.condition_num_classes + 2
 
+    @abstractmethod
     def _build(self, layers: int, intermediate_size: int) -> None:
         """Make the modules."""
-        raise NotImplementedError
 
     def _sequence(self, tokens: Tensor, condition: Tensor) -> Tensor:
         """Tokens ``[B, N]`` and classes ``[B]`` → ids ``[B, 1 + N]``."""

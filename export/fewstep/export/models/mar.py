@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.export.models.mar_head import DiffLoss
+from fewstep.export.models.sizes import check_whole
 
 Cached = tuple[Tensor, Tensor]
 """Keys and values of other positions, ``[p, R, W]`` each."""
@@ -151,7 +152,7 @@ class MAR(nn.Module):
         grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        _check_whole(
+        check_whole(
             img_size=img_size,
             vae_stride=vae_stride,
             patch_size=patch_size,
@@ -293,12 +294,6 @@ class MAR(nn.Module):
 def _check(whole: int, part: int, part_name: str, whole_name: str) -> None:
     if whole % part:
         raise ValueError(f"{whole_name} {whole} must be a multiple of {part_name} {part}")
-
-
-def _check_whole(**sizes: object) -> None:
-    for name, size in sizes.items():
-        if type(size) is not int or size < 1:
-            raise ValueError(f"{name} must be a whole number, at least 1, got {size!r}")
 
 
 def _is_number(value: object) -> bool:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fewstep.export.models.sizes import check_whole
+
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "swish": F.silu}
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
     "GN": functools.partial(nn.GroupNorm, 32, eps=1e-5),
@@ -195,7 +197,7 @@ class VQVAE(nn.Module):
         _check_name("quantizer", quantizer, ["vq"])
         _check_name("norm_type", norm_type, list(_NORMS))
         _check_name("activation_fn", activation_fn, list(_ACTIVATIONS))
-        _check_whole(
+        check_whole(
             codebook_size=codebook_size,
             embedding_dim=embedding_dim,
             filters=filters,
@@ -291,9 +293,3 @@ def _image_size(
 def _check_name(name: str, value: object, known: Sequence[str]) -> None:
     if value not in known:
         raise ValueError(f"{name} must be {' or '.join(known)}, got {value!r}")
-
-
-def _check_whole(**sizes: object) -> None:
-    for name, size in sizes.items():
-        if type(size) is not int or size < 1:
-            raise ValueError(f"{name} must be a whole number, at least 1, got {size!r}")

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fewstep.export.models.sizes import check_whole
+
 _EPS = 1e-12  # of every LayerNorm
 
 
@@ -86,14 +88,14 @@ class BidirectionalTransformer(nn.Module):
         codebook_size: int = 1024,
     ) -> None:
         super().__init__()
-        _check_whole(
-            num_image_tokens=(num_image_tokens, 2),
-            num_codebook_vectors=(num_codebook_vectors, 3),
-            dim=(dim, 1),
-            hidden_dim=(hidden_dim, 1),
-            num_heads=(num_heads, 1),
-            n_layers=(n_layers, 1),
-            codebook_size=(codebook_size, 1),
+        check_whole(2, num_image_tokens=num_image_tokens)
+        check_whole(3, num_codebook_vectors=num_codebook_vectors)
+        check_whole(
+            dim=dim,
+            hidden_dim=hidden_dim,
+            num_heads=num_heads,
+            n_layers=n_layers,
+            codebook_size=codebook_size,
         )
         if dim % num_heads:
             raise ValueError(f"num_heads must divide dim ({dim}), got {num_heads}")
@@ -159,10 +161,3 @@ class BidirectionalTransformer(nn.Module):
 def _init(module: nn.Module) -> None:
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.trunc_normal_(module.weight, std=0.02)
-
-
-def _check_whole(**sizes: tuple[object, int]) -> None:
-    """Raise a ``ValueError`` for a size below its least value."""
-    for name, (size, least) in sizes.items():
-        if type(size) is not int or size < least:
-            raise ValueError(f"{name} must be a whole number, at least {least}, got {size!r}")

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewstep.export.models.image_bert import attend, check_whole
+from fewstep.export.models.maskgit_transformer import Attention
+from fewstep.export.models.sizes import check_whole
 from fewstep.export.models.vqgan import Codebook, ResnetBlock
 
 SIZES = {"small": (512, 8, 8), "base": (768, 12, 12), "large": (1024, 24, 16)}
@@ -37,22 +38,6 @@ _DOUBLINGS = len(_PIXEL_CH_MULT) - 1
 def _normal(*shape: int) -> nn.Parameter:
     """A new parameter; its last axis is the width of the transformer."""
     return nn.Parameter(nn.init.normal_(torch.empty(shape), std=shape[-1] ** -0.5))
-
-
-class _Attention(nn.Module):
-    """Self-attention under the keys of ``nn.MultiheadAttention``."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.in_proj_weight = _normal(3 * width, width)
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
-        out: Tensor = self.out_proj(attend(q, k, v, self.heads))
-        return out
 
 
 class _Mlp(nn.Module):
@@ -73,7 +58,7 @@ class _Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attn, self.mlp = _Attention(width, heads), _Mlp(width)
+        self.attn, self.mlp = Attention(width, heads), _Mlp(width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.ln_1(x))

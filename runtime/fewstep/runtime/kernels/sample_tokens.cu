@@ -9,8 +9,8 @@
 //
 // With confidence_of 1 it is log_softmax(l / T)[token] + m g, with 2 l[token] + m g.
 //
-// A known position keeps its token, gets confidence +infinity, and reads no logits. With resample it
-// draws a token again, and gets that confidence all the same, where mask [batch, count] is not 0.
+// A known position keeps its token, gets confidence +infinity, and reads no logits. With resample
+// it draws a token again where mask [batch, count] is not 0, and gets that confidence all the same.
 //
 // conditional [batch, count, codes], unconditional the same or [1, count, codes] (shared), float32
 // or float16; tokens [batch, count] int32; parameters [batch, 4] float32; seeds [batch] uint64

@@ -8,9 +8,9 @@ For every masked position of every image, with logits ``c`` (conditional) and ``
     confidence = log_softmax(l)[token] + μ·g       g = −log(−log v), v a second uniform
 
 A known position keeps its token and gets confidence +∞; in Halton-MaskGIT's confidence sampler it
-draws a token again. The order of these operations, and the
-absence of τ in the confidence, are those of the official AdaNAT sampler. Other forms take other
-confidences (``choices.CONFIDENCES``): log_softmax(l / τ)[token], or l[token], before the noise.
+draws a token again. The order of these operations, and the absence of τ in the confidence, are
+those of the official AdaNAT sampler. Other forms take other confidences (``choices.CONFIDENCES``):
+log_softmax(l / τ)[token], or l[token], before the noise.
 
 The row is cut into chunks of 128 codes. One pass leaves the maximum of each chunk and its sum of
 exponentials relative to that maximum; the chunk that holds the sample is then read once more.

@@ -273,16 +273,18 @@ def _buffers(model: Model, key: MaskedKey) -> dict[str, BufferSpec]:
         "tokens": BufferSpec((steps + 1, key.rows, n), "int32", "output"),
         "sampled": BufferSpec((steps, batch, n), "int32", "output", aligned_rows=True),
         "pixels": BufferSpec((batch, height, width, 3), "uint8", "output"),
-        **(_order_buffers(model, key) if key.ordered else {}),
-        **({} if key.ordered else {"confidence": BufferSpec((batch, n), "float32")}),
+        **_decision_buffers(model, key),
         "image": BufferSpec((batch, 3, height, width), image),
         **_transformer_buffers(model, key.rows),
         **(_policy_buffers(info, key) if key.policy else {}),
     }
 
 
-def _order_buffers(model: Model, key: MaskedKey) -> dict[str, BufferSpec]:
+def _decision_buffers(model: Model, key: MaskedKey) -> dict[str, BufferSpec]:
+    """What says which tokens a step decides."""
     shape = (key.batch, model.info.num_tokens)
+    if not key.ordered:
+        return {"confidence": BufferSpec(shape, "float32")}
     return {
         "ranks": BufferSpec(shape, "int32", "input"),
         "decided": BufferSpec((key.steps + 1, key.batch), "int32", "input"),
