@@ -127,7 +127,13 @@ main()
 """
 
 
-def _waiting(place: Path, **options: Any) -> subprocess.Popen[str]:
+def _waiting(place: Path, hangup: signal.Handlers = signal.SIG_DFL) -> subprocess.Popen[str]:
+    """A command at work, which takes SIGINT as usual, whatever the tests themselves ignore."""
+
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, hangup)
+
     process = subprocess.Popen(
         [sys.executable, "-c", _WAITING],
         cwd=place,
@@ -135,7 +141,7 @@ def _waiting(place: Path, **options: Any) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,
+        preexec_fn=prepare,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "half\n"
@@ -163,7 +169,7 @@ def test_signals_that_end_a_command_leave_nothing(
 
 def test_hangup_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
     """As under nohup."""
-    process = _waiting(tmp_path, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process = _waiting(tmp_path, hangup=signal.SIG_IGN)
     process.send_signal(signal.SIGHUP)
     assert process.wait(30) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

@@ -19,9 +19,10 @@ from tests.runtime.links import linked_blobs
 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import BundleError, OutputError
-from fewstep.runtime.files import MARK, sha256
+from fewstep.runtime.files import sha256
 from fewstep.runtime.lock import LOCK_NAME
 from fewstep.runtime.manifest import MANIFEST_NAME
+from fewstep.runtime.unfinished import MARK
 
 _SHA = "0" * 64
 _EVERY_FILE = {"transformer.onnx", "policy.onnx", "decoder.onnx", "golden.npz"}

@@ -18,8 +18,9 @@ import pytest
 from tests.runtime.folders import names, old_folder
 
 from fewstep.runtime.errors import FewstepWarning, OutputError
-from fewstep.runtime.files import MARK, replacing, replacing_folder, require_writable, sweep
+from fewstep.runtime.files import replacing, replacing_folder, require_writable
 from fewstep.runtime.lock import locked
+from fewstep.runtime.unfinished import MARK, sweep
 
 
 @pytest.fixture

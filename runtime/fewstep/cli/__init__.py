@@ -39,6 +39,7 @@ from fewstep.cli.process import (
 )
 from fewstep.cli.settings import RepeatedSettingsCommand, SettingsCommand
 from fewstep.runtime.errors import FewstepError, shortened
+from fewstep.runtime.unfinished import remove_unfinished
 
 __all__ = ["app", "main"]
 
@@ -110,6 +111,7 @@ def _ended(debug: bool) -> int | str | None:
     except SystemExit as end:
         if end.code in _INTERRUPTED:
             by = _INTERRUPTED[end.code]
+            remove_unfinished()
             errors.print(f"{by}; nothing half-written was left behind")
         # Nobody reads on, which click takes for a failure.
         return 0 if isinstance(end.__context__, BrokenPipeError) else end.code
@@ -126,6 +128,7 @@ def _said(error: BaseException) -> int:
     if isinstance(error, typer.Abort | EndOfFileError) and cause is not None:
         error = cause  # an EOFError
     if isinstance(error, KeyboardInterrupt | typer.Abort):
+        remove_unfinished()
         errors.print(f"{_INTERRUPTED[_CTRL_C]}; nothing half-written was left behind")
         return _CTRL_C
     say_error(_line(error))

@@ -23,10 +23,11 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from fewstep.runtime.errors import BundleError, choose
-from fewstep.runtime.files import replacing, sha256, sweep
+from fewstep.runtime.files import replacing, sha256
 from fewstep.runtime.lock import locked
 from fewstep.runtime.manifest import MANIFEST_NAME, SCHEMA, Manifest
 from fewstep.runtime.records import FileInfo, GraphInfo, found_wrong
+from fewstep.runtime.unfinished import sweep
 
 
 @dataclass(frozen=True)

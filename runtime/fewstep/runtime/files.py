@@ -1,15 +1,11 @@
 """Writing without half-written results, and hashing.
 
-What is not finished has a hidden name with :data:`MARK` and a lock (``flock``), which ends with its
-process however that ends: so what a killed process left can be told from what is being written, and
-:func:`sweep` removes it. Where the file system has no locks it stays.
+Results are made beside their place, in what ``unfinished.py`` provides, and renamed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import glob
 import hashlib
 import os
@@ -21,10 +17,21 @@ from pathlib import Path
 
 from fewstep.runtime.errors import FewstepWarning, OutputError
 from fewstep.runtime.lock import LOCK_NAME, locked
-
-MARK = ".fewstep-unfinished"
-_STEM = 40  # characters of a name that its temporary one repeats: names have an end
-_OLD = "-old"
+from fewstep.runtime.unfinished import (
+    MARK,
+    OLD,
+    STEM,
+    clear,
+    is_special,
+    locked_folder,
+    new_file,
+    old_of,
+    remove_if_dead,
+    require_open,
+    sweep,
+    temporary_file,
+    temporary_folder,
+)
 
 
 def sha256(path: Path) -> str:
@@ -50,16 +57,16 @@ def require_writable(path: Path) -> None:
     try:
         _require_no_folder(path)
         made = _make_folders(path.parent)
-        _require_open(path)
+        require_open(path)
         if path.is_file():
             os.close(os.open(path, os.O_WRONLY))
-        elif _is_special(path):
+        elif is_special(path):
             pass  # to open a pipe would wait for who reads it
         elif path.is_symlink():
             tempfile.TemporaryFile(dir=path.parent).close()
         else:
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-            path.unlink()
+            os.close(new_file(path))
+            clear(path)
         sweep(path.parent)
     except (OSError, ValueError) as error:
         raise _not_written(path, error) from error
@@ -82,7 +89,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         _require_no_folder(path)
         made = _make_folders(path.parent)
-        temporary, held = _temporary_file(path)
+        temporary, held = temporary_file(path)
     except OSError as error:
         _remove_empty(made)
         raise _not_written(path, error) from error
@@ -94,7 +101,7 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise _not_written(path, error, _kept(temporary) if finished else None) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        clear(temporary)
         os.close(held)
         _remove_empty(made)
 
@@ -119,7 +126,7 @@ def replacing_folder(path: Path, *, overwrite: bool = False, marker: str = "") -
         _require_replaceable(path, overwrite, marker)
         made = _make_folders(path.parent)
         sweep(path.parent)
-        temporary, held = _temporary_folder(path)
+        temporary, held = temporary_folder(path)
     except OSError as error:
         _remove_empty(made)
         raise _not_written(path, error) from error
@@ -135,80 +142,16 @@ def replacing_folder(path: Path, *, overwrite: bool = False, marker: str = "") -
     except OSError as error:
         raise _not_written(path, error, _kept(temporary) if finished else None) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        clear(temporary)
         os.close(held)
         _remove_empty(made)
-
-
-def sweep(folder: Path) -> None:
-    """Remove what killed processes left unfinished in a folder; what is being written stays."""
-    for left in folder.glob(f".*{MARK}*"):
-        if not left.name.endswith(_OLD):
-            _remove_if_dead(left)
-
-
-def _temporary_file(path: Path) -> tuple[Path, int]:
-    """A new file beside ``path``, or elsewhere if only ``path`` itself may be written.
-
-    Returns:
-        Its path, and the descriptor that holds the lock on it.
-    """
-    prefix, suffix = f".{path.stem[:_STEM]}-", f"{MARK}{path.suffix}"
-    try:
-        _require_open(path)
-        folder = None if _is_special(path) else path.parent
-        held, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=folder)
-    except OSError:
-        if path.is_symlink() or not os.access(path, os.W_OK):
-            raise
-        held, name = tempfile.mkstemp(prefix=prefix, suffix=suffix)
-    with contextlib.suppress(OSError):  # no locks here
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return Path(name), held
-
-
-def _temporary_folder(path: Path) -> tuple[Path, int]:
-    """As :func:`_temporary_file`, for a folder; inside of ``path`` if not beside it."""
-    prefix = f".{path.name[:_STEM]}-"
-    while True:
-        try:
-            name = tempfile.mkdtemp(prefix=prefix, suffix=MARK, dir=path.parent)
-        except PermissionError:
-            if not path.is_dir():
-                raise
-            name = tempfile.mkdtemp(prefix=prefix, suffix=MARK, dir=path)
-        held = _locked_folder(Path(name))
-        if Path(name).exists():  # not taken for a leftover before it was locked
-            return Path(name), held
-        os.close(held)
-
-
-def _locked_folder(folder: Path) -> int:
-    held = os.open(folder, os.O_RDONLY)
-    with contextlib.suppress(OSError):  # no locks here
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return held
-
-
-def _remove_if_dead(left: Path) -> None:
-    """Remove what no living process holds the lock on."""
-    with contextlib.suppress(OSError):
-        held = os.open(left, os.O_RDONLY | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink()
-        finally:
-            os.close(held)
 
 
 def _put(temporary: Path, path: Path) -> None:
     """Put a finished file in the place of ``path``."""
     with contextlib.suppress(OSError):  # not every file system has modes
         temporary.chmod(0o666 & ~_umask())
-    if _is_special(path):
+    if is_special(path):
         _write_over(temporary, path)
         return
     try:
@@ -238,17 +181,6 @@ def _kept(temporary: Path) -> Path | None:
         return temporary.replace(kept)
     except OSError:
         return None
-
-
-def _is_special(path: Path) -> bool:
-    """Whether a pipe or device is there, which is written to and never replaced."""
-    return path.exists() and not path.is_file()
-
-
-def _require_open(path: Path) -> None:
-    """Raise ``PermissionError`` if a pipe or device is there that may not be written."""
-    if _is_special(path) and not os.access(path, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _require_no_folder(path: Path) -> None:
@@ -293,11 +225,11 @@ def _replaceable(path: Path, marker: str) -> bool:
 
 def _swap(new: Path, path: Path) -> None:
     """Put ``new`` in the place of ``path``; on failure the old folder is back in place."""
-    old = new.with_name(new.name + _OLD)
+    old = old_of(new)
     if not path.exists():
         new.rename(path)
         return
-    held = _locked_folder(path)
+    held = locked_folder(path)
     try:
         try:
             path.rename(old)
@@ -343,10 +275,10 @@ def _move_contents(source: Path, target: Path) -> None:
 
 def _put_back(path: Path) -> None:
     """Undo an exchange of folders that a killed process had begun, or end it."""
-    pattern = f".{glob.escape(path.name[:_STEM])}-*{MARK}{_OLD}"
+    pattern = f".{glob.escape(path.name[:STEM])}-*{MARK}{OLD}"
     for old in path.parent.glob(pattern):
         if path.exists():
-            _remove_if_dead(old)
+            remove_if_dead(old)
         else:
             old.rename(path)
 
