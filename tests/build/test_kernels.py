@@ -276,11 +276,11 @@ def test_read_only_folder_is_left_as_it_was(
     build_kernels(bundle_copy, ["7.5"])
     before = contents(bundle_copy)
 
-    def refuse(*_: Any, **__: Any) -> None:
+    def refuse(*_: Any) -> None:
         raise OSError(code, "refused")
 
     with monkeypatch.context() as patch, pytest.raises(OutputError, match="refused; choose"):
-        patch.setattr("tempfile.mkstemp", refuse)
+        patch.setattr("fewstep.runtime.unfinished.new_file", refuse)
         build_kernels(bundle_copy, ["7.5", "8.7"])
     assert contents(bundle_copy) == before
     usable(bundle_copy)

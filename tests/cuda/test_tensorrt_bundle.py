@@ -263,10 +263,10 @@ def test_a_runtime_cache_that_does_not_fit_is_replaced(
 def test_a_runtime_cache_that_cannot_be_kept_does_no_harm(
     engines_copy: Path, backend: EngineBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(**_: object) -> None:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fewstep.runtime.files.tempfile.mkstemp", full)
+    monkeypatch.setattr("fewstep.runtime.unfinished.new_file", full)
     with Generator.open(engines_copy, backend=backend) as generator:
         generator.generate(class_ids=[0], steps=1)
     assert not list((engines_copy / "engines").glob("*.cache"))

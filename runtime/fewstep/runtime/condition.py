@@ -1,4 +1,4 @@
-"""What images are conditioned on: classes, by id or name, or the states of a text.
+"""What images are conditioned on: classes, by id or name, or texts.
 
 A bundle says which in its manifest; every family shares both kinds.
 """
@@ -125,17 +125,49 @@ class ClassCondition(Strict):
         return known[np.linspace(0, len(known) - 1, count).astype(np.int32)]
 
 
+class TextEncoder(Strict):
+    """A graph of the bundle that reads texts.
+
+    It takes ``ids [B, tokens]`` int32, padded with ``pad_id``, and gives ``text [B, length, width]``
+    float32. Prompts become ids by ``tokenizer_file``; one with more than ``tokens`` is truncated.
+    ``examples``: ids of some texts without padding, for golden rollouts and benchmarks.
+    """
+
+    graph: Literal["text_encoder"] = "text_encoder"
+    tokenizer_file: str = Field(default="tokenizer.json", min_length=1)
+    tokens: PositiveInt
+    pad_id: int = Field(ge=0, lt=2**31)
+    examples: tuple[tuple[int, ...], ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if any(not 1 <= len(ids) <= self.tokens for ids in self.examples):
+            raise ValueError(f"examples: expected 1 … {self.tokens} ids each")
+        if any(not 0 <= each < 2**31 for ids in self.examples for each in ids):
+            raise ValueError("examples: ids must be 0 … 2^31 − 1")
+        return self
+
+    def padded(self, count: int) -> Array:
+        """Ids of ``count`` examples in turn, ``[count, tokens]`` int32."""
+        found = np.full((count, self.tokens), self.pad_id, np.int32)
+        for row in range(count):
+            ids = self.examples[row % len(self.examples)]
+            found[row, : len(ids)] = ids
+        return found
+
+
 class TextCondition(Strict):
-    """Images are conditioned on text states ``[length, width]`` float32 from an outside encoder.
+    """Images are conditioned on text states ``[length, width]`` float32.
 
     ``unconditional_file`` holds the states of the empty text (``text`` in an ``.npz``), which
-    guidance needs.
+    guidance needs. ``encoder``: of prompts; without it states come from outside.
     """
 
     kind: Literal["text"] = "text"
     length: PositiveInt
     width: PositiveInt
     unconditional_file: str | None = Field(default=None, min_length=1)
+    encoder: TextEncoder | None = None
 
     @property
     def has_unconditional(self) -> bool:
@@ -143,17 +175,31 @@ class TextCondition(Strict):
         return self.unconditional_file is not None
 
     def describe(self) -> str:
-        """The shape of the states, and whether there are those of the empty text."""
+        """The shape of the states, whether there are those of the empty text, and an encoder."""
         nothing = "with" if self.has_unconditional else "without"
-        return f"text states {self.length} × {self.width}, {nothing} those of the empty text"
+        reads = (
+            "no text encoder"
+            if self.encoder is None
+            else f"the text encoder reads {self.encoder.tokens} tokens"
+        )
+        return (
+            f"text states {self.length} × {self.width}, {nothing} those of the empty text; {reads}"
+        )
 
     def array(self, text: Array) -> Array:
-        """Text states as ``[B, L, D]`` float32.
+        """Text states as ``[B, L, D]`` float32; ids ``[B, tokens]`` as int32, where there is an
+        encoder.
 
         Raises:
             RequestError: another shape, or numbers that are not finite.
         """
         states = np.asarray(text)
+        if self.encoder is not None and states.ndim == 2 and states.dtype.kind in "iu":
+            if states.shape[1] != self.encoder.tokens or not len(states):
+                raise RequestError(
+                    f"ids must have shape [B, {self.encoder.tokens}], got {list(states.shape)}"
+                )
+            return states.astype(np.int32)
         if states.ndim != 3 or states.shape[1:] != (self.length, self.width) or not len(states):
             raise RequestError(
                 f"text must have shape [B, {self.length}, {self.width}], got {list(states.shape)}"
@@ -163,7 +209,10 @@ class TextCondition(Strict):
         return states.astype(np.float32)
 
     def examples(self, count: int) -> Array:
-        """States of ``count`` texts that nobody wrote: standard normal, always the same."""
+        """Ids of ``count`` examples; without an encoder states of texts that nobody wrote: standard
+        normal, always the same."""
+        if self.encoder is not None:
+            return self.encoder.padded(count)
         shape = (count, self.length, self.width)
         return np.random.default_rng(0).standard_normal(shape, np.float32)
 

@@ -170,10 +170,10 @@ def test_onnxruntime_leaves_no_mark(engines: Bundle, generator: Generator) -> No
 def test_a_bundle_that_cannot_be_written_is_as_before(
     engines: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(**_: object) -> None:
+    def full(*_: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("fewstep.runtime.files.tempfile.mkstemp", full)
+    monkeypatch.setattr("fewstep.runtime.unfinished.new_file", full)
     with pytest.raises(OutputError, match="Read-only file system"):
         _mark(engines)
     assert _where(Bundle.read(engines.path)) == {}
@@ -341,10 +341,10 @@ def test_verify_marks_and_inspect_shows(fewstep: Terminal, noted: Bundle) -> Non
 def test_a_verdict_stands_where_it_cannot_be_written(
     fewstep: Terminal, noted: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(**_: object) -> None:
+    def full(*_: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("fewstep.runtime.files.tempfile.mkstemp", full)
+    monkeypatch.setattr("fewstep.runtime.unfinished.new_file", full)
     outcome = fewstep("verify", noted.path, "--device", "cpu", "--json")
     assert outcome.code == 0
     assert json.loads(outcome.out)["passed"] is True
