@@ -138,7 +138,7 @@ def test_text_is_read(
 ) -> None:
     states = np.ones((2, 3, 12), np.float32)
     np.save(tmp_path / "text.npy", states)
-    wish = ["calibrate", "quantize", tiny_text_bundle, "--text"]
+    wish = ["calibrate", "quantize", tiny_text_bundle, "--text-file"]
     fewstep(*wish, tmp_path / "text.npy", "--repeat", "--other-layers", "fp32")
     assert asked[0].repeat and asked[0].text is not None
     np.testing.assert_array_equal(asked[0].text, states)
@@ -165,7 +165,7 @@ def test_text_is_read(
         ("--auto --plot x.txt", "expected a file ending in .png, .svg, .pdf"),
         ("--no-fp32-heads", "go with --other-layers fp16"),
         ("--precision fp8 --auto", "nvidia-modelopt quantizes to fp8"),
-        ("--text nothing.npy", "nothing.npy is not a .npy array"),
+        ("--text-file nothing.npy", "nothing.npy is not a .npy array"),
     ],
 )
 def test_bad_options_are_one_line_and_change_nothing(

@@ -167,18 +167,18 @@ def test_pictures_of_texts(fewstep: Terminal, tiny_text_bundle: Path, tmp_path: 
     np.save(text, np.ones((2, 3, 12), np.float32))
     np.save(other, np.zeros((2, 3, 12), np.float32))
     one, two = tmp_path / "one.png", tmp_path / "two.png"
-    made = fewstep("generate", tiny_text_bundle, "--text", text, "--count", 2, "--out", one)
+    made = fewstep("generate", tiny_text_bundle, "--text-file", text, "--count", 2, "--out", one)
     assert made.code == 0, made.err
     like = ["generate", tiny_text_bundle, "--like", one, "--out", two]
-    assert fewstep(*like, "--text", text).code == 0
+    assert fewstep(*like, "--text-file", text).code == 0
     assert one.read_bytes() == two.read_bytes()
-    assert "not those of the picture" in fewstep(*like, "--text", other).err
-    absent = "error: give the texts of the picture too: --text FILE.npy\n"
+    assert "not those of the picture" in fewstep(*like, "--text-file", other).err
+    absent = "error: give the text states of the picture too: --text-file FILE.npy\n"
     assert fewstep(*like).err == absent
     record = read_record(one)
     for rows, seeds in (([0, 0, 1, 9], [0, 1, 2, 3]), ([10**30], [0])):
         save(Image.open(one), one, record | {"texts": rows, "seeds": seeds, "each": 1})
-        assert "not those of the picture" in fewstep(*like, "--text", text).err
+        assert "not those of the picture" in fewstep(*like, "--text-file", text).err
 
 
 def test_a_picture_of_the_other_kind_is_refused(
@@ -187,13 +187,12 @@ def test_a_picture_of_the_other_kind_is_refused(
     text, one, two = (tmp_path / name for name in ("text.npy", "one.png", "two.png"))
     np.save(text, np.ones((1, 3, 12), np.float32))
     assert fewstep("generate", tiny_bundle, "--class", 1, "--out", one).code == 0
-    assert fewstep("generate", tiny_text_bundle, "--text", text, "--out", two).code == 0
+    assert fewstep("generate", tiny_text_bundle, "--text-file", text, "--out", two).code == 0
     for bundle, like, said in (
         (tiny_bundle, two, "the picture is of texts, this bundle makes images of classes"),
         (tiny_text_bundle, one, "the picture is of classes, this bundle makes images of texts"),
-        (tiny_bundle, one, "the picture is of classes: leave out --text"),
     ):
-        refused = fewstep("generate", bundle, "--like", like, "--text", text)
+        refused = fewstep("generate", bundle, "--like", like)
         assert (refused.code, refused.err) == (1, f"error: {said}\n")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,26 +100,22 @@ def test_a_shard_is_cut_before_anything_is_listed() -> None:
         ordered(_CLASSES, ["1"], None, 10**12, 0)
 
 
-def test_text_comes_from_a_file(tmp_path: Path) -> None:
+def test_every_text_has_its_images() -> None:
     states = np.arange(72, dtype=np.float32).reshape(2, 3, 12)
-    np.save(tmp_path / "text.npy", states)
-    found = ordered(_TEXT, None, tmp_path / "text.npy", 2, 0)
+    found = ordered(_TEXT, None, states, 2, 0)
     np.testing.assert_array_equal(found.take([0, 1, 2, 3])["text"], states[[0, 0, 1, 1]])
     assert found.labels == ("text 0", "text 0", "text 1", "text 1")
 
 
-def test_the_other_kind_of_condition_is_refused(tmp_path: Path) -> None:
-    np.save(tmp_path / "text.npy", np.ones((1, 3, 12), np.float32))
+def test_every_prompt_has_its_images_and_its_name() -> None:
+    prompts = ("a dog", "a\ncat " + "x" * 100)
+    found = ordered(_TEXT, None, prompts, 2, 5, negative="rain")
+    taken = found.take([1, 2])
+    assert taken == {"class_ids": None, "text": list(prompts), "negative": "rain", "seed": [6, 7]}
+    assert found.labels[0] == "a dog" and found.labels[2].startswith("a cat xxx")
+    assert len(found.labels[2]) == 60
+
+
+def test_classes_are_refused_for_texts() -> None:
     with pytest.raises(RequestError, match="text-conditional: give --text, not --class"):
         ordered(_TEXT, ["1"], None, 1, 0)
-    with pytest.raises(RequestError, match="this bundle is class-conditional"):
-        ordered(_CLASSES, None, tmp_path / "text.npy", 1, 0)
-
-
-@pytest.mark.parametrize("content", [b"", b"not an array", None])
-def test_unreadable_text_file(tmp_path: Path, content: bytes | None) -> None:
-    path = tmp_path / "text.npy"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(RequestError, match="is not a .npy array"):
-        ordered(_TEXT, None, path, 1, 0)

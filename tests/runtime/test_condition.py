@@ -150,7 +150,7 @@ def test_the_kind_of_the_bundle_decides() -> None:
         with pytest.raises(RequestError, match="class-conditional: give class_ids, not text"):
             condition_of(_NAMED, ids, text)
     for ids, text in (([1], None), (None, None), ([1], states)):
-        with pytest.raises(RequestError, match="text-conditional: give text states, not class_ids"):
+        with pytest.raises(RequestError, match="text-conditional: give text, not class_ids"):
             condition_of(_TEXT, ids, text)
 
 

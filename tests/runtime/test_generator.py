@@ -226,8 +226,8 @@ def test_requests_that_are_refused(
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({"class_ids": [0]}, "text-conditional: give text states"),
-        ({}, "text-conditional: give text states"),
+        ({"class_ids": [0]}, "text-conditional: give text, not class_ids"),
+        ({}, "text-conditional: give text, not class_ids"),
         ({"text": np.zeros((3, 12))}, r"shape \[B, 3, 12\], got \[3, 12\]"),
         ({"text": np.zeros((1, 3, 13))}, r"shape \[B, 3, 12\], got \[1, 3, 13\]"),
         ({"text": np.zeros((0, 3, 12))}, r"shape \[B, 3, 12\], got \[0, 3, 12\]"),

@@ -19,6 +19,7 @@ from fewstep.cli.common import (
     show,
 )
 from fewstep.cli.settings import given as generation_given
+from fewstep.cli.texts import TextFileOption, Texts
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.machine import at_most
 
@@ -38,9 +39,7 @@ def quantize_command(
     seed: Annotated[
         int | None, typer.Option(help="Seed of the first rollout; others count up. [0]")
     ] = None,
-    text: Annotated[
-        Path | None, typer.Option(help=".npy of text states [M, L, D], for text bundles.")
-    ] = None,
+    text_file: TextFileOption = None,
     method: Annotated[
         str | None, typer.Option(help="Ranges: min-max, entropy or percentile. [min-max]")
     ] = None,
@@ -125,7 +124,7 @@ def quantize_command(
     request = flow.QuantizeRequest(
         bundle=bundle,
         settings=settings.Settings(precision=precision, generation=generation, **options),
-        text=_text(text),
+        text=_text(bundle, text_file),
         repeat=repeat,
         force=force,
         cache=cache,
@@ -170,7 +169,14 @@ def _spelled(options: dict[str, Any]) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in _said(options)]
 
 
-def _text(path: Path | None) -> Any:
-    from fewstep.runtime.condition import read_text
+def _text(bundle: Path, file: Path | None) -> Any:
+    """States, or the ids of prompts."""
+    from fewstep.runtime.bundle import Bundle
+    from fewstep.runtime.condition import condition_of
+    from fewstep.runtime.families import model_of
 
-    return None if path is None else read_text(path)
+    if file is None:
+        return None
+    model = model_of(Bundle.read(bundle))
+    texts = Texts(None, file).of(model.info.condition)
+    return condition_of(model.info.condition, None, texts, model.tokenizer)

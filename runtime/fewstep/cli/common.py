@@ -95,9 +95,6 @@ PrecisionOption = Annotated[
         autocompletion=lambda: ["auto", *PRECISIONS],
     ),
 ]
-TextOption = Annotated[
-    Path | None, typer.Option(help=".npy of text states [B, L, D], for text bundles.")
-]
 ThreadsOption = Annotated[
     int, typer.Option(help="CPU threads; 0 for every core that this process may use.")
 ]

@@ -16,7 +16,6 @@ from fewstep.cli.common import (
     BackendOption,
     DeviceOption,
     JsonOption,
-    TextOption,
     ThreadsOption,
     command,
     progress_bar,
@@ -26,6 +25,7 @@ from fewstep.cli.common import (
     show,
 )
 from fewstep.cli.settings import combinations, options
+from fewstep.cli.texts import NegativeOption, TextFileOption, TextOption, Texts
 from fewstep.runtime.errors import FewstepError, RequestError
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def compare_command(
         typer.Option("--class", help="Class id or name, or several; a few of all by default."),
     ] = None,
     text: TextOption = None,
+    text_file: TextFileOption = None,
+    negative: NegativeOption = None,
     count: Annotated[int, typer.Option(min=1, help="Images per class, a seed for each.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the first image; others count up.")] = 0,
     out_path: Annotated[
@@ -89,7 +91,8 @@ def compare_command(
     require_writable(out_path)
     wanted = combinations(context)
     opened = [Bundle.read(path) for path in bundles]
-    orders = [_order(each, classes, text, count, seed) for each in opened]
+    texts = Texts(text, text_file, negative)
+    orders = [_order(each, classes, texts, count, seed) for each in opened]
     for each in opened:
         for settings in wanted:
             settings_of(each.manifest.model.defaults, settings)  # wrong ones are known at once
@@ -132,11 +135,11 @@ def compare_command(
         where = _given(
             precision=(opener.precision, usual), backend=(backend, "auto"), device=(device, "auto")
         )
-        say_next(_again(best, order, classes, text, count, where))
+        say_next(_again(best, order, classes, texts, count, where))
 
 
 def _order(
-    bundle: Bundle, classes: Sequence[str] | None, text: Path | None, count: int, seed: int
+    bundle: Bundle, classes: Sequence[str] | None, given: Texts, count: int, seed: int
 ) -> Order:
     """The images of every row; a few classes if none are named, or texts that nobody wrote.
 
@@ -147,12 +150,14 @@ def _order(
     from fewstep.runtime.condition import ClassCondition
 
     info = bundle.manifest.model.condition
-    if not classes and text is None:
+    texts = given.of(info)
+    if not classes and texts is None:
         examples = info.examples(_SHOWN)
         if not isinstance(info, ClassCondition):
             return order_of_texts(examples, count, seed, check=_check_images)
         classes = [str(each) for each in dict.fromkeys(examples.tolist())]
-    return ordered(info, classes, text, count, seed, check=_check_images)
+    negative = given.negative
+    return ordered(info, classes, texts, count, seed, negative=negative, check=_check_images)
 
 
 def _check_images(count: int) -> None:
@@ -271,17 +276,17 @@ def _again(
     row: Row,
     order: Order,
     classes: Sequence[str] | None,
-    text: Path | None,
+    texts: Texts,
     count: int,
     how: Sequence[object],
 ) -> str:
     """The command that makes the images of a row alone, or times it where nobody has the texts."""
     generator = row.entry.generator
     how = [*options(row.entry.given), *how]
-    if order.text is not None and text is None:
+    if order.text is not None and not texts.words:
         return command("bench", generator.bundle.path, *how)
-    asked: list[object] = [] if text is None else ["--text", text]
-    for each in classes or (dict.fromkeys(order.conditions) if text is None else ()):
+    asked: list[object] = texts.words
+    for each in classes or (dict.fromkeys(order.conditions) if order.text is None else ()):
         asked += ["--class", each]
     how += _given(count=(count, 1), seed=(order.seeds[0], 0))
     return command("generate", generator.bundle.path, *asked, *how)

@@ -16,7 +16,6 @@ from fewstep.cli.common import (
     DeviceOption,
     JsonOption,
     PrecisionOption,
-    TextOption,
     ThreadsOption,
     command,
     errors,
@@ -27,13 +26,13 @@ from fewstep.cli.common import (
     show,
 )
 from fewstep.cli.settings import given
+from fewstep.cli.texts import NegativeOption, TextFileOption, TextOption, Texts
 from fewstep.runtime.errors import RequestError
 
 if TYPE_CHECKING:
     from fewstep.cli.order import Order
     from fewstep.cli.produce import Made, Target
     from fewstep.cli.record import Record
-    from fewstep.runtime.condition import Condition
     from fewstep.runtime.generator import Generator
 
 _BATCH = 8
@@ -55,6 +54,8 @@ def generate_command(
         ),
     ] = None,
     text: TextOption = None,
+    text_file: TextFileOption = None,
+    negative: NegativeOption = None,
     like: Annotated[
         Path | None,
         typer.Option(
@@ -107,11 +108,12 @@ def generate_command(
     from fewstep.cli import animation, pictures
     from fewstep.cli.order import ordered
     from fewstep.cli.produce import Target, produce
-    from fewstep.cli.record import read_record
+    from fewstep.cli.record import order_of, read_record
     from fewstep.runtime.bundle import Bundle
     from fewstep.runtime.condition import ClassCondition
     from fewstep.runtime.families import family_of, model_of
-    from fewstep.runtime.generator import Generator, checked_request
+    from fewstep.runtime.generator import Generator
+    from fewstep.runtime.request import checked_request
     from fewstep.runtime.settings import settings_of
 
     pictures.check_suffix(out_path)
@@ -131,11 +133,14 @@ def generate_command(
     target = Target(out_path, trace, columns, scale, resume, digits)
     if shard is not None and not target.is_folder:
         raise RequestError("--shard shares a folder: name one as --out")
+    texts = Texts(text, text_file, negative).of(info)
     if record is None:
         check = functools.partial(target.check_count, size=model.info.image_size)
-        order = ordered(info, classes, text, count or 1, seed or 0, shard=shard, check=check)
+        shared = {"negative": negative, "shard": shard}
+        order = ordered(info, classes, texts, count or 1, seed or 0, **shared, check=check)
     else:
-        order = _again(record, info, classes, text, count, seed)
+        _check_like(classes, negative, count, seed)
+        order = order_of(record, info, texts)
         order = order if shard is None else order.shard(shard)
     for k in (0, len(order) - 1):  # before engines load
         checked_request(model, **order.take([k]), settings=settings)
@@ -162,33 +167,21 @@ def generate_command(
     show(summary, [escape(_line(generator, made, target, compiled))], as_json)
     if not as_json and like is None and made.images and not _is_again(made.files[0]):
         words: list[object] = ["generate", bundle, "--like", made.files[0]]
-        say_next(command(*words, *([] if text is None else ["--text", text]), "--out", _AGAIN))
+        states = [] if order.text is None or order.prompts else ["--text-file", text_file]
+        say_next(command(*words, *states, "--out", _AGAIN))
 
 
 def _is_again(path: Path) -> bool:
     return path.resolve() == Path(_AGAIN).resolve()
 
 
-def _again(
-    record: Record,
-    info: Condition,
-    classes: list[str] | None,
-    text: Path | None,
-    count: int | None,
-    seed: int | None,
-) -> Order:
-    """The order of a picture.
-
-    Raises:
-        RequestError: words that say what to make are given too, or it does not fit the bundle.
-    """
-    from fewstep.cli.record import order_of
-    from fewstep.runtime.condition import read_text
-
-    options = {"--class": classes, "--count": count, "--seed": seed}
+def _check_like(
+    classes: list[str] | None, negative: str | None, count: int | None, seed: int | None
+) -> None:
+    """Raise ``RequestError`` if words say what to make that a picture says."""
+    options = {"--class": classes, "--negative": negative, "--count": count, "--seed": seed}
     if others := [name for name, value in options.items() if value not in (None, [], ())]:
         raise RequestError(f"--like says what to make: leave out {', '.join(others)}")
-    return order_of(record, info, None if text is None else read_text(text))
 
 
 def _compare(generator: Generator, record: Record, like: Path) -> None:
@@ -211,7 +204,10 @@ def _summary(
 ) -> dict[str, Any]:
     """What ``--json`` prints."""
     asked: dict[str, Any] = {"texts": list(order.conditions)}
-    if order.text is None:
+    if order.prompts is not None:
+        asked = {"prompts": [order.prompts[row] for row in order.conditions]}
+        asked["negative"] = order.negative
+    elif order.text is None:
         asked = {"class_ids": list(order.conditions), "classes": list(order.labels)}
     return {
         "files": [str(path) for path in made.files],

@@ -10,12 +10,12 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.cli.common import say_note
 from fewstep.runtime.class_names import named, normal
 from fewstep.runtime.errors import RequestError
+from fewstep.runtime.prompts import shown
 
 if TYPE_CHECKING:
     from fewstep.runtime.condition import ClassCondition, Condition
@@ -29,8 +29,9 @@ _MOST = 5_000_000  # images of a run: what is listed of them takes half a gigaby
 class Order:
     """Images to be made.
 
-    ``conditions``: a class id for each, or a row of ``text [rows, L, D]``. ``seeds``: one for each.
-    ``labels``: what to call each. ``each``: images of every condition, where all have as many and
+    ``conditions``: a class id for each, or a row of ``text``: prompts, or states ``[rows, L, D]``.
+    ``negative``: what guidance leads away from. ``seeds``: one for each. ``labels``: what to call
+    each. ``each``: images of every condition, where all have as many and
     stand together.
     """
 
@@ -38,7 +39,13 @@ class Order:
     seeds: tuple[int, ...]
     labels: tuple[str, ...]
     each: int = 1
-    text: Array | None = None
+    text: tuple[str, ...] | Array | None = None
+    negative: str | None = None
+
+    @property
+    def prompts(self) -> tuple[str, ...] | None:
+        """What to draw, for each condition; ``None`` unless the texts are prompts."""
+        return self.text if isinstance(self.text, tuple) else None
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -47,9 +54,13 @@ class Order:
         """Some images, as arguments of ``Generator.generate``."""
         conditions = [self.conditions[k] for k in wanted]
         seeds = [self.seeds[k] for k in wanted]
-        if self.text is not None:
-            return {"class_ids": None, "text": self.text[conditions], "seed": seeds}
-        return {"class_ids": conditions, "text": None, "seed": seeds}
+        if self.text is None:
+            return {"class_ids": conditions, "text": None, "seed": seeds}
+        if isinstance(self.text, tuple):
+            text: Any = [self.text[row] for row in conditions]
+        else:
+            text = self.text[conditions]
+        return {"class_ids": None, "text": text, "negative": self.negative, "seed": seeds}
 
     def shard(self, wanted: str) -> Order:
         """Every n-th image: ``i/n``, of which i counts from 1.
@@ -79,10 +90,11 @@ def check_images(count: int) -> None:
 def ordered(
     info: Condition,
     classes: Sequence[str] | None,
-    text: Path | None,
+    texts: tuple[str, ...] | Array | None,
     count: int,
     seed: int,
     *,
+    negative: str | None = None,
     shard: str | None = None,
     check: Callable[[int], None] = check_images,
 ) -> Order:
@@ -91,23 +103,24 @@ def ordered(
     Args:
         info: what the bundle is conditioned on.
         classes: ids and names, several in one with commas; or one word for how to choose them.
-        text: a file of text states.
+        texts: of :meth:`fewstep.cli.texts.Texts.of`.
         count: images of each class or text; of all together for ``random`` and ``balanced``.
         seed: of the first image; others count up.
+        negative: what guidance leads away from, for texts.
         shard: the part to take, as :meth:`Order.shard`.
         check: is told how many images there are before any is listed, and may refuse them.
 
     Raises:
-        RequestError: an unknown class, neither classes nor text, an unreadable file, no such
-            shard; and what ``check`` raises.
+        RequestError: an unknown class, neither classes nor texts or both, no such shard; and what
+            ``check`` raises.
     """
-    from fewstep.runtime.condition import ClassCondition, condition_of, read_text
+    from fewstep.runtime.condition import ClassCondition
 
-    if text is not None:
-        if isinstance(info, ClassCondition):
-            raise RequestError("this bundle is class-conditional: give --class, not --text")
-        states = condition_of(info, None, read_text(text))
-        return order_of_texts(states, count, seed, shard=shard, check=check)
+    if texts is not None:
+        if classes:
+            raise RequestError("this bundle is text-conditional: give --text, not --class")
+        found = order_of_texts(texts, count, seed, shard=shard, check=check)
+        return replace(found, negative=negative)
     if not classes:
         kind = "--class" if isinstance(info, ClassCondition) else "--text"
         raise RequestError(f"nothing to generate: give {kind}")
@@ -128,18 +141,25 @@ def ordered(
 
 
 def order_of_texts(
-    states: Array,
+    texts: tuple[str, ...] | Array,
     count: int,
     seed: int,
     *,
     shard: str | None = None,
     check: Callable[[int], None] = check_images,
 ) -> Order:
-    """``count`` images of each of ``states [rows, L, D]``; arguments as of :func:`ordered`."""
-    wanted = _wanted(count * len(states), shard, check)
+    """``count`` images of each of ``texts``; arguments as of :func:`ordered`."""
+    wanted = _wanted(count * len(texts), shard, check)
     rows = tuple(k // count for k in wanted)
-    labels = tuple(f"text {row}" for row in rows)
-    return Order(rows, _seeds(seed, wanted), labels, count if shard is None else 1, states)
+    together = count if shard is None else 1
+    return Order(rows, _seeds(seed, wanted), labels_of(texts, rows), together, texts)
+
+
+def labels_of(texts: tuple[str, ...] | Array, rows: Sequence[int]) -> tuple[str, ...]:
+    """What to call images of some rows of texts."""
+    if isinstance(texts, tuple):
+        return tuple(shown(texts[row]) for row in rows)
+    return tuple(f"text {row}" for row in rows)
 
 
 def _classes(info: ClassCondition, classes: Sequence[str]) -> tuple[list[int], str]:

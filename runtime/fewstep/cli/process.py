@@ -139,9 +139,10 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def warnings_as_notes() -> Iterator[None]:
-    """Show warnings of fewstep as notes; others as they are."""
+    """Show warnings of fewstep as notes, each once; others as they are."""
     from fewstep.cli.common import say_note
 
+    noted = set[str]()
     with warnings.catch_warnings():
         usual = warnings.showwarning
 
@@ -154,7 +155,9 @@ def warnings_as_notes() -> Iterator[None]:
             line: str | None = None,
         ) -> None:
             if issubclass(category, FewstepWarning):
-                say_note(str(message))
+                if str(message) not in noted:
+                    say_note(str(message))
+                noted.add(str(message))
             else:
                 usual(message, category, filename, lineno, file, line)
 

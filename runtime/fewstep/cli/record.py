@@ -19,13 +19,13 @@ from typing_extensions import Self
 
 from fewstep import __version__
 from fewstep.cli.common import say_note
-from fewstep.cli.order import Order
+from fewstep.cli.order import Order, labels_of
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.records import Precision, Sha256, Strict
 
 if TYPE_CHECKING:
     from fewstep.runtime.bundle import Bundle
-    from fewstep.runtime.condition import Condition
+    from fewstep.runtime.condition import Condition, TextCondition
     from fewstep.runtime.devices import Array
     from fewstep.runtime.generator import Generator
 
@@ -34,8 +34,8 @@ Record = dict[str, Any]
 KEY = "fewstep"
 _DESCRIPTION = 0x010E  # of EXIF
 _MOST_EXIF = 60_000  # a JPEG's segment has 65,533 bytes
-_DECIDES = ("bundle", "settings", "precision", "backend", "class_ids", "texts", "text", "seeds")
-_SET = ("bundle", "settings", "precision", "backend", "text")
+_SET = ("bundle", "settings", "precision", "backend", "text", "negative")
+_DECIDES = (*_SET, "class_ids", "texts", "prompts", "seeds")
 _MOST_SCALE = 64  # as of the command line
 
 _UNREADABLE = (  # what Pillow raises of pictures that are damaged, or far too large
@@ -59,7 +59,8 @@ class _Bundle(Strict):
 class _Written(Strict):
     """What a record has to be.
 
-    ``scale`` and ``columns``: the options as they were given. ``each``: as of
+    ``texts``: rows of the states with the hash ``text``; or ``prompts``, one a seed. ``scale`` and
+    ``columns``: the options as they were given. ``each``: as of
     :class:`fewstep.cli.order.Order`. Older pictures have none of the three.
     """
 
@@ -71,6 +72,8 @@ class _Written(Strict):
     classes: tuple[str, ...] | None = None
     texts: tuple[_Row, ...] | None = None
     text: Sha256 | None = None
+    prompts: tuple[str, ...] | None = None
+    negative: str | None = None
     seeds: tuple[_Seed, ...] = Field(min_length=1)
     settings: dict[str, Any]
     precision: Precision
@@ -82,10 +85,11 @@ class _Written(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        of_texts = self.texts is not None
-        if of_texts != (self.text is not None) or of_texts == (self.class_ids is not None):
-            raise ValueError("either class_ids, or texts and text")
-        rows, count, each = self.texts or self.class_ids or (), len(self.seeds), self.each
+        kinds: list[Sequence[object] | None] = [self.texts, self.class_ids, self.prompts]
+        given = [each for each in kinds if each is not None]
+        if len(given) != 1 or (self.texts is None) != (self.text is None):
+            raise ValueError("either class_ids, or texts and text, or prompts")
+        rows, count, each = given[0], len(self.seeds), self.each
         if len(rows) != count or (self.classes is not None and len(self.classes) != count):
             raise ValueError("a condition for each seed")
         groups = [rows[k : k + each] for k in range(0, count, each)]
@@ -116,8 +120,12 @@ def record_of(
     conditions = [order.conditions[k] for k in wanted]
     if order.text is None:
         asked: Record = {"class_ids": conditions, "classes": [order.labels[k] for k in wanted]}
+    elif isinstance(order.text, tuple):
+        asked = {"prompts": [order.text[row] for row in conditions]}
     else:
         asked = {"texts": conditions, "text": _digest(order.text)}
+    if order.negative:
+        asked["negative"] = order.negative
     return {
         "fewstep": __version__,
         "bundle": bundle_record(generator.bundle),
@@ -228,37 +236,59 @@ def read_record(path: Path) -> Record:
     return found.model_dump(mode="json", exclude_unset=True)
 
 
-def order_of(record: Record, info: Condition, text: Array | None) -> Order:
+def order_of(record: Record, info: Condition, texts: tuple[str, ...] | Array | None) -> Order:
     """The order that a record is of.
 
     Args:
         record: of a picture.
         info: what the bundle is conditioned on.
-        text: the states that were given, for text bundles.
+        texts: the states that were given, for pictures of states.
 
     Raises:
-        RequestError: it is of another kind of bundle, or the texts are absent or others.
+        RequestError: it is of another kind of bundle, or the states are absent or others.
     """
-    from fewstep.runtime.condition import ClassCondition, condition_of
+    from fewstep.runtime.condition import ClassCondition
 
     seeds, of_classes = tuple(record["seeds"]), isinstance(info, ClassCondition)
     if of_classes != ("class_ids" in record):
         kinds = ("texts", "classes") if of_classes else ("classes", "texts")
         raise RequestError("the picture is of {}, this bundle makes images of {}".format(*kinds))
     if isinstance(info, ClassCondition):
-        if text is not None:
-            raise RequestError("the picture is of classes: leave out --text")
         ids = tuple(record["class_ids"])
         info.array(ids)
         labels = tuple(map(info.label, ids))
         return Order(ids, seeds, labels, record.get("each") or _together(ids))
-    if text is None:
-        raise RequestError("give the texts of the picture too: --text FILE.npy")
-    states, rows = condition_of(info, None, text), tuple(record["texts"])
-    if _digest(states) != record["text"] or max(rows) >= len(states):
-        raise RequestError("the texts are not those of the picture: give the same file as --text")
-    labels = tuple(f"text {row}" for row in rows)
-    return Order(rows, seeds, labels, record.get("each") or _together(rows), states)
+    if "prompts" in record:
+        return _order_of_prompts(record, info, texts)
+    if texts is None or isinstance(texts, tuple):
+        raise RequestError("give the text states of the picture too: --text-file FILE.npy")
+    rows = tuple(record["texts"])
+    if _digest(texts) != record["text"] or max(rows) >= len(texts):
+        raise RequestError(
+            "the texts are not those of the picture: give the same file as --text-file"
+        )
+    together = record.get("each") or _together(rows)
+    negative = record.get("negative")
+    return Order(rows, seeds, labels_of(texts, rows), together, texts, negative)
+
+
+def _order_of_prompts(
+    record: Record, info: TextCondition, texts: tuple[str, ...] | Array | None
+) -> Order:
+    if texts is not None:
+        raise RequestError("the picture says its prompts: leave out --text and --text-file")
+    if info.encoder is None:
+        raise RequestError("the picture is of prompts, and this bundle has no text encoder")
+    prompts = tuple(dict.fromkeys(record["prompts"]))
+    rows = tuple(prompts.index(each) for each in record["prompts"])
+    return Order(
+        rows,
+        tuple(record["seeds"]),
+        labels_of(prompts, rows),
+        record["each"],
+        prompts,
+        record.get("negative"),
+    )
 
 
 def _together(conditions: Sequence[int]) -> int:

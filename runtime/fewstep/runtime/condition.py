@@ -8,7 +8,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
@@ -18,6 +18,9 @@ from fewstep.runtime.class_names import class_id_of, class_ids_of, label_of, mat
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.records import Strict
+
+if TYPE_CHECKING:
+    from fewstep.runtime.prompts import Tokenizer
 
 _SHOWN_NAMES = 20
 _MOST_IMAGES = 100_000
@@ -48,6 +51,11 @@ class ClassCondition(Strict):
     def has_unconditional(self) -> bool:
         """Whether there is a condition of no condition, which guidance needs."""
         return self.unconditional_id is not None
+
+    @property
+    def files(self) -> set[str]:
+        """Files of the bundle that it names: none."""
+        return set()
 
     @property
     def ids(self) -> list[int]:
@@ -128,9 +136,10 @@ class ClassCondition(Strict):
 class TextEncoder(Strict):
     """A graph of the bundle that reads texts.
 
-    It takes ``ids [B, tokens]`` int32, padded with ``pad_id``, and gives ``text [B, length, width]``
-    float32. Prompts become ids by ``tokenizer_file``; one with more than ``tokens`` is truncated.
-    ``examples``: ids of some texts without padding, for golden rollouts and benchmarks.
+    It takes ``ids [B, tokens]`` int32, padded with ``pad_id``, and gives states
+    ``text [B, length, width]`` float32. Prompts become ids by ``tokenizer_file``; one with more
+    than ``tokens`` is truncated. ``examples``: ids of some texts without padding, for golden
+    rollouts and benchmarks.
     """
 
     graph: Literal["text_encoder"] = "text_encoder"
@@ -173,6 +182,12 @@ class TextCondition(Strict):
     def has_unconditional(self) -> bool:
         """Whether there is a condition of no condition, which guidance needs."""
         return self.unconditional_file is not None
+
+    @property
+    def files(self) -> set[str]:
+        """Files of the bundle that it names."""
+        tokenizer = self.encoder and self.encoder.tokenizer_file
+        return {each for each in (self.unconditional_file, tokenizer) if each}
 
     def describe(self) -> str:
         """The shape of the states, whether there are those of the empty text, and an encoder."""
@@ -220,22 +235,53 @@ class TextCondition(Strict):
 Condition = ClassCondition | TextCondition
 
 Described = int | str | Sequence[int | str] | Array
-"""What images are asked for: class ids or names, one or several, or text states."""
+"""What images are asked for: class ids or names, prompts, one or several; or text states."""
+
+Text = str | Sequence[str] | Array
+"""Prompts, one or several; states ``[B, L, D]`` float32, or ids ``[B, tokens]`` int32."""
 
 
-def condition_of(info: Condition, class_ids: Sequence[int] | None, text: Array | None) -> Array:
-    """The condition in the bundle's own kind: ``[B]`` int32 or ``[B, L, D]`` float32.
+def condition_of(
+    info: Condition,
+    class_ids: Sequence[int] | None,
+    text: Text | None,
+    tokenizer: Tokenizer | None = None,
+) -> Array:
+    """The condition in the bundle's own kind: ``[B]`` int32; ``[B, L, D]`` float32, or ids
+    ``[B, tokens]`` int32 of prompts.
+
+    Args:
+        info: of the bundle.
+        class_ids: one an image, for class-conditional bundles.
+        text: one an image, for text-conditional ones.
+        tokenizer: of prompts; ``None`` where the bundle reads none.
 
     Raises:
         RequestError: the other kind was given, or none, or a bad value.
+        BundleError: the tokenizer's file is damaged.
+        MissingDependencyError: tokenizers is not installed.
     """
     if isinstance(info, ClassCondition):
         if text is not None or class_ids is None:
             raise RequestError("this bundle is class-conditional: give class_ids, not text")
         return info.array(class_ids)
     if class_ids is not None or text is None:
-        raise RequestError("this bundle is text-conditional: give text states, not class_ids")
-    return info.array(text)
+        raise RequestError("this bundle is text-conditional: give text, not class_ids")
+    if not _prompts(text):
+        return info.array(np.asarray(text))
+    if tokenizer is None:
+        raise RequestError(
+            f"this bundle has no text encoder: give text states [B, {info.length}, {info.width}], "
+            "or export it with one"
+        )
+    return info.array(tokenizer.ids([text] if isinstance(text, str) else list(text)))
+
+
+def _prompts(text: Described) -> bool:
+    """Whether it is text to be read, and no array."""
+    array = hasattr(text, "__array__")
+    several = isinstance(text, Sequence) and any(isinstance(each, str) for each in text)
+    return isinstance(text, str) or (several and not array)
 
 
 def asked(info: Condition, wanted: Described, count: int) -> tuple[dict[str, Any], list[str]]:
@@ -243,7 +289,8 @@ def asked(info: Condition, wanted: Described, count: int) -> tuple[dict[str, Any
 
     Args:
         info: of the bundle.
-        wanted: a class id or name, or several; or text states ``[B, L, D]``.
+        wanted: a class id or name, or several; a prompt, or several; or text states
+            ``[B, L, D]``.
         count: images of each.
 
     Returns:
@@ -259,6 +306,11 @@ def asked(info: Condition, wanted: Described, count: int) -> tuple[dict[str, Any
     array = np.asarray(wanted) if hasattr(wanted, "__array__") else None
     if array is not None and array.dtype.kind != "f":
         array = None
+    if array is None and isinstance(info, TextCondition) and _prompts(wanted):
+        prompts: Any = [wanted] if isinstance(wanted, str) else wanted
+        _check_images(len(prompts) * int(count))
+        every = [each for each in prompts for _ in range(count)]
+        return {"text": every}, every
     if array is not None or isinstance(info, TextCondition):
         other: Any = wanted if array is None else None
         states = condition_of(info, other, array)

@@ -17,20 +17,20 @@ from typing import Any
 import numpy as np
 
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.condition import Described, asked, condition_of
+from fewstep.runtime.condition import Described, Text, asked
 from fewstep.runtime.devices import Array, ClosedOnExit, Device, Workspace
-from fewstep.runtime.engines import Engine
+from fewstep.runtime.engines import Engine, run_once
 from fewstep.runtime.engines.on_gpu import EnginesOnGpu
 from fewstep.runtime.engines.select import Wanted, open_backend
 from fewstep.runtime.errors import DeviceError, RequestError, choose
-from fewstep.runtime.families import Model, family_of, model_of
+from fewstep.runtime.families import family_of, model_of
 from fewstep.runtime.memory import MAX_PLAN_BYTES, Plans
 from fewstep.runtime.preview import Callback, StepPreview, decoded, steps_of
 from fewstep.runtime.program import PIXELS
 from fewstep.runtime.progress import Progress, no_progress
-from fewstep.runtime.request import seeds_of
+from fewstep.runtime.prompts import TextStates
+from fewstep.runtime.request import checked_request
 from fewstep.runtime.result import Pictures, Result
-from fewstep.runtime.settings import settings_of
 from fewstep.runtime.turns import Turns
 
 
@@ -71,7 +71,7 @@ class Generator(ClosedOnExit):
         self.passed_over: dict[str, str] = {}
         self.on_gpu: EnginesOnGpu | None = None
         self._scratch: Workspace | None = None
-        self._turns = Turns(wait=wait)
+        self._turns, self._states = Turns(wait=wait), TextStates()
         self.family = family_of(bundle.manifest.model.kind)
         self.model = model_of(bundle, {**bundle.manifest.graphs, **self.engines})
         make = functools.partial(self.family.program, self.model)
@@ -176,7 +176,7 @@ class Generator(ClosedOnExit):
         with self._turns.turn():
             self.plans.close()
             self.engines[graph].close()
-            self.engines[graph] = engine
+            self.engines[graph], self._states = engine, TextStates()
 
     def __call__(
         self,
@@ -191,7 +191,8 @@ class Generator(ClosedOnExit):
         """Generate images, with Pillow's images on request.
 
         Args:
-            wanted: a class id or name, or several; or text states ``[B, L, D]`` float32.
+            wanted: a class id or name, or several; a prompt, or several; or text states
+                ``[B, L, D]`` float32.
             count: images of each.
             seed: as of :meth:`generate`.
             progress: told after every batch.
@@ -214,7 +215,8 @@ class Generator(ClosedOnExit):
         self,
         *,
         class_ids: Sequence[int] | None = None,
-        text: Array | None = None,
+        text: Text | None = None,
+        negative: str | Array | None = None,
         seed: int | Sequence[int] = 0,
         **settings: Any,
     ) -> Result:
@@ -222,7 +224,10 @@ class Generator(ClosedOnExit):
 
         Args:
             class_ids: one class id per image, for class-conditional bundles.
-            text: text states ``[B, L, D]`` float32, for text-conditional bundles.
+            text: for text-conditional bundles: a prompt per image, where the bundle has a text
+                encoder, or text states ``[B, L, D]`` float32. States of prompts are kept.
+            negative: a prompt, or states ``[L, D]``, that guidance leads away from, in the place of
+                the empty text; for text-conditional bundles.
             seed: image i gets ``seed + i``, or its own seed from a sequence; 0 … 2⁶⁴ − 1. The
                 same seed, condition and settings give the same image in any batch.
             settings: of the bundle's family, such as ``steps``, ``schedule`` and ``guidance`` of
@@ -234,13 +239,16 @@ class Generator(ClosedOnExit):
             EngineError: a graph failed, or gave NaN.
             DeviceError: the generator is closed, or out of memory.
         """
-        return self.run(self.request(class_ids=class_ids, text=text, seed=seed, **settings))
+        return self.run(
+            self.request(class_ids=class_ids, text=text, negative=negative, seed=seed, **settings)
+        )
 
     def request(
         self,
         *,
         class_ids: Sequence[int] | None = None,
-        text: Array | None = None,
+        text: Text | None = None,
+        negative: str | Array | None = None,
         seed: int | Sequence[int] = 0,
         edit: Mapping[str, Array] | None = None,
         **settings: Any,
@@ -250,6 +258,7 @@ class Generator(ClosedOnExit):
         Args:
             class_ids: as there.
             text: as there.
+            negative: as there.
             seed: as there.
             edit: what of the images is kept, by names of the family's own.
             settings: as there.
@@ -258,7 +267,13 @@ class Generator(ClosedOnExit):
             RequestError: an argument the bundle cannot serve.
         """
         return checked_request(
-            self.model, class_ids=class_ids, text=text, seed=seed, edit=edit, settings=settings
+            self.model,
+            class_ids=class_ids,
+            text=text,
+            negative=negative,
+            seed=seed,
+            edit=edit,
+            settings=settings,
         )
 
     def run(
@@ -289,6 +304,7 @@ class Generator(ClosedOnExit):
         plans, family, model = self.plans, self.family, self.model
         self.device.require()
         start, images, decided = time.perf_counter(), list[Array](), list[dict[str, Array]]()
+        request = self._states.encoded(request, self.model, self._encode)
         self.device.timings()
         for rows in batches(len(request.seeds), self.max_batch):
             batch = rows.stop - rows.start
@@ -308,6 +324,11 @@ class Generator(ClosedOnExit):
         trace = family.trace(model, joined)
         notes = family.notes(model, request)
         return Result(_joined(images, 0), request.seeds, trace, timings, notes)
+
+    def _encode(self, graph: str, ids: Array) -> Array:
+        parts = batches(len(ids), self.max_batch)
+        made = [run_once(self.device, self.engines[graph], {"ids": ids[rows]}) for rows in parts]
+        return _joined([each["text"] for each in made], 0)
 
     def _run_watched(
         self, key: Any, inputs: Mapping[str, Any], rows: range, callback: Callback
@@ -354,26 +375,6 @@ class Generator(ClosedOnExit):
             for engine in self.engines.values():
                 stack.callback(engine.close)
             stack.callback(plans.close)
-
-
-def checked_request(
-    model: Model,
-    *,
-    class_ids: Sequence[int] | None,
-    text: Array | None,
-    seed: int | Sequence[int],
-    settings: Mapping[str, Any],
-    edit: Mapping[str, Array] | None = None,
-) -> Any:
-    """A request of a model's family, checked without engines; arguments as of :class:`Generator`.
-
-    Raises:
-        RequestError: an argument the bundle cannot serve.
-    """
-    condition = condition_of(model.info.condition, class_ids, text)
-    seeds = seeds_of(seed, len(condition))
-    chosen = settings_of(model.info.defaults, settings)
-    return family_of(model.info.kind).request(model, condition, seeds, chosen, edit)
 
 
 def batches(count: int, most: int) -> list[slice]:

@@ -75,7 +75,7 @@ class Manifest(Strict):
         named |= {engine.file for engine in self.engines}
         if self.kernels is not None:
             named |= set(self.kernels.cubins.values())
-        named.add(getattr(self.model.condition, "unconditional_file", None) or "")
+        named |= self.model.condition.files
         return named - {""}
 
     def verified_on(self, engine: EngineInfo) -> tuple[VerifiedOn, ...]:

@@ -1,15 +1,52 @@
-"""What every request has, in any family: a condition and a seed for each image."""
+"""What every request has, in any family: a condition and a seed for each image, and settings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fewstep.runtime.condition import ClassCondition, Text, condition_of
+from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import RequestError
+from fewstep.runtime.families import Model, family_of
+from fewstep.runtime.settings import settings_of
 
 _MAX_SEED = 2**64 - 1
+
+
+def checked_request(
+    model: Model,
+    *,
+    class_ids: Sequence[int] | None,
+    text: Text | None,
+    seed: int | Sequence[int],
+    settings: Mapping[str, Any],
+    negative: str | Array | None = None,
+    edit: Mapping[str, Array] | None = None,
+) -> Any:
+    """A request of a model's family, checked without engines; arguments as of
+    :meth:`fewstep.runtime.generator.Generator.request`.
+
+    Raises:
+        RequestError: an argument the bundle cannot serve.
+        BundleError: the tokenizer's file is damaged.
+        MissingDependencyError: tokenizers is not installed.
+    """
+    info = model.info.condition
+    condition = condition_of(info, class_ids, text, model.tokenizer)
+    seeds = seeds_of(seed, len(condition))
+    chosen = settings_of(model.info.defaults, settings)
+    request = family_of(model.info.kind).request(model, condition, seeds, chosen, edit)
+    if negative is None or (isinstance(negative, str) and not negative.strip()):
+        return request
+    if not info.has_unconditional or isinstance(info, ClassCondition):
+        raise RequestError("negative is for text-conditional bundles that have guidance")
+    wanted = negative if isinstance(negative, str) else np.asarray(negative)[None]
+    return replace(request, negative=condition_of(info, None, wanted, model.tokenizer)[0])
 
 
 def seeds_of(seed: int | Sequence[int], count: int) -> npt.NDArray[np.uint64]:

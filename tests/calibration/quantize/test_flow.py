@@ -390,6 +390,6 @@ def test_a_text_bundle_needs_text_and_records_it(tiny_text_bundle: Path, tmp_pat
     assert all(delicate[name] for name in only(outcome).record.kept)
     assert only(outcome).record.text_sha256 and not _quantize(path, text=text).made
     assert not _quantize(path, text=text, repeat=True).made
-    with pytest.raises(RequestError, match="--repeat needs the --text that was given before"):
+    with pytest.raises(RequestError, match="--repeat needs the --text-file that was given before"):
         _quantize(path, text=text + 1, repeat=True)
     assert _quantize(path, text=text + 1).made

@@ -61,7 +61,7 @@ def repeated(bundle: Bundle, given: Settings, text_sha256: str | None) -> dict[s
             "--repeat"
         )
     if any(each.text_sha256 != text_sha256 for each in records):
-        raise RequestError("--repeat needs the --text that was given before")
+        raise RequestError("--repeat needs the --text-file that was given before")
     again = {graph: from_record(info, given.precision) for graph, info in infos.items()}
     if given.other_layers is not None:
         layers, heads = given.other_layers, given.fp32_heads

@@ -217,14 +217,16 @@ def conditions(info: Condition, count: int, seed: int, text: Array | None) -> Ar
         RequestError: text for a class-conditional bundle, or none for a text-conditional one.
     """
     if not isinstance(info, ClassCondition):
+        if text is None and info.encoder is not None:
+            text = info.examples(len(info.encoder.examples))
         if text is None:
             raise RequestError(
                 "this bundle is conditioned on text, which calibration cannot invent: give text "
-                f"states [M, {info.length}, {info.width}] in a .npy file with --text"
+                f"states [M, {info.length}, {info.width}] in a .npy file with --text-file"
             )
         return info.array(text)[(seed + np.arange(count)) % len(text)]
     if text is not None:
-        raise RequestError("this bundle is class-conditional: leave --text out")
+        raise RequestError("this bundle is class-conditional: leave --text-file out")
     random = np.random.default_rng(seed)
     ids = np.array(info.ids, np.int32)
     rounds = [random.permutation(len(ids)) for _ in range(-(-count // len(ids)))]

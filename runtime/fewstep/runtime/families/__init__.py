@@ -22,6 +22,7 @@ from fewstep.runtime.condition import ClassCondition, TextCondition
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import BundleError, choose
 from fewstep.runtime.program import Program
+from fewstep.runtime.prompts import Tokenizer
 from fewstep.runtime.records import Strict, TensorInfo
 from fewstep.runtime.settings import Settings
 
@@ -79,12 +80,14 @@ class Model:
     """A bundle's model, as its family needs it.
 
     ``info``: the manifest's description. ``graphs``: inputs and outputs by graph name.
-    ``arrays``: what :meth:`Family.arrays` read from the bundle.
+    ``arrays``: what :meth:`Family.arrays` read from the bundle. ``tokenizer``: of prompts, where
+    the bundle reads any.
     """
 
     info: Any
     graphs: Mapping[str, Tensors]
     arrays: Mapping[str, Array] = field(default_factory=dict)
+    tokenizer: Tokenizer | None = None
 
     @property
     def outputs(self) -> dict[str, tuple[str, ...]]:
@@ -170,11 +173,13 @@ class Family(ABC):
         settings: Any,
         edit: Mapping[str, Array] | None = None,
     ) -> Any:
-        """A checked request for B images: anything that has ``condition`` and ``seeds``.
+        """A checked request for B images: a dataclass that has ``condition`` and ``seeds``, and
+        ``negative``, which is ``None``, where the family has text-conditional models.
 
         Args:
             model: the bundle's model.
-            condition: class ids ``[B]`` int32 or text states ``[B, L, D]`` float32.
+            condition: class ids ``[B]`` int32; text states ``[B, L, D]`` float32, or ids of texts
+                ``[B, tokens]`` int32, which the program then encodes.
             seeds: ``[B]``.
             settings: an instance of ``Settings``; the fields that the caller gave are set.
             edit: what of the images is kept, by names of the family's own.
@@ -243,7 +248,8 @@ class Family(ABC):
 
 _RESERVED = frozenset(
     (
-        *("class_ids", "classes", "text", "seed", "edit", "count", "batch", "runs"),
+        *("class_ids", "classes", "text", "text_file", "negative", "seed", "edit", "count"),
+        *("batch", "runs"),
         *("backend", "device", "precision", "threads", "profile", "out", "out_path", "trace"),
         *("plan", "json_file", "as_json", "rollouts", "held_out", "method", "percentile", "keep"),
         *("auto", "cache", "repeat", "force", "wanted", "progress", "callback", "like", "columns"),
@@ -297,7 +303,11 @@ def model_of(bundle: Bundle, graphs: Mapping[str, Tensors] | None = None) -> Mod
     """
     manifest = bundle.manifest
     arrays = family_of(manifest.model.kind).arrays(bundle)
-    return Model(manifest.model, manifest.graphs if graphs is None else graphs, arrays)
+    condition, tokenizer = manifest.model.condition, None
+    if isinstance(condition, TextCondition) and condition.encoder is not None:
+        tokenizer = Tokenizer(bundle, condition.encoder)
+    graphs = manifest.graphs if graphs is None else graphs
+    return Model(manifest.model, graphs, arrays, tokenizer)
 
 
 def example_request(model: Model, settings: Settings, images: int = 1) -> Any:

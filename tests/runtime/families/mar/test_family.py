@@ -20,7 +20,7 @@ from fewstep.runtime.families import Model, family_of, model_of
 from fewstep.runtime.families.mar.key import MarKey
 from fewstep.runtime.families.mar.model import MarModel
 from fewstep.runtime.families.mar.request import MarRequest
-from fewstep.runtime.generator import checked_request
+from fewstep.runtime.request import checked_request
 from fewstep.runtime.settings import settings_of
 
 FAMILY = family_of("mar")

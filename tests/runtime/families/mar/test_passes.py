@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.families import Model, family_of, model_of
 from fewstep.runtime.families.mar.model import MarModel
-from fewstep.runtime.generator import checked_request
 from fewstep.runtime.program import Program, Repeat
+from fewstep.runtime.request import checked_request
 
 KNOWN, COUNTS = [0, 1, 3, 5, 8, 12], [1, 2, 2, 3, 4, 4]  # of 6 iterations
 CHANNELS, WIDTH, POSITIONS, CACHED, HEAD = 12, 32, 22, 128, 24

@@ -22,7 +22,7 @@ from fewstep.runtime.families import Model, model_of
 from fewstep.runtime.families.mar.iterations import counts
 from fewstep.runtime.families.mar.model import MarModel
 from fewstep.runtime.families.mar.request import MarRequest, latents_of, tokens_of
-from fewstep.runtime.generator import checked_request
+from fewstep.runtime.request import checked_request
 from fewstep.runtime.settings import settings_of
 
 LATENTS, PLACES = (2, 3, 8, 8), (2, 4, 4)

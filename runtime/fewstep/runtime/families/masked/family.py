@@ -56,6 +56,18 @@ class MaskedTrace:
         return final
 
 
+def _conditions(model: Model, request: MaskedRequest, rows: slice) -> dict[str, npt.ArrayLike]:
+    """What the transformer's halves are conditioned on."""
+    condition = request.condition[rows]
+    if not request.guided:
+        return {"ids" if request.of_ids else "condition": condition}
+    nothing = model.arrays["unconditional"] if request.negative is None else request.negative
+    if request.of_ids:
+        return {"ids": condition, "nothing": nothing}
+    nothing = np.broadcast_to(nothing, condition.shape)
+    return {"condition": np.concatenate([condition, nothing])}
+
+
 class MaskedFamily(Family):
     """MaskGIT and AdaNAT."""
 
@@ -65,7 +77,8 @@ class MaskedFamily(Family):
     kinds = {
         "tokens": "tokens",
         "condition": "condition",
-        "text": "condition",
+        "ids": "condition",
+        "text": "latents",
         "logits": "logits",
         "features": "features",
         "action": "action",
@@ -104,28 +117,31 @@ class MaskedFamily(Family):
     def key(
         self, model: Model, request: MaskedRequest, batch: int, *, constants: bool = True
     ) -> MaskedKey:
-        reuse = constants and request.mask is None
-        ordered = request.order is not None
-        return MaskedKey(batch, request.steps, request.guided, request.policy, reuse, ordered)
+        return MaskedKey(
+            batch,
+            request.steps,
+            request.guided,
+            request.policy,
+            reuse=constants and request.mask is None and request.negative is None,
+            ordered=request.order is not None,
+            encodes=request.of_ids,
+        )
 
     def corners(self, model: Model, batch: int) -> Iterator[MaskedKey]:
         info: MaskedModel = model.info
         guided = [True, False] if info.can_guide else [False]
+        encodes = info.encoder is not None
         for each in guided:
-            yield MaskedKey(batch, 2, each, None)
+            yield MaskedKey(batch, 2, each, None, encodes=encodes)
         for policy in info.policies:
-            yield MaskedKey(batch, 2, True, policy)
+            yield MaskedKey(batch, 2, True, policy, encodes=encodes)
 
     def program(self, model: Model, key: MaskedKey) -> Program:
         return masked_program(model, key)
 
     def inputs(self, model: Model, request: MaskedRequest, rows: slice) -> dict[str, npt.ArrayLike]:
-        condition = request.condition[rows]
         inputs: dict[str, npt.ArrayLike] = {"seeds": request.seeds[rows], "given": 0, "mask": 1}
-        if request.guided:
-            nothing = np.broadcast_to(model.arrays["unconditional"], condition.shape)
-            condition = np.concatenate([condition, nothing])
-        inputs["condition"] = condition
+        inputs |= _conditions(model, request, rows)
         if request.given is not None and request.mask is not None:
             inputs |= {"given": request.given[rows], "mask": request.mask[rows]}
         if request.parameters is not None:

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, PositiveInt, model_validator
 from typing_extensions import Self
 
-from fewstep.runtime.condition import ClassCondition, TextCondition
+from fewstep.runtime.condition import ClassCondition, TextCondition, TextEncoder
 from fewstep.runtime.families import ModelInfo
 from fewstep.runtime.families.masked.rules import Rules
 from fewstep.runtime.families.masked.settings import MaskedSettings
@@ -96,6 +96,11 @@ class MaskedModel(ModelInfo):
         return "condition" if isinstance(self.condition, ClassCondition) else "text"
 
     @property
+    def encoder(self) -> TextEncoder | None:
+        """Of prompts, if there is one."""
+        return None if isinstance(self.condition, ClassCondition) else self.condition.encoder
+
+    @property
     def can_guide(self) -> bool:
         """Whether there is an unconditional condition."""
         return self.condition.has_unconditional
@@ -111,6 +116,9 @@ class MaskedModel(ModelInfo):
             ("decoder", "tokens"): (n,),
             ("decoder", "image"): (3, *self.image_size),
         }
+        if self.encoder is not None:
+            shapes |= {("text_encoder", "ids"): (self.encoder.tokens,)}
+            shapes |= {("text_encoder", "text"): condition}
         for graph in self.policies:
             shapes |= {("transformer", "features"): (n, width), (graph, "features"): (n, width)}
             shapes |= {(graph, "step"): (), (graph, "action"): (4,)}

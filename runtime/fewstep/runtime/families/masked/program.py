@@ -1,6 +1,7 @@
 """Masked decoding as a program.
 
     start:   initial_tokens(given, mask) → tokens[0]
+             text_encoder(ids) → condition                       only where texts are given by ids
     step t:  tokens[t] → transformer_tokens
              transformer(transformer_tokens) → logits, features
              policy(features, t) → action → parameters[t]        only with a policy
@@ -41,7 +42,8 @@ class MaskedKey:
 
     ``policy`` is the graph of the policy network, or ``None`` for a fixed schedule. With ``reuse``
     every token is generated, and the unconditional half of step 0 is a constant. ``ordered``: the
-    order of the positions is an input, and no confidence is computed.
+    order of the positions is an input, and no confidence is computed. ``encodes``: texts are given
+    by their ids, which a text encoder reads.
     """
 
     batch: int
@@ -50,6 +52,7 @@ class MaskedKey:
     policy: str | None
     reuse: bool = True
     ordered: bool = False
+    encodes: bool = False
 
     @property
     def rows(self) -> int:
@@ -102,6 +105,8 @@ def _operations(model: MaskedModel, key: MaskedKey, *, features: bool) -> Iterat
         },
         writes=("tokens", "error"),
     )
+    if key.encodes:
+        yield from _texts(model, key)
     for step in range(key.steps):
         constant = step == 0 and key.guided and key.reuse
         rows = key.batch if constant else key.rows
@@ -131,6 +136,15 @@ def _operations(model: MaskedModel, key: MaskedKey, *, features: bool) -> Iterat
         writes=("pixels", "error"),
         step=last,
     )
+
+
+def _texts(model: MaskedModel, key: MaskedKey) -> Iterator[Op]:
+    """What the transformer reads of the texts."""
+    assert model.encoder is not None
+    condition, batch = View("condition"), key.batch
+    yield Run(model.encoder.graph, {"ids": View("ids"), "text": condition[:batch]})
+    if key.guided:
+        yield Copy(condition[batch : 2 * batch], View("nothing"), stage="text_encoder")
 
 
 def _by_confidence(
@@ -276,6 +290,7 @@ def _buffers(model: Model, key: MaskedKey) -> dict[str, BufferSpec]:
         **_decision_buffers(model, key),
         "image": BufferSpec((batch, 3, height, width), image),
         **_transformer_buffers(model, key.rows),
+        **(_text_buffers(model, key) if key.encodes else {}),
         **(_policy_buffers(info, key) if key.policy else {}),
     }
 
@@ -304,6 +319,20 @@ def _transformer_buffers(model: Model, rows: int) -> dict[str, BufferSpec]:
     }
     if features := graph.outputs.get("features"):
         buffers["features"] = BufferSpec((rows, n, info.feature_width), features.dtype)
+    return buffers
+
+
+def _text_buffers(model: Model, key: MaskedKey) -> dict[str, BufferSpec]:
+    """What the text encoder is bound to."""
+    info, graph = model.info, model.graphs["text_encoder"]
+    states = model.graphs["transformer"].inputs["text"].dtype
+    shape = info.tensor_shapes()["transformer", "text"][1:]
+    buffers = {
+        "ids": BufferSpec((key.batch, info.encoder.tokens), graph.inputs["ids"].dtype, "input"),
+        "condition": BufferSpec((key.rows, *shape), states),
+    }
+    if key.guided:
+        buffers["nothing"] = BufferSpec((key.batch, *shape), states, "input")
     return buffers
 
 

@@ -24,9 +24,10 @@ from fewstep.runtime.settings import PerStep
 class MaskedRequest:
     """A checked request for B images.
 
-    ``condition``: class ids ``[B]`` int32 or text states ``[B, L, D]`` float32. ``seeds [B]``
-    uint64. ``parameters [T, 4]`` float32 of a fixed schedule, or ``None`` with the name of the
-    ``policy`` to follow. ``guided``: whether any step needs the unconditional half. ``given
+    ``condition``: class ids ``[B]`` int32; text states ``[B, L, D]`` float32, or ids of texts
+    ``[B, tokens]`` int32. ``negative [L, D]``: states in the place of the empty text's. ``seeds
+    [B]`` uint64. ``parameters [T, 4]`` float32 of a fixed schedule, or ``None`` with the name of
+    the ``policy`` to follow. ``guided``: whether any step needs the unconditional half. ``given
     [B, N]`` are ids that stay where ``mask [B, N]`` is 0; without both, every token is generated.
     ``order``: of the positions, where it is known before.
     """
@@ -40,6 +41,12 @@ class MaskedRequest:
     given: Array | None = None
     mask: Array | None = None
     order: Order | None = None
+    negative: Array | None = None
+
+    @property
+    def of_ids(self) -> bool:
+        """Whether texts are given by their ids."""
+        return self.condition.ndim == 2
 
 
 @dataclass(frozen=True)
