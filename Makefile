@@ -15,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reor
 PYTHON_VERSION ?= $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 CUDA_VERSION ?= 13.0
 
-.PHONY: setup check test test-gpu gpu-kit demo wheel sample-bundle lint format clean
+.PHONY: setup check test coverage test-gpu gpu-kit demo wheel sample-bundle lint format clean
 
 setup: $(INSTALLED)
 
@@ -35,8 +35,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 check: setup lint
 	$(PYTEST) -m "not slow" $(QUICK)
 
-# Everything, with coverage: before you push, and in CI.
+# Everything: before you push, and in CI.
 test: setup lint
+	$(PYTEST)
+
+# Which lines no test runs.
+coverage: setup
 	$(PYTEST) --cov
 
 # On a machine with a GPU, network and compiler: the CUDA tests and the benchmark on the GPU.
