@@ -32,12 +32,21 @@ def condition_of(
     """
     if transformer.class_conditional:
         return class_condition(transformer.num_classes, config, config.transformer is None)
-    if config.unconditional is not None or config.class_names is not None:
-        wrong = "unconditional" if config.unconditional is not None else "class_names"
-        raise CheckpointError(f"{wrong} in --config is for class-conditional models; leave it out")
+    refuse_classes(config)
     file = None if unconditional_text is None else UNCONDITIONAL_FILE
     length, width = transformer.extras, transformer.context_width
     return TextCondition(length=length, width=width, unconditional_file=file), ()
+
+
+def refuse_classes(config: ExportConfig) -> None:
+    """Refuse what a configuration says of classes.
+
+    Raises:
+        CheckpointError: it says something.
+    """
+    if config.unconditional is not None or config.class_names is not None:
+        wrong = "unconditional" if config.unconditional is not None else "class_names"
+        raise CheckpointError(f"{wrong} in --config is for class-conditional models; leave it out")
 
 
 def class_condition(

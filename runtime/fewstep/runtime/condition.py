@@ -125,17 +125,33 @@ class ClassCondition(Strict):
         return known[np.linspace(0, len(known) - 1, count).astype(np.int32)]
 
 
+class TextEncoder(Strict):
+    """A graph ``text_encoder`` of the bundle: ``ids [B, tokens]`` int32 → ``text [B, length,
+    width]`` float32 states, with ``tokenizer.json`` beside it.
+
+    ``tokens``: ids per text. Shorter texts are padded with ``pad_id``, longer ones are truncated as
+    the tokenizer does.
+    """
+
+    graph: Literal["text_encoder"] = "text_encoder"
+    tokenizer_file: str = Field(default="tokenizer.json", min_length=1)
+    tokens: PositiveInt
+    pad_id: int = Field(ge=0, lt=2**31)
+
+
 class TextCondition(Strict):
-    """Images are conditioned on text states ``[length, width]`` float32 from an outside encoder.
+    """Images are conditioned on text states ``[length, width]`` float32, from the bundle's encoder
+    or an outside one.
 
     ``unconditional_file`` holds the states of the empty text (``text`` in an ``.npz``), which
-    guidance needs.
+    guidance needs. ``encoder``: what makes states of texts, if the bundle has it.
     """
 
     kind: Literal["text"] = "text"
     length: PositiveInt
     width: PositiveInt
     unconditional_file: str | None = Field(default=None, min_length=1)
+    encoder: TextEncoder | None = None
 
     @property
     def has_unconditional(self) -> bool:

@@ -75,7 +75,9 @@ class Manifest(Strict):
         named |= {engine.file for engine in self.engines}
         if self.kernels is not None:
             named |= set(self.kernels.cubins.values())
-        named.add(getattr(self.model.condition, "unconditional_file", None) or "")
+        condition = self.model.condition
+        named.add(getattr(condition, "unconditional_file", None) or "")
+        named.add(getattr(getattr(condition, "encoder", None), "tokenizer_file", ""))
         return named - {""}
 
     def verified_on(self, engine: EngineInfo) -> tuple[VerifiedOn, ...]:
