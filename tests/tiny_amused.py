@@ -62,7 +62,7 @@ def vocabulary(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
     """Ids in CLIP's order: bytes, the same at the end of a word, merges, start and end."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [*letters, *(f"{each}</w>" for each in letters), *map("".join, merges), START, END]
-    return {word: index for index, word in enumerate(words)}
+    return {word: index for index, word in enumerate(dict.fromkeys(words))}
 
 
 def write_tokenizer(

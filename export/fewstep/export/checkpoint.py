@@ -202,6 +202,8 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it cannot be read, or is no JSON object.
     """
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file")
     try:
         if path.stat().st_size > _MOST_BYTES_OF_JSON:
             raise ValueError("too large")

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
 from fewstep.export.config import ExportConfig
 from fewstep.export.models import UViT
 from fewstep.runtime.condition import ClassCondition, TextCondition
@@ -109,3 +114,25 @@ def _unconditional(
         f"the last of the transformer's {rows} class ids, {rows - 1}, is taken for no class, as in "
         'the authors\' models; if yours has none, put "unconditional": "none" into --config',
     )
+
+
+def read_unconditional_text(path: Path | None, transformer: UViT) -> Array | None:
+    """States of the empty text ``[L, D]``, float32, of a ``.npy`` file, if there is one.
+
+    Raises:
+        CheckpointError: it cannot be read, has another shape, or the transformer reads no texts.
+    """
+    if path is None:
+        return None
+    if transformer.class_conditional:
+        raise CheckpointError("a class-conditional transformer takes no --unconditional-text")
+    shape = (transformer.extras, transformer.context_width)
+    try:
+        text = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path} is not a .npy array: {error}") from error
+    if not isinstance(text, np.ndarray):
+        raise CheckpointError(f"{path}: expected one .npy array, got an .npz archive")
+    if text.shape != shape:
+        raise CheckpointError(f"{path}: expected shape {list(shape)}, got {list(text.shape)}")
+    return np.asarray(text, np.float32)
