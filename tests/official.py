@@ -22,7 +22,7 @@ if __name__ == "__main__":  # not this folder, whose names are those of others
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from fewstep.runtime.errors import FewstepError
-from tests.officials import halton, mar, masked, maskgit_torch, one_d, var, vqgan
+from tests.officials import amused, clip_text, halton, mar, masked, maskgit_torch, one_d, var, vqgan
 from tests.officials.comparison import Comparison
 from tests.officials.fixture import Fixture, UnusableError
 
@@ -36,13 +36,8 @@ class _Kind(NamedTuple):
     replays: Callable[[Fixture, Path], Iterator[Comparison]]
 
 
-_MODULES = (masked, vqgan, var, mar, halton, one_d, maskgit_torch)
+_MODULES = (masked, vqgan, var, mar, halton, one_d, maskgit_torch, amused, clip_text)
 KINDS = tuple(_Kind(each.knows, each.replays) for each in _MODULES)
-
-LATER: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
-    "aMUSEd": lambda cfg: "uvit2d" in cfg,
-}
-"""Recordings that are known, and of a form that ``fewstep export`` does not have."""
 
 
 def check(path: Path) -> Iterator[Comparison]:
@@ -55,13 +50,8 @@ def check(path: Path) -> Iterator[Comparison]:
     fixture = Fixture.read(path)
     kind = next((each for each in KINDS if each.knows(fixture.cfg)), None)
     if kind is None:
-        known = next((name for name, knows in LATER.items() if knows(fixture.cfg)), None)
         said = ", ".join(sorted(fixture.cfg)) or "nothing"
-        raise UnusableError(
-            f"is of no known kind, its cfg has {said}"
-            if known is None
-            else f"is of {known}: no form reads this yet"
-        )
+        raise UnusableError(f"is of no known kind, its cfg has {said}")
     count = 0
     with tempfile.TemporaryDirectory(prefix="official-") as folder:
         for found in kind.replays(fixture, Path(folder)):

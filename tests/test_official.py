@@ -26,12 +26,12 @@ from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import Manifest, Provenance
 from fewstep.runtime.records import FileInfo, GraphInfo, TensorInfo
 from tests import official
-from tests.officials import mar, masked, var, vqgan
+from tests.officials import amused, mar, masked, var, vqgan
 from tests.officials.comparison import Comparison
 from tests.officials.fixture import Fixture, gumbel
 
 _DATA = Path(__file__).parent / "data"
-_IDS = frozenset(("condition", "step", "phi", "positions", "order", "wanted", "timestep"))
+_IDS = frozenset(("condition", "step", "phi", "positions", "order", "wanted", "timestep", "ids"))
 _NOTHING = FileInfo(bytes=0, sha256="0" * 64)
 
 
@@ -43,9 +43,9 @@ def _in_torch(
     read = sources()[form].load({k: v for k, v in given.items() if v}, ExportConfig(**config))
     for name, content in read.files.items():
         (folder / name).write_bytes(content)
-    graphs = {
-        name: _described(read.model, name, each.outputs) for name, each in read.graphs.items()
-    }
+    run = {graph for graph, _ in read.model.tensor_shapes()}
+    modules = {name: each for name, each in read.graphs.items() if name in run}
+    graphs = {name: _described(read.model, name, each.outputs) for name, each in modules.items()}
     files = {
         path.name: FileInfo(bytes=path.stat().st_size, sha256=sha256(path))
         for path in folder.iterdir()
@@ -58,9 +58,7 @@ def _in_torch(
         files={**{each.file: _NOTHING for each in graphs.values()}, **files},
         provenance=Provenance(created="", command="", tools={}, checkpoints={}),
     )
-    engines = {
-        name: TorchEngine(name, each.module, graphs[name]) for name, each in read.graphs.items()
-    }
+    engines = {name: TorchEngine(name, each.module, graphs[name]) for name, each in modules.items()}
     return Generator(Bundle(folder, manifest), CpuDevice(), engines)
 
 
@@ -81,7 +79,7 @@ def _described(model: ModelInfo, graph: str, outputs: tuple[str, ...]) -> GraphI
 @pytest.fixture
 def in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is exported."""
-    for module in (masked, vqgan, var, mar):
+    for module in (masked, vqgan, var, mar, amused):
         monkeypatch.setattr(module, "exported", _in_torch)
 
 
@@ -113,6 +111,8 @@ def test_a_recording_comes_back_from_exported_graphs(capsys: pytest.CaptureFixtu
         ("adanat_policy", ["actions", "bias_heu0", "bias_heu1", "no action"]),
         ("adanat_rollout_class", ["rollout, 8 steps"]),
         ("adanat_text", ["one pass", "heu1, 4 steps", "heu0, 4 steps"]),
+        ("amused", ["one pass (PyTorch)", "one pass", "cos, 6 steps", "lin, 5 steps"]),
+        ("amused_options", ["one pass (PyTorch)", "code → image, image → ids (PyTorch)"]),
         (
             "mar",
             ["lin, 6 iterations", "nocfg, 5 iterations", "const, 4 iterations"]
@@ -232,7 +232,6 @@ def test_what_is_no_recording_or_of_no_form_is_told_in_one_line(
 ) -> None:
     (tmp_path / "text.npz").write_text("no archive")
     np.savez(tmp_path / "other.npz", cfg=json.dumps({"diffusion": 1}))
-    np.savez(tmp_path / "later.npz", cfg=json.dumps({"uvit2d": {}}))
     np.savez(tmp_path / "without.npz", x=np.zeros(1))
     np.savez(tmp_path / "empty.npz", cfg=json.dumps({"policy": {}, "upd_set": []}))
     np.savez(tmp_path / "half.npz", cfg=json.dumps({"conf": {}, "num_embeddings": 4}))
@@ -243,7 +242,6 @@ def test_what_is_no_recording_or_of_no_form_is_told_in_one_line(
         (tmp_path / "empty.npz", "has no recorded run"),
         (tmp_path / "half.npz", "lacks z_channels"),
         (tmp_path / "other.npz", "is of no known kind, its cfg has diffusion"),
-        (tmp_path / "later.npz", "is of aMUSEd: no form reads this yet"),
         (_changed("var_d3", tmp_path, {"vqvae": "gone"}), "builds on gone.npz, which is neither"),
     ):
         assert official.main([str(path)]) == 2

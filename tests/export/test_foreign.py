@@ -46,6 +46,7 @@ PUBLISHED = {
 """What the published key tables of ``tests/data`` are."""
 
 _TAKEN = {
+    "amused": ("aMUSEd",),
     "var": ("VAR",),
     "mar": ("MAR model", "KL autoencoder"),
     "halton": ("Halton-MaskGIT", "LlamaGen"),

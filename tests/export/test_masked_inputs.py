@@ -77,7 +77,11 @@ def resized(files: dict[str, Any], folder: Path, part: str, **changes: Any) -> d
             {},
             r"unknown form 'maskgti'; .* maskgit-torch, titok, var. Did you mean 'maskgit",
         ),
-        ("amused", {}, "unknown form 'amused'; expected one of: adagen, adanat, halton, mar, mask"),
+        (
+            "muse",
+            {},
+            "unknown form 'muse'; expected one of: adagen, adanat, amused, halton, mar, m",
+        ),
     ],
 )
 def test_the_form_is_checked_before_any_file(

@@ -1,4 +1,4 @@
-"""What replays of masked forms share: a recorded generation of class-conditional images.
+"""What replays of masked forms share: a recorded generation of images of classes or texts.
 
 Every generation is replayed twice: with the tokens of every step forced to the recorded ones, so
 that each step is judged by itself, and free.
@@ -41,13 +41,14 @@ class Rollout:
     """One recorded generation of T steps, B images, N tokens.
 
     ``tokens [T + 1, B, N]``: ids before every step and after the last, ``sampled [T, B, N]`` what
-    each step drew, and ``drawn [T, B, N]`` where that counts. ``samplers``: by the kernel that
+    each step drew, and ``drawn [T, B, N]`` where that counts. ``condition``: class ids ``[B]`` or
+    text states ``[B, L, D]``. ``samplers``: by the kernel that
     draws, what writes the tokens of recorded noise. ``changed``: inputs in the place of the
     family's. ``given``: of :meth:`fewstep.runtime.families.Family.request`.
     """
 
     settings: Mapping[str, Any]
-    classes: Array
+    condition: Array
     tokens: Array
     sampled: Array
     drawn: Array
@@ -74,8 +75,9 @@ def compare(
     settings = settings_of(model.info.defaults, rollout.settings)
     steps, batch = rollout.sampled.shape[:2]
     seeds = np.arange(batch, dtype=np.uint64)
-    classes = rollout.classes.astype(np.int32)
-    request = family.request(model, classes, seeds, settings, rollout.given)
+    dtype = np.float32 if rollout.condition.ndim > 1 else np.int32
+    condition = rollout.condition.astype(dtype)
+    request = family.request(model, condition, seeds, settings, rollout.given)
     program = family.program(model, family.key(model, request, batch, constants=False))
     inputs = {**family.inputs(model, request, slice(0, batch)), **rollout.changed}
     decisions = {"tokens": rollout.tokens, "sampled": rollout.sampled}

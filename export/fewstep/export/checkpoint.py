@@ -22,6 +22,7 @@ _TRAINING = re.compile(
     r"optim|sched|scaler|sampler|random|rng|training_args|^step\b|discriminator", re.I
 )
 _EMA = re.compile(r"(?<![a-z])ema(?![a-z])", re.I)
+_VARIANT = re.compile(r"\.(fp16|bf16|non_ema)\.")  # of the same weights, in folders of diffusers
 _MOST_BYTES_OF_JSON = 1 << 27
 
 
@@ -80,7 +81,7 @@ def open_checkpoint(path: Path) -> Content:
         else:
             tree, metadata = _read_file(file)
         if (path / "config.json").is_file():
-            metadata |= _json(path / "config.json")
+            metadata |= read_json(path / "config.json")
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     return Content(tree, metadata, notes)
@@ -137,6 +138,7 @@ def _in_folder(folder: Path) -> Path:
         and not _SHARD.search(each.name)
     ]
     for keep in (
+        [each for each in found if not _VARIANT.search(each.name)],
         [each for each in found if _EMA.search(each.name)],
         [each for each in found if ".safetensors" in each.name],
     ):
@@ -183,7 +185,7 @@ def _read_shards(index: Path) -> dict[str, Any]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     """File by tensor; names of files in the index's own folder only."""
-    where = _json(index).get("weight_map")
+    where = read_json(index).get("weight_map")
     good = isinstance(where, dict) and all(
         isinstance(name, str) and Path(name).name == name for name in where.values()
     )
@@ -194,7 +196,14 @@ def _weight_map(index: Path) -> dict[str, str]:
     return where
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object of a JSON file.
+
+    Raises:
+        CheckpointError: it cannot be read, or is no JSON object.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file")
     try:
         if path.stat().st_size > _MOST_BYTES_OF_JSON:
             raise ValueError("too large")

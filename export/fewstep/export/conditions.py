@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
 from fewstep.export.config import ExportConfig
 from fewstep.export.models import UViT
 from fewstep.runtime.condition import ClassCondition, TextCondition
@@ -32,12 +37,21 @@ def condition_of(
     """
     if transformer.class_conditional:
         return class_condition(transformer.num_classes, config, config.transformer is None)
-    if config.unconditional is not None or config.class_names is not None:
-        wrong = "unconditional" if config.unconditional is not None else "class_names"
-        raise CheckpointError(f"{wrong} in --config is for class-conditional models; leave it out")
+    refuse_classes(config)
     file = None if unconditional_text is None else UNCONDITIONAL_FILE
     length, width = transformer.extras, transformer.context_width
     return TextCondition(length=length, width=width, unconditional_file=file), ()
+
+
+def refuse_classes(config: ExportConfig) -> None:
+    """Refuse what a configuration says of classes.
+
+    Raises:
+        CheckpointError: it says something.
+    """
+    if config.unconditional is not None or config.class_names is not None:
+        wrong = "unconditional" if config.unconditional is not None else "class_names"
+        raise CheckpointError(f"{wrong} in --config is for class-conditional models; leave it out")
 
 
 def class_condition(
@@ -100,3 +114,25 @@ def _unconditional(
         f"the last of the transformer's {rows} class ids, {rows - 1}, is taken for no class, as in "
         'the authors\' models; if yours has none, put "unconditional": "none" into --config',
     )
+
+
+def read_unconditional_text(path: Path | None, transformer: UViT) -> Array | None:
+    """States of the empty text ``[L, D]``, float32, of a ``.npy`` file, if there is one.
+
+    Raises:
+        CheckpointError: it cannot be read, has another shape, or the transformer reads no texts.
+    """
+    if path is None:
+        return None
+    if transformer.class_conditional:
+        raise CheckpointError("a class-conditional transformer takes no --unconditional-text")
+    shape = (transformer.extras, transformer.context_width)
+    try:
+        text = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path} is not a .npy array: {error}") from error
+    if not isinstance(text, np.ndarray):
+        raise CheckpointError(f"{path}: expected one .npy array, got an .npz archive")
+    if text.shape != shape:
+        raise CheckpointError(f"{path}: expected shape {list(shape)}, got {list(text.shape)}")
+    return np.asarray(text, np.float32)

@@ -5,23 +5,24 @@ A transformer (U-ViT), a tokenizer (VQGAN) and, if the model has any, policy net
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fewstep.export import checkpoint, presets
 from fewstep.export.autonat import PRESETS
-from fewstep.export.conditions import UNCONDITIONAL_FILE, condition_of
+from fewstep.export.conditions import (
+    UNCONDITIONAL_FILE,
+    condition_of,
+    read_unconditional_text,
+)
 from fewstep.export.config import ExportConfig
 from fewstep.export.layout import require_agreement
 from fewstep.export.masked_graphs import masked_graphs
@@ -29,6 +30,7 @@ from fewstep.export.models import PolicyNet, UViT, VQModel
 from fewstep.export.policies import UNTRAINED_SEED, check_names, untrained_policy
 from fewstep.export.policy_file import StoredPolicy, put_in_order, stored_policy
 from fewstep.export.source import Exportable, Graph
+from fewstep.export.text_encoder import Encoder, read_encoder, unconditional_file
 from fewstep.export.tuned import TunedPolicy, load_tuned
 from fewstep.runtime.condition import ClassCondition, TextCondition
 from fewstep.runtime.devices import Array
@@ -51,8 +53,9 @@ class Checkpoints:
             with the residual, so that it follows the heuristic schedule until
             ``fewstep calibrate policy`` tunes it.
         tuned_policy: policies that ``fewstep calibrate policy`` wrote, oldest first.
+        text_encoder: folder of the text encoder of a text-conditional model.
         unconditional_text: ``.npy`` with the text states of the empty text ``[L, D]``, for
-            guidance in text-conditional models.
+            guidance in text-conditional models; those of the text encoder, if there is one.
         pixel_range: of the tokenizer, ``LOW:HIGH``; that of the configuration, or 0:1, if empty.
     """
 
@@ -61,6 +64,7 @@ class Checkpoints:
     policy: Path | None = None
     untrained_policy: bool = False
     tuned_policy: Sequence[Path] = ()
+    text_encoder: Path | None = None
     unconditional_text: Path | None = None
     pixel_range: str = ""
 
@@ -70,9 +74,10 @@ class Models:
     """Loaded models that belong together, in evaluation mode.
 
     ``policy`` is ``None`` for fixed schedules only; ``untrained``: nothing trained it.
-    ``unconditional_text``: states of the empty text ``[L, D]``, float32. ``notes``: what was
-    removed from the files or preferred in them. ``stored``: what the policy's file says of itself.
-    ``pixels``: the least and the largest pixel value that the tokenizer was trained on.
+    ``encoder``: of texts. ``unconditional_text``: states of the empty text ``[L, D]``, float32.
+    ``notes``: what was removed from the files or preferred in them. ``stored``: what the policy's
+    file says of itself. ``pixels``: the least and the largest pixel value that the tokenizer was
+    trained on.
     """
 
     transformer: UViT
@@ -80,6 +85,7 @@ class Models:
     policy: PolicyNet | None = None
     untrained: bool = False
     tuned: tuple[TunedPolicy, ...] = ()
+    encoder: Encoder | None = None
     unconditional_text: Array | None = None
     notes: tuple[str, ...] = ()
     stored: StoredPolicy = StoredPolicy()
@@ -125,16 +131,17 @@ def load(
         recipe = _recipe(recipe, config)
     models = load_models(files, config)
     model, notes = describe(models, config, at_least_one=at_least_one, recipe=recipe)
-    extra = dict[str, bytes]()
+    extra, read = dict[str, bytes](), checkpoint.named_files({**vars(files), "text_encoder": None})
     if models.unconditional_text is not None:
-        content = io.BytesIO()
-        np.savez(content, text=models.unconditional_text)
-        extra[UNCONDITIONAL_FILE] = content.getvalue()
+        extra[UNCONDITIONAL_FILE] = unconditional_file(models.unconditional_text)
+    if models.encoder is not None:
+        extra |= models.encoder.files(models.unconditional_text)
+        read |= models.encoder.checkpoints
     return Exportable(
         files.transformer.stem,
         model,
         graphs(models, model),
-        checkpoint.named_files(vars(files)),
+        read,
         extra,
         (*models.notes, *notes),
     )
@@ -152,6 +159,8 @@ def load_models(files: Checkpoints, config: ExportConfig) -> Models:
     config.settings(MaskedSettings())
     transformer, found = presets.read(UViT, files.transformer, config.transformer)
     notes, stored = _notes("transformer", found), StoredPolicy()
+    encoder = _encoder(files.text_encoder, transformer)
+    notes += () if encoder is None else encoder.notes
     policy = None
     if files.untrained_policy:
         side = round(transformer.num_tokens**0.5)
@@ -168,7 +177,8 @@ def load_models(files: Checkpoints, config: ExportConfig) -> Models:
         policy,
         files.untrained_policy,
         tuple(load_tuned(path, "masked") for path in files.tuned_policy),
-        _unconditional_text(files.unconditional_text, transformer),
+        encoder,
+        read_unconditional_text(files.unconditional_text, transformer),
         notes,
         stored,
         pixels,
@@ -181,21 +191,24 @@ def _notes(name: str, found: checkpoint.Checkpoint) -> tuple[str, ...]:
     return tuple(f"{name}: {note}" for note in found.notes)
 
 
-def _unconditional_text(path: Path | None, transformer: UViT) -> Array | None:
-    if path is None:
+def _encoder(folder: Path | None, transformer: UViT) -> Encoder | None:
+    """The text encoder, whose states after the last norm the transformer reads.
+
+    So does ``train.py`` of the AdaNAT repository: ``last_hidden_state`` of CLIP bigG, of texts that
+    are padded with 0.
+    """
+    if folder is None:
         return None
     if transformer.class_conditional:
-        raise CheckpointError("a class-conditional transformer takes no --unconditional-text")
-    shape = (transformer.extras, transformer.context_width)
-    try:
-        text = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} is not a .npy array: {error}") from error
-    if not isinstance(text, np.ndarray):
-        raise CheckpointError(f"{path}: expected one .npy array, got an .npz archive")
-    if text.shape != shape:
-        raise CheckpointError(f"{path}: expected shape {list(shape)}, got {list(text.shape)}")
-    return np.asarray(text, np.float32)
+        raise CheckpointError("a class-conditional transformer takes no --text-encoder")
+    encoder = read_encoder(folder, folder, "last", pooled=False, pad_id=0)
+    require_agreement(
+        (
+            ("tokens of a text", transformer.extras, encoder.length, "text encoder"),
+            ("text width", transformer.context_width, encoder.module.width, "text encoder"),
+        )
+    )
+    return encoder
 
 
 def _check_fit(models: Models) -> None:
@@ -246,6 +259,8 @@ def describe(
     """
     transformer, side = models.transformer, round(models.transformer.num_tokens**0.5)
     condition, notes = condition_of(models.transformer, config, models.unconditional_text)
+    if models.encoder is not None:
+        condition = models.encoder.condition()
     if not condition.has_unconditional and (models.policy is not None or models.tuned):
         raise CheckpointError(_nothing_to_guide_with(condition))
     defaults = config.settings(MaskedSettings())
@@ -292,7 +307,8 @@ def _nothing_to_guide_with(condition: ClassCondition | TextCondition) -> str:
         )
     return (
         "a policy always uses guidance, so a text-conditional model needs the states of the empty "
-        f"text too, a .npy array [{condition.length}, {condition.width}] (--unconditional-text)"
+        "text too, of its text encoder (--text-encoder) or in a .npy array "
+        f"[{condition.length}, {condition.width}] (--unconditional-text)"
     )
 
 
@@ -345,9 +361,13 @@ def graphs(models: Models, model: MaskedModel) -> dict[str, Graph]:
     """Every graph of loaded models."""
     ranged = models.tokenizer if models.pixels == (0, 1) else _From(models.tokenizer, models.pixels)
     if models.policy is None:
-        return masked_graphs(model, _LogitsOnly(models.transformer), ranged)
-    networks = {POLICY: models.policy, **{each.name: each.network for each in models.tuned}}
-    return masked_graphs(model, models.transformer, ranged, networks)
+        found = masked_graphs(model, _LogitsOnly(models.transformer), ranged)
+    else:
+        networks = {POLICY: models.policy, **{each.name: each.network for each in models.tuned}}
+        found = masked_graphs(model, models.transformer, ranged, networks)
+    if models.encoder is not None:
+        found[models.encoder.info.graph] = models.encoder.graph()
+    return found
 
 
 class _LogitsOnly(nn.Module):

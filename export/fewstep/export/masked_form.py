@@ -1,4 +1,7 @@
-"""Class-conditional masked models of any form: from two loaded networks to what is exported."""
+"""Masked models of any form: from loaded networks to what is exported.
+
+They are conditioned on classes, or on texts that an encoder of the bundle reads.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,12 @@ from pydantic import ValidationError
 from torch import nn
 
 from fewstep.export import checkpoint
-from fewstep.export.conditions import class_condition
+from fewstep.export.conditions import class_condition, refuse_classes
 from fewstep.export.config import ExportConfig
 from fewstep.export.masked_graphs import masked_graphs
 from fewstep.export.source import Exportable
+from fewstep.export.text_encoder import Encoder
+from fewstep.runtime.condition import ClassCondition, TextCondition
 from fewstep.runtime.errors import CheckpointError
 from fewstep.runtime.families.masked.model import MaskedModel
 from fewstep.runtime.families.masked.rules import Rules
@@ -61,15 +66,17 @@ class Networks:
     """Two networks that belong together, and what the manifest has to say of them.
 
     Args:
-        transformer: tokens ``[B, N]`` and class ids ``[B]`` → logits.
+        transformer: tokens ``[B, N]`` and class ids ``[B]`` or text states → logits.
         decoder: tokens ``[B, N]`` → image ``[B, 3, H, W]`` in 0…1; ``unclamped`` gives it as it
             was before it was clamped.
         grid: rows and columns of tokens.
-        codebook_size: codes V; the mask token has id V.
+        codebook_size: codes V.
         width: of the transformer.
         image_size: height and width in pixels.
-        classes: rows of the embedding of classes.
+        classes: rows of the embedding of classes; 0 with an encoder.
         unconditional: whether the last of them stands for no class.
+        encoder: what makes states of texts.
+        mask_token: its id; V if ``None``.
         notes: what was removed from the files or preferred in them.
     """
 
@@ -79,8 +86,10 @@ class Networks:
     codebook_size: int
     width: int
     image_size: tuple[int, int]
-    classes: int
+    classes: int = 0
     unconditional: bool = True
+    encoder: Encoder | None = None
+    mask_token: int | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -99,11 +108,18 @@ def exportable(
         CheckpointError: the configuration does not fit.
     """
     model, notes = _describe(config, form, networks)
+    graphs = masked_graphs(model, networks.transformer, networks.decoder)
+    checkpoints, contents = checkpoint.named_files(vars(files)), dict[str, bytes]()
+    if (encoder := networks.encoder) is not None:
+        graphs[encoder.info.graph] = encoder.graph()
+        checkpoints, contents = checkpoints | encoder.checkpoints, encoder.files()
+        notes = (*encoder.notes, *notes)
     return Exportable(
         files.transformer.stem,
         model,
-        masked_graphs(model, networks.transformer, networks.decoder),
-        checkpoint.named_files(vars(files)),
+        graphs,
+        checkpoints,
+        contents,
         notes=(*networks.notes, *notes),
     )
 
@@ -127,20 +143,18 @@ def _defaults(form: Form) -> MaskedSettings:
 def _describe(
     config: ExportConfig, form: Form, networks: Networks
 ) -> tuple[MaskedModel, tuple[str, ...]]:
-    condition, notes = class_condition(
-        networks.classes, config, True, nothing=networks.unconditional
-    )
+    condition, notes = _condition(config, networks)
     defaults = config.settings(_defaults(form))
     if not condition.has_unconditional and "guidance" not in config.defaults:
         defaults = defaults.model_copy(update={"guidance": (0.0, 0.0)})
-    tokens = networks.grid[0] * networks.grid[1]
+    tokens, codes = networks.grid[0] * networks.grid[1], networks.codebook_size
     if "steps" not in config.defaults:
         defaults = defaults.model_copy(update={"steps": min(defaults.steps, tokens)})
     try:
         model = MaskedModel(
             grid=networks.grid,
-            codebook_size=networks.codebook_size,
-            mask_token=networks.codebook_size,
+            codebook_size=codes,
+            mask_token=codes if networks.mask_token is None else networks.mask_token,
             feature_width=networks.width,
             image_size=networks.image_size,
             condition=condition,
@@ -152,6 +166,15 @@ def _describe(
     except ValidationError as error:
         raise CheckpointError(f"--config: {found_wrong(error, 'configuration')}") from error
     return model, notes
+
+
+def _condition(
+    config: ExportConfig, networks: Networks
+) -> tuple[ClassCondition | TextCondition, tuple[str, ...]]:
+    if networks.encoder is not None:
+        refuse_classes(config)
+        return networks.encoder.condition(), ()
+    return class_condition(networks.classes, config, True, nothing=networks.unconditional)
 
 
 def _fitting(form: Form, tokens: int) -> dict[str, dict[str, Any]]:

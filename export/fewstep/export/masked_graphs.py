@@ -30,6 +30,7 @@ def masked_graphs(
     generator = torch.Generator().manual_seed(0)
     n, v, policies = model.num_tokens, model.codebook_size, policies or {}
     masked = torch.randint(v + 1, (2, n), generator=generator, dtype=torch.int32)
+    masked[masked == v] = model.mask_token
     tokens = torch.randint(v, (2, n), generator=generator, dtype=torch.int32)
     condition: dict[str, Tensor]
     if isinstance(model.condition, ClassCondition):

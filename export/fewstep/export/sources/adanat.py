@@ -68,7 +68,15 @@ MORE = (
         "What calibrate policy wrote; repeat for more, the newest last.",
         "files",
     ),
-    Option("unconditional_text", ".npy with the text states of the empty text."),
+    Option(
+        "text_encoder",
+        "Folder of the text encoder and its tokenizer, as transformers saves them "
+        "(CLIP-ViT-bigG-14-laion2B-39B-b160k).",
+    ),
+    Option(
+        "unconditional_text",
+        ".npy with the text states of the empty text; not needed with --text-encoder.",
+    ),
     Option(
         "pixel_range",
         "Pixel values that the tokenizer was trained on, LOW:HIGH, such as -1:1. [0:1]",

@@ -1,0 +1,145 @@
+"""A tiny aMUSEd with random weights, as a folder of diffusers; and a tiny CLIP text encoder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import pre_tokenizers
+from torch import nn
+
+from fewstep.export.models.amused_vq import VQModel
+from fewstep.export.models.clip_text import CLIPTextModelWithProjection
+from fewstep.export.models.uvit2d import UVit2DModel
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+TOKENS, VOCABULARY = 7, 516
+TEXT: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "projection_dim": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": TOKENS,
+    "eos_token_id": 2,
+}
+TRANSFORMER: dict[str, Any] = {
+    "hidden_size": 16,
+    "cond_embed_dim": 12,
+    "micro_cond_encode_dim": 4,
+    "micro_cond_embed_dim": 20,
+    "encoder_hidden_size": 8,
+    "vocab_size": 28,
+    "codebook_size": 24,
+    "in_channels": 16,
+    "block_out_channels": 16,
+    "num_res_blocks": 1,
+    "block_num_heads": 2,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "sample_size": 4,
+}
+TOKENIZER: dict[str, Any] = {
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "block_out_channels": [8, 8],
+    "latent_channels": 8,
+    "num_vq_embeddings": 24,
+    "norm_num_groups": 4,
+    "mid_block_add_attention": False,
+}
+SCHEDULER: dict[str, Any] = {"mask_token_id": 27, "masking_schedule": "cosine"}
+_MERGES = (("c", "a"), ("ca", "t</w>"))
+
+
+def vocabulary(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
+    """Ids in CLIP's order: bytes, the same at the end of a word, merges, start and end."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*letters, *(f"{each}</w>" for each in letters), *map("".join, merges), START, END]
+    return {word: index for index, word in enumerate(dict.fromkeys(words))}
+
+
+def write_tokenizer(
+    folder: Path, merges: Sequence[tuple[str, str]] = _MERGES, **files: Mapping[str, Any]
+) -> Path:
+    """``vocab.json`` and ``merges.txt``, and JSON ``files`` by their stem."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary(merges)))
+    lines = ["#version: 0.2", *map(" ".join, merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def write_network(
+    folder: Path, kind: Any, arguments: Mapping[str, Any], *, file: str, **said: Any
+) -> Path:
+    """Random weights and ``config.json``; ``said`` stands there besides the arguments."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(5)
+        network = _random(kind(**arguments))
+    save_file(network.state_dict(), folder / file)
+    (folder / "config.json").write_text(json.dumps({**said, **arguments}))
+    return folder
+
+
+def write_text_encoder(
+    folder: Path, name: str = "CLIPTextModelWithProjection", **changes: Any
+) -> Path:
+    """A CLIP text encoder with its tokenizer in one folder, as transformers saves them."""
+    write_tokenizer(folder)
+    said = {"architectures": [name]}
+    arguments = {**TEXT, **changes}
+    return write_network(
+        folder, CLIPTextModelWithProjection, arguments, file="model.safetensors", **said
+    )
+
+
+def write_amused(
+    folder: Path,
+    *,
+    transformer: Mapping[str, Any] | None = None,
+    vqvae: Mapping[str, Any] | None = None,
+    text_encoder: Mapping[str, Any] | None = None,
+    scheduler: Mapping[str, Any] | None = None,
+) -> Path:
+    """The folder of a pipeline; arguments are what differs from the tiny ones."""
+    weights = "diffusion_pytorch_model.safetensors"
+    for name, kind, arguments in (
+        ("transformer", UVit2DModel, {**TRANSFORMER, **(transformer or {})}),
+        ("vqvae", VQModel, {**TOKENIZER, **(vqvae or {})}),
+    ):
+        write_network(folder / name, kind, arguments, file=weights, _class_name=kind.__name__)
+    write_network(
+        folder / "text_encoder",
+        CLIPTextModelWithProjection,
+        {**TEXT, **(text_encoder or {})},
+        file="model.safetensors",
+        architectures=["CLIPTextModelWithProjection"],
+    )
+    write_tokenizer(folder / "tokenizer", tokenizer_config={"pad_token": "!"})
+    said = {
+        "scheduler/scheduler_config": {"_class_name": "AmusedScheduler", **SCHEDULER}
+        | dict(scheduler or {}),
+        "model_index": {"_class_name": "AmusedPipeline"},
+    }
+    (folder / "scheduler").mkdir()
+    for file, content in said.items():
+        (folder / f"{file}.json").write_text(json.dumps(content))
+    return folder
+
+
+def _random(network: nn.Module) -> nn.Module:
+    """So that texts, positions and tokens all matter."""
+    with torch.no_grad():
+        for value in network.parameters():
+            value.add_(0.2 * torch.randn_like(value))
+    return network
