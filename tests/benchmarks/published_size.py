@@ -1,11 +1,17 @@
 """Models of a published size with random weights: export, fp16 and TensorRT-RTX engines, no GPU.
 
-    python tests/benchmarks/published_size.py var --folder FOLDER     # VAR-d16
-    python tests/benchmarks/published_size.py mar --folder FOLDER     # MAR-B
+    python -m tests.benchmarks.published_size var --folder FOLDER     # VAR-d16
+    python -m tests.benchmarks.published_size mar --folder FOLDER     # MAR-B
+    python -m tests.benchmarks.published_size maskgit-torch --folder FOLDER   # MaskGIT, 256 pixels
+    python -m tests.benchmarks.published_size titok --folder FOLDER           # TiTok-L-32
+    python -m tests.benchmarks.published_size halton-base --folder FOLDER     # 384 pixels
+    python -m tests.benchmarks.published_size halton-large --folder FOLDER    # 384 pixels
 
 Writes checkpoints of the published shapes into the folder, which needs 12 GB, and times each
 command on them in a process of its own: export, fp16 graphs, their verification, preflight, engines
-for 8.6. Engines depend on shapes, so random weights take as long as trained ones.
+for 8.6. Engines depend on shapes, so random weights take as long as trained ones. ``--few-steps``
+records golden rollouts of two steps, where those of the form take long; ``--preflight`` ends after
+the preflight, of the fp32 graphs.
 """
 
 from __future__ import annotations
@@ -16,21 +22,52 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from fewstep.export.models.halton_transformer import HaltonTransformer
+from fewstep.export.models.halton_vq import LlamaGenVQ
+from fewstep.export.models.image_bert import ImageBert
 from fewstep.export.models.kl import AutoencoderKL
 from fewstep.export.models.mar import MAR
+from fewstep.export.models.maskgit_tokenizer import VQVAE as MaskgitVQVAE
+from fewstep.export.models.maskgit_transformer import BidirectionalTransformer
+from fewstep.export.models.titok import TiTok
 from fewstep.export.models.var import VAR
 from fewstep.export.models.var_vae import VQVAE
-from fewstep.export.parts import part_of
+from fewstep.export.parts import Kind, part_of
 from fewstep.runtime.doctor import processor_name
 
-_ENGINES = ("--backend", "tensorrt-rtx", "--compute-capability", "8.6", "--precision", "fp16")
+_TARGET = ("--backend", "tensorrt-rtx", "--compute-capability", "8.6")
+_ENGINES = (*_TARGET, "--precision", "fp16")
 _SPREAD = 4.0  # of VAR's logits, over those of PyTorch's initial weights
+
+
+@dataclass(frozen=True)
+class Published:
+    """A form and its networks, of PyTorch's initial weights.
+
+    Args:
+        form: of ``fewstep export``.
+        networks: makes them.
+    """
+
+    form: str
+    networks: Callable[[], dict[str, nn.Module]]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that was run: what it wrote, its seconds, and its peak memory in GB."""
+
+    said: str
+    seconds: float
+    peak: float
 
 
 def _var() -> dict[str, nn.Module]:
@@ -43,60 +80,91 @@ def _var() -> dict[str, nn.Module]:
     return {"transformer": transformer, "tokenizer": tokenizer}
 
 
-def _mar() -> dict[str, nn.Module]:
+def _sized(transformer: Kind, size: str, tokenizer: Kind) -> dict[str, nn.Module]:
+    """A transformer of the published size whose name begins so, and the first tokenizer."""
+    sizes = part_of(transformer).sizes
+    own = next(each.arguments for each in sizes if each.name.startswith(size))
     return {
-        "transformer": MAR(**part_of(MAR).sizes[0].arguments),
-        "tokenizer": AutoencoderKL(**part_of(AutoencoderKL).sizes[0].arguments),
+        "transformer": transformer(**own),
+        "tokenizer": tokenizer(**part_of(tokenizer).sizes[0].arguments),
     }
 
 
-_NETWORKS: dict[str, Callable[[], dict[str, nn.Module]]] = {"var": _var, "mar": _mar}
+PUBLISHED = {
+    "var": Published("var", _var),
+    "mar": Published("mar", lambda: _sized(MAR, "MAR-B", AutoencoderKL)),
+    "maskgit-torch": Published(
+        "maskgit-torch",
+        lambda: _sized(BidirectionalTransformer, "MaskGIT, ImageNet 256", MaskgitVQVAE),
+    ),
+    "titok": Published("titok", lambda: _sized(ImageBert, "TiTok-L-32", TiTok)),
+    "halton-base": Published(
+        "halton", lambda: _sized(HaltonTransformer, "Halton-MaskGIT base, ImageNet 384", LlamaGenVQ)
+    ),
+    "halton-large": Published(
+        "halton",
+        lambda: _sized(HaltonTransformer, "Halton-MaskGIT large, ImageNet 384", LlamaGenVQ),
+    ),
+}
 
 
-def checkpoints(form: str, folder: Path) -> dict[str, Path]:
-    """Both files, of PyTorch's initial weights, by option."""
-    files = {name: folder / f"{form}-{name}.pth" for name in ("transformer", "tokenizer")}
+def export(name: str, folder: Path, defaults: Mapping[str, Any]) -> tuple[Path, Done]:
+    """Write both files, if they are not there, and export them, without sizes in ``--config``."""
+    files = {part: folder / f"{name}-{part}.pth" for part in ("transformer", "tokenizer")}
     if not all(map(Path.exists, files.values())):
         torch.manual_seed(0)
-        for name, network in _NETWORKS[form]().items():
-            torch.save(network.state_dict(), files[name])
-    return files
+        for part, network in PUBLISHED[name].networks().items():
+            torch.save(network.state_dict(), files[part])
+    config, bundle = folder / f"{name}.json", folder / f"{name}-bundle"
+    config.write_text(json.dumps({"defaults": defaults}))
+    given = [f"--{part}={path}" for part, path in files.items()]
+    form = PUBLISHED[name].form
+    return bundle, run("export", form, *given, "--config", config, "--out", bundle, "--force")
 
 
-def run(title: str, *arguments: object) -> str:
-    """Run a command, print its seconds and peak memory; what it writes."""
+def run(*arguments: object) -> Done:
+    """Run a command of fewstep in a process of its own; one that fails ends this program."""
     command = [sys.executable, "-m", "fewstep", *map(str, arguments)]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     said = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
-    seconds, peak = time.perf_counter() - started, usage.ru_maxrss * 1024 / 1e9
-    print(f"| {title} | {seconds:.0f} | {peak:.1f} |", flush=True)
     if status:
         sys.exit(f"{' '.join(command)} ended with {status}")
-    return said
+    return Done(said, time.perf_counter() - started, usage.ru_maxrss * 1024 / 1e9)
+
+
+def say(title: str, done: Done) -> str:
+    """Print the row of a command; what it wrote."""
+    print(f"| {title} | {done.seconds:.0f} | {done.peak:.1f} |", flush=True)
+    return done.said
 
 
 def main() -> None:
     """Measure and print Markdown tables."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("form", choices=_NETWORKS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", choices=PUBLISHED)
     parser.add_argument("--folder", type=Path, required=True, help="where everything goes")
-    given_arguments = parser.parse_args()
-    form, folder = given_arguments.form, given_arguments.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    files, bundle = checkpoints(form, folder), folder / f"{form}-bundle"
+    parser.add_argument("--few-steps", action="store_true")
+    parser.add_argument("--preflight", action="store_true")
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
     print(f"{processor_name()}\n\n| command | s | peak GB |\n|---|---|---|")
-    given = [f"--{name}={path}" for name, path in files.items()]
-    run("export", "export", form, *given, "--out", bundle, "--force")
-    run("build --precision fp16", "build", bundle, "--precision", "fp16", "--force")
+    bundle, done = export(given.name, given.folder, {"steps": 2} if given.few_steps else {})
+    say("export", done)
+    if given.preflight:
+        say("preflight, fp32", run("build", bundle, *_TARGET, "--precision", "fp32", "--preflight"))
+        return
+    say("build --precision fp16", run("build", bundle, "--precision", "fp16", "--force"))
     verified = [
-        json.loads(run(f"verify, {each}", "verify", bundle, "--precision", each, "--json"))
+        json.loads(say(f"verify, {each}", run("verify", bundle, "--precision", each, "--json")))
         for each in ("fp32", "fp16")
     ]
-    run("preflight", "build", bundle, *_ENGINES, "--preflight")
-    made = run("engines", "build", bundle, *_ENGINES, "--no-kernels", "--force", "--json")
+    say("preflight", run("build", bundle, *_ENGINES, "--preflight"))
+    made = say("engines", run("build", bundle, *_ENGINES, "--no-kernels", "--force", "--json"))
     print("\n| engine | s | MB | builder's peak GB |\n|---|---|---|---|")
     for each in json.loads(made)["engines"]:
         size, peak = each["size_bytes"] / 1e6, each["peak_memory_bytes"] / 1e9

@@ -10,7 +10,7 @@ import pytest
 
 from fewstep.export.autonat import PRESETS
 from fewstep.export.config import ExportConfig
-from fewstep.export.masked import Models, describe
+from fewstep.export.masked import Models, Recipe, describe
 from fewstep.export.models import UViT, VQModel
 from fewstep.export.parts import part_of
 from fewstep.runtime.families import Model, example_request
@@ -24,6 +24,7 @@ _YAML = {
     "manual_cfg": "guidance",
 }
 _WITHOUT_LAST = ("manual_ratios", "manual_temp")
+_ADAGEN = {"at_least_one": False, "recipe": Recipe()}
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +50,27 @@ def test_is_what_its_file_says(tmp_path: Path) -> None:
     assert own.model_dump() == read.model_dump()
 
 
-@pytest.mark.parametrize("at_least_one", [False, True])
-def test_belongs_to_the_published_model_under_maskgits_rule(
-    models: Models, at_least_one: bool
-) -> None:
-    model, _ = describe(models, ExportConfig(), at_least_one=at_least_one)
-    assert model.presets == (PRESETS if at_least_one else {})
+@pytest.mark.parametrize("form", [{"at_least_one": True}, {"at_least_one": False}, _ADAGEN])
+def test_belongs_to_the_published_transformer(models: Models, form: dict[str, Any]) -> None:
+    """In MaskGIT's, AdaNAT's and AdaGen's form."""
+    model, _ = describe(models, ExportConfig(), **form)
+    assert model.presets == PRESETS
     own: dict[str, Any] = part_of(UViT).sizes[0].arguments  # type: ignore[assignment]
-    other, _ = describe(models, ExportConfig(transformer=own), at_least_one=at_least_one)
+    other, _ = describe(models, ExportConfig(transformer=own), **form)
     assert other.presets == {}
 
 
-def test_a_request_can_use_it(models: Models) -> None:
-    model, _ = describe(models, ExportConfig(), at_least_one=True)
+def test_decides_several_tokens_in_every_step() -> None:
+    """So that a rule of at least one changes nothing."""
+    ratios = [float(each) for each in PRESETS["autonat-8"]["schedule"].split(",")]
+    masked = [256, *(int(256 * ratio) for ratio in ratios)]
+    assert all(after < before - 1 for before, after in zip(masked, masked[1:], strict=False))
+    assert masked[-1] == 0
+
+
+@pytest.mark.parametrize("form", [{"at_least_one": True}, _ADAGEN])
+def test_a_request_can_use_it(models: Models, form: dict[str, Any]) -> None:
+    model, _ = describe(models, ExportConfig(), **form)
     settings = settings_of(model.defaults, {"preset": "autonat-8"})
     request = example_request(Model(model, graphs={}), settings)
     assert request.steps == 8

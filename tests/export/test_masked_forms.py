@@ -1,5 +1,5 @@
 """MaskGIT's public forms from files to images: what the manifest says, that a bundle decodes as
-PyTorch recorded it, in any order of positions, and what does not fit.
+PyTorch recorded it, in any order of positions, in lower precision, and what does not fit.
 
 The decode itself is compared with the authors' recordings in ``tests/test_official.py``.
 """
@@ -7,13 +7,21 @@ The decode itself is compared with the authors' recordings in ``tests/test_offic
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests import tiny
 from tests.tiny_forms import CLASSES, CODES, FORMS, Form
 
+from fewstep.build.estimate import estimate
+from fewstep.build.graph_work import graph_work
+from fewstep.build.pipeline import BuildRequest, preflight_only
+from fewstep.build.variants import add_variant
+from fewstep.calibration.quantize.flow import QuantizeRequest, quantize
+from fewstep.calibration.quantize.settings import Settings
 from fewstep.export.flow import export
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import CheckpointError, RequestError
@@ -204,3 +212,69 @@ def test_configurations_that_do_not_fit(form: Form, said: dict[str, Any], tmp_pa
         export(form.name, given, tmp_path / "bundle")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "bundle").exists()
+
+
+# --- lower precision, preflight and estimates
+
+_W, _N = 32, 16
+_FEW = Settings(rollouts=2, held_out=1, generation={"steps": 4})
+
+
+def _blocks(
+    positions: int, layers: int, hidden: int = 2 * _W, matrices: int = 2, skips: int = 0
+) -> int:
+    """Products of attention and feed-forward layers, of a row."""
+    weights = 4 * _W**2 + matrices * _W * hidden
+    return positions * (layers * (weights + 2 * positions * _W) + skips * 2 * _W**2)
+
+
+_PRODUCTS: dict[str, int] = {
+    "maskgit-torch": _blocks(_N + 1, 2) + _N * (_W**2 + _W * CODES),
+    "titok": _blocks(_N + 1, 2) + _N * _W * CODES,
+    "titok, U-ViT": _blocks(_N + 1, 3, skips=1) + _N * _W * CODES,
+    # Three registers; SwiGLU of three matrices; modulations are of a row, not of a position.
+    "halton": _blocks(_N + 3, 2, 256, 3) + (2 * 6 + 2) * _W**2 + _N * _W * (CODES + 1),
+    "adagen": _blocks(_N + 1, 3, 4 * _W, skips=1) + _N * (_W**2 + _W * (CODES + 1)),
+}
+"""Multiplications of a row of the transformer, by hand."""
+
+
+def test_lower_precisions_preflight_and_estimates(
+    bundle: Bundle, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(bundle.path, tmp_path / "bundle"))
+    _lowered_and_estimated(copy, _PRODUCTS[request.node.callspec.params["form"]])
+
+
+def test_the_same_of_adagen(tmp_path: Path) -> None:
+    given = tiny.checkpoints(tmp_path)
+    config = json.loads(given["config"].read_text())
+    del config["policy_residual"]
+    given["config"].write_text(json.dumps(config))
+    given["policy"] = None
+    made = export("adagen", {**given, "untrained_policy": True}, tmp_path / "bundle")
+    _lowered_and_estimated(made.path, _PRODUCTS["adagen"])
+
+
+def _lowered_and_estimated(path: Path, products: int) -> None:
+    """fp16 and int8 graphs pass verification, make images and are fit for engines; an estimate has
+    the operations that were counted by hand."""
+    add_variant(Bundle.read(path), "fp16")
+    quantize(QuantizeRequest(path, _FEW))
+    for precision in ("fp16", "int8"):
+        with Generator.open(path, precision=precision, threads=1) as generator:
+            assert verify(generator).passed, precision
+            assert len(generator.generate(class_ids=[0, 4]).images) == 2
+        asked = BuildRequest(path, "tensorrt-rtx", precision, ("8.6",), kernels=False)
+        assert preflight_only(asked).as_dict()["problems"] == []
+    made, rows = Bundle.read(path), {"batch": 3}
+    assert graph_work(made, "transformer", [rows]).flops_at(rows) == 3 * 2 * products
+    guided = made.manifest.model.condition.unconditional_id is not None  # type: ignore[union-attr]
+    for bound in (
+        estimate(made, devices=["thor"], precisions=["fp16", "int8"]).devices[0].precisions
+    ):
+        steps = len(bound.steps_ms)
+        stages = [each.stage for each in bound.stages if each.stage.name == "transformer"]
+        # The unconditional half of the first step is a constant.
+        passes = steps + guided * (steps - 1)
+        assert sum(each.flops * len(each.steps) for each in stages) == passes * 2 * products

@@ -287,16 +287,20 @@ def describe(
         condition=condition,
         policies=_policies(models, config, recipe),
         at_least_one=at_least_one,
-        presets={**_presets(models, config, at_least_one), **config.presets},
+        presets={**_presets(models, config), **config.presets},
         defaults=defaults,
     )
     return model, notes
 
 
-def _presets(models: Models, config: ExportConfig, at_least_one: bool) -> dict[str, dict[str, Any]]:
-    """Those that were searched for the published transformer of ImageNet, under MaskGIT's rule."""
+def _presets(models: Models, config: ExportConfig) -> dict[str, dict[str, Any]]:
+    """Those that were searched for the published transformer of ImageNet.
+
+    Their mask ratios decide several tokens in every step, so that it makes no difference whether
+    the form asks for one at least.
+    """
     published = config.transformer is None and models.transformer.class_conditional
-    return PRESETS if published and at_least_one else {}
+    return PRESETS if published else {}
 
 
 def _nothing_to_guide_with(condition: ClassCondition | TextCondition) -> str:
