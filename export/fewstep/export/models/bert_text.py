@@ -65,7 +65,8 @@ class SelfAttention(nn.Module):
         )
         scores = (q @ k.transpose(2, 3)) * q.shape[-1] ** -0.5
         weights = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(-1)
-        return (weights @ v).transpose(1, 2).flatten(2)  # [B, L, W]
+        out: Tensor = (weights @ v).transpose(1, 2).flatten(2)  # [B, L, W]
+        return out
 
 
 class AddNorm(nn.Module):
@@ -182,7 +183,8 @@ class BertText(nn.Module):
         seen, x = kept[:, None, None, :], self.embeddings(ids)
         for layer in self.encoder.layer:
             x = layer(x, seen)
-        return x * kept[..., None].to(x.dtype)
+        out: Tensor = x * kept[..., None].to(x.dtype)
+        return out
 
 
 def constructor_arguments(config: dict[str, Any]) -> dict[str, Any]:
