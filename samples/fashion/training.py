@@ -20,9 +20,9 @@ WEIGHTS = FOLDER / "weights"
 LOGS = FOLDER / "logs"
 
 
-def config(part: str, file: str = "config.json") -> Any:
+def config(part: str, file: str = "config.json", folder: Path = FOLDER) -> Any:
     """What a configuration says: the constructor arguments of ``transformer`` or ``tokenizer``."""
-    return json.loads((FOLDER / file).read_text())[part]
+    return json.loads((folder / file).read_text())[part]
 
 
 def cosine_rate(step: int, total: int, warm_up: int = 200) -> float:
@@ -32,11 +32,13 @@ def cosine_rate(step: int, total: int, warm_up: int = 200) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * (step - warm_up) / max(1, total - warm_up))
 
 
-def by_the_clock(description: str | None, minutes: float) -> tuple[float, int, int]:
+def by_the_clock(
+    description: str | None, minutes: float, batch: int = 64
+) -> tuple[float, int, int]:
     """Minutes, images of a batch and seed of a training, from the command line."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--minutes", type=float, default=minutes)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     return given.minutes, given.batch, given.seed
@@ -56,9 +58,10 @@ class Budget:
 class Log:
     """A CSV of training figures, one row per interval, also printed."""
 
-    def __init__(self, name: str) -> None:
-        LOGS.mkdir(exist_ok=True)
-        self._path = LOGS / f"{name}.csv"
+    def __init__(self, name: str, folder: Path = FOLDER) -> None:
+        logs = folder / "logs"
+        logs.mkdir(exist_ok=True)
+        self._path = logs / f"{name}.csv"
         self._start = time.monotonic()
         self._columns: list[str] = []
 
@@ -76,15 +79,16 @@ class Log:
         print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
 
 
-def save_weights(model: torch.nn.Module, name: str) -> None:
+def save_weights(model: torch.nn.Module, name: str, folder: Path = FOLDER) -> None:
     """Write half-precision weights under the official key names, with the command."""
-    WEIGHTS.mkdir(exist_ok=True)
+    weights = folder / "weights"
+    weights.mkdir(exist_ok=True)
     half = {
         key: (value.half() if value.is_floating_point() else value).contiguous()
         for key, value in model.state_dict().items()
     }
     metadata = {"command": " ".join(["python", *sys.argv]), "torch": torch.__version__}
-    path = WEIGHTS / f"{name}.safetensors"
+    path = weights / f"{name}.safetensors"
     temporary = path.with_suffix(".partial")
     save_file(half, temporary, metadata)
     temporary.chmod(0o644)

@@ -1,8 +1,9 @@
-"""Makes the scripts of ``samples/fashion`` importable, as they are for one another."""
+"""Makes the scripts of the trained samples importable, as they are for one another."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[2] / "samples" / "fashion"))
+for _sample in ("fashion", "emoji"):
+    sys.path.append(str(Path(__file__).parents[2] / "samples" / _sample))
