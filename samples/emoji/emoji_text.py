@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import unicodedata
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy.typing as npt
 import torch
 from emoji_data import DATA, Emojis
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 from fewstep.export.models.bert_text import BertText, constructor_arguments, without_unused
 
@@ -34,54 +34,12 @@ STATES_FILE = DATA / "states.npz"
 States = npt.NDArray[np.float16]
 
 
-class WordPieces:
-    """BERT's word pieces without case: a text → ids.
-
-    Words are what lies between spaces and punctuation, and every punctuation mark; a word is cut
-    into the longest pieces of the vocabulary from its beginning. Chinese characters are not cut
-    from one another, as BERT does it: no name has them.
-    """
-
-    def __init__(self, vocabulary: dict[str, int]) -> None:
-        self._ids = vocabulary
-
-    @classmethod
-    def read(cls, file: Path) -> WordPieces:
-        """The vocabulary of a ``tokenizer.json``."""
-        return cls(json.loads(file.read_text("utf-8"))["model"]["vocab"])
-
-    def ids(self, text: str, length: int = LENGTH) -> list[int]:
-        """Ids of a text, cut or filled up with 0 to a length, [CLS] and [SEP] included."""
-        found = [piece for word in _words(text) for piece in self._pieces(word)][: length - 2]
-        ids = [self._ids["[CLS]"], *found, self._ids["[SEP]"]]
-        return ids + [0] * (length - len(ids))
-
-    def _pieces(self, word: str) -> list[int]:
-        found, start = list[int](), 0
-        while start < len(word):
-            for end in range(len(word), start, -1):
-                piece = self._ids.get(("##" if start else "") + word[start:end])
-                if piece is not None:
-                    found.append(piece)
-                    start = end
-                    break
-            else:
-                return [self._ids["[UNK]"]]
-        return found
-
-
-def _words(text: str) -> list[str]:
-    """Words and punctuation marks, in lower case and without accents."""
-    plain = unicodedata.normalize("NFD", text.lower())
-    kept = (c for c in plain if unicodedata.category(c) != "Mn")
-    return "".join(f" {c} " if _is_punctuation(c) else c for c in kept).split()
-
-
-def _is_punctuation(character: str) -> bool:
-    """As BERT counts: all of ASCII that is neither letter, digit, space nor control, and P*."""
-    if character.isascii():
-        return character.isprintable() and not (character.isalnum() or character == " ")
-    return unicodedata.category(character).startswith("P")
+def ids_of(texts: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Ids ``[n, LENGTH]`` of texts: [CLS], word pieces, [SEP], and 0 as padding."""
+    tokenizer = Tokenizer.from_file(str(encoder_folder() / "tokenizer.json"))
+    tokenizer.enable_truncation(LENGTH)
+    tokenizer.enable_padding(length=LENGTH)
+    return np.array([each.ids for each in tokenizer.encode_batch(list(texts))], np.int64)
 
 
 def encoder_folder() -> Path:
@@ -111,9 +69,8 @@ def encoder() -> BertText:
 @torch.no_grad()
 def states_of(texts: Sequence[str], batch: int = 64) -> States:
     """States ``[n, LENGTH, 384]`` of texts, made once for equal ones."""
-    pieces, model = WordPieces.read(encoder_folder() / "tokenizer.json"), encoder()
-    unique = sorted(set(texts))
-    ids = np.array([pieces.ids(text) for text in unique], np.int64)
+    unique, model = sorted(set(texts)), encoder()
+    ids = ids_of(unique)
     states = np.zeros((len(unique), LENGTH, model.width), np.float16)
     order = np.argsort((ids != 0).sum(1), kind="stable")  # so that little padding is computed
     for start in range(0, len(order), batch):

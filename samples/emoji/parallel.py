@@ -20,7 +20,7 @@ def run(train: Callable[..., None], processes: int, *arguments: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    spawn(_process, (processes, address, train, arguments), processes)
+    spawn(_process, (processes, address, train, arguments), processes)  # type: ignore[no-untyped-call]
 
 
 def _process(

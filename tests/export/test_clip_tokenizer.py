@@ -10,7 +10,8 @@ import pytest
 from tests.tiny_amused import END, START, vocabulary, write_tokenizer
 from tokenizers import Tokenizer
 
-from fewstep.export.clip_tokenizer import ClipTokenizer, read_tokenizer
+from fewstep.export.clip_tokenizer import read_tokenizer
+from fewstep.export.tokenizer_file import TokenizerFile
 from fewstep.runtime.errors import CheckpointError
 
 _RECORDED: dict[str, Any] = json.loads(
@@ -19,7 +20,7 @@ _RECORDED: dict[str, Any] = json.loads(
 _MERGES = [tuple(pair) for pair in _RECORDED["merges"]]
 
 
-def _ids(read: ClipTokenizer, text: str) -> list[int]:
+def _ids(read: TokenizerFile, text: str) -> list[int]:
     """Padded ids, as whoever runs a bundle makes them."""
     ids: list[int] = Tokenizer.from_str(read.json).encode(text).ids
     return ids + [read.pad_id] * (read.length - len(ids))

@@ -1,4 +1,4 @@
-"""The emoji sample: what is one emoji, what is held out, word pieces, figures, and its weights.
+"""The emoji sample: what is one emoji, what is held out, figures, and its weights.
 
 ``emoji.npz`` has nine images that the sample was trained with, and the states of their texts.
 """
@@ -12,7 +12,6 @@ import pytest
 import torch
 from emoji_data import STYLES, Emojis, base_of, catalogue, split
 from emoji_evaluate import Truth, another, figures
-from emoji_text import WordPieces
 from emoji_tokenizer import FOLDER, chances
 from emoji_transformer import decode, tokenize, tokenizer
 from safetensors.torch import load_file
@@ -20,11 +19,6 @@ from train_transformer import loss_of
 from training import config
 
 from fewstep.export.models import UViT
-
-# Of the vocabulary of BERT's own example, "unaffable".
-PIECES = WordPieces(
-    {"[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "un": 4, "##aff": 5, "##able": 6, ",": 7, "pinata": 8}
-)
 
 
 @pytest.mark.parametrize(
@@ -79,12 +73,6 @@ def test_held_out_emoji_and_pairs_are_not_trained_with() -> None:
     assert not pairs["train"] & pairs["new_pair"]
     for base, style in pairs["new_pair"]:
         assert {(base, other) for other in STYLES if other != style} <= pairs["train"]
-
-
-def test_word_pieces_are_the_longest() -> None:
-    assert PIECES.ids("Unaffable,piñata", 9) == [2, 4, 5, 6, 7, 8, 3, 0, 0]
-    assert PIECES.ids("unaffably un", 5) == [2, 1, 4, 3, 0]
-    assert PIECES.ids("un un un un", 4) == [2, 4, 4, 3]
 
 
 def _emojis(count: int) -> Emojis:

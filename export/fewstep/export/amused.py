@@ -13,6 +13,7 @@ from fewstep.export.filekind import shown
 from fewstep.export.layout import require_agreement
 from fewstep.export.masked_form import Form, Networks
 from fewstep.export.models.amused_vq import VQModel
+from fewstep.export.models.clip_text import TextStates
 from fewstep.export.models.uvit2d import TextToTokens, UVit2DModel
 from fewstep.export.parts.amused import constructor_arguments
 from fewstep.export.source import Exportable
@@ -119,6 +120,7 @@ def _networks(
     folder: Path,
 ) -> Networks:
     """The networks, if they belong together."""
+    assert isinstance(encoder.module, TextStates)
     text = encoder.module.encoder
     require_agreement(
         (

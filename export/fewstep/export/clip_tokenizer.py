@@ -9,24 +9,16 @@ every text.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.export.checkpoint import read_json
 from fewstep.export.filekind import shown
+from fewstep.export.tokenizer_file import EXAMPLES, TokenizerFile
 from fewstep.runtime.errors import CheckpointError, missing
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
-
-EXAMPLES = (
-    "a photo of a dog",
-    "two red bicycles in front of a house",
-    "an oil painting of mountains at sunset, highly detailed",
-    "children play on a beach",
-)
-"""Texts of golden rollouts and benchmarks."""
 
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _START, _END = "<|startoftext|>", "<|endoftext|>"
@@ -35,33 +27,7 @@ _CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
-@dataclass(frozen=True)
-class ClipTokenizer:
-    """A tokenizer that was read.
-
-    Args:
-        json: contents of a ``tokenizer.json``; it cuts texts to ``length`` ids, the end token the
-            last of them, and does not pad.
-        length: ids of a text at most.
-        end_id: id of the token at the end of a text.
-        pad_id: id that texts are padded with.
-        largest_id: of all tokens.
-        nothing: ids of the empty text, not padded.
-        examples: the same of :data:`EXAMPLES`.
-        files: that were read.
-    """
-
-    json: str
-    length: int
-    end_id: int
-    pad_id: int
-    largest_id: int
-    nothing: tuple[int, ...]
-    examples: tuple[tuple[int, ...], ...]
-    files: tuple[Path, ...]
-
-
-def read_tokenizer(folder: Path, longest: int) -> ClipTokenizer:
+def read_tokenizer(folder: Path, longest: int) -> TokenizerFile:
     """The tokenizer of a folder.
 
     Args:
@@ -103,7 +69,7 @@ def read_tokenizer(folder: Path, longest: int) -> ClipTokenizer:
         )
     vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
     largest, files = max(vocabulary.values()), (*files, *beside)
-    return ClipTokenizer(
+    return TokenizerFile(
         tokenizer.to_str(pretty=False),
         length,
         ids["eos_token"],

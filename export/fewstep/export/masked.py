@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fewstep.export import checkpoint, presets
 from fewstep.export.autonat import PRESETS
+from fewstep.export.bert_encoder import read_bert
 from fewstep.export.conditions import (
     UNCONDITIONAL_FILE,
     condition_of,
@@ -30,7 +31,13 @@ from fewstep.export.models import PolicyNet, UViT, VQModel
 from fewstep.export.policies import UNTRAINED_SEED, check_names, untrained_policy
 from fewstep.export.policy_file import StoredPolicy, put_in_order, stored_policy
 from fewstep.export.source import Exportable, Graph
-from fewstep.export.text_encoder import Encoder, read_encoder, unconditional_file
+from fewstep.export.text_encoder import (
+    BERT,
+    Encoder,
+    architectures,
+    read_encoder,
+    unconditional_file,
+)
 from fewstep.export.tuned import TunedPolicy, load_tuned
 from fewstep.runtime.condition import ClassCondition, TextCondition
 from fewstep.runtime.devices import Array
@@ -192,7 +199,7 @@ def _notes(name: str, found: checkpoint.Checkpoint) -> tuple[str, ...]:
 
 
 def _encoder(folder: Path | None, transformer: UViT) -> Encoder | None:
-    """The text encoder, whose states after the last norm the transformer reads.
+    """The text encoder, whose states after the last layer and norm the transformer reads.
 
     So does ``train.py`` of the AdaNAT repository: ``last_hidden_state`` of CLIP bigG, of texts that
     are padded with 0.
@@ -201,7 +208,10 @@ def _encoder(folder: Path | None, transformer: UViT) -> Encoder | None:
         return None
     if transformer.class_conditional:
         raise CheckpointError("a class-conditional transformer takes no --text-encoder")
-    encoder = read_encoder(folder, folder, "last", pooled=False, pad_id=0)
+    if BERT in architectures(folder):
+        encoder = read_bert(folder, transformer.extras)
+    else:
+        encoder = read_encoder(folder, folder, "last", pooled=False, pad_id=0)
     require_agreement(
         (
             ("tokens of a text", transformer.extras, encoder.length, "text encoder"),

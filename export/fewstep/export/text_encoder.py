@@ -12,17 +12,20 @@ import torch
 
 from fewstep.export import checkpoint, presets
 from fewstep.export.checkpoint import read_json
-from fewstep.export.clip_tokenizer import ClipTokenizer, read_tokenizer
+from fewstep.export.clip_tokenizer import read_tokenizer
 from fewstep.export.conditions import UNCONDITIONAL_FILE
 from fewstep.export.filekind import shown
+from fewstep.export.models.bert_text import BertText
 from fewstep.export.models.clip_text import WRONG_END, CLIPTextModelWithProjection, TextStates
 from fewstep.export.parts.amused import constructor_arguments
 from fewstep.export.source import Graph
+from fewstep.export.tokenizer_file import TokenizerFile
 from fewstep.runtime.condition import TextCondition, TextEncoder
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import CheckpointError
 
 GRAPH = "text_encoder"
+BERT = "BertModel"
 _WITH_PROJECTION, _WITHOUT = ("CLIPTextModelWithProjection", "CLIPModel"), "CLIPTextModel"
 
 
@@ -39,10 +42,10 @@ class Encoder:
         notes: what to say to the user.
     """
 
-    module: TextStates
+    module: TextStates | BertText
     info: TextEncoder
     length: int
-    tokenizer: ClipTokenizer
+    tokenizer: TokenizerFile
     checkpoints: dict[str, Path]
     notes: tuple[str, ...]
 
@@ -70,10 +73,9 @@ class Encoder:
         """The graph, with the empty text and one of random tokens as example."""
         generator = torch.Generator().manual_seed(0)
         start, end = self.tokenizer.nothing
-        words = torch.randint(
-            self.module.encoder.vocab_size, (self.info.tokens - 2,), generator=generator
-        )
-        texts = [self.tokenizer.nothing, (start, *words.tolist(), end)]
+        known, words = self.tokenizer.largest_id + 1, self.info.tokens - 2
+        drawn = torch.randint(known, (words,), generator=generator)
+        texts = [self.tokenizer.nothing, (start, *drawn.tolist(), end)]
         ids = torch.cat([self.padded(text) for text in texts])
         return Graph(self.module, {"ids": ids}, ("text",))
 
@@ -150,28 +152,37 @@ def _settings(folder: Path, *, pooled: bool) -> dict[str, Any]:
     Raises:
         CheckpointError: there is none, or it is of another class.
     """
+    classes = _WITH_PROJECTION if pooled else (*_WITH_PROJECTION, _WITHOUT)
+    found = architectures(folder)
+    if not set(found) & set(classes):
+        known = classes if pooled else (*classes, BERT)
+        raise CheckpointError(
+            f"{folder}/config.json: expected architectures {' or '.join(known)}, got "
+            f"{shown(', '.join(found) or 'none')}"
+        )
+    return read_json(folder / "config.json")
+
+
+def architectures(folder: Path) -> tuple[str, ...]:
+    """The classes of transformers that the ``config.json`` of a folder names.
+
+    Raises:
+        CheckpointError: there is no such file.
+    """
     if not folder.is_dir():
         raise CheckpointError(
-            f"{folder} is no folder; expected that of a CLIP text encoder, with config.json, "
-            "weights and tokenizer"
+            f"{folder} is no folder; expected that of a text encoder, with config.json, weights "
+            "and tokenizer"
         )
-    said = read_json(folder / "config.json")
-    classes = _WITH_PROJECTION if pooled else (*_WITH_PROJECTION, _WITHOUT)
-    found = said.get("architectures")
-    if not isinstance(found, list) or not set(found) & set(classes):
-        names = ", ".join(map(str, found)) if isinstance(found, list) else str(found)
-        raise CheckpointError(
-            f"{folder}/config.json: expected architectures {' or '.join(classes)}, got "
-            f"{shown(names)}"
-        )
-    return said
+    found = read_json(folder / "config.json").get("architectures")
+    return tuple(map(str, found)) if isinstance(found, list) else ()
 
 
 def _check_fit(
     folder: Path,
     tokenizer: Path,
     model: CLIPTextModelWithProjection,
-    words: ClipTokenizer,
+    words: TokenizerFile,
     pad_id: int,
     *,
     pooled: bool,

@@ -210,6 +210,6 @@ def _say_next(bundle: Bundle) -> None:
 
     say_next(command("verify", bundle.path), use_command(bundle))
     condition = bundle.manifest.model.condition
-    if not isinstance(condition, ClassCondition):
+    if not isinstance(condition, ClassCondition) and condition.encoder is None:
         shape = f"[B, {condition.length}, {condition.width}]"
-        say_note(f"generate takes states of texts: --text FILE.npy, an array {shape}")
+        say_note(f"generate takes states of texts: --text-file FILE.npy, an array {shape}")

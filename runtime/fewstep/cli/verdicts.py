@@ -14,14 +14,18 @@ if TYPE_CHECKING:
     from fewstep.runtime.bundle import Bundle
     from fewstep.runtime.verify import Report, Verification
 
+_PROMPT = "a red apple"
 _UP_TO_DATE = "everything is up to date"
 
 
 def use_command(bundle: Bundle, *options: object) -> str:
-    """A command that runs the bundle: it makes an image of the first class, or times texts."""
+    """A command that runs the bundle: it makes an image of the first class or of a prompt, or times
+    text states."""
     condition = bundle.manifest.model.condition
     if isinstance(condition, ClassCondition):
         return command("generate", bundle.path, "--class", condition.ids[0], *options)
+    if condition.encoder is not None:
+        return command("generate", bundle.path, "--text", _PROMPT, *options)
     return command("bench", bundle.path, *options)
 
 
