@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 
-from fewstep.export import hub, published
+from fewstep.export import hub, presets, published
 from fewstep.export.imagenet import class_names
+from fewstep.export.models.amused_vq import VQModel
+from fewstep.export.models.clip_text import CLIPTextModelWithProjection
+from fewstep.export.models.uvit2d import UVit2DModel
+from fewstep.export.parts import part_of
 from fewstep.export.published import PublishedFile, PublishedModel, check, sources_of
 from fewstep.export.source import sources
 from fewstep.runtime.errors import CheckpointError
@@ -20,6 +24,8 @@ from fewstep.runtime.errors import CheckpointError
 _DATA = Path(__file__).parents[1] / "data"
 _TABLES = [_DATA / f"{name}.json.gz" for name in ("ckpt_layouts", "ckpt_layouts_new")]
 _MODELS = published.published()
+_OF_FILES = {name: each for name, each in _MODELS.items() if each.form != "amused"}
+_BESIDE: Any = (VQModel, CLIPTextModelWithProjection)
 
 
 _BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")
@@ -48,7 +54,19 @@ def test_every_model_gives_its_form_what_it_needs(model: PublishedModel) -> None
             assert hub.parse(file.hub).path.rpartition("/")[2] in file.names
 
 
-@pytest.mark.parametrize("model", _MODELS.values(), ids=_MODELS)
+@pytest.mark.parametrize("size", [256, 512])
+def test_sizes_of_amused_are_those_of_its_networks(size: int) -> None:
+    """The tokenizer and the text encoder are the same in both."""
+    transformers = {each.name: each.arguments for each in part_of(UVit2DModel).sizes}
+    made = presets.build(UVit2DModel, transformers[f"aMUSEd {size}×{size}"], "transformer")
+    parts = [made, *(presets.build(k, part_of(k).sizes[0].arguments, "") for k in _BESIDE)]
+    counts = [sum(each.numel() for each in part.parameters()) for part in parts]
+    model = _MODELS[f"amused-{size}"]
+    assert model.parameters == counts[0]
+    assert model.files["folder"].megabytes == pytest.approx(4 * sum(counts) / 1e6, abs=1)
+
+
+@pytest.mark.parametrize("model", _OF_FILES.values(), ids=_OF_FILES)
 def test_sizes_are_those_of_the_published_layouts(model: PublishedModel) -> None:
     tables = {name: file.names[0] for name, file in model.files.items()}
     if model.form == "var":
@@ -99,6 +117,25 @@ def test_files_in_the_folder_come_before_the_hub(tmp_path: Path) -> None:
     (tmp_path / "net.pth").write_text("")
     assert sources_of(model, tmp_path, {})["transformer"] == tmp_path / "net.pth"
     assert sources_of(model, None, {"policy": "mine.pth"}) == {"transformer": _HUB}
+
+
+def test_a_model_may_be_a_folder(tmp_path: Path) -> None:
+    model = _MODELS["amused-256"]
+    (tmp_path / "models" / "amused-256").mkdir(parents=True)
+    assert sources_of(model, tmp_path, {}) == {"folder": tmp_path / "models" / "amused-256"}
+    with pytest.raises(CheckpointError, match="needs amused-256 .*the whole folder: hf download"):
+        sources_of(model, None, {})
+
+
+def test_what_was_found_stands_in_for_another_file(tmp_path: Path) -> None:
+    """A text encoder for the states of the empty text."""
+    model = _MODELS["adanat-cc3m"]
+    for name in ("nnet_ema.pth", "vqgan_jax_strongaug.ckpt", "ckpt_1.pth"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(CheckpointError, match=r"adanat-cc3m needs empty_context\.npy"):
+        sources_of(model, tmp_path, {})
+    (tmp_path / "CLIP-ViT-bigG-14-laion2B-39B-b160k").mkdir()
+    assert "text_encoder" in sources_of(model, tmp_path, {})
 
 
 def test_a_file_may_be_known_by_its_folder(tmp_path: Path) -> None:

@@ -24,11 +24,12 @@ class _Record(BaseModel):
 
 
 class PublishedFile(_Record):
-    """A file of a published model.
+    """A file of a published model, or a folder.
 
     ``names``: as its authors or their programs name it, or patterns (``ckpt_*.pth``). ``hub``: its
     ``hf://`` address. ``page``: where a person can download it. ``megabytes``: of its weights in
-    float32. ``required``: whether the export asks for it; ``unless``: not if this option is given.
+    float32. ``required``: whether the export asks for it; ``unless``: not if this option is given,
+    or the file of it found.
     ``note``: how to come by it.
     """
 
@@ -111,7 +112,7 @@ def sources_of(
     found: dict[str, Path | str] = {}
     absent: list[str] = []
     for option, file in model.files.items():
-        if given.get(option) or (file.unless is not None and given.get(file.unless)):
+        if given.get(option) or given.get(file.unless or "") or file.unless in found:
             continue
         path = None if folder is None else _find(folder, file.names, option)
         if path is not None:
@@ -145,9 +146,9 @@ def check(model: PublishedModel, paths: Mapping[str, Path]) -> None:
 
 
 def _find(folder: Path, names: Iterable[str], option: str) -> Path | None:
-    """The file of one of the names: in the folder itself, or else anywhere below it."""
+    """The file or folder of one of the names: in the folder itself, or else anywhere below it."""
     for search in (folder.glob, folder.rglob):
-        matches = sorted({path for name in names for path in search(name) if path.is_file()})
+        matches = sorted({path for name in names for path in search(name)})
         if len(matches) > 1:
             listed = ", ".join(map(str, matches[:4])) + (", …" if len(matches) > 4 else "")
             flag = f"--{option.replace('_', '-')}"
