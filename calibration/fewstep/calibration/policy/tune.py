@@ -24,13 +24,12 @@ from fewstep.calibration.policy.data import RealImages, read_images
 from fewstep.calibration.policy.environment import Environment
 from fewstep.calibration.policy.features import open_network
 from fewstep.calibration.policy.imitation import imitate
-from fewstep.calibration.policy.networks import HIDDEN, Shape, actor_of, new_actor, new_critic
+from fewstep.calibration.policy.networks import SIZES, Shape, actor_of, new_actor, new_critic
 from fewstep.calibration.policy.options import PolicyOptions, Start, checked
 from fewstep.calibration.policy.plots import draw
 from fewstep.calibration.policy.state import Log, Row, TrainingState
 from fewstep.calibration.policy.store import add_policy, half
 from fewstep.calibration.policy.training import Training
-from fewstep.export.models.policy import PolicyNet
 from fewstep.export.tuned import TunedPolicy, save_tuned
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import CalibrationError, OutputError
@@ -205,10 +204,7 @@ def _training(
     _require_agreement(0 if resumed is None else resumed[0].update, work)
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
-        shape = Shape.of(bundle.graph(start.policy))
-        actor = _actor(options, bundle, start, shape)
-        width = len(actor.dw_conv.weight) if isinstance(actor, PolicyNet) else HIDDEN
-        critic = new_critic(shape, width)
+        actor, critic = _networks(options, bundle, start)
     model = bundle.manifest.model
     environment = Environment(generator, start.policy, start.steps)
     if start.schedule is not None and resumed is None:
@@ -254,10 +250,23 @@ def _imitate(
     imitate(actor, actions, environment, real.conditions(0, count), seeds, options.seed)
 
 
-def _actor(options: PolicyOptions, bundle: Bundle, start: Start, shape: Shape) -> nn.Module:
-    if options.adaptive and options.start in (None, start.policy):
-        return actor_of(bundle, start.policy)
-    return new_actor(shape, start.steps, adaptive=options.adaptive)
+def _networks(options: PolicyOptions, bundle: Bundle, start: Start) -> tuple[nn.Module, nn.Module]:
+    """Actor and critic, of the size of the policy that they stand in for."""
+    shape = Shape.of(bundle.graph(start.policy))
+    goes_on = options.adaptive and options.start in (None, start.policy)
+    former, sizes = None, SIZES
+    try:
+        former = actor_of(bundle, start.policy)
+        sizes = former.sizes
+    except CalibrationError:  # such as a table, which has no size to take after
+        if goes_on:
+            raise
+    actor: nn.Module
+    if goes_on and former is not None:
+        actor = former
+    else:
+        actor = new_actor(shape, start.steps, adaptive=options.adaptive, sizes=sizes)
+    return actor, new_critic(shape, sizes)
 
 
 def _info(
