@@ -161,12 +161,19 @@ def _with_policy(bundle: Path, *widths: int) -> None:
     add_policy(Bundle.read(bundle), f"policy-{widths[0]}", actor, info())
 
 
-@pytest.mark.parametrize("start", [None, "scratch"])
-def test_a_policy_keeps_its_widths_over_an_interruption(
-    start: str | None, small_network: None, options: Options, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"start": "scratch"}, {"start": "policy", "size_of": "policy-12"}],
+    ids=["its own", "that of the newest", "another's"],
+)
+def test_a_policy_keeps_its_size_over_an_interruption(
+    changes: dict[str, Any],
+    small_network: None,
+    options: Options,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _with_policy(options().bundle, 12, 6)
-    wish = options(start=start, name="policy-new")
+    wish = options(name="policy-new", **changes)
     with monkeypatch.context() as patched:
         patched.setattr(tuning, "add_policy", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -176,13 +183,12 @@ def test_a_policy_keeps_its_widths_over_an_interruption(
     assert found.sizes == {"hidden_size": 16, "channels": 8, "widths": (12, 6)}
 
 
-def test_a_training_does_not_go_on_with_other_widths(small_network: None, options: Options) -> None:
-    work = options().bundle.with_name("work")
+def test_a_training_does_not_go_on_in_another_size(small_network: None, options: Options) -> None:
     _with_policy(options().bundle, 12, 6)
-    tune(options(updates=1, start="scratch", work=work, name="policy-a"))
-    _with_policy(options().bundle, 10, 6)
+    given = {"updates": 1, "start": "policy", "work": options().bundle.with_name("work")}
+    tune(options(**given, name="policy-a"))
     with pytest.raises(CalibrationError, match="another training.*--restart"):
-        tune(options(updates=1, start="scratch", work=work, name="policy-b"))
+        tune(options(**given, name="policy-a2", size_of="policy-12"))
 
 
 def test_a_bundle_may_be_the_folder_one_is_in(
@@ -245,6 +251,11 @@ def test_options_out_of_range_are_refused(
             "lists need one value for every step: steps 3, got guidance 2",
         ),
         ({"start": "polisy"}, CalibrationError, "polisy.*Did you mean 'policy'"),
+        (
+            {"size_of": "cosine"},
+            CalibrationError,
+            "policy to take the size of 'cosine'; .*: policy",
+        ),
         ({"name": "policy"}, CalibrationError, "has or reserves the name 'policy'"),
         ({"rollouts": 41}, CalibrationError, "holds 40 images, at least 41 are needed"),
         ({"data": Path("/nowhere")}, CalibrationError, "expected a folder with a subfolder"),
