@@ -30,6 +30,7 @@ _NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "adaptive": lambda: PolicyNet(32, 4, 16, 4),
     "features' width": lambda: PolicyNet(32, 4, 32, 4),
     "larger grid": lambda: PolicyNet(48, 4, 24, 8),
+    "narrow": lambda: PolicyNet(32, 4, 16, 4, 8, (12, 6)),
     "fixed": lambda: FixedPolicy(5),
 }
 
@@ -95,7 +96,8 @@ def _no_network(path: Path) -> None:
 
 def _flat_network(path: Path) -> None:
     record = '{"name": "policy-x", "info": {"residual": true}}'
-    names = ("dw_conv.weight", "linear1.weight", "pw_conv.weight", "linear3.weight")
+    parts = ("dw_conv", "linear1", "pw_conv", "linear2", "linear3")
+    names = [f"{each}.weight" for each in parts]
     save_file({each: torch.zeros(4) for each in names}, path, {"fewstep_policy": record})
 
 

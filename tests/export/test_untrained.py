@@ -148,6 +148,10 @@ def test_without_a_known_size_the_configuration_is_asked_for(arguments: dict[str
     [
         ({"hidden": 16}, "--untrained-policy: the configuration does not build: .*hidden"),
         ({"grid_size": 3}, "grid_size must be even, got 3"),
+        (
+            {"widths": [64]},
+            "--untrained-policy: the configuration does not build: widths must be two",
+        ),
         ({"hidden_size": "16"}, "--untrained-policy: the configuration does not build"),
         ({"in_channels": 16}, "feature width 32 but the policy's is 16"),
         ({"grid_size": 2}, "token grid side 4 but the policy's is 2"),

@@ -1,7 +1,8 @@
 """The ``--config`` file: constructor arguments of models that are not a published size.
 
 A JSON object with the keys ``transformer``, ``tokenizer`` and ``policy``, each the official
-constructor's arguments, and optionally ``policy_residual``, ``policy_schedule``, ``unconditional``,
+constructor's arguments (``policy`` also has ``channels`` and ``widths``, constants of the official
+class), and optionally ``policy_residual``, ``policy_schedule``, ``unconditional``,
 ``pixel_range``, ``latent_scale``, ``name``, ``class_names``, ``defaults`` (what ``generate`` uses
 when nothing is said) and ``presets`` (more such settings, by the name of a preset).
 

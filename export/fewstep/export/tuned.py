@@ -103,10 +103,12 @@ def _network(state: layout.State, actions: int) -> nn.Module:
         return FixedPolicy(len(state[_TABLE]), actions)
     embed = state.get("x_embedder.weight")
     hidden = len(state["dw_conv.weight"])
-    places = state["linear1.weight"].shape[1] / state["pw_conv.weight"].shape[0]
+    channels, (first, flat) = len(state["pw_conv.weight"]), state["linear1.weight"].shape
     return PolicyNet(
         hidden if embed is None else embed.shape[1],
         len(state["linear3.weight"]),
         hidden,
-        2 * round(places**0.5),
+        2 * round((flat / channels) ** 0.5),
+        channels,
+        (first, len(state["linear2.weight"])),
     )

@@ -93,6 +93,10 @@ def policy_command(
         str | None,
         typer.Option(help="A policy of the bundle, a fixed schedule, or scratch, to start from."),
     ] = None,
+    size_of: Annotated[
+        str | None,
+        typer.Option(help="Policy of the bundle whose size the new one has. [that it starts from]"),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the new policy. [policy-STEPS-steps]")
     ] = None,
@@ -141,6 +145,7 @@ def policy_command(
         seed=seed,
         start=start,
         settings=given(context),
+        size_of=size_of,
         name=name,
         work=work,
         restart=restart,

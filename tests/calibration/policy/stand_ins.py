@@ -115,7 +115,7 @@ def opened_training(options: PolicyOptions, work: Path) -> Iterator[Training]:
     actor = actor_of(bundle, "policy")
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
-        critic = new_critic(Shape.of(bundle.graph("policy")), 16)
+        critic = new_critic(Shape.of(bundle.graph("policy")), actor.sizes)
     with Generator.open(bundle, threads=1, max_batch=options.batch) as generator:
         yield Training(
             options,

@@ -14,6 +14,7 @@ import torch
 from tests.calibration.policy.stand_ins import randomised
 
 from fewstep.calibration.policy.environment import Environment, Rollouts, log_probability
+from fewstep.calibration.policy.imitation import imitate
 from fewstep.calibration.policy.networks import Shape, actor_of, new_actor
 from fewstep.export.models import FixedPolicy, PolicyNet
 from fewstep.runtime.bundle import Bundle
@@ -190,3 +191,19 @@ def test_only_the_stood_in_for_engine_is_replaced(generator: Generator) -> None:
     Environment(generator, "policy", _STEPS)
     assert {name for name in before if generator.engines[name] is not before[name]} == {"policy"}
     assert generator.engines["policy"].inputs == before["policy"].inputs
+
+
+# --- a network that starts as another
+
+
+def test_a_small_network_imitates_a_large_one(environment: Environment, actor: PolicyNet) -> None:
+    """Held against the large one's actions in states of other images."""
+    small = randomised(PolicyNet(32, 4, 16, 4, 16, (32, 16)), seed=5)
+    imitate(small, actor, environment, np.arange(32) % 5, list(range(32)), seed=0)
+    others = environment.explore(actor, _CLASSES, _SEEDS, deviation=0.1)
+    features = others.features.flatten(0, 1).float()
+    step = torch.arange(_STEPS).repeat_interleave(others.features.shape[1])
+    with torch.no_grad():
+        wanted, found = actor(features, step), small(features, step)
+    error, spread = (found - wanted).square().mean(), wanted.var(0).mean()
+    assert error < 0.5 * spread

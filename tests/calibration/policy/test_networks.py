@@ -36,7 +36,8 @@ def test_a_new_critic_expects_nothing_and_has_the_actors_shape(tiny_bundle: Path
     bundle = Bundle.read(tiny_bundle)
     shape = Shape.of(bundle.graph("policy"))
     assert shape == Shape(side=4, width=32, actions=4)
-    critic, actor = new_critic(shape, 16), actor_of(bundle, "policy")
+    actor = actor_of(bundle, "policy")
+    critic = new_critic(shape, actor.sizes)
     assert torch.equal(critic(_FEATURES, _STEP), torch.zeros(6, 1))
     shapes = {key: value.shape for key, value in critic.state_dict().items()}
     different = {key for key, value in actor.state_dict().items() if value.shape != shapes[key]}
@@ -64,10 +65,22 @@ def test_the_bundles_actor_is_the_checkpoints(
     assert all(torch.equal(found[key], value) for key, value in exported.state_dict().items())
 
 
-@pytest.mark.parametrize("hidden", [8, 32, 512])
-def test_weights_of_any_width_are_found_again(bundle_copy: Path, hidden: int) -> None:
-    """32 is the features' own width (no embedding); at 512 layers have equal shapes."""
-    actor = randomised(PolicyNet(32, 4, hidden, 4), seed=hidden)
+@pytest.mark.parametrize(
+    ("hidden", "channels", "widths"),
+    [
+        (8, 128, (1024, 512)),
+        (32, 128, (1024, 512)),  # the features' own width: no embedding
+        (512, 128, (1024, 512)),  # layers of equal shapes
+        (16, 8, (12, 6)),
+        (16, 64, (16, 4)),  # the step embedding reads as many numbers as the first layer
+        (16, 4, (8, 8)),  # the modulations have the shape of the first layer
+    ],
+)
+def test_weights_of_any_width_are_found_again(
+    bundle_copy: Path, hidden: int, channels: int, widths: tuple[int, int]
+) -> None:
+    actor = randomised(PolicyNet(32, 4, hidden, 4, channels, widths), seed=hidden)
+    assert isinstance(actor, PolicyNet)
     assert (actor.x_embedder is None) == (hidden == 32)
     changed = add_policy(Bundle.read(bundle_copy), "policy-new", actor, info())
     found = actor_of(changed, "policy-new")

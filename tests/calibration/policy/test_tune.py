@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tests.calibration.policy.stand_ins import assert_same_weights
+from tests.calibration.policy.stand_ins import assert_same_weights, info, randomised
 from tests.masked import masked_model
 
 from fewstep.calibration.policy import tune as tuning
 from fewstep.calibration.policy.networks import actor_of
 from fewstep.calibration.policy.options import PolicyOptions, checked
 from fewstep.calibration.policy.state import CHECKPOINT
+from fewstep.calibration.policy.store import add_policy
 from fewstep.calibration.policy.training import Training
 from fewstep.calibration.policy.tune import tune
+from fewstep.export.models import PolicyNet
 from fewstep.export.tuned import load_tuned
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import BundleError, CalibrationError, OutputError, RequestError
@@ -98,13 +100,15 @@ def _scalars(folder: Path) -> dict[str, list[float]]:
     return {tag: [each.value for each in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
+def interrupted(*_: object, **__: object) -> None:
+    """Ctrl-C in the middle of something."""
+    raise KeyboardInterrupt
+
+
 def test_an_interrupted_run_adds_what_an_uninterrupted_one_does(
     small_network: None, options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = tune(options(name="policy-whole", start="policy", work=tmp_path / "whole"))
-
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
 
     wish = options(name="policy-again", start="policy", work=tmp_path / "again")
     for place, name in ((Training, "_update"), (tuning, "add_policy")):
@@ -150,6 +154,41 @@ def test_other_starts(small_network: None, options: Options, changes: dict[str, 
         ).trace.parameters
     same_for_all = bool((parameters == parameters[:, :1]).all())
     assert same_for_all == ("adaptive" in changes) or changes.get("start") == "scratch"
+
+
+def _with_policy(bundle: Path, *widths: int) -> None:
+    actor = randomised(PolicyNet(32, 4, 16, 4, 8, widths), seed=1)
+    add_policy(Bundle.read(bundle), f"policy-{widths[0]}", actor, info())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"start": "scratch"}, {"start": "policy", "size_of": "policy-12"}],
+    ids=["its own", "that of the newest", "another's"],
+)
+def test_a_policy_keeps_its_size_over_an_interruption(
+    changes: dict[str, Any],
+    small_network: None,
+    options: Options,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _with_policy(options().bundle, 12, 6)
+    wish = options(name="policy-new", **changes)
+    with monkeypatch.context() as patched:
+        patched.setattr(tuning, "add_policy", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tune(wish)
+    tune(wish)
+    found = actor_of(Bundle.read(wish.bundle), "policy-new")
+    assert found.sizes == {"hidden_size": 16, "channels": 8, "widths": (12, 6)}
+
+
+def test_a_training_does_not_go_on_in_another_size(small_network: None, options: Options) -> None:
+    _with_policy(options().bundle, 12, 6)
+    given = {"updates": 1, "start": "policy", "work": options().bundle.with_name("work")}
+    tune(options(**given, name="policy-a"))
+    with pytest.raises(CalibrationError, match="another training.*--restart"):
+        tune(options(**given, name="policy-a2", size_of="policy-12"))
 
 
 def test_a_bundle_may_be_the_folder_one_is_in(
@@ -212,6 +251,11 @@ def test_options_out_of_range_are_refused(
             "lists need one value for every step: steps 3, got guidance 2",
         ),
         ({"start": "polisy"}, CalibrationError, "polisy.*Did you mean 'policy'"),
+        (
+            {"size_of": "cosine"},
+            CalibrationError,
+            "policy to take the size of 'cosine'; .*: policy",
+        ),
         ({"name": "policy"}, CalibrationError, "has or reserves the name 'policy'"),
         ({"rollouts": 41}, CalibrationError, "holds 40 images, at least 41 are needed"),
         ({"data": Path("/nowhere")}, CalibrationError, "expected a folder with a subfolder"),

@@ -88,6 +88,46 @@ def test_an_odd_grid_is_refused(grid: int) -> None:
         PolicyNet(in_channels=6, hidden_size=8, grid_size=grid)
 
 
+def test_other_widths_change_the_last_layers_only() -> None:
+    reference = PolicyNet(in_channels=6, hidden_size=8, grid_size=4)
+    net = randomised(in_channels=6, hidden_size=8, grid_size=4, channels=5, widths=[12, 7])
+    shapes = {key: value.shape for key, value in net.state_dict().items()}
+    official = {key: value.shape for key, value in reference.state_dict().items()}
+    assert shapes.keys() == official.keys()
+    changed = {key: shape for key, shape in shapes.items() if shape != official[key]}
+    assert changed == {
+        "pw_conv.weight": (5, 8, 1, 1),
+        "pw_conv.bias": (5,),
+        "linear1.weight": (12, 2 * 2 * 5),
+        "linear1.bias": (12,),
+        "adaLN2.adaLN_modulation.1.weight": (2 * 12, 8),
+        "adaLN2.adaLN_modulation.1.bias": (2 * 12,),
+        "linear2.weight": (7, 12),
+        "linear2.bias": (7,),
+        "adaLN3.adaLN_modulation.1.weight": (2 * 7, 8),
+        "adaLN3.adaLN_modulation.1.bias": (2 * 7,),
+        "linear3.weight": (4, 7),
+    }
+    assert net.sizes == {"hidden_size": 8, "channels": 5, "widths": (12, 7)}
+    with torch.no_grad():
+        assert net(torch.ones(3, 16, 6), torch.arange(3)).shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"channels": 0}, "channels must be a positive integer, got 0"),
+        ({"channels": 32.0}, "channels must be a positive integer, got 32.0"),
+        ({"widths": [64]}, r"widths must be two positive integers, got \[64\]"),
+        ({"widths": [64, 0]}, r"widths must be two positive integers, got \[64, 0\]"),
+        ({"widths": 64}, "widths must be two positive integers, got 64"),
+    ],
+)
+def test_widths_that_are_none_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PolicyNet(in_channels=6, hidden_size=8, grid_size=4, **wrong)
+
+
 def test_features_of_the_hidden_width_are_not_embedded() -> None:
     net = randomised(in_channels=8, hidden_size=8, grid_size=4)
     assert not [key for key in net.state_dict() if key.startswith("x_embedder")]

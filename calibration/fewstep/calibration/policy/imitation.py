@@ -1,4 +1,4 @@
-"""A policy that starts as a fixed schedule: from there it has less to learn than from nothing."""
+"""A policy that starts as another one or a schedule: it has less to learn than from nothing."""
 
 from __future__ import annotations
 
@@ -20,39 +20,47 @@ _DEVIATION = 0.1
 
 def imitate(
     actor: nn.Module,
-    actions: npt.NDArray[np.float32],
+    teacher: nn.Module,
     environment: Environment,
     condition: Array,
     seeds: list[int],
     seed: int,
 ) -> None:
-    """Train ``actor`` to give the same ``actions [T, A]`` in every state that they lead to.
+    """Train ``actor`` to give the actions of ``teacher`` in every state that they lead to.
 
     Args:
         actor: changed in place.
-        actions: raw, per step.
+        teacher: maps features and step to raw actions.
         environment: makes the states, by following the actions with a little noise.
         condition: of the pairs of generations, as :meth:`Environment.explore`.
         seeds: likewise.
         seed: of the minibatches.
     """
-    table = FixedPolicy(*actions.shape)
-    with torch.no_grad():
-        table.actions.copy_(torch.from_numpy(actions))
     if isinstance(actor, FixedPolicy):
-        actor.load_state_dict(table.state_dict())
+        actor.load_state_dict(teacher.state_dict())
         return
-    rollouts = environment.explore(table, condition, seeds, deviation=_DEVIATION)
+    rollouts = environment.explore(teacher, condition, seeds, deviation=_DEVIATION)
     features = rollouts.features.flatten(0, 1)
-    step = torch.arange(len(actions)).repeat_interleave(rollouts.features.shape[1]).int()
+    steps, count = rollouts.features.shape[:2]
+    step = torch.arange(steps).repeat_interleave(count).int()
+    with torch.no_grad():
+        parts = zip(features.split(_MINIBATCH), step.split(_MINIBATCH), strict=True)
+        wanted = torch.cat([teacher(each.float(), at) for each, at in parts])
     optimizer = torch.optim.Adam(actor.parameters(), _LEARNING_RATE)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
     random = torch.Generator().manual_seed(seed)
     for _ in range(_STEPS):
         rows = torch.randint(len(step), (_MINIBATCH,), generator=random)
-        wanted = torch.from_numpy(actions)[step[rows].long()]
-        loss = F.mse_loss(actor(features[rows].float(), step[rows]), wanted)
+        loss = F.mse_loss(actor(features[rows].float(), step[rows]), wanted[rows])
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
         rate.step()
+
+
+def table_of(actions: npt.NDArray[np.float32]) -> FixedPolicy:
+    """The policy that takes raw ``actions [T, A]`` whatever it sees."""
+    table = FixedPolicy(*actions.shape)
+    with torch.no_grad():
+        table.actions.copy_(torch.from_numpy(actions))
+    return table

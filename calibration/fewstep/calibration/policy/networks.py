@@ -7,8 +7,9 @@ what adapting to the image is worth. The critic is a policy network with one out
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +27,8 @@ from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import CalibrationError
 from fewstep.runtime.records import GraphInfo
 
-HIDDEN = 64
-"""Width of a new policy network, unless the bundle has one to take after."""
+SIZES: Mapping[str, Any] = {"hidden_size": 64}
+"""Constructor arguments of a new policy network, where the bundle has none to take after."""
 
 _TOLERANCE = 1e-3
 
@@ -58,16 +59,18 @@ class Shape:
         return torch.randn((rows, self.side**2, self.width), generator=random)
 
 
-def new_actor(shape: Shape, steps: int, *, adaptive: bool, hidden: int = HIDDEN) -> nn.Module:
+def new_actor(
+    shape: Shape, steps: int, *, adaptive: bool, sizes: Mapping[str, Any] = SIZES
+) -> nn.Module:
     """An actor whose action is 0 in every state: it follows the schedule of the family."""
     if not adaptive:
         return FixedPolicy(steps, shape.actions)
-    return PolicyNet(shape.width, shape.actions, hidden, shape.side)
+    return PolicyNet(shape.width, shape.actions, grid_size=shape.side, **sizes)
 
 
-def new_critic(shape: Shape, hidden: int = HIDDEN) -> PolicyNet:
+def new_critic(shape: Shape, sizes: Mapping[str, Any] = SIZES) -> PolicyNet:
     """A critic whose value is 0 in every state."""
-    return PolicyNet(shape.width, 1, hidden, shape.side)
+    return PolicyNet(shape.width, 1, grid_size=shape.side, **sizes)
 
 
 def actor_of(bundle: Bundle, name: str) -> PolicyNet:
@@ -117,8 +120,7 @@ def _layers(graph: onnx.GraphProto) -> Iterator[tuple[str, Array, Array]]:
 
 def _rebuilt(shape: Shape, layers: list[tuple[str, Array, Array]]) -> PolicyNet:
     """A network with the weights put where their shapes fit, in order."""
-    depthwise = next(weight for kind, weight, _ in layers if kind == "Conv")
-    actor = PolicyNet(shape.width, shape.actions, len(depthwise), shape.side)
+    actor = PolicyNet(shape.width, shape.actions, grid_size=shape.side, **_sizes(shape, layers))
     remaining = list(layers)
     for module in actor.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
@@ -132,6 +134,20 @@ def _rebuilt(shape: Shape, layers: list[tuple[str, Array, Array]]) -> PolicyNet:
     if remaining:
         raise ValueError("weights are left over")
     return actor
+
+
+def _sizes(shape: Shape, layers: list[tuple[str, Array, Array]]) -> dict[str, Any]:
+    """Arguments of the network: by the two convolutions, the layer that reads all places, and the
+    last."""
+    hidden, channels = (len(weight) for kind, weight, _ in layers if kind == "Conv")
+    flat = (shape.side // 2) ** 2 * channels
+    last = max(index for index, (kind, _, _) in enumerate(layers) if kind == "Conv")
+    first = next(len(weight) for _, weight, _ in layers[last + 1 :] if weight.shape[1] == flat)
+    return {
+        "hidden_size": hidden,
+        "channels": channels,
+        "widths": (first, layers[-1][1].shape[1]),
+    }
 
 
 @torch.no_grad()

@@ -38,7 +38,8 @@ class PolicyOptions:
     ``deviation``: of the actions drawn, first and last, falling in a straight line. ``start``: a
     policy of the bundle, ``scratch``, a fixed schedule of its family (shaped by ``settings``, or as
     the bundle's defaults say), or ``None`` for the policy that fits the steps best.
-    ``name``: of the new policy. ``work``: folder of checkpoints and logs. Every
+    ``size_of``: the policy of the bundle whose size the new one has, ``None`` for that which it
+    stands in for. ``name``: of the new policy. ``work``: folder of checkpoints and logs. Every
     ``evaluate_every`` updates, ``evaluation_images`` are made.
     """
 
@@ -65,6 +66,7 @@ class PolicyOptions:
     seed: int = 0
     start: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    size_of: str | None = None
     name: str | None = None
     work: Path | None = None
     restart: bool = False
@@ -117,7 +119,7 @@ class Start:
 
     ``policy``: the one to stand in for. ``name``: of the new one. ``steps``: of every generation.
     ``schedule``: parameters ``[T, A]`` that the policy is to start as, or ``None``. ``settings``:
-    what shaped them, as plain data.
+    what shaped them, as plain data. ``size_of``: the policy whose size the new one has.
     """
 
     policy: str
@@ -125,6 +127,7 @@ class Start:
     steps: int
     schedule: npt.NDArray[np.float32] | None
     settings: Mapping[str, Any]
+    size_of: str
 
 
 def checked(options: PolicyOptions, bundle: Bundle) -> Start:
@@ -132,7 +135,8 @@ def checked(options: PolicyOptions, bundle: Bundle) -> Start:
 
     Raises:
         BundleError: no policy graph.
-        CalibrationError: unknown start, a name that is taken, or not the bundle's number of steps.
+        CalibrationError: unknown start or policy to take the size of, a name that is taken, or not
+            the bundle's number of steps.
         RequestError: steps or settings that the bundle cannot do, or no unconditional text.
     """
     rules, policies = rules_of(bundle), policies_of(bundle)
@@ -150,6 +154,8 @@ def checked(options: PolicyOptions, bundle: Bundle) -> Start:
     starts = (SCRATCH, *policies, *rules.schedules)
     if options.start is not None and options.start not in starts:
         raise CalibrationError(choose("policy or schedule to start from", options.start, starts))
+    if options.size_of is not None and options.size_of not in policies:
+        raise CalibrationError(choose("policy to take the size of", options.size_of, policies))
     if not options.adaptive and options.start in policies:
         raise CalibrationError(
             f"a fixed policy cannot start as '{options.start}', which tells images apart; start it "
@@ -158,7 +164,7 @@ def checked(options: PolicyOptions, bundle: Bundle) -> Start:
     schedule, settings = _schedule(options, rules, bundle, steps)
     name = _new_name(options, steps, (*policies, *rules.reserved))
     policy = options.start if options.start and options.start in policies else fitting
-    return Start(policy, name, steps, schedule, settings)
+    return Start(policy, name, steps, schedule, settings, options.size_of or policy)
 
 
 def _steps(options: PolicyOptions, rules: PolicyRules, bundle: Bundle) -> int:

@@ -8,13 +8,12 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -23,14 +22,14 @@ from fewstep.calibration.policy import state, workers
 from fewstep.calibration.policy.data import RealImages, read_images
 from fewstep.calibration.policy.environment import Environment
 from fewstep.calibration.policy.features import open_network
-from fewstep.calibration.policy.imitation import imitate
-from fewstep.calibration.policy.networks import HIDDEN, Shape, actor_of, new_actor, new_critic
+from fewstep.calibration.policy.imitation import imitate, table_of
+from fewstep.calibration.policy.networks import SIZES, Shape, actor_of, new_actor, new_critic
 from fewstep.calibration.policy.options import PolicyOptions, Start, checked
 from fewstep.calibration.policy.plots import draw
 from fewstep.calibration.policy.state import Log, Row, TrainingState
 from fewstep.calibration.policy.store import add_policy, half
 from fewstep.calibration.policy.training import Training
-from fewstep.export.models.policy import PolicyNet
+from fewstep.export.models.policy import FixedPolicy
 from fewstep.export.tuned import TunedPolicy, save_tuned
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import CalibrationError, OutputError
@@ -197,6 +196,7 @@ def _training(
         "steps": start.steps,
         "data_sha256": real.sha256,
         "policy_sha256": bundle.graph_sha256(start.policy),
+        "size_sha256": bundle.graph_sha256(start.size_of),
         "backend": generator.backend,
         "precision": generator.precision,
         "processes": workers.world(),
@@ -205,23 +205,18 @@ def _training(
     _require_agreement(0 if resumed is None else resumed[0].update, work)
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
-        shape = Shape.of(bundle.graph(start.policy))
-        actor = _actor(options, bundle, start, shape)
-        width = len(actor.dw_conv.weight) if isinstance(actor, PolicyNet) else HIDDEN
-        critic = new_critic(shape, width)
-    model = bundle.manifest.model
+        actor, teacher, critic = _networks(options, bundle, start)
     environment = Environment(generator, start.policy, start.steps)
-    if start.schedule is not None and resumed is None:
-        actions = rules_of(bundle).actions(model, start.policy, start.schedule)
-        _imitate(actor, actions, environment, real, options)
+    if teacher is not None and resumed is None:
+        _imitate(actor, teacher, environment, real, options)
     return Training(
         options,
-        model,
+        bundle.manifest.model,
         environment,
         actor,
         critic,
         real,
-        open_network(options.features, max(model.image_size)),
+        open_network(options.features, max(bundle.manifest.model.image_size)),
         work,
         signature,
     )
@@ -244,20 +239,44 @@ def _hashes(bundle: Bundle, precision: str) -> dict[str, str]:
 
 def _imitate(
     actor: nn.Module,
-    actions: npt.NDArray[np.float32],
+    teacher: nn.Module,
     environment: Environment,
     real: RealImages,
     options: PolicyOptions,
 ) -> None:
-    count = min(options.rollouts, _IMITATED_PAIRS)
+    count = options.rollouts
+    if isinstance(teacher, FixedPolicy):  # it tells no images apart, so few of them will do
+        count = min(count, _IMITATED_PAIRS)
     seeds = [int(each) for each in np.random.default_rng(options.seed).integers(2**63, size=count)]
-    imitate(actor, actions, environment, real.conditions(0, count), seeds, options.seed)
+    imitate(actor, teacher, environment, real.conditions(0, count), seeds, options.seed)
 
 
-def _actor(options: PolicyOptions, bundle: Bundle, start: Start, shape: Shape) -> nn.Module:
+def _networks(
+    options: PolicyOptions, bundle: Bundle, start: Start
+) -> tuple[nn.Module, nn.Module | None, nn.Module]:
+    """Actor, what it is to imitate first, and critic."""
+    shape = Shape.of(bundle.graph(start.policy))
+    teacher: nn.Module | None = None
+    sizes = _sizes(bundle, start.size_of)
+    critic = new_critic(shape, sizes)
     if options.adaptive and options.start in (None, start.policy):
-        return actor_of(bundle, start.policy)
-    return new_actor(shape, start.steps, adaptive=options.adaptive)
+        former = actor_of(bundle, start.policy)
+        if former.sizes == sizes:
+            return former, None, critic
+        teacher = former
+    elif start.schedule is not None:
+        model = bundle.manifest.model
+        teacher = table_of(rules_of(bundle).actions(model, start.policy, start.schedule))
+    actor = new_actor(shape, start.steps, adaptive=options.adaptive, sizes=sizes)
+    return actor, teacher, critic
+
+
+def _sizes(bundle: Bundle, name: str) -> Mapping[str, Any]:
+    """Those of a policy, or of none in particular: a table has no size to take after."""
+    try:
+        return actor_of(bundle, name).sizes
+    except CalibrationError:
+        return SIZES
 
 
 def _info(

@@ -2,13 +2,16 @@
 
 Same constructor arguments and state-dict keys as ``libs/policy.py`` of the official AdaNAT
 repository, generalised from its 16×16 token grid to any even square grid (only
-``linear1.weight`` changes its width with the grid). The actions are raw: the decode loop turns
-them into mask ratio, masking temperature, sampling temperature and guidance scale.
+``linear1.weight`` changes its width with the grid), and from the widths of its last layers, which
+are constants there. The actions are raw: the decode loop turns them into mask ratio, masking
+temperature, sampling temperature and guidance scale.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +65,14 @@ class PolicyNet(nn.Module):
         hidden_size: width of the network; ``x_embedder`` exists only if it differs from
             ``in_channels``.
         grid_size: side of the token grid, even (16 in the official class).
+        channels: of the feature map that is flattened (128 in the official class).
+        widths: of the two layers after it (1024 and 512 in the official class). Most of the
+            network's parameters are there: ``(grid_size / 2)² · channels · widths[0]`` in one
+            layer.
+
+    Raises:
+        ValueError: an odd grid, or ``channels`` and ``widths`` that are not one and two positive
+            integers.
     """
 
     def __init__(
@@ -70,10 +81,14 @@ class PolicyNet(nn.Module):
         out_channels: int = 4,
         hidden_size: int = 1152,
         grid_size: int = 16,
+        channels: int = 128,
+        widths: Sequence[int] = (1024, 512),
     ) -> None:
         super().__init__()
         if grid_size % 2:
             raise ValueError(f"grid_size must be even, got {grid_size}")
+        _check_widths(channels, widths)
+        first, second = widths
         self.in_channels, self.grid_size = in_channels, grid_size
         same = in_channels == hidden_size
         self.x_embedder = None if same else nn.Linear(in_channels, hidden_size)
@@ -82,13 +97,22 @@ class PolicyNet(nn.Module):
         self.dw_conv = nn.Conv2d(
             hidden_size, hidden_size, kernel_size=3, stride=2, padding=1, groups=hidden_size
         )
-        self.pw_conv = nn.Conv2d(hidden_size, 128, kernel_size=1)
-        self.linear1 = nn.Linear((grid_size // 2) ** 2 * 128, 1024)
-        self.adaLN2 = AdaLN(1024, hidden_size)
-        self.linear2 = nn.Linear(1024, 512)
-        self.adaLN3 = AdaLN(512, hidden_size)
-        self.linear3 = nn.Linear(512, out_channels)
+        self.pw_conv = nn.Conv2d(hidden_size, channels, kernel_size=1)
+        self.linear1 = nn.Linear((grid_size // 2) ** 2 * channels, first)
+        self.adaLN2 = AdaLN(first, hidden_size)
+        self.linear2 = nn.Linear(first, second)
+        self.adaLN3 = AdaLN(second, hidden_size)
+        self.linear3 = nn.Linear(second, out_channels)
         self._init_weights()
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Constructor arguments that neither features nor actions decide."""
+        return {
+            "hidden_size": self.dw_conv.out_channels,
+            "channels": self.pw_conv.out_channels,
+            "widths": (self.linear1.out_features, self.linear2.out_features),
+        }
 
     def _init_weights(self) -> None:
         """As ``initialize_weights`` of the official class: Xavier-uniform, biases 0.
@@ -113,11 +137,23 @@ class PolicyNet(nn.Module):
         condition = self.t_embedder(step)
         x = self.adaLN1(x, condition)  # [B, N, C]
         x = x.transpose(1, 2).unflatten(2, (self.grid_size, self.grid_size))  # [B, C, H, W]
-        x = F.gelu(self.pw_conv(F.gelu(self.dw_conv(x)))).flatten(1)  # [B, 128·H/2·W/2]
+        x = F.gelu(self.pw_conv(F.gelu(self.dw_conv(x)))).flatten(1)  # [B, channels·H/2·W/2]
         x = F.gelu(self.adaLN2(self.linear1(x), condition))
         x = F.gelu(self.adaLN3(self.linear2(x), condition))
         out: Tensor = self.linear3(x)
         return out
+
+
+def _check_widths(channels: object, widths: object) -> None:
+    if not _positive(channels):
+        raise ValueError(f"channels must be a positive integer, got {channels!r}")
+    pair = isinstance(widths, (list, tuple)) and len(widths) == 2
+    if not (pair and all(_positive(each) for each in widths)):  # type: ignore[attr-defined]
+        raise ValueError(f"widths must be two positive integers, got {widths!r}")
+
+
+def _positive(value: object) -> bool:
+    return type(value) is int and value > 0
 
 
 class FixedPolicy(nn.Module):
