@@ -58,6 +58,26 @@ def test_a_bundle_without_guidance_needs_no_second_half(bundle: Bundle) -> None:
     assert profile["text"].max == (6, 3, 5)
 
 
+def test_a_text_encoder_reads_a_text_for_every_image(tiny_text_bundle: Path) -> None:
+    """No program runs it."""
+    read = Bundle.read(tiny_text_bundle)
+    fields = read.manifest.model_dump()
+    fields["model"]["condition"]["encoder"] = {"tokens": 7, "pad_id": 0}
+    fields["graphs"]["text_encoder"] = {
+        "file": "transformer.onnx",
+        "inputs": {"ids": {"dtype": "int32", "shape": ("batch", 7)}},
+        "outputs": {"text": {"dtype": "float32", "shape": ("batch", 3, 12)}},
+    }
+    fields["files"]["tokenizer.json"] = {"bytes": 2, "sha256": "0" * 64}
+    bundle = Bundle(read.path, type(read.manifest).model_validate(fields))
+    (profile,) = profiles(bundle, BuildOptions(max_batch=6, opt_batch=(2,)))["text_encoder"]
+    ids = profile["ids"]
+    assert (ids.min, ids.opt, ids.max) == ((1, 7), (2, 7), (6, 7))
+    del fields["files"]["tokenizer.json"]
+    with pytest.raises(ValueError, match="files lacks tokenizer.json"):
+        type(read.manifest).model_validate(fields)
+
+
 def test_every_dimension_that_varies_has_its_own_range(toy_bundle: Path) -> None:
     """Two scales of 1 and 4 tokens, with a cache of 0 and 1 positions before them."""
     made = profiles(Bundle.read(toy_bundle), BuildOptions(max_batch=3, opt_batch=(2,)))
