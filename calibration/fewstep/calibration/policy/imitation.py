@@ -44,7 +44,7 @@ def imitate(
     steps, count = rollouts.features.shape[:2]
     step = torch.arange(steps).repeat_interleave(count).int()
     with torch.no_grad():
-        parts = zip(features.split(_MINIBATCH), step.split(_MINIBATCH), strict=True)
+        parts = zip(*(torch.split(each, _MINIBATCH) for each in (features, step)), strict=True)
         wanted = torch.cat([teacher(each.float(), at) for each, at in parts])
     optimizer = torch.optim.Adam(actor.parameters(), _LEARNING_RATE)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
