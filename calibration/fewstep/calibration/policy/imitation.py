@@ -44,9 +44,8 @@ def imitate(
     steps, count = rollouts.features.shape[:2]
     step = torch.arange(steps).repeat_interleave(count).int()
     with torch.no_grad():
-        states, at = torch.split(features, _MINIBATCH), torch.split(step, _MINIBATCH)
-        parts = [teacher(each.float(), when) for each, when in zip(states, at, strict=True)]
-        wanted = torch.cat(parts)
+        parts = zip(*(torch.split(each, _MINIBATCH) for each in (features, step)), strict=True)
+        wanted = torch.cat([teacher(each.float(), at) for each, at in parts])
     optimizer = torch.optim.Adam(actor.parameters(), _LEARNING_RATE)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
     random = torch.Generator().manual_seed(seed)
