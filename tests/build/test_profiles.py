@@ -59,10 +59,9 @@ def test_a_bundle_without_guidance_needs_no_second_half(bundle: Bundle) -> None:
 
 
 def test_a_text_encoder_reads_a_text_for_every_image(tiny_text_bundle: Path) -> None:
-    """No program runs it."""
     read = Bundle.read(tiny_text_bundle)
     fields = read.manifest.model_dump()
-    fields["model"]["condition"]["encoder"] = {"tokens": 7, "pad_id": 0}
+    fields["model"]["condition"]["encoder"] = {"tokens": 7, "pad_id": 0, "examples": [[1]]}
     fields["graphs"]["text_encoder"] = {
         "file": "transformer.onnx",
         "inputs": {"ids": {"dtype": "int32", "shape": ("batch", 7)}},

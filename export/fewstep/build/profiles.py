@@ -1,9 +1,8 @@
 """Optimization profiles of a bundle's graphs: what shapes their engines accept and are tuned for.
 
-The shapes are those of the family's programs for one image and for ``max_batch``, and a text
-encoder's for as many texts: their least and most are the ends of every profile. There is one
-profile for each ``opt_batch``, tuned for the largest run of the graph in the program that most
-requests of so many images ask for.
+The shapes are those of the family's programs for one image and for ``max_batch``: their least and
+most are the ends of every profile. There is one profile for each ``opt_batch``, tuned for the
+largest run of the graph in the program that most requests of so many images ask for.
 
 A builder that is given profiles which contradict each other leaves a line in its log and goes on.
 :func:`wrong_profiles` finds that before.
@@ -44,11 +43,7 @@ def profiles(bundle: Bundle, options: BuildOptions) -> dict[str, tuple[Profile, 
         for key in family.corners(model, batch)
         for run in _runs(family.program(model, key), model)
     ]
-    every += [run for batch in (1, options.max_batch) for run in _texts(model, batch)]
-    best = {
-        batch: {**dict(_texts(model, batch)), **_typical(family, model, batch)}
-        for batch in options.opt_batch
-    }
+    best = {batch: _typical(family, model, batch) for batch in options.opt_batch}
     if idle := sorted(bundle.manifest.graphs.keys() - {graph for graph, _ in every}):
         raise BundleError(
             f"{bundle.path}: no program of the family {model.info.kind} runs {', '.join(idle)}"
@@ -127,13 +122,6 @@ def _runs(program: Program, model: Model) -> Iterator[tuple[str, Shapes]]:
         for run, shapes in part.runs():
             inputs = model.graphs[run.graph].inputs
             yield run.graph, {name: shapes[name] for name, each in inputs.items() if each.varies}
-
-
-def _texts(model: Model, batch: int) -> Iterator[tuple[str, Shapes]]:
-    """The run of a text encoder, which reads a text for every image before a program begins."""
-    encoder = getattr(model.info.condition, "encoder", None)
-    if encoder is not None:
-        yield encoder.graph, {"ids": (batch, encoder.tokens)}
 
 
 def _profile(runs: list[Shapes], best: Shapes) -> Profile:
