@@ -48,6 +48,7 @@ WHERE_IS = {
     "top-k re-masking": "def remask(",
     "top-k and nucleus": "def sample_top_k_top_p(",
     "what differs between forms of MaskGIT": "class Rules(",
+    "prompts, their ids, and the states that are kept": "class TextStates",
     "orders of positions that are known before": "def ranks(",
     "the KV cache": "past_{name}",
     "tokens of an iteration; which positions it computes": "def recomputed(",
