@@ -122,7 +122,7 @@ def test_encoders_without_projection_and_whole_models_are_read(
         ({"max_position_embeddings": 77}, "tokens of a text 3 but the text encoder's is 77"),
         ({"vocab_size": 500}, r"its ids go up to 515, and the encoder knows 0 … 499"),
         ({"num_attention_heads": 5}, "num_attention_heads must divide hidden_size 12, got 5"),
-        ({"name": "BertModel"}, "or CLIPModel or CLIPTextModel, got BertModel"),
+        ({"name": "T5Model"}, "or CLIPTextModel or BertModel, got T5Model"),
     ],
 )
 def test_encoders_that_do_not_fit_are_refused(
@@ -147,7 +147,7 @@ def test_a_model_of_classes_takes_none(
 
 
 def test_another_folder_is_told(tiny_text_checkpoints: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="clip is no folder; expected that of a CLIP text"):
+    with pytest.raises(CheckpointError, match="clip is no folder; expected that of a text encoder"):
         _exported(tiny_text_checkpoints, tmp_path / "clip", tmp_path)
     (tmp_path / "clip").mkdir()
     with pytest.raises(CheckpointError, match="config.json: no such file"):

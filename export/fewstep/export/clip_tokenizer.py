@@ -147,8 +147,8 @@ def _made(
         (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
     around = {name: (words[name], tokenizer.token_to_id(words[name])) for name in words}
     tokenizer.post_processor = processors.RobertaProcessing(
-        sep=around["eos_token"],
-        cls=around["bos_token"],
+        around["eos_token"],  # not by names: those differ between versions of the library
+        around["bos_token"],
         add_prefix_space=False,
         trim_offsets=False,
     )
