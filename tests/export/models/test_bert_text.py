@@ -1,4 +1,4 @@
-"""BERT's text encoder beside a recording of transformers: states, padding, configuration, export."""
+"""BERT as a text encoder beside a recording of transformers: states, padding, sizes, export."""
 
 from __future__ import annotations
 
