@@ -115,7 +115,7 @@ def figures(features: Features, truth: Truth) -> Row:
     before = (np.where(same, similar, -1.0) > right[:, None]).sum(1)  # nearer than the true one
     among = same.sum(1)
     nearest = (_unit(features) @ _unit(truth.centres).T).argmax(1)
-    kernel, deviation = kernel_distance(features, truth.features)
+    kernel, _ = kernel_distance(features, truth.features)
     return {
         "distance": round(float(1 - right.mean()), 4),
         "top_1": round(float((before < 1).mean()), 4),
@@ -124,7 +124,6 @@ def figures(features: Features, truth: Truth) -> Row:
         "chance_1": round(float((1 / among).mean()), 4),
         "chance_5": round(float(np.minimum(1, 5 / among).mean()), 4),
         "kernel_distance": round(kernel, 4),
-        "kernel_distance_deviation": round(deviation, 4),
         "frechet_distance": round(frechet_distance(features, truth.features), 1),
         "style": round(float((np.array(STYLES)[nearest] == truth.emojis.styles).mean()), 4),
     }

@@ -6,6 +6,7 @@ python samples/emoji/emoji_grid.py    # writes results/grid.png
 from __future__ import annotations
 
 import textwrap
+import unicodedata
 
 import numpy as np
 import torch
@@ -43,7 +44,8 @@ def sheet(made: dict[str, Images]) -> Image.Image:
             for below, image in enumerate((images[column], emojis.images[column])):
                 place = left, top + HEADING + below * IMAGE_SIZE
                 picture.paste(Image.fromarray(np.ascontiguousarray(image)), place)
-            lines = textwrap.wrap(str(emojis.texts[column, 0]), 18)[:3]
+            plain = unicodedata.normalize("NFD", str(emojis.texts[column, 0]))  # the font is ASCII
+            lines = textwrap.wrap(plain.encode("ascii", "ignore").decode(), 18)[:3]
             for line, text in enumerate(lines):
                 y = top + HEADING + 2 * IMAGE_SIZE + line * LINE
                 draw.text((column * WIDTH + 3, y), text, fill="black", font=font)

@@ -5,10 +5,12 @@ short name of an emoji, equally often, and dropped with probability 0.1 for guid
 skin tone are drawn a third as often as others; the weights kept are an exponential moving average.
 
     nice -n 5 python samples/emoji/emoji_transformer.py    # 27 minutes on 2 cores, shared
+    nice -n 5 python samples/emoji/emoji_transformer.py --go-on --minutes 6 --seed 1
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import sys
 from pathlib import Path
@@ -25,7 +27,7 @@ from torch import Tensor
 
 sys.path.append(str(Path(__file__).parents[1] / "fashion"))
 from train_transformer import loss_of, mask_tokens, update_average  # noqa: E402
-from training import Budget, Log, by_the_clock, config, save_weights  # noqa: E402
+from training import Budget, Log, config, save_weights  # noqa: E402
 
 from fewstep.export.models import UViT, VQModel  # noqa: E402
 
@@ -120,20 +122,30 @@ def examples_of(known: Known) -> tuple[Examples, Examples]:
     return Examples(load("train"), known), Examples(some, known)
 
 
-def train(minutes: float, batch: int, seed: int) -> None:
-    torch.manual_seed(seed)
+def transformer() -> UViT:
+    """The trained transformer."""
     model = UViT(**config("transformer", folder=FOLDER))
+    state = load_file(FOLDER / "weights" / "transformer.safetensors")
+    model.load_state_dict({key: value.float() for key, value in state.items()})
+    return model
+
+
+def train(minutes: float, batch: int, seed: int, go_on: bool) -> None:
+    torch.manual_seed(seed)
+    model = transformer() if go_on else UViT(**config("transformer", folder=FOLDER))
+    highest = RATE / 2 if go_on else RATE
     kept = copy.deepcopy(model).eval()
     rng = np.random.default_rng((seed, parallel.rank()))
     generator = torch.Generator().manual_seed(seed + parallel.rank())
     torch.manual_seed(seed + parallel.rank())
     examples, held_out = examples_of(Known())
     optimizer = torch.optim.AdamW(model.parameters(), RATE, (0.9, 0.98), weight_decay=0.03)
-    log, budget, recent = Log("transformer", FOLDER), Budget(minutes), list[float]()
+    log = Log("transformer-go-on" if go_on else "transformer", FOLDER)
+    budget, recent = Budget(minutes), list[float]()
     first, spent, step = parallel.rank() == 0, 0.0, 0
     while spent < 1:
         for group in optimizer.param_groups:
-            group["lr"] = RATE * rate(spent, step)
+            group["lr"] = highest * rate(spent, step)
         tokens, states = examples.draw(batch // PROCESSES, rng)
         masked = mask_tokens(tokens, model.codebook_size, generator)
         loss = loss_of(model, tokens, masked, states)
@@ -158,6 +170,13 @@ def train(minutes: float, batch: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    given = by_the_clock(__doc__, 27, BATCH)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=27)
+    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--go-on", action="store_true", help="from the present weights")
+    given = parser.parse_args()
     Known()
-    parallel.run(train, PROCESSES, *given)
+    parallel.run(train, PROCESSES, given.minutes, given.batch, given.seed, given.go_on)

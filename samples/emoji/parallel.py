@@ -20,7 +20,8 @@ def run(train: Callable[..., None], processes: int, *arguments: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    spawn(_process, (processes, address, train, arguments), processes)  # type: ignore[no-untyped-call]
+    arguments_of_all = (processes, address, train, arguments)
+    spawn(_process, arguments_of_all, processes)  # type: ignore[no-untyped-call]
 
 
 def _process(

@@ -12,13 +12,9 @@ import pytest
 import torch
 from emoji_data import STYLES, Emojis, base_of, catalogue, split
 from emoji_evaluate import Truth, another, figures
-from emoji_tokenizer import FOLDER, chances
-from emoji_transformer import decode, tokenize, tokenizer
-from safetensors.torch import load_file
+from emoji_tokenizer import chances
+from emoji_transformer import decode, tokenize, tokenizer, transformer
 from train_transformer import loss_of
-from training import config
-
-from fewstep.export.models import UViT
 
 
 @pytest.mark.parametrize(
@@ -119,9 +115,7 @@ def test_the_tokenizer_keeps_what_an_image_shows(seen: dict[str, torch.Tensor]) 
 
 @torch.no_grad()
 def test_the_transformer_reads_the_text(seen: dict[str, torch.Tensor]) -> None:
-    model = UViT(**config("transformer", folder=FOLDER)).eval()
-    state = load_file(FOLDER / "weights" / "transformer.safetensors")
-    model.load_state_dict({key: value.float() for key, value in state.items()})
+    model = transformer().eval()
     tokens, states = tokenize(tokenizer(), seen["images"].numpy()), seen["states"].float()
     masked = torch.full_like(tokens, model.codebook_size)
     own = loss_of(model, tokens, masked, states).item()

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fewstep.export.models.clip_text import HIDDEN
+
 ARGUMENTS = (
     "vocab_size",
     "hidden_size",
@@ -64,7 +66,7 @@ class SelfAttention(nn.Module):
             for project in (self.query, self.key, self.value)
         )
         scores = (q @ k.transpose(2, 3)) * q.shape[-1] ** -0.5
-        weights = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(-1)
+        weights = scores.masked_fill(~seen, HIDDEN).softmax(-1)
         out: Tensor = (weights @ v).transpose(1, 2).flatten(2)  # [B, L, W]
         return out
 

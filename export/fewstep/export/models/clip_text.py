@@ -35,6 +35,10 @@ WRONG_END = 2
 """What older configurations say by mistake of the token at the end of a text."""
 
 
+HIDDEN = -30_000.0
+"""Added to scores of positions that are not seen: e to this is 0, and fp16 has it, unlike -inf."""
+
+
 class Embeddings(nn.Module):
     """Token ids ``[B, L]`` → ``[B, L, W]``, with learned positions."""
 
@@ -117,7 +121,7 @@ class TextTransformer(nn.Module):
         """States before the last layer, and after it and the last norm, ``[B, L, W]`` each."""
         before = x = self.embeddings(ids)
         length = ids.shape[1]
-        later = torch.full((length, length), float("-inf"), device=x.device).triu(1)
+        later = torch.full((length, length), HIDDEN, device=x.device).triu(1)
         for layer in self.encoder.layers:
             before, x = x, layer(x, later)
         return before, self.final_layer_norm(x)
