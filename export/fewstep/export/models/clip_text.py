@@ -34,7 +34,6 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 WRONG_END = 2
 """What older configurations say by mistake of the token at the end of a text."""
 
-
 HIDDEN = -30_000.0
 """Added to scores of positions that are not seen: e to this is 0, and fp16 has it, unlike -inf."""
 
