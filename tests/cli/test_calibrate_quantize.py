@@ -165,7 +165,7 @@ def test_text_is_read(
         ("--auto --plot x.txt", "expected a file ending in .png, .svg, .pdf"),
         ("--no-fp32-heads", "go with --other-layers fp16"),
         ("--precision fp8 --auto", "nvidia-modelopt quantizes to fp8"),
-        ("--text-file nothing.npy", "nothing.npy is not a .npy array"),
+        ("--text-file nothing.npy", "this bundle is class-conditional: leave --text-file out"),
     ],
 )
 def test_bad_options_are_one_line_and_change_nothing(

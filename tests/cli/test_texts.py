@@ -88,7 +88,7 @@ def test_prompts_need_an_encoder(
     refused = fewstep("generate", tiny_text_bundle, "--text", "a dog", "--out", out)
     assert "no text encoder: give text states [B, 3, 12] in a .npy file" in refused.err
     refused = fewstep("generate", tiny_bundle, "--text", "a dog", "--out", out)
-    assert "this bundle is class-conditional: leave out --text" in refused.err
+    assert "this bundle is class-conditional: give --class, not --text" in refused.err
 
 
 def test_prompts_are_compared(fewstep: Terminal, prompts_bundle: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_text_states(text_generator: Generator) -> None:
     made = text_generator(states, count=2, guidance=0)
     again = text_generator.generate(text=states.repeat(2, 0), guidance=0)
     np.testing.assert_array_equal(made.pixels, again.images)
-    with pytest.raises(RequestError, match="text-conditional: give text states"):
+    with pytest.raises(RequestError, match="no text encoder: give text states"):
         text_generator("a cat")
 
 

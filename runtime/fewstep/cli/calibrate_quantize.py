@@ -172,11 +172,13 @@ def _spelled(options: dict[str, Any]) -> list[str]:
 def _text(bundle: Path, file: Path | None) -> Any:
     """States, or the ids of prompts."""
     from fewstep.runtime.bundle import Bundle
-    from fewstep.runtime.condition import condition_of
+    from fewstep.runtime.condition import ClassCondition, condition_of
     from fewstep.runtime.families import model_of
 
     if file is None:
         return None
     model = model_of(Bundle.read(bundle))
+    if isinstance(model.info.condition, ClassCondition):
+        raise RequestError("this bundle is class-conditional: leave --text-file out")
     texts = Texts(None, file).of(model.info.condition)
     return condition_of(model.info.condition, None, texts, model.tokenizer)

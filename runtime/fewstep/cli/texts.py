@@ -60,7 +60,9 @@ class Texts:
 
         if isinstance(info, ClassCondition):
             if self.words:
-                raise RequestError(f"this bundle is class-conditional: leave out {self.words[0]}")
+                raise RequestError(
+                    f"this bundle is class-conditional: give --class, not {self.words[0]}"
+                )
             return None
         if self.prompts and self.file is not None:
             raise RequestError("give --text or --text-file, not both")

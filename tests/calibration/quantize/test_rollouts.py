@@ -102,7 +102,7 @@ def test_text_is_taken_in_turns_and_needed(tiny_text_bundle: Path) -> None:
 
 def test_what_does_not_fit_the_bundle_is_refused(bundle: Bundle, tiny_text_bundle: Path) -> None:
     text = np.zeros((1, 3, 12), np.float32)
-    with pytest.raises(RequestError, match="class-conditional: leave --text out"):
+    with pytest.raises(RequestError, match="class-conditional: leave --text-file out"):
         conditions(bundle.manifest.model.condition, 1, 0, text)
     with pytest.raises(RequestError, match=r"text must have shape \[B, 3, 12\]"):
         conditions(Bundle.read(tiny_text_bundle).manifest.model.condition, 1, 0, text[:, :2])
