@@ -48,6 +48,28 @@ def test_a_folder_of_a_file_of_prompts(
     assert again.code == 0 and '"kept": 2' in again.out
 
 
+def test_commas_are_part_of_a_prompt_and_words_are_not_prompts(
+    fewstep: Terminal, prompts_bundle: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "x.png"
+    wish = ["generate", prompts_bundle, "--steps", 1, "--out", out]
+    assert fewstep(*wish, "--text", "a dog, red", "--text=a, cat").code == 0
+    assert read_record(out)["prompts"] == ["a dog, red", "a, cat"]
+    refused = fewstep(*wish, "--text", "red", "dog")
+    assert refused.code == 2 and "dog" in refused.err
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_a_folder_of_other_prompts_is_refused(
+    fewstep: Terminal, prompts_bundle: Path, tmp_path: Path, resume: list[str]
+) -> None:
+    wish = ["generate", prompts_bundle, "--steps", 1, "--out", tmp_path / "f"]
+    assert fewstep(*wish, "--text", "a dog").code == 0
+    refused = fewstep(*wish, *resume, "--text", "red cat")
+    assert refused.code == 1 and "has images of other texts" in refused.err
+    assert len(list((tmp_path / "f").iterdir())) == 1
+
+
 def test_long_prompts_are_noted_once(
     fewstep: Terminal, prompts_bundle: Path, tmp_path: Path
 ) -> None:

@@ -154,6 +154,8 @@ def produce(
     """
     made = Made()
     wanted = list(range(len(order)))
+    if target.is_folder and order.prompts is not None:
+        _check_prompts(order, target)
     if target.resume:
         wanted = _absent(generator, order, complete, target)
         made.kept = len(order) - len(wanted)
@@ -266,6 +268,22 @@ def _absent(
                 "or choose another folder"
             )
     return absent
+
+
+def _check_prompts(order: Order, target: Target) -> None:
+    """Refuse a folder with images of other prompts in the places of these.
+
+    Raises:
+        OutputError: there are some.
+    """
+    there = {each: name for name in _names(target) if (each := pictures.image_of(name))}
+    for k, (row, seed) in enumerate(zip(order.conditions, order.seeds, strict=True)):
+        name = there.get(("text", row, seed))
+        if name is not None and name != target.file(order, k).name:
+            raise OutputError(
+                f"{target.path} has images of other texts ({name}): choose another folder, or "
+                "remove them"
+            )
 
 
 def _check_set(

@@ -24,8 +24,7 @@ TextOption = Annotated[
 TextFileOption = Annotated[
     Path | None,
     typer.Option(
-        help="Prompts, one a line; or .npy of text states [B, L, D], for bundles without a text "
-        "encoder."
+        help="Prompts, one a line; or .npy of text states [B, L, D], which need no text encoder."
     ),
 ]
 NegativeOption = Annotated[

@@ -2,8 +2,8 @@
 
     --class 1 --class 2     --class 1 2     --class 1,2
 
-all mean the same, for every option of a command that may be given more than once. What is left to
-the arguments of a command (``BUNDLE``) stays theirs wherever it stands:
+all mean the same, for every option of a command that may be given more than once, but ``--text``.
+What is left to the arguments of a command (``BUNDLE``) stays theirs wherever it stands:
 ``fewstep generate --class Dress bundle``.
 """
 
@@ -19,6 +19,8 @@ from typer.core import TyperCommand
 
 WHOLE = frozenset({"--class"})
 """Options whose values may have commas of their own; who reads them cuts them."""
+
+_ONE = frozenset({"--text"})  # a sentence: with commas, and never several without their option
 
 
 _UsageError: Any = typer.BadParameter.__base__
@@ -74,14 +76,14 @@ def spelled_out(
         name, equals, value = word.partition("=")
         if expects:
             spelled.append(_Word(word, option))
-            option, expects = option if _repeatable(options[option]) else "", False
+            option, expects = option if _takes_more(options, option) else "", False
         elif name in options and name.startswith("-"):
             known = options[name]
             takes = not getattr(known, "is_flag", False) and not getattr(known, "count", False)
             option, expects = name if takes else "", takes and not equals
             if takes and equals:
                 spelled.append(_Word(value, name))
-                option = name if _repeatable(known) else ""
+                option = name if _takes_more(options, name) else ""
             elif not takes:
                 spelled.append(_Word(word))
         elif word.startswith("-") and word != "-":
@@ -112,7 +114,7 @@ class _Word:
         """With its option's name, once for every value in it."""
         if not self.option:
             return [self.text]
-        cut = _repeatable(options[self.option]) and self.option not in whole
+        cut = _takes_more(options, self.option) and self.option not in whole
         cut = cut and not _is_there(self.text)  # a file's name may have commas
         values = [part.strip() for part in self.text.split(",")] if cut else [self.text]
         if not all(values):  # an empty one: as it was given, for whoever reads it to refuse
@@ -131,8 +133,9 @@ def _leave_to_arguments(words: list[_Word], missing: int) -> None:
         word.option = ""
 
 
-def _repeatable(option: Any) -> bool:
-    return bool(getattr(option, "multiple", False))
+def _takes_more(options: dict[str, Any], name: str) -> bool:
+    """Whether an option's value may be followed by others."""
+    return bool(getattr(options[name], "multiple", False)) and name not in _ONE
 
 
 def _is_there(text: str) -> bool:
