@@ -12,6 +12,7 @@ discriminator. Images with a skin tone, five of each emoji, are drawn a third as
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -63,14 +64,17 @@ def rate(spent: float, step: int) -> float:
 
 
 @torch.no_grad()
+def encoded(model: VQModel, images: npt.NDArray[np.uint8], batch: int) -> Iterator[Tensor]:
+    """What the encoder makes of so many images at a time, ``[batch, z_channels, h, w]``."""
+    for start in range(0, len(images), batch):
+        with torch.autocast("cpu", torch.bfloat16):
+            z = model.encoder(pixels(images[start : start + batch]))
+        yield z.float()
+
+
 def latents(model: VQModel, images: npt.NDArray[np.uint8]) -> Tensor:
     """What the encoder makes of images, ``[positions, z_channels]``."""
-    parts = []
-    for start in range(0, len(images), 16):
-        with torch.autocast("cpu", torch.bfloat16):
-            z = model.encoder(pixels(images[start : start + 16]))
-        parts.append(z.float().permute(0, 2, 3, 1).flatten(0, 2))
-    return torch.cat(parts)
+    return torch.cat([z.permute(0, 2, 3, 1).flatten(0, 2) for z in encoded(model, images, 16)])
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ import parallel
 import torch
 from emoji_data import Emojis, load
 from emoji_text import Known
-from emoji_tokenizer import FOLDER, PROCESSES, chances, pixels, rate
+from emoji_tokenizer import FOLDER, PROCESSES, chances, encoded, rate
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -50,12 +50,7 @@ def tokenizer() -> VQModel:
 @torch.no_grad()
 def tokenize(model: VQModel, images: npt.NDArray[np.uint8]) -> Tensor:
     """Encode ``[n, 64, 64, 3]`` uint8 images to token ids ``[n, 64]``."""
-    parts = []
-    for start in range(0, len(images), 64):
-        with torch.autocast("cpu", torch.bfloat16):
-            z = model.encoder(pixels(images[start : start + 64]))
-        parts.append(model.quantize(z.float()).flatten(1))
-    return torch.cat(parts)
+    return torch.cat([model.quantize(z).flatten(1) for z in encoded(model, images, 64)])
 
 
 @torch.no_grad()

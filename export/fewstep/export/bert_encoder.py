@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fewstep.export import checkpoint, presets
+from fewstep.export import presets
 from fewstep.export.checkpoint import read_json
 from fewstep.export.filekind import shown
 from fewstep.export.models.bert_text import BertText, constructor_arguments
-from fewstep.export.text_encoder import GRAPH, Encoder
+from fewstep.export.text_encoder import Encoder, checkpoints_of
 from fewstep.export.tokenizer_file import EXAMPLES, TokenizerFile
 from fewstep.runtime.condition import TextEncoder
 from fewstep.runtime.errors import BundleError, CheckpointError
@@ -43,16 +43,12 @@ def read_bert(folder: Path, tokens: int) -> Encoder:
             f"{folder}: the tokenizer does not fit the encoder: ids go up to {words.largest_id} in "
             f"texts of {tokens}, and the encoder knows {vocabulary} and {positions} positions"
         )
-    files = {path.stem: path for path in (folder / "config.json", *words.files)}
     return Encoder(
         model.eval(),
         TextEncoder(tokens=tokens, pad_id=pad, examples=words.examples),
         tokens,
         words,
-        {
-            **checkpoint.named_files({GRAPH: folder}),
-            **{f"{GRAPH}/{name}": path for name, path in files.items()},
-        },
+        checkpoints_of(folder, words),
         tuple(f"text encoder: {note}" for note in found.notes),
     )
 

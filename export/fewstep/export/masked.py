@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fewstep.export import checkpoint, presets
+from fewstep.export.adanat_text import text_encoder_of
 from fewstep.export.autonat import PRESETS
-from fewstep.export.bert_encoder import read_bert
 from fewstep.export.conditions import (
     UNCONDITIONAL_FILE,
     condition_of,
@@ -31,13 +31,7 @@ from fewstep.export.models import PolicyNet, UViT, VQModel
 from fewstep.export.policies import UNTRAINED_SEED, check_names, untrained_policy
 from fewstep.export.policy_file import StoredPolicy, put_in_order, stored_policy
 from fewstep.export.source import Exportable, Graph
-from fewstep.export.text_encoder import (
-    BERT,
-    Encoder,
-    architectures,
-    read_encoder,
-    unconditional_file,
-)
+from fewstep.export.text_encoder import Encoder, unconditional_file
 from fewstep.export.tuned import TunedPolicy, load_tuned
 from fewstep.runtime.condition import ClassCondition, TextCondition
 from fewstep.runtime.devices import Array
@@ -139,11 +133,13 @@ def load(
     models = load_models(files, config)
     model, notes = describe(models, config, at_least_one=at_least_one, recipe=recipe)
     extra, read = dict[str, bytes](), checkpoint.named_files({**vars(files), "text_encoder": None})
-    if models.unconditional_text is not None:
-        extra[UNCONDITIONAL_FILE] = unconditional_file(models.unconditional_text)
     if models.encoder is not None:
-        extra |= models.encoder.files(models.unconditional_text)
-        read |= models.encoder.checkpoints
+        extra, read = (
+            models.encoder.files(models.unconditional_text),
+            read | models.encoder.checkpoints,
+        )
+    elif models.unconditional_text is not None:
+        extra[UNCONDITIONAL_FILE] = unconditional_file(models.unconditional_text)
     return Exportable(
         files.transformer.stem,
         model,
@@ -166,7 +162,7 @@ def load_models(files: Checkpoints, config: ExportConfig) -> Models:
     config.settings(MaskedSettings())
     transformer, found = presets.read(UViT, files.transformer, config.transformer)
     notes, stored = _notes("transformer", found), StoredPolicy()
-    encoder = _encoder(files.text_encoder, transformer)
+    encoder = text_encoder_of(files.text_encoder, transformer)
     notes += () if encoder is None else encoder.notes
     policy = None
     if files.untrained_policy:
@@ -196,29 +192,6 @@ def load_models(files: Checkpoints, config: ExportConfig) -> Models:
 
 def _notes(name: str, found: checkpoint.Checkpoint) -> tuple[str, ...]:
     return tuple(f"{name}: {note}" for note in found.notes)
-
-
-def _encoder(folder: Path | None, transformer: UViT) -> Encoder | None:
-    """The text encoder, whose states after the last layer and norm the transformer reads.
-
-    So does ``train.py`` of the AdaNAT repository: ``last_hidden_state`` of CLIP bigG, of texts that
-    are padded with 0.
-    """
-    if folder is None:
-        return None
-    if transformer.class_conditional:
-        raise CheckpointError("a class-conditional transformer takes no --text-encoder")
-    if BERT in architectures(folder):
-        encoder = read_bert(folder, transformer.extras)
-    else:
-        encoder = read_encoder(folder, folder, "last", pooled=False, pad_id=0)
-    require_agreement(
-        (
-            ("tokens of a text", transformer.extras, encoder.length, "text encoder"),
-            ("text width", transformer.context_width, encoder.module.width, "text encoder"),
-        )
-    )
-    return encoder
 
 
 def _check_fit(models: Models) -> None:

@@ -132,18 +132,21 @@ def read_encoder(
     model, found = presets.read(CLIPTextModelWithProjection, folder, arguments)
     pad = words.pad_id if pad_id is None else pad_id
     _check_fit(folder, tokenizer, model, words, pad, pooled=pooled)
-    files = {path.stem: path for path in (folder / "config.json", *words.files)}
     return Encoder(
         TextStates(model, reads, pooled=pooled).eval(),
         TextEncoder(tokens=words.length, pad_id=pad, examples=words.examples),
         words.length + pooled,
         words,
-        {
-            **checkpoint.named_files({GRAPH: folder}),
-            **{f"{GRAPH}/{name}": path for name, path in files.items()},
-        },
+        checkpoints_of(folder, words),
         tuple(f"text encoder: {note}" for note in found.notes),
     )
+
+
+def checkpoints_of(folder: Path, words: TokenizerFile) -> dict[str, Path]:
+    """Files that a text encoder and its tokenizer were read from, by what they are."""
+    beside = {path.stem: path for path in (folder / "config.json", *words.files)}
+    named = {f"{GRAPH}/{name}": path for name, path in beside.items()}
+    return {**checkpoint.named_files({GRAPH: folder}), **named}
 
 
 def _settings(folder: Path, *, pooled: bool) -> dict[str, Any]:

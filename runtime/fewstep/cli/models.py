@@ -60,9 +60,8 @@ def _details(model: PublishedModel, full: bool) -> Iterator[str]:
     for option, file in model.files.items():
         size = "" if file.megabytes is None else f"{file.megabytes:,.0f} MB"
         names = " or ".join(file.names)
-        yield escape(
-            f"  {option:<19}{names}{size:>{max(39 - len(names), len(size) + 1)}}  {_source(file)}"
-        )
+        room = max(39 - len(names), len(size) + 1)
+        yield escape(f"  {option:<19}{names}{size:>{room}}  {_source(file)}")
         if full:
             places = (file.hub, file.page, file.note, file.sha256 and f"SHA-256 {file.sha256}")
             yield from (f"    {escape(place)}" for place in places if place)

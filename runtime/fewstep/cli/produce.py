@@ -276,7 +276,7 @@ def _check_prompts(order: Order, target: Target) -> None:
     Raises:
         OutputError: there are some.
     """
-    there = {each: name for name in _names(target) if (each := pictures.image_of(name))}
+    there = _images(target)
     for k, (row, seed) in enumerate(zip(order.conditions, order.seeds, strict=True)):
         name = there.get(("text", row, seed))
         if name is not None and name != target.file(order, k).name:
@@ -297,7 +297,7 @@ def _check_set(
         OutputError: the folder has images of other settings, weights or precision.
     """
     kind = "class" if order.text is None else "text"
-    there = {each: name for name in _names(target) if (each := pictures.image_of(name))}
+    there = _images(target)
     if not there:
         return
     again = []
@@ -330,6 +330,11 @@ def _few(names: Sequence[str]) -> list[str]:
     """The first, the last and some between."""
     last = len(names) - 1
     return [names[last * k // (_LOOKED_INTO - 1)] for k in range(_LOOKED_INTO)] if names else []
+
+
+def _images(target: Target) -> dict[tuple[str, int, int], str]:
+    """Names of the images in a folder, by kind, condition and seed."""
+    return {each: name for name in _names(target) if (each := pictures.image_of(name))}
 
 
 def _names(target: Target) -> set[str]:

@@ -70,6 +70,7 @@ def temporary_folder(path: Path) -> tuple[Path, int]:
         held = locked_folder(temporary)
         if temporary.exists():  # not taken for a leftover before it was locked
             return temporary, held
+        clear(temporary)
         os.close(held)
 
 
@@ -131,6 +132,7 @@ def remove_if_dead(left: Path) -> None:
 
 
 def locked_folder(folder: Path) -> int:
+    """The descriptor that holds the lock on a folder, until it is closed."""
     held = os.open(folder, os.O_RDONLY)
     with contextlib.suppress(OSError):  # no locks here
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -173,8 +173,9 @@ class Family(ABC):
         settings: Any,
         edit: Mapping[str, Array] | None = None,
     ) -> Any:
-        """A checked request for B images: a dataclass that has ``condition`` and ``seeds``, and
-        ``negative``, which is ``None``, where the family has text-conditional models.
+        """A checked request for B images: a dataclass that has ``condition`` and ``seeds``.
+
+        Where the family has text-conditional models it also has ``negative``, ``None`` at first.
 
         Args:
             model: the bundle's model.
