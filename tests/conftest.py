@@ -27,6 +27,9 @@ _LONGEST = (
 )
 """Files that take a minute or more."""
 
+# Which backend is faster here is no matter of tests, and would be measured for every bundle.
+os.environ.setdefault("FEWSTEP_CPU_BACKEND", "onnxruntime")
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core, so a thread a worker
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -57,6 +57,7 @@ def first_divergence(
     reference: Bundle | None = None,
     run: Runner = run_onnxruntime,
     walk: Walks | None = None,
+    of: str | None = None,
     backend: str = "onnxruntime on cpu",
     tolerance: float | None = None,
     chunk_bytes: int = CHUNK_BYTES,
@@ -71,6 +72,7 @@ def first_divergence(
             Without one it is the bundle's own, but for fp32 that nothing but ``run`` runs.
         run: what runs graphs, by subgraphs.
         walk: what runs the graph that is examined, if not ``run``.
+        of: precision of the bundle's graphs that it runs, if another than ``precision``.
         backend: what the examined graph is run with, for the report.
         tolerance: error that a tensor may have; :data:`TOLERANCES` has the usual ones.
         chunk_bytes: how much the marked outputs of one run may hold.
@@ -80,12 +82,13 @@ def first_divergence(
         EngineError: a graph cannot be run.
     """
     right = reference or (None if precision == "fp32" and walk is None else bundle)
-    candidate = SubgraphExtractor(bundle.graph_path(graph, precision))
+    of = of or precision
+    candidate = SubgraphExtractor(bundle.graph_path(graph, of))
     model = SubgraphExtractor(right.graph_path(graph)) if right else None
     if reference is not None and model is not None:
         _require_same_model(bundle, reference, candidate, model)
     walks: Walks = walk or (lambda graph, inputs, wanted: Walk(graph, inputs, wanted, run))
-    info = bundle.graph(graph, precision)
+    info = bundle.graph(graph, of)
     one, place, broken = _worst_row(
         candidate, model, recorded_inputs(bundle, graph, right or bundle), info, run, walks
     )

@@ -76,8 +76,9 @@ BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder.")]
 BackendOption = Annotated[
     str,
     typer.Option(
-        help="auto (the first that works), tensorrt, tensorrt-rtx or onnxruntime.",
-        autocompletion=lambda: ["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"],
+        help="auto (the first of tensorrt and tensorrt-rtx that works; on the CPU the faster one), "
+        "tensorrt, tensorrt-rtx, openvino or onnxruntime.",
+        autocompletion=lambda: ["auto", "tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"],
     ),
 ]
 DeviceOption = Annotated[

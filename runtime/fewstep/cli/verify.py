@@ -137,7 +137,7 @@ def _precisions(bundle: Bundle, backend: str, wanted: Iterable[str]) -> list[str
 
 def _not_implemented(error: EngineError) -> bool:
     """Whether the backend lacks a precision; any other refusal of a graph is a failure of it."""
-    return type(error.__cause__).__name__ == "NotImplemented"
+    return type(error.__cause__).__name__ in ("NotImplemented", "NotImplementedError")
 
 
 def _divergences(
@@ -160,6 +160,14 @@ def _walk(bundle: Bundle, report: Report, device: str) -> Iterator[dict[str, Any
     """How the graphs of a report are looked through: with the backend that was verified."""
     if report.backend == "onnxruntime":
         yield {}
+        return
+    if report.backend == "openvino":
+        from fewstep.runtime.engines.openvino import OpenVino
+
+        walk_in = build_module("subgraph_openvino").walk_in
+        how = f"{report.backend} on {report.device}"
+        of = OpenVino.load().graphs(report.precision)
+        yield {"walk": walk_in(report.precision), "of": of, "backend": how}
         return
     from fewstep.runtime.engines.select import Wanted
 

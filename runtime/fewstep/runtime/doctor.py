@@ -22,6 +22,7 @@ from fewstep.runtime.probe import Driver, TensorRt, find_driver, find_tensorrt
 from fewstep.runtime.records import EngineBackend
 
 RUN_CPU = "generate, verify and bench on the CPU"
+RUN_OPENVINO = "run with OpenVINO on the CPU"
 RUN_GPU = "run with ONNX Runtime on an NVIDIA GPU"
 RUN_TENSORRT, RUN_RTX = "run TensorRT engines", "run TensorRT-RTX engines"
 BACKENDS: tuple[EngineBackend, EngineBackend] = ("tensorrt", "tensorrt-rtx")
@@ -29,7 +30,8 @@ _RUN = ("onnxruntime", "numba")
 _BUILD = ("onnx", *_RUN)
 _EXPORT = ("torch", "onnxscript", "safetensors", *_BUILD)
 _CUDA = ("pycuda", "cuda-bindings")
-_OPTIONAL = ("polygraphy",)  # names the node that a builder refuses; nothing here needs it
+# polygraphy names the node that a builder refuses; openvino is another backend for the CPU.
+_OPTIONAL = ("polygraphy", "openvino")
 
 _COMPILER = re.compile(r"NVRTC \d+\.\d+")
 _DRIVER_VERSION = re.compile(r"Kernel Module(?: for \S+)?\s+(\d[\d.]+)")
@@ -76,6 +78,7 @@ def diagnose(root: Path = Path("/")) -> Diagnosis:
     packages = _packages() | {each.backend: each.version for each in (trt, rtx)}
     abilities = (
         _ability(RUN_CPU, _RUN, packages, "cpu"),
+        _tried(RUN_OPENVINO, _runs_openvino),
         _ability("export checkpoints to ONNX", _EXPORT, packages, "export"),
         _ability("preflight, graphs in fp16 and bf16", _BUILD, packages, "build"),
         _tried("compile CUDA kernels", _kernel_compiler),
@@ -146,6 +149,13 @@ def _builds_tensorrt(engine: TensorRt, driver: Driver | None) -> str:
     if driver is None or not driver.gpus:
         raise DeviceError("no GPU here; TensorRT builds for the GPU at hand: build on the device")
     return f"{engine.require()}, for {driver.gpus[0].name}"
+
+
+def _runs_openvino() -> str:
+    from fewstep.runtime.engines.openvino import OpenVino
+
+    api = OpenVino.load()
+    return f"openvino {api.version}, in {', '.join(api.precisions)}"
 
 
 def _runs_onnxruntime(driver: Driver | None) -> str:

@@ -70,6 +70,7 @@ class Generator(ClosedOnExit):
         self.backend, self.precision = backend, precision
         self.passed_over: dict[str, str] = {}
         self.on_gpu: EnginesOnGpu | None = None
+        self._notes: tuple[str, ...] = ()
         self._scratch: Workspace | None = None
         self._turns, self._states = Turns(wait=wait), TextStates()
         self.family = family_of(bundle.manifest.model.kind)
@@ -96,12 +97,13 @@ class Generator(ClosedOnExit):
         Args:
             bundle: a bundle folder.
             backend: one of :data:`fewstep.runtime.engines.select.BACKENDS`. ``auto`` takes the
-                first of TensorRT, TensorRT-RTX and ONNX Runtime that works; ``passed_over`` then
-                says why those before it do not.
+                first of TensorRT and TensorRT-RTX that works, or on the CPU the faster of OpenVINO,
+                where it is installed, and ONNX Runtime; ``passed_over`` says why not the others.
             device: ``auto``, ``cpu``, ``cuda``, or ``cuda:1`` for the second GPU. ``auto`` is the
-                GPU for TensorRT's engines and the CPU for ONNX Runtime.
-            precision: of graphs or engines that the bundle has. ``auto`` is the one built last
-                of the engines that run here, and fp32 for ONNX Runtime.
+                GPU for TensorRT's engines and the CPU for all others.
+            precision: of graphs or engines that the bundle has; for OpenVINO also bf16 and fp16
+                where the CPU has them. ``auto`` is the one built last of the engines that run here,
+                and fp32 for graphs.
             max_batch: images decoded together, at most as many as the engines were built for.
             max_plan_bytes: memory for the buffers of all kept plans together.
             threads: CPU threads of the engines, at most 1024; 0 uses every core that this process
@@ -135,7 +137,7 @@ class Generator(ClosedOnExit):
             )
             stack.pop_all()
         generator.passed_over, generator._scratch = opened.passed_over, opened.scratch
-        generator.on_gpu = opened.on_gpu
+        generator.on_gpu, generator._notes = opened.on_gpu, opened.notes
         return generator
 
     def __repr__(self) -> str:
@@ -149,9 +151,9 @@ class Generator(ClosedOnExit):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What to know of TensorRT's engines on this GPU, a line each: which were tuned for another
-        card, and which were never verified here."""
-        return () if self.on_gpu is None else self.on_gpu.notes(self.bundle)
+        """What to know of the engines here, a line each: which of TensorRT's were tuned for another
+        card, and which were never verified here; which backend was found to be the fastest."""
+        return self._notes if self.on_gpu is None else self.on_gpu.notes(self.bundle)
 
     @property
     def plans(self) -> Plans:

@@ -1,22 +1,23 @@
-"""Which backend runs a bundle here: TensorRT, TensorRT-RTX or ONNX Runtime, in this order.
+"""Which backend runs a bundle here: TensorRT, TensorRT-RTX, or one of those for the CPU.
 
 A backend named by the caller is used or its error is raised. ``auto`` takes the first that opens
-and keeps the others' reasons.
+and keeps the others' reasons; of those for the CPU, the fastest (``on_cpu.py``).
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, get_args
 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices import Device, Workspace
-from fewstep.runtime.engines import Engine
+from fewstep.runtime.engines import Engine, on_cpu
 from fewstep.runtime.engines.compatibility import rebuild_command, require_header, why_not
 from fewstep.runtime.engines.on_gpu import EnginesOnGpu, Gpu
 from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -28,7 +29,7 @@ from fewstep.runtime.records import EngineBackend, EngineInfo, Precision
 if TYPE_CHECKING:
     from fewstep.runtime.engines.tensorrt import TensorRtEngine
 
-BACKENDS = ("auto", *MODULES, "onnxruntime")
+BACKENDS = ("auto", *MODULES, *on_cpu.BACKENDS)
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -68,7 +69,7 @@ class Opened:
     ``max_batch``: most images that the engines decode together, if they have a limit.
     ``passed_over``: why the backends before the one that was taken are not used. ``scratch``:
     memory that the engines share, closed after them. ``on_gpu``: TensorRT's engines as the bundle
-    records them.
+    records them. ``notes``: what to tell of the choice, a line each.
     """
 
     backend: str
@@ -79,6 +80,7 @@ class Opened:
     scratch: Workspace | None = None
     passed_over: dict[str, str] = field(default_factory=dict)
     on_gpu: EnginesOnGpu | None = None
+    notes: tuple[str, ...] = ()
 
     def close(self) -> None:
         """Release everything."""
@@ -98,23 +100,20 @@ def open_backend(bundle: Bundle, wanted: Wanted) -> Opened:
         FewstepError: of the backend asked for, or of the last that ``auto`` tries.
     """
     _require_known(bundle, wanted.precision)
-    places = list(_places(wanted))
-    if not places:
-        raise RequestError(
-            f"backend {wanted.backend} needs device cuda, got {wanted.device}; leave the device "
-            "out, or use backend onnxruntime"
-        )
-    passed_over = {}
-    for backend, kind in places[:-1]:
-        try:
-            opened = _open(bundle, wanted, backend, kind)
-        except FewstepError as error:
-            passed_over[backend] = str(error)
-        else:
-            opened.passed_over = passed_over
-            return opened
+    passed_over = dict[str, str]()
+    for backend in MODULES if wanted.device != "cpu" else ():
+        if wanted.backend == backend:
+            return _open(bundle, wanted, backend, "cuda")
+        if wanted.backend == "auto":
+            try:
+                opened = _open(bundle, wanted, backend, "cuda")
+            except FewstepError as error:
+                passed_over[backend] = str(error)
+            else:
+                opened.passed_over = passed_over
+                return opened
     try:
-        opened = _open(bundle, wanted, *places[-1])
+        opened = _open_other(bundle, wanted)
     except FewstepError as error:
         built = {info.backend for info in bundle.manifest.engines}
         others = [f"{name}: {why}" for name, why in passed_over.items() if name in built]
@@ -122,8 +121,36 @@ def open_backend(bundle: Bundle, wanted: Wanted) -> Opened:
             raise
         message = f"{error}. Engines that cannot be used: {'; '.join(others)}"
         raise type(error)(message) from (error.__cause__ or error)
-    opened.passed_over = passed_over
+    opened.passed_over = {**passed_over, **opened.passed_over}
     return opened
+
+
+def _open_other(bundle: Bundle, wanted: Wanted) -> Opened:
+    """ONNX Runtime on the GPU that was asked for, or what runs on the CPU."""
+    if wanted.backend in MODULES or (wanted.backend, wanted.device) == ("openvino", "cuda"):
+        place = "cuda" if wanted.backend in MODULES else "cpu"
+        raise RequestError(
+            f"backend {wanted.backend} needs device {place}, got {wanted.device}; leave the device "
+            "out, or use backend onnxruntime"
+        )
+    if wanted.device == "cuda":
+        return _open(bundle, wanted, "onnxruntime", "cuda")
+    if wanted.backend != "auto":
+        return _open(bundle, wanted, wanted.backend, "cpu")
+    choice = on_cpu.chosen(
+        bundle, wanted.precision, wanted.threads, functools.partial(_image_ms, bundle, wanted)
+    )
+    opened = _open(bundle, wanted, choice.backend, "cpu")
+    opened.passed_over, opened.notes = {**choice.passed_over}, choice.notes
+    return opened
+
+
+def _image_ms(bundle: Bundle, wanted: Wanted, backend: str) -> float:
+    """Milliseconds of an image's graphs by a backend on the CPU."""
+    from fewstep.runtime.trial import image_ms
+
+    with contextlib.closing(_open(bundle, wanted, backend, "cpu")) as opened:
+        return image_ms(bundle, opened.device, opened.engines)
 
 
 def _require_known(bundle: Bundle, precision: str) -> None:
@@ -205,39 +232,31 @@ def no_engines(bundle: Bundle, backend: str, precision: str) -> EngineError:
     )
 
 
-def _places(wanted: Wanted) -> Iterator[tuple[str, str]]:
-    """Backends with the device that each would run on, in the order of trying."""
-    for backend in (*MODULES, "onnxruntime"):
-        if wanted.backend not in ("auto", backend):
-            continue
-        if backend != "onnxruntime":
-            if wanted.device != "cpu":
-                yield backend, "cuda"
-        else:
-            yield backend, "cpu" if wanted.device == "auto" else wanted.device
-
-
 def _open(bundle: Bundle, wanted: Wanted, backend: str, kind: str) -> Opened:
     with contextlib.ExitStack() as stack:
-        if backend == "onnxruntime":
-            opened = _open_onnxruntime(bundle, wanted, kind, stack)
+        if backend in on_cpu.BACKENDS:
+            opened = _open_graphs(bundle, wanted, backend, kind, stack)
         else:
             opened = _open_tensorrt(bundle, wanted, backend, stack)
         stack.pop_all()
         return opened
 
 
-def _open_onnxruntime(
-    bundle: Bundle, wanted: Wanted, kind: str, stack: contextlib.ExitStack
+def _open_graphs(
+    bundle: Bundle, wanted: Wanted, backend: str, kind: str, stack: contextlib.ExitStack
 ) -> Opened:
+    """Engines that the backend makes of the graphs as it opens."""
     precision = "fp32" if wanted.precision == "auto" else wanted.precision
     device = open_device(bundle, kind, wanted.ordinal, wanted.profile)
     stack.callback(device.close)
     engines: dict[str, Engine] = {}
     for name in _graphs(bundle):
-        engines[name] = open_engine(bundle, name, device, wanted.threads, precision)
+        if backend == "openvino":
+            engines[name] = on_cpu.open_openvino(bundle, name, precision, wanted.threads)
+        else:
+            engines[name] = open_engine(bundle, name, device, wanted.threads, precision)
         stack.callback(engines[name].close)
-    return Opened("onnxruntime", precision, device, engines)
+    return Opened(backend, precision, device, engines)
 
 
 def _open_tensorrt(

@@ -127,7 +127,7 @@ TOLERANCES: dict[str, Tolerances] = {
         noise_error=1e-1,
         loop_error=5e-1,
         psnr_db=32.0,
-        token_agreement=0.3,
+        token_agreement=0.1,
     ),
     "int8": _EIGHT_BITS,
     "fp8": _EIGHT_BITS,
