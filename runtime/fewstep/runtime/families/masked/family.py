@@ -203,8 +203,11 @@ class MaskedFamily(Family):
         return settings.model_dump(exclude={"preset"})
 
     def notes(self, model: Model, request: MaskedRequest) -> tuple[str, ...]:
-        """That a policy was never trained, or for another number of steps than it runs."""
+        """That a policy was never trained, or for another number of steps than it runs; that a
+        negative text has no effect."""
         info: MaskedModel = model.info
+        if request.negative is not None and not request.guided:
+            return ("negative has no effect without guidance: give a guidance above 0",)
         if request.policy and info.policies[request.policy].untrained_seed is not None:
             return (
                 f"{request.policy} is untrained, so it follows the heuristic schedule: tune one "
