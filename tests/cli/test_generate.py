@@ -179,8 +179,8 @@ def test_what_to_make_may_be_given_beside_like(
     record = read_record(two)
     assert (record["class_ids"], record["seeds"], record["each"]) == (ids, seeds, each)
     assert record["settings"] == read_record(one)["settings"]
-    words = {"--class": [3, 4], "--count": [2], "--seed": [5]}
-    words |= {given[k]: [given[k + 1]] for k in range(0, len(given), 2)}  # type: ignore[misc]
+    words: dict[str, list[object]] = {"--class": [3, 4], "--count": [2], "--seed": [5]}
+    words |= {str(given[k]): [given[k + 1]] for k in range(0, len(given), 2)}
     spelled = [word for name, values in words.items() for word in (name, *values)]
     assert fewstep(*wish, plain, *settings, *spelled).code == 0
     assert plain.read_bytes() == two.read_bytes()

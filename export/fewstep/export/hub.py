@@ -22,6 +22,7 @@ SCHEME = "hf://"
 _FORM = f"{SCHEME}OWNER/REPO/PATH/FILE[@REVISION]"
 _LONGEST = 300  # characters of a message of the library
 _WEB = re.compile(r"https?://huggingface\.co/([^/]+/[^/]+)/(?:resolve|blob)/([^/]+)/([^?#]+)")
+_REPO = re.compile(r"(?:hf://|https?://huggingface\.co/)([^/@]+/([^/@?#]+))")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
@@ -49,6 +50,26 @@ def local(place: Path | str, *, bars: bool = False) -> Path:
         MissingDependencyError: huggingface_hub is not installed.
     """
     return fetch(parse(str(place)), bars=bars) if is_address(place) else Path(place)
+
+
+def folder(place: Path | str, option: str) -> Path:
+    """The path of a folder, which is never fetched.
+
+    Args:
+        place: its path.
+        option: that takes it, for the message.
+
+    Raises:
+        CheckpointError: an address; the message says how the folder is fetched.
+    """
+    if not is_address(place):
+        return Path(place)
+    found = _REPO.match(str(place))
+    command = f"hf download {found[1]} --local-dir {found[2]}" if found else "hf download"
+    raise CheckpointError(
+        f"{option} takes a folder on this machine, got {place}; fetch it with: {command}, and pass "
+        f"{found[2] if found else 'the folder'}"
+    )
 
 
 def is_address(place: Path | str) -> bool:

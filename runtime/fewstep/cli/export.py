@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _TYPES: dict[str, tuple[Any, Any, str | None]] = {
     "file": (str | None, None, "FILE"),
     "files": (list[str], (), "FILE"),
+    "folder": (str | None, None, "FOLDER"),
     "flag": (bool, False, None),
     "text": (str | None, None, "TEXT"),
 }
@@ -178,6 +179,9 @@ def _files(
     kinds = {option.name: option.kind for option in source.options} | {"config": "file"}
     files: dict[str, Any] = {}
     for name, value in {**given, **found}.items():
+        if kinds[name] == "folder" and value:
+            files[name] = hub.folder(value, f"--{name.replace('_', '-')}")
+            continue
         if kinds[name] not in ("file", "files") or not value:
             files[name] = value
             continue
