@@ -72,6 +72,7 @@ MORE = (
         "text_encoder",
         "Folder of the text encoder and its tokenizer, as transformers saves them "
         "(CLIP-ViT-bigG-14-laion2B-39B-b160k).",
+        "folder",
     ),
     Option(
         "unconditional_text",
