@@ -186,8 +186,8 @@ def _not_cached(error: Exception, what: str) -> str:
     place = f"the cache ({constants.HF_HUB_CACHE})"
     if constants.HF_HUB_OFFLINE:
         return (
-            f"HF_HUB_OFFLINE is set and the {what} is not in {place}; fetch it once without, or pass "
-            "the path of a copy"
+            f"HF_HUB_OFFLINE is set and the {what} is not in {place}; fetch it once without, or "
+            "pass the path of a copy"
         )
     reason = f" ({_short(error.__cause__)})" if error.__cause__ is not None else ""
     return (

@@ -1,7 +1,7 @@
 """Folders of the Hugging Face Hub: ``hf://owner/repo[/folder][@revision]``.
 
-Only what an export reads is fetched: JSON and text files, and weights as safetensors, or as .bin where
-a network has no others. Copies in other precisions and for other libraries stay where they are.
+Only what an export reads is fetched: JSON and text files, and weights as safetensors, or as .bin
+where a network has no others. Copies in other precisions and for other libraries are left out.
 """
 
 from __future__ import annotations
