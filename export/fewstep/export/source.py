@@ -30,7 +30,7 @@ class Option:
     Args:
         name: as in Python; ``tuned_policy`` is ``--tuned-policy``.
         help: a sentence for the command line.
-        kind: a path, any number of paths, a folder on this machine, a switch, or a text.
+        kind: a path, any number of paths, a folder, a switch, or a text.
         required: whether there is no export without it.
     """
 

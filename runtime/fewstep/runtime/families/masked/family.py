@@ -78,14 +78,17 @@ class MaskedFamily(Family):
         "tokens": "tokens",
         "condition": "condition",
         "ids": "condition",
-        "text": "latents",
+        "text": "states",
         "logits": "logits",
         "features": "features",
         "action": "action",
         "image": "image",
     }
     # The decoder runs once per image; policies are small, and feed decisions.
-    quantized = ("transformer",)
+    quantized = ("transformer", "text_encoder")
+    # Its states are kept, so its size counts more than its time, and outliers of its activations
+    # cost int8 too much.
+    weights_only = frozenset(("text_encoder",))
     policies = MaskedPolicies()
 
     def arrays(self, bundle: Bundle) -> dict[str, Array]:
