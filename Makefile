@@ -78,7 +78,7 @@ demo: setup
 demo-emoji: setup
 	$(BIN)/python samples/emoji/emoji_bundle.py
 	$(BIN)/fewstep generate samples/emoji/data/bundle --text "red apple, google" \
-	  --text "smiling face, fluent" --text "flag of france, twitter" --out demo-output/emoji
+	  --text "smiling face, fluent" --text "flag of france, twitter" --out demo-output/emoji/
 
 # What a release carries: both distributions, and the sample's bundle for `fewstep demo --bundle`.
 wheel: setup
