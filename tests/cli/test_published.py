@@ -105,7 +105,7 @@ def test_export_lists_forms_and_models(fewstep: Terminal) -> None:
             + ["--contact-sheet", "{file}/x.png"],
             "cannot write",
         ),
-        (["amused", "--folder", "hf://a/b", "--out", "c"], "fetch it with: hf download a/b"),
+        (["amused", "--folder", "hf://a", "--out", "c"], "hf://OWNER/REPO[/FOLDER]"),
         (["maskgit", "--transformer", "hf://a/b", "--tokenizer", "c", "--out", "d"], "hf://OWNER"),
         (["maskgit", "--transformer", "hf://a/b/c", "--tokenizer", "d", "--out", "{file}"], "exis"),
     ],

@@ -212,21 +212,3 @@ def test_the_library_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"huggingface_hub .*fewstep\[export\]"):
         hub.local(_FILE)
-
-
-@pytest.mark.parametrize(
-    ("place", "command"),
-    [
-        ("hf://amused/amused-256", "hf download amused/amused-256 --local-dir amused-256"),
-        ("hf://a/b/text_encoder", "hf download a/b --local-dir b"),
-        ("hf://a/b@main/x", "hf download a/b --local-dir b"),
-        ("https://huggingface.co/a/b/tree/main", "hf download a/b --local-dir b"),
-        ("https://example.org/a.zip", "hf download"),
-    ],
-)
-def test_folders_are_fetched_by_hand(place: str, command: str) -> None:
-    with pytest.raises(CheckpointError) as caught:
-        hub.folder(place, "--folder")
-    said = f"--folder takes a folder on this machine, got {place}; fetch it with: {command}, and"
-    assert said in str(caught.value)
-    assert hub.folder("amused-256", "--folder") == Path("amused-256")
