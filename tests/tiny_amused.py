@@ -121,7 +121,7 @@ def write_pipeline(
     """
     for name, network in networks.items():
         kind = type(network).__name__
-        file, said = "diffusion_pytorch_model.safetensors", {"_class_name": kind}
+        file, said = "diffusion_pytorch_model.safetensors", dict[str, Any](_class_name=kind)
         if name == "text_encoder":
             file, said = "model.safetensors", {"architectures": [kind]}
         save_network(folder / name, network, arguments[name], file=file, **said)

@@ -242,7 +242,7 @@ def adanat(
 
     ``states [2, L, D]``: those of the empty text, then those of the prompt.
     """
-    none, own = states.split(1)
+    none, own = states.chunk(2)
     return _by_policy(transformer, tokenizer, own, none, policy, info, steps)
 
 

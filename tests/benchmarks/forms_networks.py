@@ -61,11 +61,12 @@ def write_with_empty_text(form: Form, networks: Networks, folder: Path) -> Given
 def write_pipeline(form: Form, networks: Networks, folder: Path) -> Given:
     """The folder of a pipeline of diffusers."""
     encoder = CLIPTextModelWithProjection(**form.text_encoder)
-    vocabulary = networks["transformer"].vocab_size
+    transformer = networks["transformer"]
+    assert isinstance(transformer, UVit2DModel)
     tiny_amused.write_pipeline(
         folder / "pipeline",
         {
-            "transformer": networks["transformer"],
+            "transformer": transformer,
             "vqvae": networks["tokenizer"],
             "text_encoder": encoder,
         },
@@ -74,7 +75,7 @@ def write_pipeline(form: Form, networks: Networks, folder: Path) -> Given:
             "vqvae": form.tokenizer_arguments,
             "text_encoder": form.text_encoder,
         },
-        {"mask_token_id": vocabulary - 1},
+        {"mask_token_id": transformer.vocab_size - 1},
     )
     return {"folder": folder / "pipeline"}
 
