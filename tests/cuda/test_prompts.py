@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,8 @@ def test_amused_is_that_of_the_cpu(
         open_cuda(path, max_batch=2) as on_cuda,
         Generator.open(path, device="cpu", threads=1, max_batch=2) as on_cpu,
     ):
-        for request in ({}, {"negative": "cat", "guidance": (0.0, 4.0), "steps": 5}):
+        other: dict[str, Any] = {"negative": "cat", "guidance": (0.0, 4.0), "steps": 5}
+        for request in ({}, other):
             found, expected = (
                 each.generate(text=["a cat", "cat cat", "the cat"], seed=[1, 2, 3], **request)
                 for each in (on_cuda, on_cpu)
