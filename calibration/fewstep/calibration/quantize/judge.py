@@ -24,10 +24,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from fewstep.build.large import session_of
 from fewstep.calibration.quantize.readout import Readout
 from fewstep.calibration.quantize.rollouts import Pass, Rollouts
 from fewstep.runtime.devices import Array
-from fewstep.runtime.engines.sessions import new_session
 from fewstep.runtime.errors import EngineError, FewstepError
 from fewstep.runtime.records import Metrics
 from fewstep.runtime.verify.metrics import argmax_agreement, cosines, kl_nats
@@ -158,7 +158,7 @@ class _Session:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         try:
-            self._session = new_session(model.SerializeToString())
+            self._session = session_of(model)
         except FewstepError:
             raise
         except Exception as error:  # onnxruntime raises types of its own
