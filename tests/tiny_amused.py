@@ -55,6 +55,12 @@ TOKENIZER: dict[str, Any] = {
     "mid_block_add_attention": False,
 }
 SCHEDULER: dict[str, Any] = {"mask_token_id": 27, "masking_schedule": "cosine"}
+PARTS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "transformer": (UVit2DModel, TRANSFORMER),
+    "vqvae": (VQModel, TOKENIZER),
+    "text_encoder": (CLIPTextModelWithProjection, TEXT),
+}
+"""Classes and arguments of the networks, by their folders."""
 _MERGES = (("c", "a"), ("ca", "t</w>"))
 
 
@@ -78,14 +84,11 @@ def write_tokenizer(
     return folder
 
 
-def write_network(
-    folder: Path, kind: Any, arguments: Mapping[str, Any], *, file: str, **said: Any
+def save_network(
+    folder: Path, network: nn.Module, arguments: Mapping[str, Any], *, file: str, **said: Any
 ) -> Path:
-    """Random weights and ``config.json``; ``said`` stands there besides the arguments."""
+    """Weights and ``config.json``; ``said`` stands there besides the arguments."""
     folder.mkdir(parents=True, exist_ok=True)
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(5)
-        network = _random(kind(**arguments))
     save_file(network.state_dict(), folder / file)
     (folder / "config.json").write_text(json.dumps({**said, **arguments}))
     return folder
@@ -98,9 +101,39 @@ def write_text_encoder(
     write_tokenizer(folder)
     said = {"architectures": [name]}
     arguments = {**TEXT, **changes}
-    return write_network(
-        folder, CLIPTextModelWithProjection, arguments, file="model.safetensors", **said
-    )
+    network = _random(CLIPTextModelWithProjection, arguments)
+    return save_network(folder, network, arguments, file="model.safetensors", **said)
+
+
+def write_pipeline(
+    folder: Path,
+    networks: Mapping[str, nn.Module],
+    arguments: Mapping[str, Mapping[str, Any]],
+    scheduler: Mapping[str, Any] = SCHEDULER,
+) -> Path:
+    """The folder of a pipeline.
+
+    Args:
+        folder: to make.
+        networks: ``transformer``, ``vqvae`` and ``text_encoder``.
+        arguments: of their constructors, by the same names.
+        scheduler: what its configuration says.
+    """
+    for name, network in networks.items():
+        kind = type(network).__name__
+        file, said = "diffusion_pytorch_model.safetensors", dict[str, Any](_class_name=kind)
+        if name == "text_encoder":
+            file, said = "model.safetensors", {"architectures": [kind]}
+        save_network(folder / name, network, arguments[name], file=file, **said)
+    write_tokenizer(folder / "tokenizer", tokenizer_config={"pad_token": "!"})
+    contents = {
+        "scheduler/scheduler_config": {"_class_name": "AmusedScheduler", **scheduler},
+        "model_index": {"_class_name": "AmusedPipeline"},
+    }
+    (folder / "scheduler").mkdir()
+    for name, content in contents.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
 
 
 def write_amused(
@@ -111,35 +144,18 @@ def write_amused(
     text_encoder: Mapping[str, Any] | None = None,
     scheduler: Mapping[str, Any] | None = None,
 ) -> Path:
-    """The folder of a pipeline; arguments are what differs from the tiny ones."""
-    weights = "diffusion_pytorch_model.safetensors"
-    for name, kind, arguments in (
-        ("transformer", UVit2DModel, {**TRANSFORMER, **(transformer or {})}),
-        ("vqvae", VQModel, {**TOKENIZER, **(vqvae or {})}),
-    ):
-        write_network(folder / name, kind, arguments, file=weights, _class_name=kind.__name__)
-    write_network(
-        folder / "text_encoder",
-        CLIPTextModelWithProjection,
-        {**TEXT, **(text_encoder or {})},
-        file="model.safetensors",
-        architectures=["CLIPTextModelWithProjection"],
-    )
-    write_tokenizer(folder / "tokenizer", tokenizer_config={"pad_token": "!"})
-    said = {
-        "scheduler/scheduler_config": {"_class_name": "AmusedScheduler", **SCHEDULER}
-        | dict(scheduler or {}),
-        "model_index": {"_class_name": "AmusedPipeline"},
-    }
-    (folder / "scheduler").mkdir()
-    for file, content in said.items():
-        (folder / f"{file}.json").write_text(json.dumps(content))
-    return folder
+    """The folder of a tiny pipeline; arguments are what differs from :data:`PARTS`."""
+    given = {"transformer": transformer, "vqvae": vqvae, "text_encoder": text_encoder}
+    arguments = {name: {**tiny, **(given[name] or {})} for name, (_, tiny) in PARTS.items()}
+    networks = {name: _random(kind, arguments[name]) for name, (kind, _) in PARTS.items()}
+    return write_pipeline(folder, networks, arguments, {**SCHEDULER, **(scheduler or {})})
 
 
-def _random(network: nn.Module) -> nn.Module:
+def _random(kind: Any, arguments: Mapping[str, Any]) -> nn.Module:
     """So that texts, positions and tokens all matter."""
-    with torch.no_grad():
+    with torch.random.fork_rng(devices=()), torch.no_grad():
+        torch.manual_seed(5)
+        network: nn.Module = kind(**arguments)
         for value in network.parameters():
             value.add_(0.2 * torch.randn_like(value))
     return network

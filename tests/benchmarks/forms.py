@@ -5,17 +5,17 @@
     python -m tests.benchmarks.forms --tokens       # TiTok beside MaskGIT alone
 
 Random weights, transformers of about 8 M parameters, 256 pixels, batch 1, each form's own steps and
-guidance, on the CPU. Tokenizers are small, so that they do not hide the decode. All contenders
-run turn by turn, a round at a time; a ratio is the median of those of the rounds. Where other
-programs share the cores, ``--threads 1`` and the ratio of CPU times mislead least: several threads
-of PyTorch wait for one another. Measures and prints; asserts nothing.
+guidance, on the CPU. Tokenizers are small, so that they do not hide the decode. Texts are read
+once, before anything is timed: both sides have their states, and neither runs a text encoder. All
+contenders run turn by turn, a round at a time; a ratio is the median of those of the rounds. Where
+other programs share the cores, ``--threads 1`` and the ratio of CPU times mislead least: several
+threads of PyTorch wait for one another. Measures and prints; asserts nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import operator
 import os
 import statistics
@@ -26,128 +26,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tests.benchmarks import forms_eager as eager
+from tests.benchmarks.forms_networks import FORMS, MASKGIT_256, Form
 from torch import nn
 
+from fewstep.export.conditions import UNCONDITIONAL_FILE
 from fewstep.export.flow import export
-from fewstep.export.masked import Recipe
-from fewstep.export.models import PolicyNet, UViT, VQModel
-from fewstep.export.models.halton_transformer import HaltonTransformer
-from fewstep.export.models.halton_vq import LlamaGenVQ
-from fewstep.export.models.image_bert import ImageBert
-from fewstep.export.models.maskgit_tokenizer import VQVAE
-from fewstep.export.models.maskgit_transformer import BidirectionalTransformer
-from fewstep.export.models.titok import TiTok
-from fewstep.export.parts import part_of
 from fewstep.runtime import bench as timing
+from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.doctor import processor_name
-from fewstep.runtime.families.masked.model import MaskedPolicyInfo
+from fewstep.runtime.families.masked.model import MaskedModel
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.load import OthersLoad
 
-_WIDTH, _CLASS = 256, 207
-
-
-@dataclass(frozen=True)
-class Form:
-    """What is exported, and the authors' loop.
-
-    Args:
-        name: of the command.
-        transformer: its class.
-        arguments: of the transformer.
-        tokenizer: its class.
-        tokenizer_arguments: of the tokenizer.
-        decode: the authors' loop, given transformer, tokenizer, class and ``more``.
-        passes: how many rows the transformer computes there, for the table.
-        policy: arguments of a policy network, if there is one.
-    """
-
-    name: str
-    transformer: Callable[..., nn.Module]
-    arguments: Mapping[str, Any]
-    tokenizer: Callable[..., nn.Module]
-    tokenizer_arguments: Mapping[str, Any]
-    decode: Callable[..., object]
-    passes: str
-    policy: Mapping[str, Any] = field(default_factory=dict)
-
-
-_VQGAN = {
-    **part_of(VQModel).sizes[0].arguments,
-    "ddconfig": {**part_of(VQModel).sizes[0].arguments["ddconfig"], "ch": 32},
-}
-_BERT = {
-    "codebook_size": 4096,
-    "condition_num_classes": 1000,
-    "hidden_size": _WIDTH,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 8,
-    "intermediate_size": 4 * _WIDTH,
-    "num_steps": 8,
-    "randomize_temperature": 9.5,
-    "guidance_scale": 4.5,
-    "guidance_decay": "linear",
-}
-_TITOK = {
-    "codebook_size": 4096,
-    "token_size": 12,
-    "num_latent_tokens": 32,
-    "vit_enc_model_size": [_WIDTH, 1, 8],
-    "vit_dec_model_size": [_WIDTH, 4, 8],
-    "use_l2_norm": False,
-    "is_legacy": False,
-    "finetune_decoder": False,
-}
-FORMS = (
-    Form(
-        "maskgit-torch",
-        BidirectionalTransformer,
-        {"dim": _WIDTH, "hidden_dim": 4 * _WIDTH, "num_heads": 8, "n_layers": 8},
-        VQVAE,
-        {"filters": 32},
-        eager.maskgit_torch,
-        "16 × 1",
-    ),
-    Form(
-        "titok",
-        ImageBert,
-        {**_BERT, "image_seq_len": 32},
-        TiTok,
-        _TITOK,
-        eager.titok,
-        "15 × 1",
-    ),
-    Form(
-        "halton",
-        HaltonTransformer,
-        {"hidden_dim": 192, "codebook_size": 16384, "depth": 8, "heads": 6, "mlp_dim": 768},
-        LlamaGenVQ,
-        {"ch": 32, "z_channels": 64},
-        eager.halton,
-        "32 × 2",
-    ),
-    Form(
-        "adagen",
-        UViT,
-        {"embed_dim": _WIDTH, "depth": 8, "num_heads": 8, "num_classes": 1001},
-        VQModel,
-        _VQGAN,
-        eager.adagen,
-        "33 × 1",
-        policy={"in_channels": _WIDTH, "hidden_size": 512},
-    ),
-)
-MASKGIT_256 = Form(
-    "titok",
-    ImageBert,
-    {**_BERT, "image_seq_len": 256},
-    VQModel,
-    {**_VQGAN, "n_embed": 4096},
-    eager.titok,
-    "15 × 1",
-)
+_CLASS = 207
 
 
 def _millions(network: nn.Module) -> float:
@@ -156,29 +51,24 @@ def _millions(network: nn.Module) -> float:
 
 def prepared(form: Form, folder: Path) -> tuple[Path, Callable[[], object]]:
     """The bundle of a form with random weights, and a run of the authors' loop on the same."""
-    torch.manual_seed(0)
-    networks = {
-        "transformer": form.transformer(**form.arguments),
-        "tokenizer": form.tokenizer(**form.tokenizer_arguments),
-    }
-    config: dict[str, Any] = {
-        "transformer": form.arguments,
-        "tokenizer": form.tokenizer_arguments,
-    }
-    more: dict[str, Any] = {}
-    if form.policy:
-        networks["policy"] = more["policy"] = PolicyNet(**form.policy).eval()
-        more["info"] = MaskedPolicyInfo(residual=True, **vars(Recipe()))
-        config["policy"] = form.policy
+    networks = form.networks()
     folder.mkdir()
-    given = {name: folder / f"{name}.pth" for name in networks}
-    for name, network in networks.items():
-        torch.save(network.state_dict(), given[name])
-    (folder / "config.json").write_text(json.dumps(config))
-    made = export(form.name, {**given, "config": folder / "config.json"}, folder / "bundle")
+    made = export(form.name, form.write(form, networks, folder), folder / "bundle")
+    model, more = made.manifest.model, dict[str, Any]()
+    assert isinstance(model, MaskedModel)
+    if form.policy:
+        more = {"policy": networks["policy"].eval(), "info": model.policies["policy"]}
     transformer, tokenizer = (eager.fused(networks[name]) for name in ("transformer", "tokenizer"))
     print(f"{form.name}: transformer of {_millions(transformer):.1f} M parameters", flush=True)
-    return made.path, lambda: form.decode(transformer, tokenizer, _CLASS, **more)
+    condition = _CLASS if isinstance(model.condition, ClassCondition) else _states(made)
+    return made.path, lambda: form.decode(transformer, tokenizer, condition, **more)
+
+
+def _states(bundle: Bundle) -> torch.Tensor:
+    """States ``[2, L, W]`` of the empty text and of one that nobody wrote."""
+    nothing = bundle.arrays(UNCONDITIONAL_FILE)["text"]
+    text = np.random.default_rng(0).standard_normal(nothing.shape, np.float32)
+    return torch.from_numpy(np.stack([nothing, text]))
 
 
 @dataclass

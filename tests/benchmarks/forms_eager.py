@@ -1,13 +1,16 @@
 """MaskGIT's public forms in PyTorch eager, as their authors decode: baselines for benchmarks.
 
 The passes, the sampling and the number of rows are those of maskgit-torch, 1d-tokenizer,
-Halton-MaskGIT and AdaGen, one image at a time, written with PyTorch's operators. Attention, which
-the networks of an export write out, is PyTorch's fused one, as the authors have it.
+Halton-MaskGIT, AdaGen, AdaNAT and diffusers, one image at a time, written with PyTorch's operators.
+Attention, which the networks of an export write out, is PyTorch's fused one, as the authors have
+it. Text states are given, so no loop has a text encoder.
 
     maskgit-torch  T passes of a row: there is no guidance; logits of classes are computed too
     titok          2T − 1 passes of a row: linear guidance is 0 at the first step
     halton         T passes of two rows; every position is sampled, and those of the step are kept
     adagen         2T + 1 passes of a row, and a policy network before every step
+    adanat         the same, conditioned on text states (CC3M)
+    amused         T passes of two rows: the negative prompt and the prompt
 """
 
 from __future__ import annotations
@@ -21,8 +24,16 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.nn import functional as F
 
-from fewstep.export.models import PolicyNet, UViT, halton_transformer, image_bert, uvit
+from fewstep.export.models import (
+    PolicyNet,
+    UViT,
+    halton_transformer,
+    image_bert,
+    uvit,
+    uvit2d_blocks,
+)
 from fewstep.export.models import maskgit_transformer as maskgit
+from fewstep.export.models.uvit2d import UVit2DModel
 from fewstep.runtime.families.masked.halton import halton_order
 from fewstep.runtime.families.masked.model import MaskedPolicyInfo
 
@@ -59,11 +70,18 @@ def _of_uvit(self: uvit.Attention, x: Tensor) -> Tensor:
     return out
 
 
+def _of_amused(self: uvit2d_blocks.Attention, x: Tensor, to: Tensor) -> Tensor:
+    heads = _attended(self.heads, self.to_q(x), self.to_k(to), self.to_v(to))
+    out: Tensor = self.to_out[0](heads)
+    return out
+
+
 _FUSED: dict[type[nn.Module], Callable[..., Tensor]] = {
     maskgit.Attention: _of_maskgit,
     image_bert._SelfAttention: _of_bert,
     halton_transformer.Attention: _of_halton,
     uvit.Attention: _of_uvit,
+    uvit2d_blocks.Attention: _of_amused,
 }
 
 
@@ -194,7 +212,6 @@ def halton(
     return image
 
 
-@torch.no_grad()
 def adagen(
     transformer: UViT,
     tokenizer: nn.Module,
@@ -208,8 +225,39 @@ def adagen(
 
     ``info`` has the schedule that is added to the policy's actions, and their smoothing.
     """
-    count, mask = transformer.num_tokens, transformer.codebook_size
     own, none = torch.tensor([class_id]), torch.tensor([transformer.num_classes - 1])
+    return _by_policy(transformer, tokenizer, own, none, policy, info, steps)
+
+
+def adanat(
+    transformer: UViT,
+    tokenizer: nn.Module,
+    states: Tensor,
+    *,
+    policy: PolicyNet,
+    info: MaskedPolicyInfo,
+    steps: int = 8,
+) -> Tensor:
+    """Image ``[1, 3, H, W]`` as ``train.py`` of AdaNAT decides it for CC3M.
+
+    ``states [2, L, D]``: those of the empty text, then those of the prompt.
+    """
+    none, own = states.chunk(2)
+    return _by_policy(transformer, tokenizer, own, none, policy, info, steps)
+
+
+@torch.no_grad()
+def _by_policy(
+    transformer: UViT,
+    tokenizer: nn.Module,
+    own: Tensor,
+    none: Tensor,
+    policy: PolicyNet,
+    info: MaskedPolicyInfo,
+    steps: int,
+) -> Tensor:
+    """AdaNAT's loop and AdaGen's, which smooths the actions."""
+    count, mask = transformer.num_tokens, transformer.codebook_size
     ids, before = torch.full((1, count), mask), None
     logits, features = transformer(ids, own)
     for step in range(steps):
@@ -230,5 +278,47 @@ def adagen(
         left = int((count * ratio).floor().clamp(max=count - 1))
         ids = torch.where(_masked_again(chosen + noise * _gumbel(chosen), left), mask, sampled)
         logits, features = transformer(ids, own)
+    image: Tensor = tokenizer(sampled)
+    return image
+
+
+@torch.no_grad()
+def amused(
+    transformer: UVit2DModel,
+    tokenizer: nn.Module,
+    states: Tensor,
+    *,
+    steps: int = 12,
+    guidance: float = 10.0,
+    temperatures: tuple[float, float] = (2.0, 0.0),
+    pixels: int = 256,
+) -> Tensor:
+    """Image ``[1, 3, H, W]`` as ``AmusedPipeline`` and ``AmusedScheduler`` of diffusers decide it.
+
+    ``states [2, 1 + L, W]``: the negative prompt and the prompt, each as
+    :func:`fewstep.export.models.uvit2d.packed` has it. ``pixels``: the side that the network is
+    told of the image; the crop is 0, 0 and the aesthetic score 6.
+    """
+    side, mask = transformer.sample_size, transformer.vocab_size - 1
+    count = side * side
+    pooled = states[:, 0, : transformer.cond_embed_dim]
+    text = states[:, 1:, : transformer.encoder_hidden_size]
+    micro = torch.tensor([[pixels, pixels, 0, 0, 6]]).expand(2, -1)
+    ids = torch.full((1, count), mask)
+    for step, temperature in enumerate(torch.linspace(*temperatures, steps)):
+        rows = ids.view(1, side, side).repeat(2, 1, 1)
+        none, own = transformer(rows, text, pooled, micro).flatten(2).transpose(1, 2).chunk(2)
+        probabilities = (none + guidance * (own - none)).softmax(-1)
+        drawn = torch.multinomial(probabilities.flatten(0, 1), 1).view_as(ids)
+        unknown = ids == mask
+        sampled = torch.where(unknown, drawn, ids)
+        if step == steps - 1:
+            break
+        ratio = torch.cos(torch.tensor((step + 1) / steps) * math.pi / 2)
+        left = max(1, min(int(unknown.sum()) - 1, int((count * ratio).floor())))
+        chosen = probabilities.gather(-1, sampled[..., None]).squeeze(-1)
+        chosen = torch.where(unknown, chosen, torch.finfo(chosen.dtype).max)
+        confidence = chosen.clamp(min=1e-20).log() + temperature * _gumbel(chosen)
+        ids = torch.where(_masked_again(confidence, left), mask, sampled)
     image: Tensor = tokenizer(sampled)
     return image

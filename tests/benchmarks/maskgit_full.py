@@ -17,7 +17,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.published_size import Done, export, run, say
+from tests.benchmarks.published_size import HEADER, Done, export, run, say
 
 from fewstep.runtime.doctor import processor_name
 
@@ -28,7 +28,7 @@ _PRECISIONS = ("fp32", "int8")
 def prepared(folder: Path) -> Path:
     """The bundle with int8 graphs; made if it is not there."""
     bundle = folder / f"{_NAME}-bundle"
-    print("| command | s | peak GB |\n|---|---|---|")
+    print(HEADER)
     if not bundle.exists():
         say("export", export(_NAME, folder, {"steps": _STEPS})[1])
     few = ("--rollouts", 2, "--held-out", 1, "--steps", 2)

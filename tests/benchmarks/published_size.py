@@ -6,17 +6,20 @@
     python -m tests.benchmarks.published_size titok --folder FOLDER           # TiTok-L-32
     python -m tests.benchmarks.published_size halton-base --folder FOLDER     # 384 pixels
     python -m tests.benchmarks.published_size halton-large --folder FOLDER    # 384 pixels
+    python -m tests.benchmarks.published_size amused --folder FOLDER          # 256 pixels
 
 Writes checkpoints of the published shapes into the folder, which needs 12 GB, and times each
 command on them in a process of its own: export, fp16 graphs, their verification, preflight, engines
-for 8.6. Engines depend on shapes, so random weights take as long as trained ones. ``--few-steps``
-records golden rollouts of two steps, where those of the form take long; ``--preflight`` ends after
-the preflight, of the fp32 graphs.
+for 8.6. *Load* is the system's, of the last minute, when a command has ended. Engines depend on
+shapes, so random weights take as long as trained ones. ``--few-steps`` records golden rollouts of
+two steps, where those of the form take long; ``--preflight`` ends after the preflight, of the fp32
+graphs.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import subprocess
@@ -28,8 +31,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests.tiny_amused import write_pipeline
 from torch import nn
 
+from fewstep.export.models.amused_vq import VQModel as AmusedVQ
+from fewstep.export.models.clip_text import CLIPTextModelWithProjection
 from fewstep.export.models.halton_transformer import HaltonTransformer
 from fewstep.export.models.halton_vq import LlamaGenVQ
 from fewstep.export.models.image_bert import ImageBert
@@ -38,6 +44,7 @@ from fewstep.export.models.mar import MAR
 from fewstep.export.models.maskgit_tokenizer import VQVAE as MaskgitVQVAE
 from fewstep.export.models.maskgit_transformer import BidirectionalTransformer
 from fewstep.export.models.titok import TiTok
+from fewstep.export.models.uvit2d import UVit2DModel
 from fewstep.export.models.var import VAR
 from fewstep.export.models.var_vae import VQVAE
 from fewstep.export.parts import Kind, part_of
@@ -48,6 +55,11 @@ _ENGINES = (*_TARGET, "--precision", "fp16")
 _SPREAD = 4.0  # of VAR's logits, over those of PyTorch's initial weights
 
 
+def _write_files(networks: Mapping[str, nn.Module], folder: Path) -> None:
+    for part, network in networks.items():
+        torch.save(network.state_dict(), folder / f"{part}.pth")
+
+
 @dataclass(frozen=True)
 class Published:
     """A form and its networks, of PyTorch's initial weights.
@@ -55,19 +67,28 @@ class Published:
     Args:
         form: of ``fewstep export``.
         networks: makes them.
+        write: puts them into a folder.
+        options: of the command, and what they name in that folder.
     """
 
     form: str
     networks: Callable[[], dict[str, nn.Module]]
+    write: Callable[[Mapping[str, nn.Module], Path], object] = _write_files
+    options: tuple[tuple[str, str], ...] = (
+        ("transformer", "transformer.pth"),
+        ("tokenizer", "tokenizer.pth"),
+    )
 
 
 @dataclass(frozen=True)
 class Done:
-    """A command that was run: what it wrote, its seconds, and its peak memory in GB."""
+    """A command that was run: what it wrote, its seconds, its peak memory in GB, and the system's
+    load when it had ended."""
 
     said: str
     seconds: float
     peak: float
+    load: float
 
 
 def _var() -> dict[str, nn.Module]:
@@ -90,6 +111,20 @@ def _sized(transformer: Kind, size: str, tokenizer: Kind) -> dict[str, nn.Module
     }
 
 
+_AMUSED: Mapping[str, Kind] = {
+    "transformer": UVit2DModel,
+    "vqvae": AmusedVQ,
+    "text_encoder": CLIPTextModelWithProjection,
+}
+
+
+def _write_amused(networks: Mapping[str, nn.Module], folder: Path) -> None:
+    """A pipeline of diffusers, whose tokenizer knows few words; the mask token is the last id."""
+    arguments = {name: part_of(kind).sizes[0].arguments for name, kind in _AMUSED.items()}
+    mask = inspect.signature(UVit2DModel).parameters["vocab_size"].default - 1
+    write_pipeline(folder, networks, arguments, {"mask_token_id": mask})
+
+
 PUBLISHED = {
     "var": Published("var", _var),
     "mar": Published("mar", lambda: _sized(MAR, "MAR-B", AutoencoderKL)),
@@ -105,21 +140,27 @@ PUBLISHED = {
         "halton",
         lambda: _sized(HaltonTransformer, "Halton-MaskGIT large, ImageNet 384", LlamaGenVQ),
     ),
+    "amused": Published(
+        "amused",
+        lambda: {name: kind(**part_of(kind).sizes[0].arguments) for name, kind in _AMUSED.items()},
+        _write_amused,
+        (("folder", ""),),
+    ),
 }
 
 
 def export(name: str, folder: Path, defaults: Mapping[str, Any]) -> tuple[Path, Done]:
-    """Write both files, if they are not there, and export them, without sizes in ``--config``."""
-    files = {part: folder / f"{name}-{part}.pth" for part in ("transformer", "tokenizer")}
-    if not all(map(Path.exists, files.values())):
+    """Write checkpoints, if they are not there, and export them, without sizes in ``--config``."""
+    published, checkpoints = PUBLISHED[name], folder / name
+    if not checkpoints.exists():
         torch.manual_seed(0)
-        for part, network in PUBLISHED[name].networks().items():
-            torch.save(network.state_dict(), files[part])
+        checkpoints.mkdir()
+        published.write(published.networks(), checkpoints)
     config, bundle = folder / f"{name}.json", folder / f"{name}-bundle"
     config.write_text(json.dumps({"defaults": defaults}))
-    given = [f"--{part}={path}" for part, path in files.items()]
-    form = PUBLISHED[name].form
-    return bundle, run("export", form, *given, "--config", config, "--out", bundle, "--force")
+    given = [f"--{option}={checkpoints / file}" for option, file in published.options]
+    done = run("export", published.form, *given, "--config", config, "--out", bundle, "--force")
+    return bundle, done
 
 
 def run(*arguments: object) -> Done:
@@ -132,12 +173,17 @@ def run(*arguments: object) -> Done:
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"{' '.join(command)} ended with {status}")
-    return Done(said, time.perf_counter() - started, usage.ru_maxrss * 1024 / 1e9)
+    seconds, peak = time.perf_counter() - started, usage.ru_maxrss * 1024 / 1e9
+    return Done(said, seconds, peak, os.getloadavg()[0])
+
+
+HEADER = "| command | s | peak GB | load |\n|---|---|---|---|"
+"""Of the rows that :func:`say` prints."""
 
 
 def say(title: str, done: Done) -> str:
     """Print the row of a command; what it wrote."""
-    print(f"| {title} | {done.seconds:.0f} | {done.peak:.1f} |", flush=True)
+    print(f"| {title} | {done.seconds:.0f} | {done.peak:.1f} | {done.load:.1f} |", flush=True)
     return done.said
 
 
@@ -152,7 +198,7 @@ def main() -> None:
     parser.add_argument("--preflight", action="store_true")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    print(f"{processor_name()}\n\n| command | s | peak GB |\n|---|---|---|")
+    print(f"{processor_name()}, {os.cpu_count()} cores\n\n{HEADER}", flush=True)
     bundle, done = export(given.name, given.folder, {"steps": 2} if given.few_steps else {})
     say("export", done)
     if given.preflight:

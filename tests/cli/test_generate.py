@@ -146,8 +146,44 @@ def test_what_is_given_beside_like(fewstep: Terminal, tiny_bundle: Path, tmp_pat
     other = fewstep("generate", tiny_bundle, "--like", one, "--steps", 2, "--out", two)
     assert other.code == 0
     assert read_record(two)["settings"] == read_record(one)["settings"] | {"steps": 2}
-    refused = fewstep("generate", tiny_bundle, "--like", one, "--class", 1, "--seed", 0)
-    assert refused.code == 1 and "leave out --class, --seed" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("given", "ids", "seeds", "each"),
+    [
+        (["--class", 1], [1, 1], [5, 6], 2),
+        (["--class", 1, "--seed", 0], [1, 1], [0, 1], 2),
+        (["--seed", 0], [3, 3, 4, 4], [0, 1, 2, 3], 2),
+        (["--count", 1], [3, 4], [5, 6], 1),
+        (["--count", 3, "--seed", 1], [3, 3, 3, 4, 4, 4], [1, 2, 3, 4, 5, 6], 3),
+        (["--class", "balanced", "--count", 2], [0, 1], [5, 6], 1),
+    ],
+)
+def test_what_to_make_may_be_given_beside_like(
+    fewstep: Terminal,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    given: list[object],
+    ids: list[int],
+    seeds: list[int],
+    each: int,
+) -> None:
+    """As the command of the picture makes it with these words in the place of its own."""
+    one, two, plain = (tmp_path / f"{name}.png" for name in ("one", "two", "plain"))
+    wish = ["generate", tiny_bundle, "--out"]
+    settings = ["--steps", 1, "--guidance", 2]
+    first = ["--class", 3, 4, "--count", 2, "--seed", 5]
+    assert fewstep(*wish, one, *settings, *first).code == 0
+    other = fewstep(*wish, two, "--like", one, *given)
+    assert other.code == 0, other.err
+    record = read_record(two)
+    assert (record["class_ids"], record["seeds"], record["each"]) == (ids, seeds, each)
+    assert record["settings"] == read_record(one)["settings"]
+    words: dict[str, list[object]] = {"--class": [3, 4], "--count": [2], "--seed": [5]}
+    words |= {str(given[k]): [given[k + 1]] for k in range(0, len(given), 2)}
+    spelled = [word for name, values in words.items() for word in (name, *values)]
+    assert fewstep(*wish, plain, *settings, *spelled).code == 0
+    assert plain.read_bytes() == two.read_bytes()
 
 
 def test_a_picture_of_other_weights_is_said(

@@ -36,6 +36,55 @@ def test_a_picture_says_its_prompts_and_is_made_again(
     assert one.read_bytes() != other.read_bytes()
 
 
+def test_texts_may_be_given_beside_like(
+    fewstep: Terminal, prompts_bundle: Path, tmp_path: Path
+) -> None:
+    one, two, plain = (tmp_path / f"{name}.png" for name in ("one", "two", "plain"))
+    wish = ["generate", prompts_bundle, "--out"]
+    how = ["--count", 2, "--seed", 7, "--steps", 1, "--guidance", 2]
+    assert fewstep(*wish, one, "--text", "a dog", "--negative", "red", *how).code == 0
+    for given, said in (
+        (["--text", "green cat"], ["--text", "green cat", "--negative", "red"]),
+        (["--negative", "green"], ["--text", "a dog", "--negative", "green"]),
+        (["--negative", ""], ["--text", "a dog"]),
+    ):
+        assert fewstep(*wish, two, "--like", one, *given).code == 0
+        assert fewstep(*wish, plain, *said, *how).code == 0
+        assert read_record(two)["prompts"] == [said[1]] * 2
+        assert two.read_bytes() == plain.read_bytes()
+    np.save(tmp_path / "text.npy", np.ones((1, 3, 12), np.float32))  # states, then prompts
+    states = ["--text-file", tmp_path / "text.npy"]
+    assert fewstep(*wish, two, "--like", one, *states).code == 0
+    assert (read_record(two)["texts"], read_record(two)["seeds"]) == ([0, 0], [7, 8])
+    assert fewstep(*wish, plain, "--like", two, "--text", "a dog").code == 0
+    assert plain.read_bytes() == one.read_bytes()
+
+
+def test_one_negative_is_of_all_images(
+    fewstep: Terminal, prompts_bundle: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "x.png"
+    wish = ["generate", prompts_bundle, "--text", "a dog", "--steps", 1, "--out", out]
+    refused = fewstep(*wish, "--negative", "red", "--negative=green cat")
+    assert refused.code == 2 and refused.err.count("\n") == 1 and not out.exists()
+    said = "--negative takes one value, got red, green cat: of several things, --negative 'red, "
+    assert said in refused.err
+    assert "--seed takes one value, got 1, 2;" in fewstep(*wish, "--seed", 1, "--seed", 2).err
+    assert "--text-file takes one" in fewstep(*wish, "--text-file", "a", "--text-file", "b").err
+
+
+@pytest.mark.parametrize("command", ["generate", "compare"])
+def test_a_negative_without_guidance_is_noted(
+    fewstep: Terminal, prompts_bundle: Path, tmp_path: Path, command: str
+) -> None:
+    wish = [command, prompts_bundle, "--text", "a dog", "--steps", 1, "--out", tmp_path / "x.png"]
+    wish += ["--runs", 1] if command == "compare" else []
+    note = "negative has no effect without guidance: give a guidance above 0\n"
+    assert note in fewstep(*wish, "--negative", "red", "--guidance", 0).err
+    assert note not in fewstep(*wish, "--negative", "red", "--guidance", 1).err
+    assert note not in fewstep(*wish, "--guidance", 0).err
+
+
 def test_a_folder_of_a_file_of_prompts(
     fewstep: Terminal, prompts_bundle: Path, tmp_path: Path
 ) -> None:

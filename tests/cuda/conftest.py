@@ -169,8 +169,8 @@ def device(cubin: bytes) -> Iterator[CudaDevice]:
 def cuda_bundle(
     kernels: CompiledKernels, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
-    """A bundle with kernels for the GPU at hand: ``tiny``, ``tiny-text``, ``tiny-var``,
-    ``tiny-mar``, ``toy`` or ``sample``."""
+    """A bundle with kernels for the GPU at hand: ``tiny``, ``tiny-text``,
+    ``tiny-amused``, ``tiny-var``, ``tiny-mar``, ``toy`` or ``sample``."""
 
     @functools.cache
     def make(name: str) -> Path:

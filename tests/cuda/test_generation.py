@@ -2,12 +2,14 @@
 
 Covered: fixed schedules and the policy, one step and as many as there are tokens, with and without
 guidance, class and text conditions, batches and more images than one, given tokens, the trace,
-golden rollouts and the bench. The engines are the CPU's (``host_engine.py``),
+rules of other forms, golden rollouts and the bench. The engines are the CPU's (``host_engine.py``),
 so everything has to be equal.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewstep.runtime import bench
+from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import FewstepError
 from fewstep.runtime.families.masked.program import MaskedKey
 from fewstep.runtime.families.masked.schedule import MASK_RATIOS
@@ -115,6 +118,54 @@ def test_the_policy_gives_the_same_images(
 ) -> None:
     request["schedule"] = "policy"
     assert_alike(on_cuda.generate(**request), on_cpu.generate(**request))
+
+
+@pytest.mark.parametrize(
+    ("rules", "request_"),
+    [
+        ({"last_token": "decided"}, {"masking_temperature": (4.5, 0.0), "guidance": 0.0}),
+        (
+            {
+                "confidence": "logit",
+                "ties": "masked",
+                "precision": "float64",
+                "guidance_at": "before",
+            },
+            {"schedule": "arccos", "masking_temperature": (9.5, 0.0)},
+        ),
+        (
+            {
+                "confidence": "tempered-log-probability",
+                "known": "resampled",
+                "counted": "decided",
+                "precision": "float32",
+                **dict.fromkeys(("mask_ratio_at", "guidance_at", "temperature_at"), "inclusive"),
+                "sampling_temperature": "multiplies",
+            },
+            {"schedule": "arccos", "sampling_temperature": (1.0, 1.2)},
+        ),
+        ({"known": "resampled", "counted": "decided"}, {"order": "halton", "top_k": 20}),
+    ],
+    ids=["maskgit-torch", "titok", "halton, confidence", "halton"],
+)
+def test_rules_of_other_forms_give_the_same_images(
+    open_cuda: Open,
+    tiny_cuda_bundle: Path,
+    assert_alike: Alike,
+    tmp_path: Path,
+    rules: dict[str, Any],
+    request_: dict[str, Any],
+) -> None:
+    bundle = Bundle.read(Path(shutil.copytree(tiny_cuda_bundle, tmp_path / "bundle")))
+    model = json.loads(bundle.manifest.model.model_dump_json())
+    changed = bundle.update({}, model={**model, "rules": rules, "at_least_one": True})
+    with (
+        open_cuda(changed, max_batch=2) as on_cuda,
+        Generator.open(changed, device="cpu", threads=1, max_batch=2) as on_cpu,
+    ):
+        for steps in (1, 7, 16):
+            request: dict[str, Any] = {"class_ids": [0, 3, 3], "seed": 11, "steps": steps}
+            assert_alike(*(each.generate(**request, **request_) for each in (on_cuda, on_cpu)))
 
 
 @settings(max_examples=15)

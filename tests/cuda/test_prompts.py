@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.result import Result
+from fewstep.runtime.verify import verify
 
 Alike = Callable[[Result, Result], None]
 Open = Callable[..., Generator]
@@ -35,3 +37,26 @@ def test_images_of_prompts_are_those_of_the_cpu(
                 for each in (on_cuda, on_cpu)
             )
             assert_alike(found, expected)
+
+
+def test_amused_is_that_of_the_cpu(
+    open_cuda: Open, cuda_bundle: Callable[[str], Path], assert_alike: Alike
+) -> None:
+    """In its own steps, guidance and rules, with its text encoder; and its golden rollouts."""
+    pytest.importorskip("tokenizers", reason="prompts need it")
+    path = cuda_bundle("tiny-amused")
+    with (
+        open_cuda(path, max_batch=2) as on_cuda,
+        Generator.open(path, device="cpu", threads=1, max_batch=2) as on_cpu,
+    ):
+        other: dict[str, Any] = {"negative": "cat", "guidance": (0.0, 4.0), "steps": 5}
+        for request in ({}, other):
+            found, expected = (
+                each.generate(text=["a cat", "cat cat", "the cat"], seed=[1, 2, 3], **request)
+                for each in (on_cuda, on_cpu)
+            )
+            assert_alike(found, expected)
+        assert len({row.tobytes() for row in found.tokens}) == 3
+        report = verify(on_cuda)
+    assert report.checks
+    assert report.passed, [check for check in report.checks if not check.passed]

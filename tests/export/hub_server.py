@@ -1,9 +1,11 @@
-"""A Hub on this machine: what ``hf_hub_download`` asks of ``HF_ENDPOINT``, and nothing more."""
+"""A Hub on this machine: what ``hf_hub_download`` and ``snapshot_download`` ask of
+``HF_ENDPOINT``, and nothing more."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import re
 import threading
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+_API = re.compile(r"/api/models/([^/]+/[^/]+)/(revision|tree)/([^/?]+).*")
 _PATH = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
 
@@ -76,6 +79,8 @@ def _handler(hub: LocalHub) -> type[BaseHTTPRequestHandler]:
         def _answer(self, body: bool) -> None:
             headers = {key.lower(): value for key, value in self.headers.items()}
             hub.asked.append((self.command, self.path, headers))
+            if listed := _API.fullmatch(self.path):
+                return self._list(*listed.groups())
             found = _PATH.fullmatch(self.path)
             if found is None:
                 return self._refuse(404, "EntryNotFound")
@@ -105,6 +110,27 @@ def _handler(hub: LocalHub) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
             elif body:
                 self.wfile.write(content[start:])
+            return None
+
+        def _list(self, repo: str, what: str, revision: str) -> None:
+            """The commit of a revision, or the files that it has."""
+            if not any(repo == each for each, _, _ in hub.files):
+                return self._refuse(401, "RepoNotFound")
+            named = {p: c for (r, v, p), c in hub.files.items() if (r, v) == (repo, revision)}
+            if not named:
+                return self._refuse(404, "RevisionNotFound")
+            found: Any = {"id": repo, "sha": commit_of(revision), "siblings": []}
+            if what == "tree":
+                found = [
+                    {"type": "file", "path": p, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
+                    for p, c in named.items()
+                ]
+            content = json.dumps(found).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
             return None
 
         def _refuse(self, status: int, code: str) -> None:

@@ -242,6 +242,44 @@ def test_configurations_that_do_not_fit(
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.parametrize(
+    ("of", "placed", "words"),
+    [
+        (
+            "vqvae",
+            "transformer",
+            "is an aMUSEd tokenizer (VQ), not an aMUSEd transformer; pass it as vqvae in",
+        ),
+        (
+            "transformer",
+            "vqvae",
+            "is an aMUSEd transformer, not an aMUSEd tokenizer (VQ); pass it as transformer in",
+        ),
+        (
+            "transformer",
+            "text_encoder",
+            "is an aMUSEd transformer, not a CLIP text encoder; pass it as transformer in",
+        ),
+    ],
+)
+def test_weights_in_the_place_of_others(
+    of: str, placed: str, words: str, pipeline: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(pipeline, tmp_path / "p")
+    (weights,) = (pipeline / of).glob("*.safetensors")
+    (target,) = (folder / placed).glob("*.safetensors")
+    shutil.copy(weights, target)
+    with pytest.raises(CheckpointError) as caught:
+        _exported(folder, tmp_path)
+    assert f"{words} the folder of the pipeline" in str(caught.value)
+
+
+def test_a_folder_without_the_parts_of_a_pipeline(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    with pytest.raises(CheckpointError, match="lacks transformer, vqvae, .*, scheduler; expected"):
+        _exported(tmp_path / "p", tmp_path)
+
+
 def test_a_file_is_no_folder(pipeline: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is no folder; expected that of a pipeline of diff"):
         _exported(pipeline / "model_index.json", tmp_path)

@@ -122,7 +122,8 @@ def test_files_in_the_folder_come_before_the_hub(tmp_path: Path) -> None:
 def test_a_model_may_be_a_folder(tmp_path: Path) -> None:
     model = _MODELS["amused-256"]
     (tmp_path / "models" / "amused-256").mkdir(parents=True)
-    assert sources_of(model, tmp_path, {}) == {"folder": tmp_path / "models" / "amused-256"}
+    found = {"folder": tmp_path / "models" / "amused-256"}
+    assert sources_of(model, tmp_path, {}) == sources_of(model, found["folder"], {}) == found
     with pytest.raises(CheckpointError, match="needs amused-256 .*the whole folder: hf download"):
         sources_of(model, None, {})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.tiny_amused import END, START, TEXT, vocabulary, write_text_encoder
 from fewstep.export import presets
 from fewstep.export.flow import export
 from fewstep.export.models.clip_text import CLIPTextModelWithProjection
+from fewstep.export.text_encoder import places
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.condition import TextCondition
 from fewstep.runtime.errors import CheckpointError
@@ -70,6 +72,37 @@ def test_a_bundle_gets_the_encoder_its_tokenizer_and_the_empty_text(
     np.testing.assert_allclose(found, _last_states(encoder), rtol=0, atol=1e-6)
     read = bundle.manifest.provenance.checkpoints
     assert {"text_encoder", "text_encoder/config", "text_encoder/vocab"} <= read.keys()
+
+
+def _pipeline(encoder: Path, folder: Path, number: str = "") -> Path:
+    """The folder of a pipeline of diffusers, with the tokenizer in one of its own."""
+    inner = shutil.copytree(encoder, folder / f"text_encoder{number}")
+    (folder / f"tokenizer{number}").mkdir()
+    for name in ("vocab.json", "merges.txt"):
+        (inner / name).rename(folder / f"tokenizer{number}" / name)
+    return inner
+
+
+def test_a_pipelines_encoder_is_found(
+    tiny_text_checkpoints: dict[str, Any], encoder: Path, tmp_path: Path, quick: None
+) -> None:
+    inner = _pipeline(encoder, tmp_path / "p")
+    bundle = _exported(tiny_text_checkpoints, tmp_path / "p", tmp_path)
+    found = bundle.arrays("unconditional.npz")["text"]
+    np.testing.assert_allclose(found, _last_states(encoder), rtol=0, atol=1e-6)
+    read = bundle.manifest.provenance.checkpoints
+    assert {"text_encoder", "text_encoder/config", "text_encoder/vocab"} <= read.keys()
+    apart = (inner, tmp_path / "p" / "tokenizer")
+    assert places(tmp_path / "p") == places(inner) == apart
+    assert places(encoder) == (encoder, encoder)
+
+
+def test_one_of_several_encoders_has_to_be_named(encoder: Path, tmp_path: Path) -> None:
+    _pipeline(encoder, tmp_path / "p")
+    second = _pipeline(encoder, tmp_path / "p", "_2")
+    with pytest.raises(CheckpointError, match="several text encoders; pass one .*/text_encoder_2"):
+        places(tmp_path / "p")
+    assert places(second) == (second, tmp_path / "p" / "tokenizer_2")
 
 
 def test_states_of_the_empty_text_may_still_be_given(

@@ -60,8 +60,18 @@ def test_too_many_images_are_refused_before_they_are_listed(
 
 
 def test_the_other_kind_of_condition_is_refused(generator: Generator) -> None:
-    with pytest.raises(RequestError, match="class-conditional: give class_ids"):
+    with pytest.raises(RequestError, match="class-conditional: give classes, not text states"):
         generator(np.zeros((1, 3, 12), np.float32))
+
+
+def test_arguments_of_diffusers_are_told_for_classes(generator: Generator) -> None:
+    with pytest.raises(
+        RequestError, match="arguments of diffusers; here class_labels is class_ids"
+    ):
+        generator.generate(class_labels=[1])
+    with pytest.raises(RequestError, match="nothing to generate: give a class, or several"):
+        generator()
+    assert generator(np.array(1), steps=1).labels == ("shoe",)
 
 
 def test_progress_is_told_after_every_batch(tiny_bundle: Path) -> None:

@@ -8,7 +8,8 @@ import warnings
 
 import pytest
 
-from fewstep.runtime.condition import ClassCondition, asked
+from fewstep.runtime.asked import asked
+from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.errors import FewstepWarning, RequestError
 
 

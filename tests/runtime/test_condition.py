@@ -124,7 +124,11 @@ def test_states_become_float32() -> None:
         (np.zeros((2, 4)), r"must have shape \[B, 2, 4\], got \[2, 4\]"),
         (np.zeros((0, 2, 4)), r"got \[0, 2, 4\]"),
         (np.zeros((1, 2, 4), np.int32), "must hold finite floats, got int32"),
-        (np.full((1, 2, 4), np.inf), "must hold finite floats"),
+        (np.full((1, 2, 4), np.inf), "must hold finite floats: 8 of 8 are NaN or infinite"),
+        (np.full((1, 2, 4), 1e300), "8 of 8 are NaN or infinite in float32; encode the text again"),
+        (np.zeros((2, 4)), r"of one text give states\[None\], \[1, 2, 4\]"),
+        ([[1.0], [2.0, 3.0]], r"text must be states \[B, 2, 4\], got \[\[1.0\], \[2.0, 3.0\]\]"),
+        (3, r"text must be states \[B, 2, 4\], got 3"),
     ],
 )
 def test_states_that_do_not_fit_are_refused(states: Any, message: str) -> None:
@@ -146,12 +150,15 @@ def test_the_kind_of_the_bundle_decides() -> None:
     states = np.zeros((1, 2, 4), np.float32)
     assert condition_of(_NAMED, [1], None).tolist() == [1]
     assert condition_of(_TEXT, None, states).shape == (1, 2, 4)
-    for ids, text in ((None, states), (None, None), ([1], states)):
+    for ids, text in ((None, states), ([1], states)):
         with pytest.raises(RequestError, match="class-conditional: give class_ids, not text"):
             condition_of(_NAMED, ids, text)
-    for ids, text in (([1], None), (None, None), ([1], states)):
+    for given in (None, states):
         with pytest.raises(RequestError, match="text-conditional: give text, not class_ids"):
-            condition_of(_TEXT, ids, text)
+            condition_of(_TEXT, [1], given)
+    for info, name in ((_NAMED, "class_ids"), (_TEXT, "text")):
+        with pytest.raises(RequestError, match=f"^nothing to generate; .*: give {name}$"):
+            condition_of(info, None, None)
 
 
 # --- files

@@ -227,7 +227,7 @@ def test_requests_that_are_refused(
     ("request_", "message"),
     [
         ({"class_ids": [0]}, "text-conditional: give text, not class_ids"),
-        ({}, "text-conditional: give text, not class_ids"),
+        ({}, "nothing to generate; this bundle is text-conditional: give text"),
         ({"text": np.zeros((3, 12))}, r"shape \[B, 3, 12\], got \[3, 12\]"),
         ({"text": np.zeros((1, 3, 13))}, r"shape \[B, 3, 12\], got \[1, 3, 13\]"),
         ({"text": np.zeros((0, 3, 12))}, r"shape \[B, 3, 12\], got \[0, 3, 12\]"),

@@ -135,12 +135,88 @@ def test_states_are_made_once_for_every_prompt() -> None:
         (["a dog", "  \n"], "the text is empty: say what to draw"),
         ("\ud800", "is no Unicode text"),
         (["a dog", 3], "prompts must be text, got 3"),
-        (np.zeros((1, 5), np.int32), r"ids must have shape \[B, 6\], got \[1, 5\]"),
+        (np.zeros((1, 5), np.int32), r"must be at least 0 in shape \[B, 6\], got \[1, 5\]"),
+        (np.full((1, 6), -1), r"got \[1, 6\] from -1"),
+        ([], "text must have a prompt at least, got none"),
+        (3, r"text must be prompts, or states \[B, 3, 12\], got 3"),
+        ([["a dog"]], r"text must be prompts, or states \[B, 3, 12\], got \[\['a dog'\]\]"),
+        (b"a dog", "got b'a dog'"),
+        ([np.nan] * 99, r"got \[nan, nan, .*…$"),
+        (None, "nothing to generate"),
     ],
 )
-def test_bad_texts_are_refused(generator: Generator, text: object, said: str) -> None:
+def test_bad_texts_are_refused(generator: Generator, text: Any, said: str) -> None:
+    for generate in (lambda: generator.generate(text=text), lambda: generator(text)):
+        with pytest.raises(RequestError, match=said) as caught:
+            generate()
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
+
+
+def test_arrays_of_prompts_are_prompts(generator: Generator) -> None:
+    for prompts in (["a dog", "red cat"], ("a dog", "red cat"), np.array(["a dog", "red cat"])):
+        request = generator.request(text=prompts)
+        assert request.condition.tolist() == [_DOG, _CAT]
+    with pytest.raises(RequestError, match="expected 1 seeds"):  # a text without dimensions is one
+        generator.request(text=np.array("a dog"), seed=[1, 2])
+
+
+@pytest.mark.parametrize(
+    ("negative", "said"),
+    [
+        (["a", "b"], r"one prompt, of all images, got \['a', 'b'\]: join several to one"),
+        ([], r"one prompt, of all images, got \[\]"),
+        ([None, "a"], r"one prompt, of all images, got \[None, 'a'\]"),
+        (3, r"negative must be a prompt, or states \[3, 12\], got 3"),
+        ({"a": 1}, "negative must be a prompt, or states"),
+        ([[1.0], [2.0, 3.0]], "negative must be a prompt, or states"),
+        (np.array([None]), "negative must be a prompt, or states"),
+        (np.zeros((2, 3, 12)), r"negative must have shape \[3, 12\], got \[2, 3, 12\]"),
+        (np.zeros((3, 11)), r"negative must have shape \[3, 12\], got \[3, 11\]"),
+        (np.zeros((3, 12), int), "negative must hold finite floats, got int64"),
+        (np.full((3, 12), np.nan), "negative must hold finite floats: 36 of 36 are NaN"),
+        (np.zeros(5, int), r"ids of negative must be at least 0 in shape \[6\], got \[5\]"),
+        ("\ud800", "is no Unicode text"),
+    ],
+)
+def test_bad_negatives_are_refused(generator: Generator, negative: Any, said: str) -> None:
+    with pytest.raises(RequestError, match=said) as caught:
+        generator.request(text=["a dog", "red cat"], negative=negative)
+    assert "\n" not in str(caught.value)
+
+
+def test_arguments_of_diffusers_are_told_by_their_names_here(generator: Generator) -> None:
+    said = r"got arguments of diffusers; here prompt is {}; negative_prompt is negative"
+    theirs: dict[str, Any] = {"prompt": "a dog", "negative_prompt": "snow"}
+    with pytest.raises(RequestError, match=said.format("text")):
+        generator.generate(**theirs)
+    with pytest.raises(RequestError, match=said.format("the first argument of a call")):
+        generator(**theirs)
+    said = r"num_inference_steps is steps; guidance_scale is guidance \(1 less: its 10 is 9\)"
     with pytest.raises(RequestError, match=said):
-        generator.generate(text=text)  # type: ignore[arg-type]
+        generator("a dog", num_inference_steps=12, guidance_scale=10.0)
+    with pytest.raises(RequestError, match="num_images_per_prompt is count; generator is seed"):
+        generator("a dog", num_images_per_prompt=2, generator=None)
+    with pytest.raises(RequestError, match="text is for generate: here it is the first argument"):
+        generator(text="a dog")
+    with pytest.raises(RequestError, match="nothing to generate: give a prompt, or several"):
+        generator()
+    with pytest.raises(RequestError, match="unknown setting 'promt'"):
+        generator("a dog", promt="a dog")
+
+
+@pytest.mark.parametrize("edit", [[1], {"given": [[1], [1, 2]], "mask": [[1]]}])
+def test_what_is_kept_has_to_be_arrays(generator: Generator, edit: Any) -> None:
+    with pytest.raises(RequestError, match="^tokens to keep"):
+        generator.request(text="a dog", edit=edit)
+
+
+def test_negative_without_an_encoder_is_states(tiny_text_bundle: Path) -> None:
+    states = np.zeros((1, 3, 12), np.float32)
+    with (
+        Generator.open(tiny_text_bundle, backend="onnxruntime") as generator,
+        pytest.raises(RequestError, match=r"no text encoder: give negative as states \[3, 12\]"),
+    ):
+        generator.request(text=states, negative="snow")
 
 
 def test_a_bundle_without_an_encoder_asks_for_states(tiny_text_bundle: Path) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import onnx
 
+from fewstep.build.large import session_of
 from fewstep.runtime.devices import Array, Buffer
 from fewstep.runtime.devices.cpu import host_array
 from fewstep.runtime.engines import BoundEngine, require_all
-from fewstep.runtime.engines.sessions import new_session
 from fewstep.runtime.errors import EngineError, FewstepError
 from fewstep.runtime.records import GraphInfo, TensorInfo
 
@@ -50,7 +50,7 @@ class GraphEngine:
         self.inputs: Mapping[str, TensorInfo] = info.inputs
         self.outputs: Mapping[str, TensorInfo] = info.outputs
         try:
-            self._session = new_session(model.SerializeToString(), configure=_frugal)
+            self._session = session_of(model, _frugal)
         except FewstepError:
             raise
         except Exception as error:  # onnxruntime raises types of its own

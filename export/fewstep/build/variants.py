@@ -14,10 +14,11 @@ from typing import Any
 import onnx
 
 from fewstep.build.graphs import load_graph
+from fewstep.build.large import files_of
 from fewstep.build.norms import fp16_norms, reasons_for_fp32, shortfall
 from fewstep.build.overflow import measure_magnitudes, out_of_range
 from fewstep.build.precision import LOW, lower
-from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.bundle import Bundle, graph_hash
 from fewstep.runtime.errors import RequestError, choose
 from fewstep.runtime.records import GraphInfo
 
@@ -46,10 +47,10 @@ class GraphReport:
 
 @dataclass(frozen=True)
 class Remade:
-    """A graph for a variant: its description, its file by name unless it is that of fp32."""
+    """A graph for a variant: its description, and its files by name; none if they are fp32's."""
 
     info: GraphInfo
-    files: dict[str, bytes]
+    files: dict[str, bytes | memoryview]
     report: GraphReport | None = None
 
 
@@ -111,10 +112,13 @@ def stored(
         model: its contents.
         described: fields of its :class:`GraphInfo`.
     """
-    content = model.SerializeToString(deterministic=True)
-    file = f"{name}.{variant}-{hashlib.sha256(content).hexdigest()[:12]}.onnx"
-    changes = {"file": file, "external": (), "source_sha256": bundle.graph_sha256(name)}
-    return Remade(bundle.graph(name).model_copy(update=changes | described), {file: content})
+    digest = hashlib.sha256()
+    for content in files_of(model, name).values():
+        digest.update(content)
+    file, *external = files = files_of(model, f"{name}.{variant}-{digest.hexdigest()[:12]}.onnx")
+    source = bundle.graph_sha256(name)
+    changes = {"file": file, "external": tuple(external), "source_sha256": source}
+    return Remade(bundle.graph(name).model_copy(update=changes | described), files)
 
 
 def store(bundle: Bundle, precision: str, made: Mapping[str, Remade]) -> Bundle:
@@ -131,8 +135,12 @@ def store(bundle: Bundle, precision: str, made: Mapping[str, Remade]) -> Bundle:
     files = {file: content for each in made.values() for file, content in each.files.items()}
     variant = {name: each.info.model_dump() for name, each in made.items()}
     others = bundle.manifest.model_dump()["variants"]
-    hashes = {hashlib.sha256(content).hexdigest() for content in files.values()}
-    hashes |= {bundle.graph_sha256(name) for name in made if not made[name].files}
+    hashes = {
+        graph_hash(hashlib.sha256(content).hexdigest() for content in each.files.values())
+        if each.files
+        else bundle.graph_sha256(name)
+        for name, each in made.items()
+    }
     # Engines of other graphs than these would be refused wherever they are loaded.
     kept = [
         engine.model_dump()

@@ -7,7 +7,7 @@ from pathlib import Path
 from fewstep.export.bert_encoder import read_bert
 from fewstep.export.layout import require_agreement
 from fewstep.export.models import UViT
-from fewstep.export.text_encoder import BERT, Encoder, architectures, read_encoder
+from fewstep.export.text_encoder import BERT, Encoder, architectures, places, read_encoder
 from fewstep.runtime.errors import CheckpointError
 
 
@@ -25,10 +25,11 @@ def text_encoder_of(folder: Path | None, transformer: UViT) -> Encoder | None:
         return None
     if transformer.class_conditional:
         raise CheckpointError("a class-conditional transformer takes no --text-encoder")
+    folder, tokenizer = places(folder)
     if BERT in architectures(folder):
-        encoder = read_bert(folder, transformer.extras)
+        encoder = read_bert(folder, tokenizer, transformer.extras)
     else:
-        encoder = read_encoder(folder, folder, "last", pooled=False, pad_id=0)
+        encoder = read_encoder(folder, tokenizer, "last", pooled=False, pad_id=0)
     require_agreement(
         (
             ("tokens of a text", transformer.extras, encoder.length, "text encoder"),

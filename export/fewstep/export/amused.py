@@ -35,6 +35,7 @@ FORM = Form(
 )
 _SCHEDULES = ("cosine", "linear")
 _SIZED = ("transformer", "vqvae")
+_PARTS = (*_SIZED, "text_encoder", "tokenizer", "scheduler")
 _INDEX, _SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 
 
@@ -67,6 +68,11 @@ def load(files: Checkpoints, config: ExportConfig) -> Exportable:
         )
     if (folder / _INDEX).is_file():
         _settings(folder / _INDEX, "AmusedPipeline")
+    if absent := [name for name in _PARTS if not (folder / name).is_dir()]:
+        raise CheckpointError(
+            f"{folder} is no pipeline of diffusers: it lacks {', '.join(absent)}; expected the "
+            "whole folder, as hf download amused/amused-256 --local-dir amused-256 fetches it"
+        )
     sampling = _settings(folder / _SCHEDULER, "AmusedScheduler")
     sizes = _settings(folder / "transformer/config.json", "UVit2DModel")
     codes = _settings(folder / "vqvae/config.json", "VQModel")

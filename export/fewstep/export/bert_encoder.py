@@ -15,11 +15,12 @@ from fewstep.runtime.errors import BundleError, CheckpointError
 from fewstep.runtime.prompts import read_tokenizer
 
 
-def read_bert(folder: Path, tokens: int) -> Encoder:
+def read_bert(folder: Path, tokenizer: Path, tokens: int) -> Encoder:
     """Read a BERT, in the layout of transformers: the states after its last layer.
 
     Args:
-        folder: with ``config.json``, weights of ``BertModel`` and ``tokenizer.json``.
+        folder: with ``config.json`` and weights of ``BertModel``.
+        tokenizer: folder of ``tokenizer.json``.
         tokens: ids of a text, which the transformer was trained with.
 
     Raises:
@@ -32,7 +33,7 @@ def read_bert(folder: Path, tokens: int) -> Encoder:
     except ValueError as error:
         raise CheckpointError(f"{folder}/config.json: {error}") from error
     pad = arguments.get("pad_token_id", 0)
-    words = _tokenizer(folder / "tokenizer.json", tokens, pad)
+    words = _tokenizer(tokenizer / "tokenizer.json", tokens, pad)
     model, found = presets.read(BertText, folder, arguments)
     vocabulary, positions = (
         len(each.weight)

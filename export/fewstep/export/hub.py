@@ -27,14 +27,15 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a repository; ``revision``: a branch, a tag or a commit."""
+    """A file or folder of a repository; ``revision``: a branch, a tag or a commit."""
 
     repo: str
     path: str
     revision: str = "main"
 
     def __str__(self) -> str:
-        return f"{SCHEME}{self.repo}/{self.path}@{self.revision}"
+        place = f"{self.repo}/{self.path}" if self.path else self.repo
+        return f"{SCHEME}{place}@{self.revision}"
 
 
 def local(place: Path | str, *, bars: bool = False) -> Path:
@@ -89,13 +90,10 @@ def fetch(file: HubFile, *, bars: bool = False) -> Path:
         CheckpointError: no such file, no access, no network, or not cached while offline.
         MissingDependencyError: huggingface_hub is not installed.
     """
-    if importlib.util.find_spec("huggingface_hub") is None:
-        raise missing("huggingface_hub", "export")
-    # Read when the library is imported. Without it every request says which tools are in use.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    require_library()
     from huggingface_hub import hf_hub_download
 
-    with _quiet(bars):
+    with quiet(bars):
         try:
             path = hf_hub_download(
                 file.repo,
@@ -105,12 +103,24 @@ def fetch(file: HubFile, *, bars: bool = False) -> Path:
                 library_version=__version__,
             )
         except Exception as error:  # of the Hub, HTTP, the disk, or whatever carries the bytes
-            raise CheckpointError(_problem(file, error)) from error
+            raise CheckpointError(problem(file, error)) from error
     return Path(path)
 
 
+def require_library() -> None:
+    """Make sure, before it is imported, that huggingface_hub is there and tells nobody of its use.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise missing("huggingface_hub", "export")
+    # Read when the library is imported. Without it every request says which tools are in use.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
 @contextlib.contextmanager
-def _quiet(bars: bool) -> Iterator[None]:
+def quiet(bars: bool) -> Iterator[None]:
     """Without the library's warnings of each attempt, the last of which is raised, and its bars.
 
     What the user set of the bars stands.
@@ -137,8 +147,9 @@ def _quiet(bars: bool) -> Iterator[None]:
             enable_progress_bars()
 
 
-def _problem(file: HubFile, error: Exception) -> str:
-    """What kept a file from being fetched, and what to do next."""
+def problem(file: HubFile, error: Exception, what: str = "file", form: str = _FORM) -> str:
+    """What kept a file or a folder from being fetched, and what to do next; ``form``: of
+    addresses."""
     from huggingface_hub import constants, errors
 
     repo, shown = f"{constants.ENDPOINT}/{file.repo}", str(file)
@@ -151,9 +162,9 @@ def _problem(file: HubFile, error: Exception) -> str:
             f"{log_in}",
         ),
         (errors.RevisionNotFoundError, f"no such revision; see {repo}/tree/main for those it has"),
-        (errors.LocalEntryNotFoundError, _not_cached(error)),
-        (errors.EntryNotFoundError, f"no such file; see {repo}/tree/{file.revision}"),
-        (errors.HFValidationError, f"that is no name of a repository; expected {_FORM}"),
+        (errors.LocalEntryNotFoundError, _not_cached(error, what)),
+        (errors.EntryNotFoundError, f"no such {what}; see {repo}/tree/{file.revision}"),
+        (errors.HFValidationError, f"that is no name of a repository; expected {form}"),
     ]
     for kind, text in known:
         if isinstance(error, kind):
@@ -169,18 +180,18 @@ def _problem(file: HubFile, error: Exception) -> str:
     )
 
 
-def _not_cached(error: Exception) -> str:
+def _not_cached(error: Exception, what: str) -> str:
     from huggingface_hub import constants
 
     place = f"the cache ({constants.HF_HUB_CACHE})"
     if constants.HF_HUB_OFFLINE:
         return (
-            f"HF_HUB_OFFLINE is set and the file is not in {place}; fetch it once without, or pass "
-            "the path of a copy"
+            f"HF_HUB_OFFLINE is set and the {what} is not in {place}; fetch it once without, or "
+            "pass the path of a copy"
         )
     reason = f" ({_short(error.__cause__)})" if error.__cause__ is not None else ""
     return (
-        f"{constants.ENDPOINT} does not answer{reason} and the file is not in {place}; check the "
+        f"{constants.ENDPOINT} does not answer{reason} and the {what} is not in {place}; check the "
         "network, or pass the path of a copy"
     )
 

@@ -139,21 +139,17 @@ def _refuse_another(
     keys = wrappers.tensor_keys(content)
     part = part_of(kind)
     if name := foreign.recognise(keys, part.form):
-        raise CheckpointError(f"{path} is {name}; expected a {part.title}")
+        raise CheckpointError(f"{path} is {name}; expected {part.one}")
     own = wrappers.most_keys(content, part.wanted(_published_keys(kind)))
     for other, its in siblings(kind).items():
         wanted = its.wanted(_published_keys(other))
         count = wrappers.most_keys(content, wanted)
         if other is not kind and count > max(own, len(wanted.keys) // 20):
-            raise CheckpointError(
-                f"{path} is a {its.title}, not a {part.title}; pass it as {its.option}"
-            )
+            raise CheckpointError(f"{path} is {its.one}, not {part.one}; pass it as {its.option}")
     if found is None:
         for other, its in others(kind).items():
             if wrappers.most_keys(content, its.wanted(_published_keys(other))) > max(own, _CHANCE):
-                raise CheckpointError(
-                    f"{path} is a {its.title} of another form; expected a {part.title}"
-                )
+                raise CheckpointError(f"{path} is {its.one} of another form; expected {part.one}")
         names = some([shown(key) for key in keys])
         raise CheckpointError(
             f"{path} holds no {part.title}: "

@@ -18,6 +18,8 @@ from fewstep.runtime.files import sha256
 
 DATA = files("fewstep.export").joinpath("published.json")
 
+_FOLDERS = ("folder", "text_encoder")  # options that take one
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -146,7 +148,9 @@ def check(model: PublishedModel, paths: Mapping[str, Path]) -> None:
 
 
 def _find(folder: Path, names: Iterable[str], option: str) -> Path | None:
-    """The file or folder of one of the names: in the folder itself, or else anywhere below it."""
+    """The file or folder of one of the names: the folder itself, in it, or anywhere below it."""
+    if option in _FOLDERS and folder.resolve().name in names:
+        return folder
     for search in (folder.glob, folder.rglob):
         matches = sorted({path for name in names for path in search(name)})
         if len(matches) > 1:

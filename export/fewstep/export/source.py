@@ -30,13 +30,13 @@ class Option:
     Args:
         name: as in Python; ``tuned_policy`` is ``--tuned-policy``.
         help: a sentence for the command line.
-        kind: a path, any number of paths, a switch, or a text.
+        kind: a path, any number of paths, a folder, a switch, or a text.
         required: whether there is no export without it.
     """
 
     name: str
     help: str
-    kind: Literal["file", "files", "flag", "text"] = "file"
+    kind: Literal["file", "files", "folder", "flag", "text"] = "file"
     required: bool = False
 
     @property

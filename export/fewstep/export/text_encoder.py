@@ -99,6 +99,30 @@ def unconditional_file(states: Array) -> bytes:
     return content.getvalue()
 
 
+def places(folder: Path) -> tuple[Path, Path]:
+    """Where a text encoder and its tokenizer are: both in one folder, as transformers saves them,
+    or in ``text_encoder`` and ``tokenizer`` beside each other, as diffusers does.
+
+    Args:
+        folder: with both; of a pipeline; or a pipeline's ``text_encoder`` (``text_encoder_2``).
+
+    Raises:
+        CheckpointError: a pipeline of several text encoders.
+    """
+    own, beside = folder / "config.json", folder.parent / folder.name.replace(GRAPH, "tokenizer")
+    inner = sorted(path.parent for path in folder.glob(f"{GRAPH}*/config.json"))
+    if not own.is_file() and inner:
+        if len(inner) > 1:
+            raise CheckpointError(
+                f"{folder} has several text encoders; pass one of them: "
+                f"{', '.join(map(str, inner))}"
+            )
+        return places(inner[0])
+    tokenizers = ("tokenizer.json", "vocab.json")
+    alone = not any((folder / name).is_file() for name in tokenizers)
+    return folder, beside if alone and folder.name.startswith(GRAPH) and beside.is_dir() else folder
+
+
 def read_encoder(
     folder: Path,
     tokenizer: Path,

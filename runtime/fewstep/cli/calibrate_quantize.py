@@ -40,6 +40,10 @@ def quantize_command(
         int | None, typer.Option(help="Seed of the first rollout; others count up. [0]")
     ] = None,
     text_file: TextFileOption = None,
+    graph: Annotated[
+        list[str] | None,
+        typer.Option(help="Graphs to quantize, one or more. [all that can be]"),
+    ] = None,
     method: Annotated[
         str | None, typer.Option(help="Ranges: min-max, entropy or percentile. [min-max]")
     ] = None,
@@ -109,6 +113,7 @@ def quantize_command(
         "fp32_heads": fp32_heads,
         "keep": frozenset(keep) if keep else None,
     }
+    graphs = frozenset(graph or ())
     auto_only = {
         "by": by,
         "max_kl": max_kl,
@@ -116,7 +121,7 @@ def quantize_command(
         "max_error": max_error,
     }
     generation = generation_given(context)
-    _check_together(given | generation, auto_only, auto, repeat)
+    _check_together(given | {"graph": graph or None} | generation, auto_only, auto, repeat)
     settings, flow = calibration_module("quantize.settings"), calibration_module("quantize.flow")
     options = _said(given)
     if auto:
@@ -125,6 +130,7 @@ def quantize_command(
         bundle=bundle,
         settings=settings.Settings(precision=precision, generation=generation, **options),
         text=_text(bundle, text_file),
+        graphs=graphs,
         repeat=repeat,
         force=force,
         cache=cache,

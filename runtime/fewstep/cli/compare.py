@@ -224,8 +224,10 @@ def _rows(
     rows = list[Row]()
     for entry, times in zip(entries, measured, strict=True):
         progress(f"images of {entry.name}", len(rows) / len(entries))
-        images = entry.generator.generate(**everything, **entry.given).images
-        rows.append(Row(entry, images, times))
+        made = entry.generator.generate(**everything, **entry.given)
+        for note in made.notes:
+            say_note(f"{entry.name}: {note}" if entry.name else note)
+        rows.append(Row(entry, made.images, times))
     return rows, report
 
 

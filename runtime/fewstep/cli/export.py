@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _TYPES: dict[str, tuple[Any, Any, str | None]] = {
     "file": (str | None, None, "FILE"),
     "files": (list[str], (), "FILE"),
+    "folder": (str | None, None, "FOLDER"),
     "flag": (bool, False, None),
     "text": (str | None, None, "TEXT"),
 }
@@ -79,7 +80,7 @@ app = App(
     cls=_Forms,
     help="Export an author's checkpoints to a bundle of ONNX graphs: those of a form, named file "
     "by file, or a published model by its name (fewstep models lists them). Files may be "
-    "hf://OWNER/REPO/PATH/FILE[@REVISION].",
+    "hf://OWNER/REPO/PATH/FILE[@REVISION], and folders hf://OWNER/REPO[/FOLDER][@REVISION].",
     subcommand_metavar="FORM|MODEL [OPTIONS]",
 )
 
@@ -172,23 +173,24 @@ def _files(
     Raises:
         CheckpointError: files are not there, or cannot be fetched.
     """
-    from fewstep.export import hub, published
+    from fewstep.export import hub, hub_folder, published
 
     found = {} if model is None else published.sources_of(model, folder, given)
     kinds = {option.name: option.kind for option in source.options} | {"config": "file"}
     files: dict[str, Any] = {}
     for name, value in {**given, **found}.items():
-        if kinds[name] not in ("file", "files") or not value:
+        if kinds[name] not in ("file", "files", "folder") or not value:
             files[name] = value
             continue
         paths = []
-        for place in [value] if kinds[name] == "file" else value:
+        module = hub_folder if kinds[name] == "folder" else hub
+        for place in value if kinds[name] == "files" else [value]:
             if hub.is_address(place):
-                file = hub.parse(place)
+                file = module.parse(place)
                 check_target()
                 say_note(f"fetching {file}, unless it is in the cache")
-            paths.append(hub.local(place, bars=errors.is_terminal))
-        files[name] = paths[0] if kinds[name] == "file" else paths
+            paths.append(module.local(place, bars=errors.is_terminal))
+        files[name] = paths if kinds[name] == "files" else paths[0]
     if model is not None:
         published.check(model, {name: files[name] for name in found})
     return files

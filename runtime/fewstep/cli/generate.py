@@ -59,7 +59,7 @@ def generate_command(
     like: Annotated[
         Path | None,
         typer.Option(
-            help="Make the images of this picture again, with its settings but for those given."
+            help="Make the images of this picture again, but for what is given beside it."
         ),
     ] = None,
     count: Annotated[
@@ -106,7 +106,7 @@ def generate_command(
     say how they were made: --like makes them again.
     """
     from fewstep.cli import animation, pictures
-    from fewstep.cli.order import ordered
+    from fewstep.cli.order import changed, ordered
     from fewstep.cli.produce import Target, produce
     from fewstep.cli.record import order_of, read_record
     from fewstep.runtime.bundle import Bundle
@@ -134,14 +134,15 @@ def generate_command(
     if shard is not None and not target.is_folder:
         raise RequestError("--shard shares a folder: name one as --out")
     texts = Texts(text, text_file, negative).of(info)
+    check = functools.partial(target.check_count, size=model.info.image_size)
+    shared: dict[str, Any] = {"negative": negative, "shard": shard, "check": check}
     if record is None:
-        check = functools.partial(target.check_count, size=model.info.image_size)
-        shared = {"negative": negative, "shard": shard}
-        order = ordered(info, classes, texts, count or 1, seed or 0, **shared, check=check)
+        order = ordered(info, classes, texts, count or 1, seed or 0, **shared)
     else:
-        _check_like(classes, negative, count, seed)
-        order = order_of(record, info, texts)
-        order = order if shard is None else order.shard(shard)
+        before = order_of(record, info, texts)
+        of_states = before.text is not None and before.prompts is None
+        texts = None if of_states else texts  # the same states again
+        order = changed(before, info, classes, texts, count, seed, **shared)
     for k in (0, len(order) - 1):  # before engines load
         checked_request(model, **order.take([k]), settings=settings)
     complete = family_of(model.info.kind).complete(model, chosen)
@@ -173,15 +174,6 @@ def generate_command(
 
 def _is_again(path: Path) -> bool:
     return path.resolve() == Path(_AGAIN).resolve()
-
-
-def _check_like(
-    classes: list[str] | None, negative: str | None, count: int | None, seed: int | None
-) -> None:
-    """Raise ``RequestError`` if words say what to make that a picture says."""
-    options = {"--class": classes, "--negative": negative, "--count": count, "--seed": seed}
-    if others := [name for name, value in options.items() if value not in (None, [], ())]:
-        raise RequestError(f"--like says what to make: leave out {', '.join(others)}")
 
 
 def _compare(generator: Generator, record: Record, like: Path) -> None:

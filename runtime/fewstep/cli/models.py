@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -19,14 +20,17 @@ def models_command(
     name: Annotated[str | None, typer.Argument(help="One of them; all by default.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List published checkpoints that fewstep export takes by name, with their authors' claims."""
+    """List published checkpoints that fewstep export takes by name, with their authors' claims.
+
+    With a name: what the model is, its files, and where they are.
+    """
     from fewstep.export.published import published, published_model
 
     models = list(published().values()) if name is None else [published_model(name)]
     data = {"models": [model.model_dump(mode="json") for model in models]}
-    show(data, [_table(models)], as_json)
+    details = [] if name is None else _details(models[0])
+    show(data, [_table(models), *details], as_json)
     if not as_json:
-        show(data, [line for model in models for line in _details(model, name is not None)], False)
         say_next(*_next(models, name))
 
 
@@ -41,11 +45,19 @@ def _table(models: list[PublishedModel]) -> Table:
     table = Table(
         title="Published models; FID by their authors, for those steps",
         title_justify="left",
+        box=box.SIMPLE,
+        pad_edge=False,
+        collapse_padding=True,
     )
     for heading in ("Name", "Form", "Weights", "Steps", "FID", "Licence"):
         right = heading in ("Weights", "Steps", "FID")
         table.add_column(heading, justify="right" if right else "left", no_wrap=True)
-    for model in models:
+    forms = list(dict.fromkeys(model.form for model in models))
+    last = ""
+    for model in sorted(models, key=lambda each: forms.index(each.form)):
+        if last not in ("", model.form):
+            table.add_section()
+        last = model.form
         fid = "-" if model.fid is None else f"{model.fid:.2f}"
         weights = "-" if model.parameters is None else f"{model.parameters / 1e6:.0f} M"
         steps = "-" if model.steps is None else str(model.steps)
@@ -53,8 +65,8 @@ def _table(models: list[PublishedModel]) -> Table:
     return table
 
 
-def _details(model: PublishedModel, full: bool) -> Iterator[str]:
-    """What a model is, its authors' page, and a line for each of its files."""
+def _details(model: PublishedModel) -> Iterator[str]:
+    """What a model is, its authors' page, and its files: sizes, and where they are."""
     yield f"\n[bold]{escape(model.name)}[/]  {escape(model.page)}"
     yield from (f"  {escape(each)}" for each in (model.summary, model.paper) if each)
     for option, file in model.files.items():
@@ -62,10 +74,9 @@ def _details(model: PublishedModel, full: bool) -> Iterator[str]:
         names = " or ".join(file.names)
         room = max(39 - len(names), len(size) + 1)
         yield escape(f"  {option:<19}{names}{size:>{room}}  {_source(file)}")
-        if full:
-            places = (file.hub, file.page, file.note, file.sha256 and f"SHA-256 {file.sha256}")
-            yield from (f"    {escape(place)}" for place in places if place)
-    if full and any(file.required and not file.hub for file in model.files.values()):
+        places = (file.hub, file.page, file.note, file.sha256 and f"SHA-256 {file.sha256}")
+        yield from (f"    {escape(place)}" for place in places if place)
+    if any(file.required and not file.hub for file in model.files.values()):
         yield f"  By hand: download to one folder, then fewstep export {model.name} --from FOLDER"
 
 

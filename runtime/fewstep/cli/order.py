@@ -155,6 +155,47 @@ def order_of_texts(
     return Order(rows, _seeds(seed, wanted), labels_of(texts, rows), together, texts)
 
 
+def changed(
+    order: Order,
+    info: Condition,
+    classes: Sequence[str] | None = None,
+    texts: tuple[str, ...] | Array | None = None,
+    count: int | None = None,
+    seed: int | None = None,
+    *,
+    negative: str | None = None,
+    shard: str | None = None,
+    check: Callable[[int], None] = check_images,
+) -> Order:
+    """An order with some of its words replaced: those that are given, as of :func:`ordered`.
+
+    Of classes and texts ``order`` has, their number, ``count`` of each and the first seed stay
+    unless they are given. A seed that is given is that of the first image; others count up.
+
+    Raises:
+        RequestError: as :func:`ordered`.
+    """
+    negative = order.negative if negative is None else negative
+    if not classes and texts is None and count is None and seed is None:
+        whole = replace(order, negative=negative)
+        return whole if shard is None else whole.shard(shard)
+    count, seed = count or order.each, order.seeds[0] if seed is None else seed
+    if classes or texts is not None:
+        same = {"negative": negative, "shard": shard}
+        return ordered(info, classes, texts, count, seed, **same, check=check)
+    first = range(0, len(order), order.each)
+    wanted = _wanted(len(first) * count, shard, check)
+    rows = [first[k // count] for k in wanted]
+    return replace(
+        order,
+        conditions=tuple(order.conditions[row] for row in rows),
+        labels=tuple(order.labels[row] for row in rows),
+        seeds=_seeds(seed, wanted),
+        each=count if shard is None else 1,
+        negative=negative,
+    )
+
+
 def labels_of(texts: tuple[str, ...] | Array, rows: Sequence[int]) -> tuple[str, ...]:
     """What to call images of some rows of texts."""
     if isinstance(texts, tuple):

@@ -242,7 +242,8 @@ def order_of(record: Record, info: Condition, texts: tuple[str, ...] | Array | N
     Args:
         record: of a picture.
         info: what the bundle is conditioned on.
-        texts: the states that were given, for pictures of states.
+        texts: what was given, which for pictures of states has to be these; prompts take their
+            place (:func:`fewstep.cli.order.changed`).
 
     Raises:
         RequestError: it is of another kind of bundle, or the states are absent or others.
@@ -259,24 +260,23 @@ def order_of(record: Record, info: Condition, texts: tuple[str, ...] | Array | N
         labels = tuple(map(info.label, ids))
         return Order(ids, seeds, labels, record.get("each") or _together(ids))
     if "prompts" in record:
-        return _order_of_prompts(record, info, texts)
-    if texts is None or isinstance(texts, tuple):
-        raise RequestError("give the text states of the picture too: --text-file FILE.npy")
+        return _order_of_prompts(record, info)
     rows = tuple(record["texts"])
+    together = record.get("each") or _together(rows)
+    negative = record.get("negative")
+    if isinstance(texts, tuple):
+        labels = tuple(f"text {row}" for row in rows)
+        return Order(rows, seeds, labels, together, texts, negative)
+    if texts is None:
+        raise RequestError("give the text states of the picture too: --text-file FILE.npy")
     if _digest(texts) != record["text"] or max(rows) >= len(texts):
         raise RequestError(
             "the texts are not those of the picture: give the same file as --text-file"
         )
-    together = record.get("each") or _together(rows)
-    negative = record.get("negative")
     return Order(rows, seeds, labels_of(texts, rows), together, texts, negative)
 
 
-def _order_of_prompts(
-    record: Record, info: TextCondition, texts: tuple[str, ...] | Array | None
-) -> Order:
-    if texts is not None:
-        raise RequestError("the picture says its prompts: leave out --text and --text-file")
+def _order_of_prompts(record: Record, info: TextCondition) -> Order:
     if info.encoder is None:
         raise RequestError("the picture is of prompts, and this bundle has no text encoder")
     prompts = tuple(dict.fromkeys(record["prompts"]))

@@ -28,7 +28,10 @@ TextFileOption = Annotated[
     ),
 ]
 NegativeOption = Annotated[
-    str | None, typer.Option(help="What guidance leads away from, in the place of the empty text.")
+    str | None,
+    typer.Option(
+        help="What guidance leads away from in all images, in the place of the empty text."
+    ),
 ]
 
 

@@ -10,6 +10,8 @@ What is left to the arguments of a command (``BUNDLE``) stays theirs wherever it
 from __future__ import annotations
 
 import contextlib
+import itertools
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ WHOLE = frozenset({"--class"})
 """Options whose values may have commas of their own; who reads them cuts them."""
 
 _ONE = frozenset({"--text"})  # a sentence: with commas, and never several without their option
-
+_JOINED = frozenset({"--negative"})  # a sentence that may say several things
 
 _UsageError: Any = typer.BadParameter.__base__
 
@@ -36,12 +38,45 @@ class ValuesCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Spell out what the command line shortens, then parse it."""
+        parameters = self.get_params(ctx)
+        words = spelled_out(args, parameters, self.whole)
+        _refuse_twice(words, parameters, ctx)
         try:
-            return super().parse_args(ctx, spelled_out(args, self.get_params(ctx), self.whole))
+            return super().parse_args(ctx, words)
         except _UsageError as error:
             error.ctx = error.ctx or ctx  # the parser does not say of an option without its value
             _say_plainly(error)
             raise
+
+
+def _refuse_twice(words: Sequence[str], parameters: Sequence[Any], ctx: Any) -> None:
+    """Refuse an option of one value that is given again, whose first value would be lost.
+
+    Args:
+        words: of :func:`spelled_out`, so that every value stands with its option.
+        parameters: as there.
+        ctx: of the command.
+    """
+    options = {each: p for p in parameters for each in p.opts if _takes_one(p)}
+    found: dict[str, list[str]] = {}
+    words = [*words[: words.index("--") if "--" in words else len(words)], ""]
+    for word, following in itertools.pairwise(words):
+        name, equals, value = word.partition("=")
+        if name in options:
+            found.setdefault(options[name].name, []).append(value if equals else following)
+    for param in options.values():
+        if len(values := found.get(param.name, [])) > 1:
+            option = max(param.opts, key=len)
+            listed = ", ".join(values)
+            one = f": of several things, {option} {shlex.quote(listed)}"
+            advice = one if option in _JOINED else ""
+            raise _UsageError(f"{option} takes one value, got {listed}{advice}", ctx)
+
+
+def _takes_one(param: Any) -> bool:
+    """Whether it is an option of one value at most."""
+    valued = param.param_type_name == "option" and not getattr(param, "is_flag", False)
+    return valued and not getattr(param, "count", False) and not param.multiple
 
 
 def _say_plainly(error: Any) -> None:

@@ -157,10 +157,7 @@ class Bundle:
     def graph_sha256(self, name: str, precision: str = "fp32") -> str:
         """Hash of a graph's contents: of its ONNX file, and of its external data if it has any."""
         info, files = self.graph(name, precision), self.manifest.files
-        if not info.external:
-            return files[info.file].sha256
-        hashes = "".join(files[file].sha256 for file in (info.file, *info.external))
-        return hashlib.sha256(hashes.encode()).hexdigest()
+        return graph_hash(files[file].sha256 for file in (info.file, *info.external))
 
     def arrays(self, name: str) -> dict[str, npt.NDArray[Any]]:
         """The arrays of a listed ``.npz`` file (never pickled objects)."""
@@ -247,6 +244,12 @@ class Bundle:
         wanted = self.manifest.files if names is None else names
         found = {name: _difference(self.locate(name), self.manifest.files[name]) for name in wanted}
         return {name: problem for name, problem in found.items() if problem}
+
+
+def graph_hash(files: Iterable[str]) -> str:
+    """Hash of a graph from those of its files: the ONNX file, and external data if it has any."""
+    first, *external = files
+    return hashlib.sha256("".join((first, *external)).encode()).hexdigest() if external else first
 
 
 @contextlib.contextmanager

@@ -16,14 +16,13 @@ from typing_extensions import Self
 
 from fewstep.runtime.class_names import class_id_of, class_ids_of, label_of, matches
 from fewstep.runtime.devices import Array
-from fewstep.runtime.errors import RequestError
+from fewstep.runtime.errors import RequestError, brief
 from fewstep.runtime.records import Strict
 
 if TYPE_CHECKING:
     from fewstep.runtime.prompts import Tokenizer
 
 _SHOWN_NAMES = 20
-_MOST_IMAGES = 100_000
 
 
 class ClassCondition(Strict):
@@ -164,6 +163,19 @@ class TextEncoder(Strict):
             found[row, : len(ids)] = ids
         return found
 
+    def checked(self, ids: Array, name: str, rows: tuple[str, ...]) -> Array:
+        """Ids ``[*rows, tokens]`` as int32, if they are; ``name``: what to call them.
+
+        Raises:
+            RequestError: another shape, or one below 0.
+        """
+        if ids.shape[len(rows) :] != (self.tokens,) or not ids.size or ids.min() < 0:
+            raise RequestError(
+                f"ids of {name} must be at least 0 in shape {_shape(*rows, self.tokens)}, got "
+                f"{_shape(*ids.shape)}{f' from {ids.min()}' if ids.size else ''}"
+            )
+        return ids.astype(np.int32)
+
 
 class TextCondition(Strict):
     """Images are conditioned on text states ``[length, width]`` float32.
@@ -201,27 +213,34 @@ class TextCondition(Strict):
             f"text states {self.length} × {self.width}, {nothing} those of the empty text; {reads}"
         )
 
-    def array(self, text: Array) -> Array:
+    def array(self, text: object, *, negative: bool = False) -> Array:
         """Text states as ``[B, L, D]`` float32; ids ``[B, tokens]`` as int32, where there is an
         encoder.
 
+        Args:
+            text: them, as an array or what becomes one.
+            negative: it is that of a negative text alone, ``[L, D]`` or ``[tokens]``; so is what
+                is returned.
+
         Raises:
-            RequestError: another shape, or numbers that are not finite.
+            RequestError: no array, another shape, or numbers that are not finite.
         """
-        states = np.asarray(text)
-        if self.encoder is not None and states.ndim == 2 and states.dtype.kind in "iu":
-            if states.shape[1] != self.encoder.tokens or not len(states):
-                raise RequestError(
-                    f"ids must have shape [B, {self.encoder.tokens}], got {list(states.shape)}"
-                )
-            return states.astype(np.int32)
-        if states.ndim != 3 or states.shape[1:] != (self.length, self.width) or not len(states):
+        name, rows = ("negative", ()) if negative else ("text", ("B",))
+        expected, states = _shape(*rows, self.length, self.width), _numbers(text)
+        if states is None or not (states.ndim > 1 or hasattr(text, "__array__")):
+            prompts = "a prompt, or " if negative else "prompts, or "
+            kinds = f"{prompts if self.encoder is not None else ''}states {expected}"
+            raise RequestError(f"{name} must be {kinds}, got {brief(text)}")
+        if self.encoder is not None and states.ndim == 1 + len(rows) and states.dtype.kind in "iu":
+            return self.encoder.checked(states, name, rows)
+        if states.shape[len(rows) :] != (self.length, self.width) or not states.size:
+            one = states.shape == (self.length, self.width)
+            hint = f"; of one text give states[None], [1, {self.length}, {self.width}]"
+            found = _shape(*states.shape)
             raise RequestError(
-                f"text must have shape [B, {self.length}, {self.width}], got {list(states.shape)}"
+                f"{name} must have shape {expected}, got {found}{hint if one else ''}"
             )
-        if states.dtype.kind != "f" or not np.isfinite(states).all():
-            raise RequestError(f"text must hold finite floats, got {states.dtype}")
-        return states.astype(np.float32)
+        return _finite(states, name)
 
     def examples(self, count: int) -> Array:
         """Ids of ``count`` examples; without an encoder states of texts that nobody wrote: standard
@@ -262,77 +281,101 @@ def condition_of(
         MissingDependencyError: tokenizers is not installed.
     """
     if isinstance(info, ClassCondition):
-        if text is not None or class_ids is None:
+        if text is not None:
             raise RequestError("this bundle is class-conditional: give class_ids, not text")
+        if class_ids is None:
+            raise RequestError(
+                "nothing to generate; this bundle is class-conditional: give class_ids"
+            )
         return info.array(class_ids)
-    if class_ids is not None or text is None:
+    if class_ids is not None:
         raise RequestError("this bundle is text-conditional: give text, not class_ids")
-    if not _prompts(text):
-        return info.array(np.asarray(text))
+    if text is None:
+        raise RequestError("nothing to generate; this bundle is text-conditional: give text")
+    prompts = prompts_of(text)
+    if prompts is None:
+        return info.array(text)
     if tokenizer is None:
-        raise RequestError(
-            f"this bundle has no text encoder: give text states [B, {info.length}, {info.width}], "
-            "or export it with one"
-        )
-    return info.array(tokenizer.ids([text] if isinstance(text, str) else list(text)))
+        raise no_encoder(info)
+    return info.array(tokenizer.ids(prompts))
 
 
-def _prompts(text: Described) -> bool:
-    """Whether it is text to be read, and no array."""
-    array = hasattr(text, "__array__")
-    several = isinstance(text, Sequence) and any(isinstance(each, str) for each in text)
-    return isinstance(text, str) or (several and not array)
-
-
-def asked(info: Condition, wanted: Described, count: int) -> tuple[dict[str, Any], list[str]]:
-    """Classes or texts, as arguments of ``Generator.generate``.
+def negative_of(info: Condition, negative: str | Array, tokenizer: Tokenizer | None) -> Array:
+    """What guidance leads away from: states ``[L, D]`` float32, or ids ``[tokens]`` int32.
 
     Args:
         info: of the bundle.
-        wanted: a class id or name, or several; a prompt, or several; or text states
-            ``[B, L, D]``.
-        count: images of each.
-
-    Returns:
-        The arguments, for ``count`` images of each class or text in turn; and a label for each
-        image.
+        negative: a prompt, or states ``[L, D]``.
+        tokenizer: as of :func:`condition_of`.
 
     Raises:
-        RequestError: the other kind of condition, an unknown class, a count below 1, more than
-            100,000 images.
+        RequestError: the bundle has no such thing, several were given, or a bad value.
+        BundleError: as :func:`condition_of`.
+        MissingDependencyError: as there.
     """
-    if not isinstance(count, (int, np.integer)) or count < 1:
-        raise RequestError(f"count must be an integer of at least 1, got {count!r}")
-    array = np.asarray(wanted) if hasattr(wanted, "__array__") else None
-    if array is not None and array.dtype.kind != "f":
-        array = None
-    if array is None and isinstance(info, TextCondition) and _prompts(wanted):
-        prompts: Any = [wanted] if isinstance(wanted, str) else wanted
-        _check_images(len(prompts) * int(count))
-        every = [each for each in prompts for _ in range(count)]
-        return {"text": every}, every
-    if array is not None or isinstance(info, TextCondition):
-        other: Any = wanted if array is None else None
-        states = condition_of(info, other, array)
-        _check_images(len(states) * int(count))
-        labels = [f"text {row}" for row in range(len(states)) for _ in range(count)]
-        return {"text": states.repeat(count, 0)}, labels
-    several: Any = wanted if isinstance(wanted, (Sequence, np.ndarray)) else [wanted]
-    several = [wanted] if isinstance(wanted, str) else several
-    named = [info.class_id(each) if isinstance(each, str) else each for each in several]
-    found = info.array(named)
-    _check_images(len(found) * int(count))
-    ids = found.repeat(count).tolist()
-    return {"class_ids": ids}, [info.label(each) for each in ids]
-
-
-def _check_images(count: int) -> None:
-    """Refuse more than one result can be expected to hold."""
-    if count > _MOST_IMAGES:
+    if not info.has_unconditional or isinstance(info, ClassCondition):
+        raise RequestError("negative is for text-conditional bundles that have guidance")
+    prompts = prompts_of(negative)
+    if prompts is None:
+        return info.array(negative, negative=True)
+    if not isinstance(negative, str):
         raise RequestError(
-            f"{count:,} images are too many for one call, at most {_MOST_IMAGES:,}: call it for "
-            "some at a time, with seed= for the first of them"
+            f"negative must be one prompt, of all images, got {brief(negative)}: join several to "
+            "one ('snow, rain'), or generate once for each"
         )
+    if tokenizer is None:
+        raise no_encoder(info, negative=True)
+    return info.array(tokenizer.ids(prompts)[0], negative=True)
+
+
+def no_encoder(info: TextCondition, *, negative: bool = False) -> RequestError:
+    """The error for prompts where nothing reads them."""
+    rows, name = ([], "negative as") if negative else (["B"], "text")
+    shape = _shape(*rows, info.length, info.width)
+    return RequestError(
+        f"this bundle has no text encoder: give {name} states {shape}, or export it with one"
+    )
+
+
+def prompts_of(given: object) -> list[Any] | None:
+    """The prompts that were given, one or several, not checked yet; ``None`` for what is no text.
+
+    An empty list is one of prompts, and a list with a text among others too.
+    """
+    if isinstance(given, np.ndarray):
+        return np.atleast_1d(given).tolist() if given.dtype.kind == "U" and given.ndim < 2 else None
+    if isinstance(given, str):
+        return [given]
+    if not isinstance(given, Sequence) or isinstance(given, (bytes, bytearray)):
+        return None
+    return list(given) if not given or any(isinstance(each, str) for each in given) else None
+
+
+def _numbers(given: object) -> Array | None:
+    """What was given as an array, if it is one of numbers."""
+    try:
+        found = np.asarray(given)
+    except (TypeError, ValueError, RuntimeError):  # rows of different lengths, a tensor on a GPU
+        return None
+    return found if found.ndim and found.dtype.kind in "fiubc" else None
+
+
+def _finite(states: Array, name: str) -> Array:
+    """States as float32, if they are finite in it."""
+    if states.dtype.kind != "f":
+        raise RequestError(f"{name} must hold finite floats, got {states.dtype}")
+    with np.errstate(over="ignore"):
+        found: Array = states.astype(np.float32)
+    if wrong := int(found.size - np.isfinite(found).sum()):
+        raise RequestError(
+            f"{name} must hold finite floats: {wrong:,} of {found.size:,} are NaN or infinite in "
+            "float32; encode the text again"
+        )
+    return found
+
+
+def _shape(*sides: object) -> str:
+    return f"[{', '.join(map(str, sides))}]"
 
 
 def read_text(path: Path) -> Array:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_SHOWN = 60  # characters of a value in messages
+
 
 class FewstepError(Exception):
     """Base of every error that fewstep raises on purpose."""
@@ -75,6 +77,12 @@ def shortened(line: str, most: int = 1_800) -> str:
         return line
     half = most // 2
     return f"{line[:half]} … ({len(line) - 2 * half:,} characters left out) … {line[-half:]}"
+
+
+def brief(value: object) -> str:
+    """What was given, as Python writes it, in one short line."""
+    line = " ".join(repr(value).split())
+    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
 
 
 def choose(what: str, received: str, choices: Iterable[str]) -> str:

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from fewstep.runtime.asked import asked, check_names
 from fewstep.runtime.bundle import Bundle
-from fewstep.runtime.condition import Described, Text, asked
+from fewstep.runtime.condition import Described, Text
 from fewstep.runtime.devices import Array, ClosedOnExit, Device, Workspace
 from fewstep.runtime.engines import Engine, run_once
 from fewstep.runtime.engines.on_gpu import EnginesOnGpu
@@ -182,7 +183,7 @@ class Generator(ClosedOnExit):
 
     def __call__(
         self,
-        wanted: Described,
+        wanted: Described | None = None,
         *,
         count: int = 1,
         seed: int | Sequence[int] = 0,
@@ -194,7 +195,7 @@ class Generator(ClosedOnExit):
 
         Args:
             wanted: a class id or name, or several; a prompt, or several; or text states
-                ``[B, L, D]`` float32.
+                ``[B, L, D]`` float32. It has to be there.
             count: images of each.
             seed: as of :meth:`generate`.
             progress: told after every batch.
@@ -208,7 +209,9 @@ class Generator(ClosedOnExit):
             EngineError: a graph failed, or gave NaN.
             DeviceError: the generator is closed or in use by another thread, or out of memory.
         """
-        condition, labels = asked(self.model.info.condition, wanted, count)
+        info = self.model.info
+        check_names(info.condition, type(info.defaults), settings, call=True)
+        condition, labels = asked(info.condition, wanted, count)
         request = self.request(**condition, seed=seed, **settings)
         result = self.run(request, progress=progress, callback=callback)
         return Pictures(result, tuple(labels))

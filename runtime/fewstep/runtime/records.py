@@ -76,12 +76,14 @@ class Metrics(Strict):
 
     Of the logits that it gives, or that follow from it, at positions that count: ``kl_nats``, mean
     KL divergence from those of the fp32 graph, in nats; ``token_agreement``, fraction of positions
-    whose most likely code stays the same. Of a graph that no logits follow from:
+    whose most likely code stays the same; where it reads texts, ``cosine``, the mean cosine of
+    their states with those of the fp32 graph, besides. Of a graph that no logits follow from:
     ``relative_error``, √(Σ|y − y'|² / Σ|y|²) of what it gives, y that of the fp32 graph.
     """
 
     kl_nats: float | None = None
     token_agreement: float | None = None
+    cosine: float | None = None
     relative_error: float | None = None
 
     @model_validator(mode="after")
@@ -103,7 +105,8 @@ class Metrics(Strict):
         """For people."""
         if self.relative_error is not None:
             return f"relative error {self.relative_error:.3g}"
-        return f"KL {self.kl_nats:.3g} nats, token agreement {self.token_agreement:.4f}"
+        text = f"KL {self.kl_nats:.3g} nats, token agreement {self.token_agreement:.4f}"
+        return text if self.cosine is None else f"{text}, cosine of text states {self.cosine:.4f}"
 
     def within(self, tolerances: AutoChoice) -> bool:
         """Whether the tolerances of what was measured are kept; ``None`` is always."""
@@ -143,7 +146,8 @@ class QuantizationInfo(Metrics):
     count up from ``seed``; those of the ``held_out`` rollouts, on which the :class:`Metrics` of the
     whole graph were measured, follow. ``data_sha256`` is the hash of what ranges were measured on,
     ``text_sha256`` of the rollouts' texts. ``kept``: matmuls with weights that are not quantized,
-    and who said so. ``other_layers``: the type of all other arithmetic.
+    and who said so. ``weights_only``: activations are not quantized, and no ranges were measured;
+    tables of embeddings count as matmuls. ``other_layers``: the type of all other arithmetic.
     """
 
     tool: str
@@ -156,6 +160,7 @@ class QuantizationInfo(Metrics):
     text_sha256: Sha256 | None = None
     data_sha256: Sha256
     other_layers: OtherLayers
+    weights_only: bool = False
     kept: dict[str, Keeper]
     auto: AutoChoice | None = None
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.runtime.condition import ClassCondition, Text, condition_of
+from fewstep.runtime.asked import check_names
+from fewstep.runtime.condition import Text, condition_of, negative_of
 from fewstep.runtime.devices import Array
-from fewstep.runtime.errors import RequestError
+from fewstep.runtime.errors import RequestError, brief
 from fewstep.runtime.families import Model, family_of
 from fewstep.runtime.settings import settings_of
 
@@ -37,16 +38,14 @@ def checked_request(
         MissingDependencyError: tokenizers is not installed.
     """
     info = model.info.condition
+    check_names(info, type(model.info.defaults), settings)
     condition = condition_of(info, class_ids, text, model.tokenizer)
     seeds = seeds_of(seed, len(condition))
     chosen = settings_of(model.info.defaults, settings)
     request = family_of(model.info.kind).request(model, condition, seeds, chosen, edit)
     if negative is None or (isinstance(negative, str) and not negative.strip()):
         return request
-    if not info.has_unconditional or isinstance(info, ClassCondition):
-        raise RequestError("negative is for text-conditional bundles that have guidance")
-    wanted = negative if isinstance(negative, str) else np.asarray(negative)[None]
-    return replace(request, negative=condition_of(info, None, wanted, model.tokenizer)[0])
+    return replace(request, negative=negative_of(info, negative, model.tokenizer))
 
 
 def seeds_of(seed: int | Sequence[int], count: int) -> npt.NDArray[np.uint64]:
@@ -58,7 +57,7 @@ def seeds_of(seed: int | Sequence[int], count: int) -> npt.NDArray[np.uint64]:
     single = not isinstance(seed, (Sequence, np.ndarray))
     given: list[object] = [seed] if single else list(seed)  # type: ignore[arg-type]
     if wrong_kind := [value for value in given if not isinstance(value, (int, np.integer))]:
-        raise RequestError(f"seeds must be integers, got {wrong_kind[0]!r}")
+        raise RequestError(f"seeds must be integers, got {brief(wrong_kind[0])}")
     seeds = [int(value) for value in given]  # type: ignore[call-overload]
     if single:
         seeds = [seeds[0] + i for i in range(count)]

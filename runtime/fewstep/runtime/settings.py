@@ -190,10 +190,12 @@ class Settings(Strict):
     """What a request may set beside its condition and seeds; families add fields.
 
     The description of a field is its help on the command line. ``lists``: names of fields that
-    take a number for every step, so commas between numbers belong to one value.
+    take a number for every step, so commas between numbers belong to one value. ``diffusers``: what
+    settings of its pipelines are called here, by their names there.
     """
 
     lists: ClassVar[frozenset[str]] = frozenset()
+    diffusers: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def expanded(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -331,7 +331,7 @@ def test_a_graph_that_fails_the_lint_is_not_stored(
 def test_a_bundle_that_changed_meanwhile_is_not_overwritten(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def change(*_: object) -> None:
+    def change(*_: object, **__: object) -> None:
         _change_transformer(path)
 
     monkeypatch.setattr("fewstep.calibration.quantize.one_graph.require_clean", change)

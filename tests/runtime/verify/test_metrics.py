@@ -167,3 +167,18 @@ def test_every_metric_has_a_title_and_a_tolerance_and_belongs_to_one_kind() -> N
     assert {*names, "token_agreement", "loop_error"} == TITLES.keys()
     assert TITLES.keys() >= AT_LEAST
     assert all(hasattr(TOLERANCES["fp32"], name) for name in TITLES)
+
+
+def test_cosines_are_those_of_pytorch_over_what_is_no_padding() -> None:
+    torch = pytest.importorskip("torch")
+    random = np.random.default_rng(0)
+    expected = random.standard_normal((2, 4, 8)).astype(np.float32)
+    actual = expected + 0.3 * random.standard_normal((2, 4, 8)).astype(np.float32)
+    each = torch.cosine_similarity(torch.from_numpy(actual), torch.from_numpy(expected), dim=-1)
+    found = METRICS["states"]["state_cosine"]([actual], [expected])
+    assert found == pytest.approx([each.mean().item()], abs=1e-6)
+    expected[:, 2:] = 0  # padding
+    found = METRICS["states"]["state_cosine"]([actual], [expected])
+    assert found == pytest.approx([each[:, :2].mean().item()], abs=1e-6)
+    actual[0, 0, 0] = np.nan
+    assert np.isnan(METRICS["states"]["state_cosine"]([actual], [expected])[0])

@@ -33,7 +33,7 @@ from fewstep.export.models.policy import FixedPolicy
 from fewstep.export.tuned import TunedPolicy, save_tuned
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import CalibrationError, OutputError
-from fewstep.runtime.families import family_of
+from fewstep.runtime.families import family_of, quantized_graphs
 from fewstep.runtime.files import replacing, require_writable
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.policies import PolicyInfo, PolicyTuning, policies_of, rules_of
@@ -146,7 +146,7 @@ def _add(bundle: Bundle, name: str, actor: nn.Module, info: PolicyInfo, file: Pa
 
 def _require_same(bundle: Bundle, now: Bundle, name: str, file: Path) -> None:
     """Raise ``CalibrationError`` unless the policy still belongs into the bundle."""
-    graphs = family_of(bundle.manifest.model.kind).quantized
+    graphs = quantized_graphs(bundle)
     other = [each for each in graphs if now.graph_sha256(each) != bundle.graph_sha256(each)]
     if name in now.manifest.graphs or other:
         what = f"has another {other[0]} by now" if other else f"has a policy '{name}' by now"

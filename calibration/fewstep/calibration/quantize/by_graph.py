@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from fewstep.build.graphs import load_graph
-from fewstep.calibration.quantize.matmuls import weighted_matmuls
+from fewstep.calibration.quantize.matmuls import Matmul, weighted_matmuls
 from fewstep.calibration.quantize.readout import readout
 from fewstep.calibration.quantize.settings import (
     MAX_ERROR,
@@ -17,29 +17,55 @@ from fewstep.calibration.quantize.settings import (
     from_record,
     recorded,
 )
+from fewstep.calibration.quantize.weights import stored_weights
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import RequestError, choose
-from fewstep.runtime.families import family_of
+from fewstep.runtime.families import family_of, quantized_graphs
 from fewstep.runtime.records import AutoChoice
 
 
-def for_graphs(bundle: Bundle, settings: Settings) -> dict[str, Settings]:
-    """The settings of every graph that the family quantizes, with nothing left open.
+def for_graphs(
+    bundle: Bundle, settings: Settings, chosen: Collection[str] = ()
+) -> dict[str, Settings]:
+    """The settings of every graph that is to be quantized, with nothing left open.
+
+    Args:
+        bundle: the bundle.
+        settings: of all graphs.
+        chosen: names of graphs; if none, all that can be quantized and have matmuls with weights.
 
     Raises:
-        RequestError: settings that the bundle cannot serve, a matmul to keep that is not there or
-            in several graphs, a tolerance on what no graph is judged by, or a graph that cannot be
-            judged.
+        RequestError: a graph that cannot be quantized, settings that the bundle cannot serve, a
+            matmul to keep that is not there or in several graphs, a tolerance on what no graph is
+            judged by, or a graph that cannot be judged.
         BundleError: the bundle is damaged.
     """
     complete = settings.for_bundle(bundle)
-    graphs = family_of(bundle.manifest.model.kind).quantized
+    graphs = _graphs(bundle, chosen, settings.precision)
     keep = dict.fromkeys(graphs, frozenset[str]())
     if settings.keep:
         keep = named(settings.keep, {each: _matmuls(bundle, each) for each in graphs})
     by_logits = {graph: bool(readout(bundle, graph).logits) for graph in graphs}
     auto = _tolerances(settings.auto, by_logits)
     return {graph: replace(complete, keep=keep[graph], auto=auto[graph]) for graph in graphs}
+
+
+def _graphs(bundle: Bundle, chosen: Collection[str], precision: str) -> tuple[str, ...]:
+    """Names of the graphs to quantize, in the order of the family."""
+    known = quantized_graphs(bundle, precision)
+    for each in chosen:
+        if each not in known:
+            raise RequestError(choose("graph to quantize", each, known))
+    if chosen:
+        return tuple(each for each in known if each in chosen)
+    return tuple(each for each in known if _matmuls(bundle, each)) or known
+
+
+def quantizable(bundle: Bundle, graph: str) -> tuple[Matmul, ...]:
+    """The matmuls with weights of a graph; of one whose weights alone are quantized, tables too."""
+    weights_only = graph in family_of(bundle.manifest.model.kind).weights_only
+    found = stored_weights if weights_only else weighted_matmuls
+    return found(load_graph(bundle, graph).graph)
 
 
 def repeated(bundle: Bundle, given: Settings, text_sha256: str | None) -> dict[str, Settings]:
@@ -103,7 +129,7 @@ def named(
 
 
 def _matmuls(bundle: Bundle, graph: str) -> list[str]:
-    return [each.name for each in weighted_matmuls(load_graph(bundle, graph).graph)]
+    return [each.name for each in quantizable(bundle, graph)]
 
 
 def _tolerances(

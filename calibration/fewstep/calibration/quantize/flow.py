@@ -17,20 +17,19 @@ from pathlib import Path
 
 import numpy as np
 
-from fewstep.build.graphs import load_graph
 from fewstep.build.overflow import measure_magnitudes
 from fewstep.build.stale import why_graphs_stale
 from fewstep.build.variants import Remade, remade, store, stored
 from fewstep.calibration.quantize import fp8
-from fewstep.calibration.quantize.by_graph import for_graphs, repeated
+from fewstep.calibration.quantize.by_graph import for_graphs, quantizable, repeated
 from fewstep.calibration.quantize.cache import RangeCache
-from fewstep.calibration.quantize.matmuls import weighted_matmuls
 from fewstep.calibration.quantize.one_graph import Made, OneGraph
 from fewstep.calibration.quantize.outcome import Outcome, QuantizedGraph
 from fewstep.calibration.quantize.plots import plot_rankings, require_plot
 from fewstep.calibration.quantize.rollouts import Rollouts, record
 from fewstep.calibration.quantize.settings import Settings, recorded, selected_by_hand
 from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import BundleError, OutputError, RequestError
 from fewstep.runtime.files import require_writable
@@ -46,7 +45,8 @@ class QuantizeRequest:
     """What is to be done to a bundle.
 
     ``text``: text states ``[M, L, D]`` for text-conditional bundles. ``repeat``: take settings and
-    selection of matmuls from the bundle; those given say precision and other layers. ``cache``: a
+    selection of matmuls from the bundle; those given say precision and other layers. ``graphs``:
+    which to quantize, all that can be if none; the others stay as they are. ``cache``: a
     file for the ranges. ``plot``: a picture of the ranking. ``modelopt_python``: the interpreter
     that has nvidia-modelopt, for fp8.
     """
@@ -54,6 +54,7 @@ class QuantizeRequest:
     bundle: Path
     settings: Settings = Settings()
     text: Array | None = None
+    graphs: frozenset[str] = frozenset()
     repeat: bool = False
     force: bool = False
     cache: Path | None = None
@@ -92,7 +93,7 @@ def quantize(request: QuantizeRequest, progress: Progress = no_progress) -> Outc
     if request.repeat:
         asked = repeated(bundle, given, request.text_sha256)
     else:
-        asked = for_graphs(bundle, given)
+        asked = for_graphs(bundle, given, request.graphs)
     _check_extras(bundle, request, asked)
     outcome = _as_before(bundle, request, asked)
     if outcome is None:
@@ -133,10 +134,14 @@ def _as_before(bundle: Bundle, request: QuantizeRequest, asked: Asked) -> Outcom
         return None
     records = [each.quantization for each in infos.values() if each.quantization is not None]
     same_text = all(each.text_sha256 == request.text_sha256 for each in records)
-    current = all(asked[graph].same_as(info, bundle) for graph, info in infos.items())
+    current = infos.keys() == asked.keys() and all(
+        asked[graph].same_as(info, bundle) for graph, info in infos.items()
+    )
     if same_text and current and not why_graphs_stale(bundle, precision):
         graphs = (
-            QuantizedGraph(graph, info, len(weighted_matmuls(load_graph(bundle, graph).graph)))
+            QuantizedGraph(
+                graph, info, len(quantizable(bundle, graph)), *_sizes(bundle, graph, info)
+            )
             for graph, info in infos.items()
         )
         return Outcome(precision, False, tuple(graphs))
@@ -150,6 +155,15 @@ def _as_before(bundle: Bundle, request: QuantizeRequest, asked: Asked) -> Outcom
             "or --keep, or drop the selection with --force"
         )
     return None
+
+
+def _sizes(bundle: Bundle, graph: str, info: GraphInfo) -> tuple[int, int]:
+    """Bytes of the fp32 graph and of the quantized one."""
+    files = bundle.manifest.files
+    before, after = (
+        sum(files[name].bytes for name in each.files) for each in (bundle.graph(graph), info)
+    )
+    return before, after
 
 
 class _Quantization:
@@ -185,7 +199,13 @@ class _Quantization:
             made[each.name] = each.made(own, judged_on, self._cache, largest, progress)
         infos = self._store(made)
         graphs = tuple(
-            QuantizedGraph(each.name, infos[each.name], each.matmuls) for each in self._graphs
+            QuantizedGraph(
+                each.name,
+                infos[each.name],
+                each.matmuls,
+                *_sizes(Bundle.read(self._bundle.path), each.name, infos[each.name]),
+            )
+            for each in self._graphs
         )
         return Outcome(self._settings.precision, True, graphs, self._notes(made))
 
@@ -199,8 +219,23 @@ class _Quantization:
         """Of all graphs; each is named where not all are the same."""
         notes = {graph: each.notes for graph, each in made.items()}
         if len(set(notes.values())) == 1:
-            return next(iter(notes.values()))
-        return tuple(f"{graph}: {note}" for graph, each in notes.items() for note in each)
+            return (*next(iter(notes.values())), *self._few_texts())
+        named = (f"{graph}: {note}" for graph, each in notes.items() for note in each)
+        return (*named, *self._few_texts())
+
+    def _few_texts(self) -> tuple[str, ...]:
+        """That the bundle's own examples are all the texts there are, if so."""
+        info = self._bundle.manifest.model.condition
+        if (
+            isinstance(info, ClassCondition)
+            or info.encoder is None
+            or self._request.text is not None
+        ):
+            return ()
+        return (
+            f"the {len(info.encoder.examples)} texts of the golden rollouts are all it was judged "
+            "on: give prompts with --text-file for a figure of more",
+        )
 
     def _rollouts(self) -> tuple[dict[str, Rollouts], dict[str, Rollouts]]:
         """For ranges, and held out, by graph."""

@@ -7,6 +7,7 @@ p = softmax of them, before guidance and temperature, the metrics against the fp
 
 - ``kl_nats``: the mean of KL(p ‖ q) = Σ p (ln p − ln q), q of the quantized graph
 - ``token_agreement``: the fraction of positions with the same most likely code
+- ``cosine``: of a graph that reads texts, the mean cosine of their states
 
 Of a graph that no logits follow from, with y what the fp32 graph gives and y' what this one does,
 over all outputs that it is judged by (:mod:`fewstep.calibration.quantize.readout`),
@@ -23,13 +24,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from fewstep.build.large import session_of
 from fewstep.calibration.quantize.readout import Readout
 from fewstep.calibration.quantize.rollouts import Pass, Rollouts
 from fewstep.runtime.devices import Array
-from fewstep.runtime.engines.sessions import new_session
 from fewstep.runtime.errors import EngineError, FewstepError
 from fewstep.runtime.records import Metrics
-from fewstep.runtime.verify.metrics import argmax_agreement, kl_nats
+from fewstep.runtime.verify.metrics import argmax_agreement, cosines, kl_nats
 
 _MOST_NUMBERS = 1 << 27
 """Of the reference that are kept, 512 MB; beyond it, every second position counts, or fourth …"""
@@ -61,7 +62,9 @@ class Judge:
     ) -> None:
         self._judged, self._held_out = judged, held_out
         self._head = None if head is None else _Session(head)
-        self._expected, self._every = _reference(self._numbers(model))
+        session = _Session(model)
+        self._states = self._texts(session)
+        self._expected, self._every = _reference(self._numbers(session))
 
     def metrics(self, model: onnx.ModelProto) -> Metrics:
         """A graph's metrics.
@@ -69,9 +72,13 @@ class Judge:
         Raises:
             EngineError: ONNX Runtime cannot run it, or it gave NaN or infinite numbers.
         """
-        actual = (each[:: self._every] for each in self._numbers(model))
+        session = _Session(model)
+        actual = (each[:: self._every] for each in self._numbers(session))
         compare = _of_logits if self._judged.logits else _of_outputs
         found = compare(zip(actual, self._expected, strict=True))
+        if self._states:
+            similar = cosines(self._texts(session), self._states)
+            found = found.model_copy(update={"cosine": float(np.mean(similar))})
         if not math.isfinite(found.cost):
             raise EngineError(
                 "the quantized graph gives NaN or infinite numbers; quantize with "
@@ -79,9 +86,14 @@ class Judge:
             )
         return found
 
-    def _numbers(self, model: onnx.ModelProto) -> Iterator[Numbers]:
+    def _texts(self, session: _Session) -> list[Array]:
+        """States of texts that a graph gives, an array an output of a run; none of other graphs."""
+        names = self._judged.states
+        runs = self._held_out.passes if names else ()
+        return [value for each in runs for value in session.run(names, each.own)]
+
+    def _numbers(self, session: _Session) -> Iterator[Numbers]:
         """What a graph gives at the positions that count, ``[P, …]`` an output of a run."""
-        session = _Session(model)
         for each in self._held_out.passes:
             for value, axis in self._outputs(each, session):
                 numbers = _counted(value, axis, each.counted)
@@ -146,7 +158,7 @@ class _Session:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         try:
-            self._session = new_session(model.SerializeToString())
+            self._session = session_of(model)
         except FewstepError:
             raise
         except Exception as error:  # onnxruntime raises types of its own

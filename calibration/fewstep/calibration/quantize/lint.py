@@ -8,6 +8,7 @@ is quantized that should not be. So every rule is checked here, and each problem
 - only matmuls read what was dequantized, and each with both operands
 - one operand is a weight, quantized by output channel in int8: attention is not quantized
 - no QuantizeLinear on the output of a matmul
+- where weights alone are quantized, no activation is, and tables of embeddings may be too
 - delicate matmuls, as in :mod:`fewstep.calibration.quantize.matmuls`, are left out
 """
 
@@ -42,15 +43,18 @@ Found = Iterator[tuple[str, str]]
 """What is wrong, and the node."""
 
 
-def lint(model: onnx.ModelProto, precision: str, graph: str = "") -> tuple[Problem, ...]:
+def lint(
+    model: onnx.ModelProto, precision: str, graph: str = "", *, weights_only: bool = False
+) -> tuple[Problem, ...]:
     """Everything that is wrong with a quantized graph.
 
     Args:
         model: the graph, weights included.
         precision: ``int8`` or ``fp8``.
         graph: its name, for messages.
+        weights_only: whether activations are to be left as they are; then tables may be quantized.
     """
-    view = _View(model, precision)
+    view = _View(model, precision, weights_only)
     found: dict[str, list[str]] = {}
     for rule in _RULES:
         for what, node in rule(view):
@@ -60,13 +64,15 @@ def lint(model: onnx.ModelProto, precision: str, graph: str = "") -> tuple[Probl
     )
 
 
-def require_clean(model: onnx.ModelProto, precision: str, graph: str) -> None:
+def require_clean(
+    model: onnx.ModelProto, precision: str, graph: str, *, weights_only: bool = False
+) -> None:
     """Raise unless a graph passes :func:`lint`.
 
     Raises:
         ExportError: names every problem.
     """
-    if problems := lint(model, precision, graph):
+    if problems := lint(model, precision, graph, weights_only=weights_only):
         raise ExportError("\n".join(map(str, problems)))
 
 
@@ -76,6 +82,7 @@ class _View:
 
     model: onnx.ModelProto
     precision: str
+    weights_only: bool = False
 
     @cached_property
     def typed(self) -> onnx.GraphProto:
@@ -166,6 +173,8 @@ def _readers(view: _View) -> Found:
     for node in view.model.graph.node:
         if node.op_type in (*OPERATORS, *_MOVES):
             continue
+        if view.weights_only and node.op_type == "Gather":
+            continue
         if any(view.source(name) is not None for name in node.input):
             yield "quantized, and no matmul", f"{name_of(node)} ({node.op_type})"
     outputs = {each.name for each in view.model.graph.output}
@@ -182,7 +191,10 @@ def _operands(view: _View) -> Found:
         sources = view.quantized(node)
         if not sources:
             continue
-        if not all(sources):
+        if view.weights_only:
+            if sources[0] is not None:
+                yield "activations that are quantized where weights alone are to be", name_of(node)
+        elif not all(sources):
             yield "matmuls with one operand quantized and the other not", name_of(node)
         elif not view.constant(sources[1]):  # type: ignore[arg-type]
             yield "quantized matmuls of two computed operands, as in attention", name_of(node)

@@ -12,7 +12,7 @@ import onnx
 from fewstep.build.graphs import load_graph
 from fewstep.build.overflow import out_of_range
 from fewstep.build.precision import lower
-from fewstep.calibration.quantize import activations, fp8
+from fewstep.calibration.quantize import activations, fp8, weights
 from fewstep.calibration.quantize.activations import Ranges
 from fewstep.calibration.quantize.cache import CalibrationTable, RangeCache
 from fewstep.calibration.quantize.judge import Judge
@@ -23,8 +23,10 @@ from fewstep.calibration.quantize.readout import readout
 from fewstep.calibration.quantize.rollouts import Rollouts
 from fewstep.calibration.quantize.sensitivity import fewest_kept, rank
 from fewstep.calibration.quantize.settings import Settings
+from fewstep.calibration.quantize.weights import stored_weights
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import RequestError, choose
+from fewstep.runtime.families import family_of
 from fewstep.runtime.progress import Progress
 from fewstep.runtime.records import AutoChoice, Keeper, Metrics, QuantizationInfo
 
@@ -67,7 +69,9 @@ class OneGraph:
         self._text_sha256, self._python = text_sha256, python
         self._judged = readout(bundle, name)
         self._model = load_graph(bundle, name)
-        self._matmuls = weighted_matmuls(self._model.graph)
+        self._weights_only = name in family_of(bundle.manifest.model.kind).weights_only
+        found = stored_weights if self._weights_only else weighted_matmuls
+        self._matmuls = found(self._model.graph)
         self._kept = _kept(self._matmuls, settings)
         self._candidates = [each for each in self._matmuls if each.name not in self._kept]
         self._notes = list[str]()
@@ -111,12 +115,12 @@ class OneGraph:
         if self._settings.precision == "fp8":
             final = self._fp8(data, largest, progress)
         else:
-            ranges = self._ranges(data, cache, progress)
+            ranges = {} if self._weights_only else self._ranges(data, cache, progress)
             build = partial(self._int8, ranges=ranges, largest=largest)
             if auto is not None and self._settings.decided is None:
                 auto = self._select(judge, auto, ranges, build, progress)
             final = build([each.name for each in self._candidates])
-        require_clean(final, self._settings.precision, self.name)
+        require_clean(final, self._settings.precision, self.name, weights_only=self._weights_only)
         progress("comparing with fp32", 0.0)
         record = self._record(data, auto, judge.metrics(final))
         return Made(final, record, tuple(self._notes))
@@ -160,7 +164,7 @@ class OneGraph:
         if auto.by == "block":
             graph, candidates = self._model.graph, self._candidates
             groups = [[each.name for each in block] for block in blocks(graph, candidates)]
-        alone = partial(quantized, self._model, ranges=ranges)
+        alone = partial(self._quantized, ranges=ranges)
         what = f"quantizing each {auto.by} alone"
         ranking = rank(judge, alone, groups, what, progress)
         auto = auto.model_copy(update={"ranking": ranking})
@@ -177,7 +181,14 @@ class OneGraph:
         self, selected: Sequence[str], ranges: Ranges, largest: Mapping[str, float]
     ) -> onnx.ModelProto:
         fp16 = self._settings.other_layers == "fp16"
-        return self._lowered(quantized(self._model, selected, ranges, fp16_scales=fp16), largest)
+        return self._lowered(self._quantized(selected, ranges, fp16_scales=fp16), largest)
+
+    def _quantized(
+        self, selected: Sequence[str], ranges: Ranges, *, fp16_scales: bool = False
+    ) -> onnx.ModelProto:
+        if self._weights_only:
+            return weights.quantized(self._model, selected, fp16_scales=fp16_scales)
+        return quantized(self._model, selected, ranges, fp16_scales=fp16_scales)
 
     def _fp8(
         self, data: Rollouts, largest: Mapping[str, float], progress: Progress
@@ -211,6 +222,7 @@ class OneGraph:
             text_sha256=self._text_sha256,
             data_sha256=data.sha256,
             other_layers=settings.other_layers,
+            weights_only=self._weights_only,
             kept=self._kept,
             auto=auto,
             **metrics.model_dump(),

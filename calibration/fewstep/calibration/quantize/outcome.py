@@ -10,12 +10,14 @@ from fewstep.runtime.records import GraphInfo, QuantizationInfo
 
 @dataclass(frozen=True)
 class QuantizedGraph:
-    """A quantized graph: its name, its record in the bundle, and how many matmuls with weights it
-    has."""
+    """A quantized graph: its name, its record in the bundle, how many matmuls with weights it has,
+    and how many bytes its files and those of the fp32 graph have."""
 
     name: str
     info: GraphInfo
     matmuls: int
+    fp32_bytes: int = 0
+    bytes: int = 0
 
     @property
     def record(self) -> QuantizationInfo:
@@ -29,6 +31,8 @@ class QuantizedGraph:
             "graph": self.name,
             "file": self.info.file,
             "quantized_matmuls": self.matmuls - len(self.record.kept),
+            "bytes": self.bytes,
+            "fp32_bytes": self.fp32_bytes,
             **self.record.model_dump(mode="json"),
         }
 

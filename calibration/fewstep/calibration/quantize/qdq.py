@@ -25,7 +25,7 @@ from fewstep.calibration.quantize.activations import Ranges
 from fewstep.calibration.quantize.matmuls import OPERATORS, Matmul, weighted_matmuls
 
 _OWN = "/quantized"
-_SMALLEST_FP16_SCALE = 6.2e-5
+SMALLEST_FP16_SCALE = 6.2e-5
 """Just above the smallest normal float16: below it, a scale would lose its precision, or be 0."""
 
 
@@ -56,7 +56,7 @@ def quantized(
         "OpTypesToExcludeOutputQuantization": list(OPERATORS),
     }
     if fp16_scales:
-        options["MinimumRealRange"] = 2 * 127 * _SMALLEST_FP16_SCALE
+        options["MinimumRealRange"] = 2 * 127 * SMALLEST_FP16_SCALE
     named = {}
     for each in matmuls:
         low, high = map(np.float32, ranges[each.activation])

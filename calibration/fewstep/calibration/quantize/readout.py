@@ -26,13 +26,15 @@ class Readout:
 
     ``logits``: name of the output ``[B, N, V]``; empty if no logits follow. ``graph``: that gives
     them; empty if it is the judged one. ``reads``: of its inputs, those that the judged graph
-    gives, with their names there. ``own``: without logits, the outputs of the judged graph, and
+    gives, with their names there. ``states``: names of those of them that are states of
+    texts, which are compared besides. ``own``: without logits, the outputs of the judged graph, and
     along which axis each has rows for images, if along any.
     """
 
     logits: str = ""
     graph: str = ""
     reads: Mapping[str, str] = field(default_factory=dict)
+    states: tuple[str, ...] = ()
     own: Mapping[str, int | None] = field(default_factory=dict)
 
 
@@ -73,7 +75,8 @@ def _following(family: Family, model: Model, graph: str) -> Readout | None:
             views = {name: run.bindings[name] for name in known.inputs}
             reads = {name: written[view] for name, view in views.items() if view in written}
             if reads and (logits := _logits(family, model, run.graph)):
-                return Readout(logits, run.graph, reads)
+                states = (name for name in reads.values() if family.kinds.get(name) == "states")
+                return Readout(logits, run.graph, reads, tuple(states))
     return None
 
 

@@ -104,7 +104,7 @@ def record(
 
     Raises:
         RequestError: settings that the bundle cannot serve, no text for a text-conditional bundle,
-            or a graph that cannot be judged.
+            a graph that cannot be judged, or one that does not run.
         BundleError: the bundle is damaged.
         EngineError: a graph failed, or gave NaN.
         MissingDependencyError: onnxruntime or numba is not installed.
@@ -138,6 +138,11 @@ def record(
             for graph, recorder in recorders.items():
                 found[graph] += _shared(model.graphs[graph], recorder.passes, images)
             progress(what, rows.stop / count)
+    if idle := [graph for graph, passes in found.items() if not passes]:
+        raise RequestError(
+            f"no rollout ran {', '.join(idle)}: text states leave nothing to encode; give prompts "
+            "with --text-file, or name the graphs to quantize with --graph"
+        )
     return {graph: Rollouts(tuple(passes)) for graph, passes in found.items()}
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import RequestError, choose
-from fewstep.runtime.families import example_request, family_of, model_of
+from fewstep.runtime.families import example_request, family_of, model_of, quantized_graphs
 from fewstep.runtime.records import (
     AutoChoice,
     GraphInfo,
@@ -174,12 +174,11 @@ def tolerances(
 
 
 def recorded(bundle: Bundle, precision: str) -> dict[str, GraphInfo]:
-    """The bundle's quantized graphs, by name, and how they were made; empty if any is not there."""
+    """The bundle's quantized graphs, by name, and how they were made."""
     if precision not in bundle.precisions:
         return {}
-    names = family_of(bundle.manifest.model.kind).quantized
-    infos = {name: bundle.graph(name, precision) for name in names}
-    return {} if any(each.quantization is None for each in infos.values()) else infos
+    infos = {name: bundle.graph(name, precision) for name in quantized_graphs(bundle)}
+    return {name: each for name, each in infos.items() if each.quantization is not None}
 
 
 def from_record(info: GraphInfo, precision: QuantizedPrecision) -> Settings:

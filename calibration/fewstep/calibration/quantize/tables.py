@@ -33,10 +33,11 @@ def quality(outcome: Outcome) -> str:
 def _quality(metrics: Metrics) -> str:
     if metrics.relative_error is not None:
         return f"relative error {metrics.relative_error:.2g}"
-    return (
+    text = (
         f"{metrics.kl_nats:.2g} nats from fp32 per token, token agreement "
         f"{metrics.token_agreement:.3f}"
     )
+    return text if metrics.cosine is None else f"{text}, cosine of text states {metrics.cosine:.4f}"
 
 
 def _ranking(graph: QuantizedGraph) -> Table:
@@ -61,7 +62,13 @@ def _metrics(metrics: Metrics) -> dict[str, str]:
     return {
         "KL, nats": f"{metrics.kl_nats:.2e}",
         "Token agreement": f"{metrics.token_agreement:.4f}",
+        **_cosine("Cosine", metrics),
     }
+
+
+def _cosine(heading: str, metrics: Metrics) -> dict[str, str]:
+    """Of the states of texts, where there are any."""
+    return {} if metrics.cosine is None else {heading: f"{metrics.cosine:.6f}"}
 
 
 def _summary(graph: QuantizedGraph, precision: str) -> Table:
@@ -71,13 +78,13 @@ def _summary(graph: QuantizedGraph, precision: str) -> Table:
     table.add_column()
     table.add_column(overflow="fold")
     quantized = graph.matmuls - len(record.kept)
-    first, held_out = record.seed, record.seed + record.rollouts
+    held_out = record.seed + record.rollouts
     rows = {
-        "quantized": f"{quantized} of {graph.matmuls} matmuls with weights, by {record.tool}",
+        "quantized": _quantized(record, quantized, graph.matmuls),
+        "size": f"{graph.bytes / 1e6:.1f} MB, {graph.fp32_bytes / 1e6:.1f} MB in fp32",
         "kept": "\n".join(f"{name} ({_WHO[who]})" for name, who in record.kept.items()) or "none",
         "other layers": record.other_layers,
-        "ranges": f"{record.method}{f' {record.percentile:g}' if record.percentile else ''} of "
-        f"{record.rollouts} rollouts, seeds {first} … {held_out - 1}",
+        **({} if record.weights_only else _ranges(record)),
         "settings": settings_text(record.settings),
         "held out": f"{record.held_out} rollouts, seeds {held_out} … "
         f"{held_out + record.held_out - 1}",
@@ -88,10 +95,23 @@ def _summary(graph: QuantizedGraph, precision: str) -> Table:
     return table
 
 
+def _quantized(record: QuantizationInfo, count: int, every: int) -> str:
+    what = "weights of matmuls and tables" if record.weights_only else "matmuls with weights"
+    return f"{count} of {every} {what}, by {record.tool}"
+
+
+def _ranges(record: QuantizationInfo) -> dict[str, str]:
+    percentile = f" {record.percentile:g}" if record.percentile else ""
+    last = record.seed + record.rollouts - 1
+    rollouts = f"{record.rollouts} rollouts, seeds {record.seed} … {last}"
+    return {"ranges": f"{record.method}{percentile} of {rollouts}"}
+
+
 def _costs(record: QuantizationInfo) -> dict[str, str]:
     if record.relative_error is not None:
         return {"relative error": f"{record.relative_error:.2e} of what fp32 gives"}
     return {
         "KL from fp32": f"{record.kl_nats:.2e} nats per token",
         "token agreement": f"{record.token_agreement:.4f}",
+        **_cosine("cosine of text states", record),
     }

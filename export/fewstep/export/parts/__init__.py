@@ -32,7 +32,7 @@ class Part:
 
     Args:
         title: what it is called.
-        option: how its file is passed.
+        option: how its file is passed: an option, or a place in a folder that is one.
         sizes: the published ones, recognised by keys and shapes.
         form: under which :mod:`fewstep.export.foreign` knows its files, if it does.
         settings: constructor arguments that a checkpoint may state, and that must then agree.
@@ -52,6 +52,11 @@ class Part:
     other_name: Callable[[str], str] = str
     other_system: str = ""
     rules: Wanted = Wanted(frozenset())
+
+    @property
+    def one(self) -> str:
+        """One of it: its title with an article."""
+        return f"{'an' if self.title[0].lower() in 'aeiou' else 'a'} {self.title}"
 
     def wanted(self, keys: Collection[str]) -> Wanted:
         """What to look for, of a model whose state dict has ``keys``."""

@@ -38,7 +38,7 @@ def constructor_arguments(kind: Kind, config: Mapping[str, Any]) -> dict[str, An
 PARTS: Mapping[Kind, Part] = {
     UVit2DModel: Part(
         "aMUSEd transformer",
-        "--transformer",
+        "transformer in the folder of the pipeline",
         sizes=(
             Preset("aMUSEd 256×256", {"sample_size": 16}),
             Preset("aMUSEd 512×512", {"downsample": True, "upsample": True, "sample_size": 32}),
@@ -70,7 +70,7 @@ PARTS: Mapping[Kind, Part] = {
     ),
     VQModel: Part(
         "aMUSEd tokenizer (VQ)",
-        "--tokenizer",
+        "vqvae in the folder of the pipeline",
         sizes=(
             Preset(
                 "aMUSEd VQ f16, 8192 codes",
@@ -106,7 +106,7 @@ PARTS: Mapping[Kind, Part] = {
     ),
     CLIPTextModelWithProjection: Part(
         "CLIP text encoder",
-        "--text-encoder",
+        "text_encoder in the folder of the pipeline, or --text-encoder",
         sizes=(
             Preset(
                 "CLIP ViT-L/14 (aMUSEd)",

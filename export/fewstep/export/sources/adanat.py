@@ -71,7 +71,8 @@ MORE = (
     Option(
         "text_encoder",
         "Folder of the text encoder and its tokenizer, as transformers saves them "
-        "(CLIP-ViT-bigG-14-laion2B-39B-b160k).",
+        "(CLIP-ViT-bigG-14-laion2B-39B-b160k), or of a pipeline that has them.",
+        "folder",
     ),
     Option(
         "unconditional_text",

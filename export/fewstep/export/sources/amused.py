@@ -14,6 +14,7 @@ SOURCE = FilesSource(
             "folder",
             "Folder of the pipeline as diffusers saves it: transformer, vqvae, text_encoder, "
             "tokenizer, scheduler.",
+            "folder",
             required=True,
         ),
     ),

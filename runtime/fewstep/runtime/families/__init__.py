@@ -36,6 +36,7 @@ TensorKind = Literal[
     "features",
     "action",
     "latents",
+    "states",
     "noise",
     "cache",
     "image",
@@ -143,10 +144,11 @@ class Family(ABC):
 
     ``Info`` describes a model of the family in the manifest, ``Settings`` what a request may set;
     its defaults are the defaults. ``kinds`` says what graph outputs hold, by tensor name.
-    ``quantized``: the graphs that ``fewstep calibrate quantize`` quantizes; the first is the one
-    that policies, if there are any, follow from. ``policies``: what ``fewstep calibrate policy``
-    has to know of the policy networks that models of the family may have; ``None`` if they have
-    none.
+    ``quantized``: the graphs that ``fewstep calibrate quantize`` quantizes, where a bundle has them
+    (:func:`quantized_graphs`); the first is the one that policies, if there are any, follow from.
+    ``weights_only``: those of them whose weights alone become int8, and nothing becomes fp8.
+    ``policies``: what ``fewstep calibrate policy`` has to know of the policy networks that models
+    of the family may have; ``None`` if they have none.
     """
 
     kind: str
@@ -154,6 +156,7 @@ class Family(ABC):
     Settings: type[Settings]
     kinds: Mapping[str, TensorKind]
     quantized: tuple[str, ...]
+    weights_only: frozenset[str] = frozenset()
     policies: PolicyRules | None = None
 
     def arrays(self, bundle: Bundle) -> Mapping[str, Array]:
@@ -254,7 +257,7 @@ _RESERVED = frozenset(
         *("backend", "device", "precision", "threads", "profile", "out", "out_path", "trace"),
         *("plan", "json_file", "as_json", "rollouts", "held_out", "method", "percentile", "keep"),
         *("auto", "cache", "repeat", "force", "wanted", "progress", "callback", "like", "columns"),
-        *("scale", "resume", "shard", "report", "seconds"),
+        *("scale", "resume", "shard", "report", "seconds", "graph"),
     )
 )
 """Arguments of ``Generator.generate`` and of the commands that take settings."""
@@ -290,6 +293,13 @@ def family_of(kind: str) -> Family:
             raise BundleError(choose("kind of model", kind, kinds()))
         register(importlib.import_module(f"{__name__}.{kind}").FAMILY)
     return _registered[kind]
+
+
+def quantized_graphs(bundle: Bundle, precision: str = "int8") -> tuple[str, ...]:
+    """The graphs of a bundle that ``fewstep calibrate quantize`` can quantize to a precision."""
+    family, graphs = family_of(bundle.manifest.model.kind), bundle.manifest.graphs
+    left = family.weights_only if precision == "fp8" else ()
+    return tuple(each for each in family.quantized if each in graphs and each not in left)
 
 
 def model_of(bundle: Bundle, graphs: Mapping[str, Tensors] | None = None) -> Model:

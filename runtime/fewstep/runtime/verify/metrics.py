@@ -12,6 +12,8 @@ kind           metric                meaning
 ..             ``kl_nats``           mean of KL(p ‖ p') = Σ p (ln p − ln p'), p = softmax(l)
 ``action``     ``action_error``      max |a − a'| / max(1, max |a|) of the raw actions
 ``latents``    ``latent_error``      max |z − z'| / max(1, max |z|)
+``states``     ``state_error``       max |h − h'| / max(1, max |h|), h states of texts
+..             ``state_cosine``      mean of h·h' / (|h| |h'|) over the positions of texts
 ``noise``      ``noise_error``       max |ε − ε'| / max(1, max |ε|), of a diffusion that went on
                                      with what it gave
 ``image``      ``psnr_db``           10 log₁₀(1 / mean squared difference), images in 0 … 1
@@ -59,6 +61,20 @@ def kl_nats(actual: Arrays, expected: Arrays) -> list[float]:
     return found
 
 
+def cosines(actual: Arrays, expected: Arrays) -> list[float]:
+    """Mean cosine of the last axis over all positions but those expected to be 0, as padding is."""
+    found = []
+    for a, e in zip(actual, expected, strict=True):
+        a, e = a.astype(np.float64), e.astype(np.float64)
+        there = np.abs(e).max(-1) > 0
+        a, e = a[there], e[there]
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite becomes NaN
+            sizes = np.linalg.norm(a, axis=-1) * np.linalg.norm(e, axis=-1)
+            products = (a * e).sum(-1) / np.where(sizes == 0, 1.0, sizes)
+        found.append(float(products.mean()) if products.size else 1.0)
+    return found
+
+
 def psnr_db(actual: Arrays, expected: Arrays) -> list[float]:
     """Peak signal-to-noise ratio of images in 0 … 1, at most 120 dB."""
     return [_psnr(a, e) for a, e in zip(actual, expected, strict=True)]
@@ -75,6 +91,7 @@ METRICS: Mapping[TensorKind, Mapping[str, Metric]] = {
     },
     "action": {"action_error": largest_errors},
     "latents": {"latent_error": largest_errors},
+    "states": {"state_error": largest_errors, "state_cosine": cosines},
     "noise": {"noise_error": largest_errors},
     "image": {"psnr_db": psnr_db},
 }

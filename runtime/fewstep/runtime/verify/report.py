@@ -18,6 +18,8 @@ TITLES = {
     "kl_nats": "KL divergence, nats",
     "action_error": "largest action error",
     "latent_error": "largest latent error",
+    "state_error": "largest error of text states",
+    "state_cosine": "cosine of text states",
     "noise_error": "largest noise error",
     "loop_error": "largest error at the end",
     "psnr_db": "PSNR, dB",
@@ -25,7 +27,7 @@ TITLES = {
 }
 """Metrics as people read them, in the order of a report."""
 
-AT_LEAST = frozenset(("argmax_agreement", "psnr_db", "token_agreement"))
+AT_LEAST = frozenset(("argmax_agreement", "state_cosine", "psnr_db", "token_agreement"))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from fewstep.runtime.verify.metrics import METRICS, largest_errors
 from fewstep.runtime.verify.report import AT_LEAST, LOOP, Check, Report
 from fewstep.runtime.verify.tolerances import TOLERANCES, Tolerances
 
-_LARGEST = frozenset(("logit_error", "action_error", "latent_error", "noise_error"))
+_LARGEST = frozenset(("logit_error", "action_error", "latent_error", "state_error", "noise_error"))
 """Metrics of which the largest of all runs counts; of others the mean does."""
 
 

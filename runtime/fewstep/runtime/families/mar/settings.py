@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Annotated, ClassVar
 
@@ -70,6 +70,10 @@ class MarSettings(Settings):
     lists: ClassVar[frozenset[str]] = frozenset(
         ("diffusion_steps", "guidance", "temperature", "recompute")
     )
+    diffusers: ClassVar[Mapping[str, str]] = {
+        "num_inference_steps": "iterations",
+        "guidance_scale": "guidance",
+    }
 
     preset: str | None = PRESET
     iterations: Whole = Field(

@@ -78,14 +78,17 @@ class MaskedFamily(Family):
         "tokens": "tokens",
         "condition": "condition",
         "ids": "condition",
-        "text": "latents",
+        "text": "states",
         "logits": "logits",
         "features": "features",
         "action": "action",
         "image": "image",
     }
     # The decoder runs once per image; policies are small, and feed decisions.
-    quantized = ("transformer",)
+    quantized = ("transformer", "text_encoder")
+    # Its states are kept, so its size counts more than its time, and outliers of its activations
+    # cost int8 too much.
+    weights_only = frozenset(("text_encoder",))
     policies = MaskedPolicies()
 
     def arrays(self, bundle: Bundle) -> dict[str, Array]:
@@ -203,8 +206,11 @@ class MaskedFamily(Family):
         return settings.model_dump(exclude={"preset"})
 
     def notes(self, model: Model, request: MaskedRequest) -> tuple[str, ...]:
-        """That a policy was never trained, or for another number of steps than it runs."""
+        """That a policy was never trained, or for another number of steps than it runs; that a
+        negative text has no effect."""
         info: MaskedModel = model.info
+        if request.negative is not None and not request.guided:
+            return ("negative has no effect without guidance: give a guidance above 0",)
         if request.policy and info.policies[request.policy].untrained_seed is not None:
             return (
                 f"{request.policy} is untrained, so it follows the heuristic schedule: tune one "

@@ -189,10 +189,13 @@ def _mask_ratio(model: MaskedModel, name: str) -> str | PerStep:
 
 def _kept(model: MaskedModel, images: int, kept: Mapping[str, Array]) -> dict[str, Array]:
     """What is kept, checked, in the types of its buffers."""
-    if kept.keys() != {"given", "mask"}:
+    if not isinstance(kept, Mapping) or kept.keys() != {"given", "mask"}:
         raise RequestError("tokens to keep need both `given` and `mask`")
     shape = [images, model.num_tokens]
-    shapes = {name: list(np.shape(value)) for name, value in kept.items()}
+    try:
+        shapes = {name: list(np.shape(value)) for name, value in kept.items()}
+    except ValueError:  # rows of different lengths
+        raise RequestError(f"tokens to keep and their mask must be arrays {shape}") from None
     if shapes["given"] != shape or shapes["mask"] != shape:
         raise RequestError(
             f"tokens to keep and their mask must be {shape}, got {shapes['given']} and "

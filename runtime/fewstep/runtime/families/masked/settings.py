@@ -30,6 +30,10 @@ class MaskedSettings(Settings):
     bring its own."""
 
     lists: ClassVar[frozenset[str]] = frozenset(("schedule", *RAMPS, "softmax_temperature"))
+    diffusers: ClassVar[Mapping[str, str]] = {
+        "num_inference_steps": "steps",
+        "guidance_scale": "guidance (1 less: its 10 is 9)",
+    }
 
     @classmethod
     def expanded(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:

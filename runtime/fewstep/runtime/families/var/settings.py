@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -52,6 +53,10 @@ class VarSettings(Settings):
     measured with."""
 
     lists: ClassVar[frozenset[str]] = frozenset(SAMPLING)
+    diffusers: ClassVar[Mapping[str, str]] = {
+        "num_inference_steps": "scales",
+        "guidance_scale": "guidance (1 less: its 5 is 4)",
+    }
 
     schedule: str = Field(
         default=FIXED,
