@@ -59,7 +59,8 @@ def add_policy(bundle: Bundle, name: str, actor: nn.Module, info: PolicyInfo) ->
     for variant in fields["variants"].values():
         variant[name] = graph.model_dump() | {"source_sha256": hashlib.sha256(content).hexdigest()}
     changes = {key: fields[key] for key in ("graphs", "model", "variants")}
-    files, changed = {graph.file: content}, _with(bundle, changes, graph, content)
+    files: dict[str, bytes | memoryview] = {graph.file: content}
+    changed = _with(bundle, changes, graph, content)
     for precision, made in _lowered(changed, name, content, newest).items():
         changes["variants"][precision][name] = made.info.model_dump()
         files |= made.files
