@@ -13,13 +13,14 @@ from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.engines import on_cpu
 from fewstep.runtime.errors import EngineError, RequestError
 from fewstep.runtime.generator import Generator
+from fewstep.runtime.load import OthersLoad
 
 _KEY = {"processor": "a", "graphs": "b"}
 
 
 @pytest.fixture(autouse=True)
 def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial.OthersLoad, "share", lambda self: 0.0)
+    monkeypatch.setattr(OthersLoad, "share", lambda self: 0.0)
     monkeypatch.delenv(on_cpu.VARIABLE)
 
 
@@ -86,7 +87,7 @@ def test_what_one_backend_refuses_is_not_kept(tmp_path: Path) -> None:
 def test_times_of_a_busy_machine_are_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial.OthersLoad, "share", lambda self: 0.5)
+    monkeypatch.setattr(OthersLoad, "share", lambda self: 0.5)
     assert _tried(tmp_path, _Times(openvino=1.0, onnxruntime=2.0)).kept is None
     assert not list(tmp_path.iterdir())
 

@@ -1,0 +1,77 @@
+"""Whole images by each backend for CPUs, in each precision that it has here, turn by turn.
+
+    python -m tests.benchmarks.backends BUNDLE [BUNDLE…] [--rounds N] [--threads N]
+
+One image a run with the bundle's defaults. Prints the median and the least of all rounds; a ratio
+is the median of those of the rounds. Measures and prints; asserts nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import statistics
+from pathlib import Path
+
+from fewstep.runtime import bench
+from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.doctor import diagnose
+from fewstep.runtime.engines import on_cpu
+from fewstep.runtime.engines.openvino import OpenVino
+from fewstep.runtime.generator import Generator
+from fewstep.runtime.load import OthersLoad
+
+_PRECISIONS = ("fp32", "bf16", "int8")
+
+
+def contenders(bundle: Bundle) -> list[tuple[str, str]]:
+    """Backend and precision of all that run here, ONNX Runtime's fp32 first."""
+    has = {"onnxruntime": ("fp32", "int8"), "openvino": OpenVino.load().precisions}
+    found = [(backend, each) for backend in reversed(on_cpu.BACKENDS) for each in _PRECISIONS]
+    quantized = "int8" in bundle.precisions
+    return [
+        (backend, each)
+        for backend, each in found
+        if each in has[backend] and (each != "int8" or quantized)
+    ]
+
+
+def measure(path: Path, rounds: int, threads: int) -> None:
+    """Print the table of a bundle."""
+    bundle, times, others = Bundle.read(path), dict[tuple[str, str], list[float]](), OthersLoad()
+    with contextlib.ExitStack() as stack:
+        runs = {}
+        for backend, precision in contenders(bundle):
+            opened = Generator.open(bundle, backend=backend, precision=precision, threads=threads)
+            generator = stack.enter_context(opened)
+            runs[backend, precision] = bench.contender(generator, batch=1, settings={}).run
+        for round_ in range(rounds + 2):
+            for name, run in runs.items():
+                taken = run()["total"]
+                if round_ >= 2:
+                    times.setdefault(name, []).append(taken)
+    share = others.share()
+    print(f"\n{bundle.manifest.name}, {path}: other programs took {share or 0:.0%} of the cores\n")
+    print("| backend | precision | median ms | least ms | relative |\n|---|---|---|---|---|")
+    first = next(iter(times.values()))
+    for (backend, precision), own in times.items():
+        ratio = statistics.median(one / each for one, each in zip(first, own, strict=True))
+        row = f"{statistics.median(own):.1f} | {min(own):.1f} | {ratio:.2f} ×"
+        print(f"| {backend} | {precision} | {row} |", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("bundles", nargs="+", type=Path)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=0)
+    given = parser.parse_args()
+    machine, packages = diagnose().machine, diagnose().packages
+    versions = ", ".join(f"{name} {packages[name]}" for name in on_cpu.BACKENDS)
+    where = f"{machine['processor']}, {machine['cores']} cores, load {os.getloadavg()[0]:.1f}"
+    print(f"{where}; {versions}")
+    for each in given.bundles:
+        measure(each, given.rounds, given.threads)
