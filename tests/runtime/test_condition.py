@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from fewstep.runtime.condition import ClassCondition, TextCondition, condition_of, read_text
+from fewstep.runtime.condition import ClassCondition, TextCondition, condition_of
 from fewstep.runtime.errors import RequestError
+from fewstep.runtime.given_texts import read_text
 
 _NAMES = ("Shirt", "shoe", "bag")
 _NAMED = ClassCondition(num_classes=3, unconditional_id=3, class_names=_NAMES)

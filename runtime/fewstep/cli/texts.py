@@ -57,7 +57,8 @@ class Texts:
             RequestError: the bundle takes no such texts, both options, or a file that cannot be
                 read.
         """
-        from fewstep.runtime.condition import ClassCondition, condition_of, read_text
+        from fewstep.runtime.condition import ClassCondition, condition_of
+        from fewstep.runtime.given_texts import read_text
         from fewstep.runtime.prompts import read_prompts
 
         if isinstance(info, ClassCondition):

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from fewstep.runtime.condition import Condition, Described, TextCondition, prompts_of
+from fewstep.runtime.condition import Condition, Described, TextCondition
 from fewstep.runtime.errors import RequestError
+from fewstep.runtime.given_texts import prompts_of
 from fewstep.runtime.settings import Settings
 
 _MOST_IMAGES = 100_000

@@ -5,10 +5,8 @@ A bundle says which in its manifest; every family shares both kinds.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
@@ -17,6 +15,7 @@ from typing_extensions import Self
 from fewstep.runtime.class_names import class_id_of, class_ids_of, label_of, matches
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import RequestError, brief
+from fewstep.runtime.given_texts import finite, numbers, prompts_of, shown_shape
 from fewstep.runtime.records import Strict
 
 if TYPE_CHECKING:
@@ -171,8 +170,8 @@ class TextEncoder(Strict):
         """
         if ids.shape[len(rows) :] != (self.tokens,) or not ids.size or ids.min() < 0:
             raise RequestError(
-                f"ids of {name} must be at least 0 in shape {_shape(*rows, self.tokens)}, got "
-                f"{_shape(*ids.shape)}{f' from {ids.min()}' if ids.size else ''}"
+                f"ids of {name} must be at least 0 in shape {shown_shape(*rows, self.tokens)}, got "
+                f"{shown_shape(*ids.shape)}{f' from {ids.min()}' if ids.size else ''}"
             )
         return ids.astype(np.int32)
 
@@ -226,7 +225,7 @@ class TextCondition(Strict):
             RequestError: no array, another shape, or numbers that are not finite.
         """
         name, rows = ("negative", ()) if negative else ("text", ("B",))
-        expected, states = _shape(*rows, self.length, self.width), _numbers(text)
+        expected, states = shown_shape(*rows, self.length, self.width), numbers(text)
         if states is None or not (states.ndim > 1 or hasattr(text, "__array__")):
             prompts = "a prompt, or " if negative else "prompts, or "
             kinds = f"{prompts if self.encoder is not None else ''}states {expected}"
@@ -236,11 +235,11 @@ class TextCondition(Strict):
         if states.shape[len(rows) :] != (self.length, self.width) or not states.size:
             one = states.shape == (self.length, self.width)
             hint = f"; of one text give states[None], [1, {self.length}, {self.width}]"
-            found = _shape(*states.shape)
+            found = shown_shape(*states.shape)
             raise RequestError(
                 f"{name} must have shape {expected}, got {found}{hint if one else ''}"
             )
-        return _finite(states, name)
+        return finite(states, name)
 
     def examples(self, count: int) -> Array:
         """Ids of ``count`` examples; without an encoder states of texts that nobody wrote: standard
@@ -331,73 +330,7 @@ def negative_of(info: Condition, negative: str | Array, tokenizer: Tokenizer | N
 def no_encoder(info: TextCondition, *, negative: bool = False) -> RequestError:
     """The error for prompts where nothing reads them."""
     rows, name = ([], "negative as") if negative else (["B"], "text")
-    shape = _shape(*rows, info.length, info.width)
+    shape = shown_shape(*rows, info.length, info.width)
     return RequestError(
         f"this bundle has no text encoder: give {name} states {shape}, or export it with one"
     )
-
-
-def prompts_of(given: object) -> list[Any] | None:
-    """The prompts that were given, one or several, not checked yet; ``None`` for what is no text.
-
-    An empty list is one of prompts, and a list with a text among others too.
-    """
-    if isinstance(given, np.ndarray):
-        return np.atleast_1d(given).tolist() if given.dtype.kind == "U" and given.ndim < 2 else None
-    if isinstance(given, str):
-        return [given]
-    if not isinstance(given, Sequence) or isinstance(given, (bytes, bytearray)):
-        return None
-    return list(given) if not given or any(isinstance(each, str) for each in given) else None
-
-
-def _numbers(given: object) -> Array | None:
-    """What was given as an array, if it is one of numbers."""
-    try:
-        found = np.asarray(given)
-    except (TypeError, ValueError, RuntimeError):  # rows of different lengths, a tensor on a GPU
-        return None
-    return found if found.ndim and found.dtype.kind in "fiubc" else None
-
-
-def _finite(states: Array, name: str) -> Array:
-    """States as float32, if they are finite in it."""
-    if states.dtype.kind != "f":
-        raise RequestError(f"{name} must hold finite floats, got {states.dtype}")
-    with np.errstate(over="ignore"):
-        found: Array = states.astype(np.float32)
-    if wrong := int(found.size - np.isfinite(found).sum()):
-        raise RequestError(
-            f"{name} must hold finite floats: {wrong:,} of {found.size:,} are NaN or infinite in "
-            "float32; encode the text again"
-        )
-    return found
-
-
-def _shape(*sides: object) -> str:
-    return f"[{', '.join(map(str, sides))}]"
-
-
-def read_text(path: Path) -> Array:
-    """Text states ``[B, L, D]`` of a ``.npy`` file.
-
-    Raises:
-        RequestError: there is no such file, or it is no such array.
-    """
-    try:
-        states = np.load(path, allow_pickle=False)
-    except OSError as error:
-        raise RequestError(
-            f"{path} is not a .npy array that can be read: {_reason(error)}"
-        ) from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:  # what numpy says is not for users
-        raise RequestError(
-            f"{path} is not a .npy array of text states [B, L, D], or it is damaged"
-        ) from error
-    if not isinstance(states, np.ndarray) or states.ndim != 3:
-        raise RequestError(f"{path}: expected one array [B, L, D]")
-    return states
-
-
-def _reason(error: OSError) -> str:
-    return "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
