@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -119,7 +120,10 @@ def test_errors_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    done = fewstep("calibrate", "policy", bundle_copy, "--data", data, *_SMALL, *wish)
+    words = [*_SMALL, *wish]
+    given = dict(zip(words[::2], words[1::2], strict=True))  # an option given twice is refused
+    options = itertools.chain.from_iterable(given.items())
+    done = fewstep("calibrate", "policy", bundle_copy, "--data", data, *options)
     assert (done.code, done.out) == (1, "")
     assert message in done.err
     assert "Traceback" not in done.err

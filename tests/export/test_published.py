@@ -44,7 +44,7 @@ def _numbers(table: str, without: tuple[str, ...] = ()) -> int:
 @pytest.mark.parametrize("model", _MODELS.values(), ids=_MODELS)
 def test_every_model_gives_its_form_what_it_needs(model: PublishedModel) -> None:
     source = sources()[model.form]
-    options = {option.name for option in source.options if option.kind == "file"}
+    options = {option.name for option in source.options if option.kind in ("file", "folder")}
     required = {option.name for option in source.options if option.required}
     assert required <= model.files.keys() <= options
     assert model.name not in sources()
