@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -156,3 +157,28 @@ def test_a_precision_that_one_backend_has_takes_that(bundle_copy: Path) -> None:
     with Generator.open(bundle_copy, precision="bf16") as generator:
         assert (generator.backend, generator.precision) == ("openvino", "bf16")
         assert "no bf16 graphs" in generator.passed_over["onnxruntime"]
+
+
+def test_a_busy_machine_keeps_onnx_runtime(
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OthersLoad, "share", lambda self: 0.5)
+    with Generator.open(bundle_copy) as generator:
+        assert (generator.backend, generator.notes) == ("onnxruntime", ())
+        assert "the machine was busy" in generator.passed_over["openvino"]
+    assert not (bundle_copy / "compiled" / "trials.json").exists()
+
+
+@pytest.mark.parametrize(("weights_only", "taken"), [(True, "fp32"), (False, "int8")])
+def test_openvino_takes_fp32_of_graphs_whose_weights_alone_are_int8(
+    weights_only: bool, taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    bundle = mock.MagicMock()
+    bundle.graph.return_value.quantization.weights_only = weights_only
+    bundle.graph_sha256.return_value = "hash"
+    monkeypatch.setattr(on_cpu, "OpenVinoEngine", lambda *args, **how: opened.append(how))
+    monkeypatch.setattr(on_cpu, "CompiledCache", mock.MagicMock())
+    on_cpu.open_openvino(bundle, "text_encoder", "int8", 1)
+    assert opened[0]["precision"] == taken
+    bundle.graph_path.assert_called_once_with("text_encoder", taken)

@@ -76,17 +76,16 @@ def chosen(bundle: Bundle, precision: str, threads: int, measure: Callable[[str]
     best, others = trial.fastest, trial.why_not()
     if len(trial.times_ms) == 1 or not trial.fresh:
         return Choice(best, others)
+    if trial.kept is None:  # the next run may measure otherwise, and make other images
+        busy = "the machine was busy, or the bundle is not writable: times are not kept"
+        return Choice("onnxruntime", {"openvino": busy})
     why = "; ".join(f"{name}: {reason}" for name, reason in others.items())
-    note = f"backend {best} is the fastest here ({why}); "
-    if trial.kept is None:
-        note += "measured again next time, since the machine was busy or the bundle is not writable"
-    else:
-        note += f"kept in {trial.kept}"
+    note = f"backend {best} is the fastest here ({why}); kept in {trial.kept}"
     return Choice(best, others, (note,))
 
 
 def open_openvino(bundle: Bundle, graph: str, precision: str, threads: int) -> Engine:
-    """OpenVINO's engine of one graph.
+    """OpenVINO's engine of one graph; in fp32 of one whose weights alone are int8.
 
     Raises:
         MissingDependencyError: OpenVINO is not installed.
@@ -95,6 +94,9 @@ def open_openvino(bundle: Bundle, graph: str, precision: str, threads: int) -> E
     """
     api = OpenVino.load()
     of = api.graphs(precision)
+    record = bundle.graph(graph, of).quantization
+    if record is not None and record.weights_only:
+        of, precision = "fp32", "fp32"  # OpenVINO 2026.4 crashes on tables of embeddings in int8
     path, info = bundle.graph_path(graph, of), bundle.graph(graph, of)
     key = (bundle.graph_sha256(graph, of), api.hint(precision), api.version, processor_name())
     cache = CompiledCache(bundle.path, f"{graph}-{precision}", key)

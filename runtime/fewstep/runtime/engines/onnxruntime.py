@@ -124,7 +124,7 @@ def _session(
     except Exception as error:  # onnxruntime raises types of its own, without a common base
         hint = ""
         if "NOT_IMPLEMENTED" in str(error):
-            hint = "; on the CPU use fp32 or fp16 graphs, others with engines"
+            hint = "; on the CPU it runs fp32, fp16 and int8: try --backend openvino for bf16"
         raise EngineError(f"ONNX Runtime refuses graph '{name}' ({path}): {error}{hint}") from error
     if cuda is not None and session.get_providers()[0] != _CUDA:
         raise EngineError(
