@@ -25,7 +25,7 @@ import sys
 from fewstep.export import hub
 from fewstep.runtime.errors import CheckpointError
 try:
-    print(hub.local(sys.argv[1]))
+    print(hub.fetch(hub.parse(sys.argv[1])))
 except CheckpointError as error:
     sys.exit(f"error: {error}")
 """
@@ -200,15 +200,15 @@ def test_addresses(address: str, expected: HubFile) -> None:
 )
 def test_what_is_no_file_is_refused(address: str) -> None:
     with pytest.raises(CheckpointError, match="OWNER/REPO/PATH/FILE"):
-        hub.local(address)
+        hub.fetch(hub.parse(address))
 
 
-def test_paths_stay_paths(tmp_path: Path) -> None:
-    assert hub.local(tmp_path) == tmp_path
-    assert hub.local("hf/net.pth") == Path("hf/net.pth")
+def test_paths_are_no_addresses(tmp_path: Path) -> None:
+    assert not hub.is_address(tmp_path)
+    assert not hub.is_address("hf/net.pth")
 
 
 def test_the_library_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"huggingface_hub .*fewstep\[export\]"):
-        hub.local(_FILE)
+        hub.fetch(hub.parse(_FILE))

@@ -25,7 +25,7 @@ from fewstep.export import hub_folder
 from fewstep.runtime.errors import CheckpointError
 for address in sys.argv[1:]:
     try:
-        print(hub_folder.local(address))
+        print(hub_folder.fetch(hub_folder.parse(address)))
     except CheckpointError as error:
         print(f"error: {error}")
 """
@@ -149,8 +149,4 @@ def test_addresses(address: str, expected: HubFile) -> None:
 @pytest.mark.parametrize("address", ["hf://", "hf://a", "hf://a/b@", "hf://a/b/../c", "ftp://a/b"])
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(CheckpointError, match=r"expected hf://OWNER/REPO\[/FOLDER\]"):
-        hub_folder.local(address)
-
-
-def test_a_path_stays_a_path(tmp_path: Path) -> None:
-    assert hub_folder.local(tmp_path) == tmp_path
+        hub_folder.fetch(hub_folder.parse(address))

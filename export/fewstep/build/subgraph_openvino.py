@@ -26,7 +26,7 @@ def walk_in(precision: str) -> Walks:
     """
     api = OpenVino.load()
     api.graphs(precision)
-    config = {"INFERENCE_PRECISION_HINT": api.hint(precision), "SNIPPETS_MODE": "DISABLE"}
+    config = api.config(precision)
 
     def run(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> dict[str, Array]:
         try:

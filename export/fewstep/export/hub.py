@@ -38,20 +38,6 @@ class HubFile:
         return f"{SCHEME}{place}@{self.revision}"
 
 
-def local(place: Path | str, *, bars: bool = False) -> Path:
-    """The path of a file, fetched first where ``place`` is an address of the Hub.
-
-    Args:
-        place: a path, or an address of :func:`parse`.
-        bars: show huggingface_hub's progress bars on stderr.
-
-    Raises:
-        CheckpointError: another kind of address, or it cannot be fetched.
-        MissingDependencyError: huggingface_hub is not installed.
-    """
-    return fetch(parse(str(place)), bars=bars) if is_address(place) else Path(place)
-
-
 def is_address(place: Path | str) -> bool:
     """Whether it is an address of whatever kind, not a path."""
     return isinstance(place, str) and _URL.match(place) is not None

@@ -10,27 +10,13 @@ import re
 from pathlib import Path
 
 from fewstep import __version__
-from fewstep.export.hub import SCHEME, HubFile, is_address, problem, quiet, require_library
+from fewstep.export.hub import SCHEME, HubFile, problem, quiet, require_library
 from fewstep.runtime.errors import CheckpointError
 
 _FORM = f"{SCHEME}OWNER/REPO[/FOLDER][@REVISION]"
 _WEB = re.compile(r"https?://huggingface\.co/([^/]+/[^/?#]+)(?:/tree/([^/?#]+)(?:/([^?#]*))?)?/?")
 _READ = ("*.json", "*.txt", "*.safetensors")
 _LEFT = ("*.fp16.*", "*.bf16.*", "*.non_ema.*", "*open_clip_*", "*.onnx.json")
-
-
-def local(place: Path | str, *, bars: bool = False) -> Path:
-    """The path of a folder, fetched first where ``place`` is an address of the Hub.
-
-    Args:
-        place: a path, or an address of :func:`parse`.
-        bars: show huggingface_hub's progress bars on stderr.
-
-    Raises:
-        CheckpointError: another kind of address, or it cannot be fetched.
-        MissingDependencyError: huggingface_hub is not installed.
-    """
-    return fetch(parse(str(place)), bars=bars) if is_address(place) else Path(place)
 
 
 def parse(address: str) -> HubFile:

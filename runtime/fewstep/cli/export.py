@@ -185,11 +185,13 @@ def _files(
         paths = []
         module = hub_folder if kinds[name] == "folder" else hub
         for place in value if kinds[name] == "files" else [value]:
-            if hub.is_address(place):
-                file = module.parse(place)
-                check_target()
-                say_note(f"fetching {file}, unless it is in the cache")
-            paths.append(module.local(place, bars=errors.is_terminal))
+            if not hub.is_address(place):
+                paths.append(Path(place))
+                continue
+            file = module.parse(place)
+            check_target()
+            say_note(f"fetching {file}, unless it is in the cache")
+            paths.append(module.fetch(file, bars=errors.is_terminal))
         files[name] = paths if kinds[name] == "files" else paths[0]
     if model is not None:
         published.check(model, {name: files[name] for name in found})

@@ -198,14 +198,10 @@ class _Quantization:
             own, judged_on = data.pop(each.name), held_out.pop(each.name)
             made[each.name] = each.made(own, judged_on, self._cache, largest, progress)
         infos = self._store(made)
+        now = Bundle.read(self._bundle.path)
         graphs = tuple(
-            QuantizedGraph(
-                each.name,
-                infos[each.name],
-                each.matmuls,
-                *_sizes(Bundle.read(self._bundle.path), each.name, infos[each.name]),
-            )
-            for each in self._graphs
+            QuantizedGraph(name, infos[name], matmuls, *_sizes(now, name, infos[name]))
+            for name, matmuls in ((each.name, each.matmuls) for each in self._graphs)
         )
         return Outcome(self._settings.precision, True, graphs, self._notes(made))
 

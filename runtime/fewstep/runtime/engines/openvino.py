@@ -68,6 +68,12 @@ class OpenVino:
         around = "bf16" if "bf16" in self.precisions else "fp32"
         return _HINTS[around if precision == "int8" else precision]
 
+    def config(self, precision: str) -> dict[str, Any]:
+        """Options of whatever is compiled to compute in a precision."""
+        # Its fused attention is wrong where a tensor grows from one run to the next: 2026.4
+        # gives 20 times the largest number of a tiny VAR at its fourth scale.
+        return {"INFERENCE_PRECISION_HINT": self.hint(precision), "SNIPPETS_MODE": "DISABLE"}
+
 
 @functools.cache
 def _loaded() -> OpenVino:
@@ -134,15 +140,12 @@ class OpenVinoEngine:
         self.name, self.inputs, self.outputs = name, info.inputs, info.outputs
         self._module, self._process = api.module, os.getpid()
         config = {
-            "INFERENCE_PRECISION_HINT": api.hint(precision),
+            **api.config(precision),
             "INFERENCE_NUM_THREADS": threads or cores(),
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             # Pinned, they would stay on cores that other programs use, and keep the caller there.
             "ENABLE_CPU_PINNING": False,
-            # Its fused attention is wrong where a tensor grows from one run to the next: 2026.4
-            # gives 20 times the largest number of a tiny VAR at its fourth scale.
-            "SNIPPETS_MODE": "DISABLE",
         }
         try:
             compiled = _compiled(api, path, config, cache)
