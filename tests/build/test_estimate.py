@@ -84,11 +84,10 @@ def _stages(found: Estimate) -> tuple[Stage, ...]:
     return tuple(each.stage for each in _bounds(found, "thor", "fp16").stages)
 
 
-def test_a_guided_loop_runs_its_first_step_at_batch_b(guided: Estimate) -> None:
+def test_a_guided_loop_knows_its_first_step_of_other_images(guided: Estimate) -> None:
     graphs = {"transformer", "policy", "decoder"}
     runs = {each.title: each.steps for each in _stages(guided) if each.name in graphs}
     assert runs == {
-        "transformer (batch 2)": (0,),
         "transformer (batch 4)": (1, 2, 3),
         "policy (batch 2)": (0, 1, 2, 3),
         "decoder (batch 2)": (3,),
@@ -96,7 +95,8 @@ def test_a_guided_loop_runs_its_first_step_at_batch_b(guided: Estimate) -> None:
     kernels = [(each.name, each.steps) for each in _stages(guided) if each.name not in graphs]
     assert kernels == [
         ("initial_tokens", (0,)),
-        ("copy", (0,)),  # two rows of tokens, then four
+        ("gather_rows", (0,)),  # logits
+        ("gather_rows", (0,)),  # features
         ("copy", (0, 1, 2, 3)),  # the number of the step
         ("policy_parameters", (0, 1, 2, 3)),
         ("sample_tokens", (0,)),
@@ -111,7 +111,14 @@ def test_without_guidance_or_policy_every_pass_is_at_batch_b(bundle: Bundle) -> 
     stages = _stages(estimate(bundle, batch=3, guidance=0.0))
     assert {each.sizes for each in stages} == {(), (("batch", 3),)}
     assert "policy" not in {each.name for each in stages}
-    assert sum(each.runs for each in stages if each.name == "transformer") == 8
+    assert sum(each.runs for each in stages if each.name == "transformer") == 7
+
+
+def test_graphs_that_run_for_other_images_are_counted_too(bundle: Bundle) -> None:
+    """In one step nothing is left to the transformer but what is kept of its classes."""
+    found = estimate(bundle, steps=1)
+    assert {each.graph for each in found.works} == {"transformer", "decoder"}
+    assert "transformer" not in {each.name for each in _stages(found)}
 
 
 @pytest.mark.parametrize("schedule", ["policy", "cosine"])
@@ -132,10 +139,12 @@ def test_launches_are_those_of_the_loop_and_of_the_graphs(
     with Generator.open(bundle.path, device="cpu", threads=1) as generator:
         generator.generate(class_ids=[0, 1], steps=steps, schedule=schedule)
         enqueued.clear()
-        generator.generate(class_ids=[2, 3], steps=steps, schedule=schedule)
+        generator.generate(class_ids=[1, 0], steps=steps, schedule=schedule)
     found = estimate(bundle, batch=2, steps=steps, schedule=schedule)
-    decoder, *every_step = (work.launches for work in reversed(found.works))
-    assert found.launches == len(enqueued) + decoder + steps * sum(every_step)
+    works = {work.graph: work.launches for work in found.works}
+    of_graphs = works["decoder"] + (steps - 1) * works["transformer"]
+    of_graphs += steps * works.get("policy", 0)
+    assert found.launches == len(enqueued) + of_graphs
 
 
 def test_launches_grow_with_the_steps_and_not_with_the_batch(bundle: Bundle) -> None:

@@ -81,19 +81,20 @@ def test_totals_are_the_sums_of_the_buffers(
         name: _bytes_of(spec.shape, spec.dtype)
         for name, spec in planned.program.every_buffer.items()
     }
-    shared = sizes.pop("unconditional_logits")
+    shared = sum(sizes.pop(name) for name in planned.program.shared)
     assert (planned.total_bytes, planned.shared_bytes) == (sum(sizes.values()), shared)
 
 
 def test_total_of_a_plan_counted_by_hand(tiny_bundle: Path) -> None:
     """2 images of 16 tokens of 24 codes, 32 features, 3 steps, guidance: 4 rows per pass."""
     planned = planned_decode(Bundle.read(tiny_bundle), batch=2, steps=3)
-    inputs = 4 * 4 + 2 * 8 + 2 * 16 * (4 + 1) + 3 * 2 * 4 * 4 + 4
+    inputs = 4 * 4 + 2 * 8 + 2 * 16 * (4 + 1 + 4) + 3 * 2 * 4 * 4 + 4
     tokens = 4 * 4 * 16 * 4 + 3 * 2 * 16 * 4 + 2 * 16 * 4 + 4 * 16 * 4
     passes = 4 * 16 * 24 * 4 + 4 * 16 * 32 * 4
     images = 2 * 3 * 8 * 8 * (4 + 1)
     assert planned.total_bytes == inputs + tokens + passes + images
-    assert planned.shared_bytes == 16 * 24 * 4
+    # Unconditional logits, and step 0 of 5 classes.
+    assert planned.shared_bytes == 16 * 24 * 4 + 5 * 16 * (24 + 32) * 4
 
 
 @pytest.mark.parametrize(
@@ -151,13 +152,13 @@ def test_generate_makes_the_plan_that_was_foretold(
 
 
 def test_bundle_without_guidance_has_the_plan_that_generate_makes(tiny_bundle: Path) -> None:
-    """Guidance doubles the transformer's buffers, and nothing is shared without it."""
+    """Guidance doubles the transformer's buffers; without it there are no unconditional logits."""
     bundle = _with_defaults(tiny_bundle, guidance=(0.0, 0.0))
     with Generator.open(bundle, threads=1) as generator:
         made = _made_by(generator, None, 2)
     planned = planned_decode(bundle, batch=2)
     assert made == [(planned.key, planned.total_bytes)]
-    assert planned.shared_bytes == 0
+    assert planned.program.shared.keys() == {"first_logits", "first_features"}
 
 
 @pytest.mark.parametrize(

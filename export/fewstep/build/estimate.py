@@ -212,9 +212,10 @@ def estimate(
         raise RequestError(choose("precision", unknown[0], WIDTH_BYTES))
     plan = planned_decode(bundle, batch=batch, **settings)
     sizes: dict[str, list[Sizes]] = {}
-    for op in plan.program.different():
-        if isinstance(op, Run):
-            sizes.setdefault(op.graph, []).append(_sizes(plan, op))
+    for part in plan.program.every_program:
+        for op in part.different():
+            if isinstance(op, Run):
+                sizes.setdefault(op.graph, []).append(_sizes(plan, op, part))
     works = {name: graph_work(bundle, name, runs) for name, runs in sizes.items()}
     stages = program_stages(plan, works)
     counted = tuple(works.values())
@@ -243,15 +244,15 @@ def program_stages(plan: PlannedDecode, works: Mapping[str, GraphWork]) -> tuple
 def _stage(plan: PlannedDecode, works: Mapping[str, GraphWork], op: Op) -> Stage:
     """An operation, as if it ran in no step."""
     if isinstance(op, Run):
-        return _run_stage(works[op.graph], _sizes(plan, op))
+        return _run_stage(works[op.graph], _sizes(plan, op, plan.program))
     if isinstance(op, Copy):
         size = op.target.bytes_in(plan.program.every_buffer)
         return Stage("copy", (), (), 0, 0, size, size, launches=1)
     return _launch_stage(op, plan.program)
 
 
-def _sizes(plan: PlannedDecode, run: Run) -> Sizes:
-    graph, buffers = plan.model.graphs[run.graph], plan.program.every_buffer
+def _sizes(plan: PlannedDecode, run: Run, program: Program) -> Sizes:
+    graph, buffers = plan.model.graphs[run.graph], program.every_buffer
     shapes = {name: view.shape_in(buffers) for name, view in run.bindings.items()}
     return sizes_of({**graph.inputs, **graph.outputs}, shapes)
 

@@ -117,8 +117,8 @@ def _typical(family: Family, model: Model, batch: int) -> dict[str, Shapes]:
 
 
 def _runs(program: Program, model: Model) -> Iterator[tuple[str, Shapes]]:
-    """Graph and shapes of the inputs that vary, of every run; those of constants included."""
-    for part in (program, *program.constants.values()):
+    """Graph and shapes of the inputs that vary, of every run; those of what is shared included."""
+    for part in program.every_program:
         for run, shapes in part.runs():
             inputs = model.graphs[run.graph].inputs
             yield run.graph, {name: shapes[name] for name, each in inputs.items() if each.varies}

@@ -79,7 +79,7 @@ def plan_tables(plan: PlannedDecode) -> list[Table]:
         operations.add_row(each["step"], op, escape(each["what"]), escape(each["on"]))
     buffers = _table("Buffers", "Buffer", "Type", "Shape", "Role", "Bytes")
     for name, spec in plan.program.every_buffer.items():
-        role = "shared" if name in plan.program.constants else spec.role
+        role = "shared" if name in plan.program.shared else spec.role
         buffers.add_row(name, spec.dtype, str(list(spec.shape)), role, f"{spec.bytes:,}")
     buffers.add_row("this plan", "", "", "", f"{plan.total_bytes:,}", style="bold")
     buffers.add_row("shared by all plans", "", "", "", f"{plan.shared_bytes:,}")

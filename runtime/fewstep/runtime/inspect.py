@@ -62,20 +62,19 @@ class PlannedDecode:
 
     @property
     def shared_bytes(self) -> int:
-        """Sum over the constants, which all plans share."""
-        constants = self.program.constants.items()
-        return sum(program.buffers[name].bytes for name, program in constants)
+        """Sum over what all plans share: constants, and rows that are kept."""
+        return sum(spec.bytes for spec in self.program.shared.values())
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        constants = self.program.constants
+        shared = self.program.shared
         buffers = self.program.every_buffer.items()
         return {
             "batch": self.batch,
             "settings": self.settings,
             "key": asdict(self.key),
             "buffers": {
-                name: {**asdict(spec), "bytes": spec.bytes, "shared": name in constants}
+                name: {**asdict(spec), "bytes": spec.bytes, "shared": name in shared}
                 for name, spec in buffers
             },
             "operations": listed(self.program),

@@ -12,11 +12,13 @@ from collections.abc import Callable, Hashable, Mapping
 
 import numpy.typing as npt
 
+from fewstep.runtime.binder import Binder
 from fewstep.runtime.devices import Array, Buffer, Device, Workspace
 from fewstep.runtime.engines import Engine
 from fewstep.runtime.errors import OutOfMemoryError
-from fewstep.runtime.plan import Binder, Plan
-from fewstep.runtime.program import Program
+from fewstep.runtime.kept import KeptRows
+from fewstep.runtime.plan import Plan
+from fewstep.runtime.program import Kept, Program
 
 MAX_PLANS = 8
 MAX_PLAN_BYTES = 1 << 30
@@ -44,6 +46,7 @@ class Plans:
         self._max_plan_bytes = max_plan_bytes
         self._plans: OrderedDict[Hashable, Plan] = OrderedDict()
         self._constants: dict[str, Workspace] = {}
+        self._kept: dict[str, KeptRows] = {}
 
     def get(self, key: Hashable) -> Plan:
         """The plan for a key, kept for reuse.
@@ -80,14 +83,20 @@ class Plans:
             return self.get(key).run(inputs)
 
     def close(self) -> None:
-        """Release every plan and constant; closing twice is fine."""
+        """Release every plan and what they share; closing twice is fine."""
         self._drop(keep=0)
         while self._constants:
             self._constants.popitem()[1].close()
 
     def _planned(self, program: Program) -> Plan:
         constants = {name: self._constant(name, each) for name, each in program.constants.items()}
-        return Plan(program, self._device, self._engines, constants)
+        kept = [self._kept_rows(name, each) for name, each in program.kept.items()]
+        return Plan(program, self._device, self._engines, constants, kept)
+
+    def _kept_rows(self, name: str, kept: Kept) -> KeptRows:
+        if name not in self._kept:
+            self._kept[name] = KeptRows(kept, self._device, self._engines)
+        return self._kept[name]
 
     def _constant(self, name: str, program: Program) -> Buffer:
         """The buffer ``name`` of a program that is run once; its other buffers go."""
@@ -123,3 +132,5 @@ class Plans:
     def _drop(self, keep: int) -> None:
         while len(self._plans) > keep:
             self._plans.popitem(last=False)[1].close()
+        while self._kept and not self._plans:  # rows may take much, and no plan reads them
+            self._kept.popitem()[1].close()

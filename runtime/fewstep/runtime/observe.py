@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fewstep.runtime.binder import Binder
 from fewstep.runtime.devices import Array, Device
 from fewstep.runtime.engines import Engine
-from fewstep.runtime.plan import Binder
 from fewstep.runtime.program import Launch, Op, Program, Run, View
 
 
@@ -40,7 +40,7 @@ def observe(
     """Run a program operation by operation.
 
     Args:
-        program: without constants.
+        program: without anything that is shared.
         device: where to run it; nothing is captured.
         engines: by graph name.
         inputs: by buffer name, broadcast to the buffer's shape.
@@ -52,7 +52,7 @@ def observe(
         EngineError: a graph cannot be run.
         OutOfMemoryError: there is not enough memory.
     """
-    if program.constants:
+    if program.shared:
         raise ValueError("a program that is observed computes everything itself")
     wanted = {name: rows for name, rows in (forced or {}).items() if name in program.decisions}
     with contextlib.ExitStack() as stack:

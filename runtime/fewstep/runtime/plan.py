@@ -10,81 +10,20 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 import numpy.typing as npt
 
-from fewstep.runtime.devices import Array, Buffer, Device, Direct, Part, Replay, Workspace
-from fewstep.runtime.engines import BoundEngine, Engine
-from fewstep.runtime.errors import EngineError, FewstepError
-from fewstep.runtime.program import ERROR, Copy, Op, Program, Repeat, Run, View, stage_of
+from fewstep.runtime.binder import Binder, Call
+from fewstep.runtime.devices import Array, Buffer, Device, Direct, Part, Replay
+from fewstep.runtime.engines import Engine
+from fewstep.runtime.errors import EngineError
+from fewstep.runtime.kept import KeptRows
+from fewstep.runtime.program import ERROR, Op, Program, Repeat, stage_of
 
-Call = Callable[[], None]
 AfterStep = Callable[[int, Mapping[str, Array]], None]
 """Takes a step that is over, and what the buffers of :meth:`Plan.run` hold by then."""
-
-
-class Binder:
-    """Turns operations into calls on one workspace, and owns the bindings of engines.
-
-    Args:
-        device: that the calls enqueue on.
-        engines: by graph name.
-        workspace: the buffers.
-        constants: further buffers, by name.
-    """
-
-    def __init__(
-        self,
-        device: Device,
-        engines: Mapping[str, Engine],
-        workspace: Workspace,
-        constants: Mapping[str, Buffer],
-    ) -> None:
-        self._device, self._engines = device, engines
-        self._workspace, self._constants = workspace, constants
-        self._bound: dict[Hashable, BoundEngine] = {}
-
-    def buffer(self, view: View) -> Buffer:
-        """The memory of a view."""
-        constant = self._constants.get(view.buffer)
-        return view.of(self._workspace[view.buffer] if constant is None else constant)
-
-    def call(self, op: Op) -> Call:
-        """What enqueues an operation; making it costs as much as calling it, so make it once."""
-        if isinstance(op, Run):
-            return functools.partial(self._device.run, self._engine(op))
-        if isinstance(op, Copy):
-            target, source = self.buffer(op.target), self.buffer(op.source)
-            return functools.partial(self._device.copy, target, source)
-        arguments = {
-            name: self.buffer(value) if isinstance(value, View) else value
-            for name, value in op.arguments.items()
-        }
-        return functools.partial(self._device.launch, op.kernel, **arguments)
-
-    def require_capturable(self) -> None:
-        """Raise ``EngineError`` unless the work of every bound engine can be captured now."""
-        for bound in self._bound.values():
-            bound.require_capturable()
-
-    def settle(self) -> None:
-        """Wait for what an interrupted run left on the device: it may need what is released."""
-        with contextlib.suppress(FewstepError):
-            self._device.synchronize()
-
-    def close(self) -> None:
-        """Release the bindings, once what was enqueued on them is over; closing twice is fine."""
-        self.settle()
-        while self._bound:
-            self._bound.popitem()[1].close()
-
-    def _engine(self, op: Run) -> BoundEngine:
-        key = op.graph, tuple(op.bindings.items())
-        if key not in self._bound:
-            buffers = {name: self.buffer(view) for name, view in op.bindings.items()}
-            self._bound[key] = self._engines[op.graph].bind(buffers)
-        return self._bound[key]
 
 
 class Plan:
@@ -95,6 +34,7 @@ class Plan:
         device: where.
         engines: by graph name; more than the program needs may be there.
         constants: buffers that the program takes as computed, by name.
+        kept: rows that it takes as computed when a request needs them.
 
     Raises:
         OutOfMemoryError: there is not enough memory; nothing is held.
@@ -108,15 +48,17 @@ class Plan:
         device: Device,
         engines: Mapping[str, Engine],
         constants: Mapping[str, Buffer],
+        kept: Sequence[KeptRows] = (),
     ) -> None:
-        self.program, self._device = program, device
+        self.program, self._device, self._kept = program, device, kept
         self._used = [engines[name] for name in program.graphs]
         outputs = [name for name, spec in program.buffers.items() if spec.role == "output"]
         self._read = tuple(dict.fromkeys((*outputs, *program.decisions)))
         with contextlib.ExitStack() as stack:
             self.workspace = device.workspace(program.buffers)
             stack.callback(self.workspace.close)
-            self._binder = Binder(device, engines, self.workspace, constants)
+            shared = {name: buffer for each in kept for name, buffer in each.buffers.items()}
+            self._binder = Binder(device, engines, self.workspace, {**constants, **shared})
             stack.callback(self._binder.close)
             self._sequence = Direct(
                 [
@@ -127,6 +69,8 @@ class Plan:
             )
             for name, values in program.initial.items():
                 self.workspace.write(name, values)
+            specs = {each.of: program.buffers[each.of] for each in kept}
+            self._asked = {name: np.zeros(spec.shape, spec.dtype) for name, spec in specs.items()}
             self.replay = self._captured()
             stack.pop_all()
 
@@ -153,6 +97,7 @@ class Plan:
         """
         for name, values in inputs.items():
             self.workspace.write(name, values)
+        self._find_kept(inputs)
         self.workspace.write(ERROR, 0)
         try:
             if after_step is None or self.captured:
@@ -164,6 +109,8 @@ class Plan:
             raise
         self._device.synchronize()
         if self.workspace.read(ERROR)[0]:
+            for each in self._kept:
+                each.forget()
             raise EngineError(
                 "a graph produced NaN or infinite numbers; see which with: fewstep verify"
             )
@@ -175,6 +122,15 @@ class Plan:
         self.replay.close()
         self._binder.close()
         self.workspace.close()
+
+    def _find_kept(self, inputs: Mapping[str, npt.ArrayLike]) -> None:
+        """Say which of the kept rows the images have; other plans may have changed them."""
+        for each in self._kept:
+            asked = self._asked[each.of]
+            if each.of in inputs:
+                given = np.asarray(inputs[each.of], asked.dtype)
+                asked = self._asked[each.of] = np.broadcast_to(given, asked.shape)
+            self.workspace.write(each.rows, each.find(asked)[:, None])
 
     def _captured(self) -> Replay:
         if not all(engine.capturable for engine in self._used):

@@ -163,6 +163,33 @@ class Repeat:
 
 
 @dataclass(frozen=True, eq=False)
+class Kept:
+    """Rows that are computed when they are first asked for, and kept for all programs.
+
+    ``program`` computes them for a batch, from its input ``of``, whose rows say what is asked for:
+    a class, say. ``names``: its buffers ``[B, …]`` whose rows are kept, in buffers of the same
+    names that have ``entries`` rows, B at least; the least recently used go first. ``rows``: the
+    input of the program that reads them which says for every image, over and over along its other
+    dimensions, which row it has.
+    """
+
+    program: Program
+    of: str
+    names: tuple[str, ...]
+    rows: str
+    entries: int
+
+    @property
+    def buffers(self) -> dict[str, BufferSpec]:
+        """What holds the rows."""
+        own = {name: self.program.buffers[name] for name in self.names}
+        return {
+            name: replace(spec, shape=(self.entries, *spec.shape[1:]), role="internal")
+            for name, spec in own.items()
+        }
+
+
+@dataclass(frozen=True, eq=False)
 class Program:
     """Buffers and operations that make a batch of images.
 
@@ -171,7 +198,8 @@ class Program:
     buffers start with, for those that never change, and so that a plan can be tried before
     anything is asked of it; other inputs start as zeros. ``constants``: by the name of a buffer
     that views may be of, the program that fills it; it is computed once for all programs that
-    have a constant of this name.
+    have a constant of this name. ``kept``: by a name that all programs share, rows that are
+    computed once for each of the values that requests bring.
     """
 
     buffers: Mapping[str, BufferSpec]
@@ -179,6 +207,7 @@ class Program:
     decisions: tuple[str, ...] = ()
     initial: Mapping[str, npt.ArrayLike] = field(default_factory=dict)
     constants: Mapping[str, Program] = field(default_factory=dict)
+    kept: Mapping[str, Kept] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse views that no device could give, and those where no engine may read or write."""
@@ -194,20 +223,33 @@ class Program:
                     raise ValueError(f"{op} is on {view}: {wrong}")
 
     @property
+    def shared(self) -> dict[str, BufferSpec]:
+        """What programs have in common: constants, and rows that are kept."""
+        found = {name: each.buffers[name] for name, each in self.constants.items()}
+        for each in self.kept.values():
+            found |= each.buffers
+        return found
+
+    @property
     def every_buffer(self) -> dict[str, BufferSpec]:
-        """All that views may be of, constants included."""
-        shared = {name: each.buffers[name] for name, each in self.constants.items()}
-        return {**self.buffers, **shared}
+        """All that views may be of."""
+        return {**self.buffers, **self.shared}
+
+    @property
+    def every_program(self) -> tuple[Program, ...]:
+        """Those that compute what is shared, and itself."""
+        return *self.constants.values(), *(each.program for each in self.kept.values()), self
 
     @property
     def bytes(self) -> int:
-        """Memory of its own buffers; constants and activations inside engines come on top."""
+        """Memory of its own buffers; what is shared and activations inside engines come on top."""
         return sum(spec.bytes for spec in self.buffers.values())
 
     @property
     def graphs(self) -> tuple[str, ...]:
-        """Graphs that it runs, in the order of their first run."""
-        return tuple(dict.fromkeys(op.graph for op in self.different() if isinstance(op, Run)))
+        """Graphs that it needs, in the order of their first run."""
+        ops = (op for each in self.every_program for op in each.different())
+        return tuple(dict.fromkeys(op.graph for op in ops if isinstance(op, Run)))
 
     @property
     def engine_stages(self) -> frozenset[str]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fewstep.runtime.binder import Binder
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices import Device
 from fewstep.runtime.engines import Engine
@@ -22,7 +23,6 @@ from fewstep.runtime.errors import FewstepError
 from fewstep.runtime.families import family_of, model_of
 from fewstep.runtime.files import replacing
 from fewstep.runtime.load import OthersLoad
-from fewstep.runtime.plan import Binder
 from fewstep.runtime.program import Program, Run
 
 _TIMES = 3

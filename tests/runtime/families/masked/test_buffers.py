@@ -53,6 +53,7 @@ _GUIDED: Table = _TABLE | {
     "logits": ((6, 16, 24), "float32", "internal"),
     "features": ((6, 16, 32), "float32", "internal"),
 }
+_KEPT: Table = {"first_entries": ((3, 16), "int32", "input")}
 _POLICY: Table = {
     "parameters": ((5, 3, 4), "float32", "output"),
     "step_ids": ((5, 3), "int32", "input"),
@@ -80,11 +81,11 @@ def _without_features(table: Table) -> Table:
 @pytest.mark.parametrize(
     ("key", "expected"),
     [
-        (_PLAIN, _TABLE),
-        (replace(_PLAIN, guided=True), _GUIDED),
+        (_PLAIN, _TABLE | _KEPT),
+        (replace(_PLAIN, guided=True), _GUIDED | _KEPT),
         (replace(_PLAIN, guided=True, reuse=False), _GUIDED),
-        (replace(_PLAIN, policy="policy"), _TABLE | _POLICY),
-        (replace(_PLAIN, guided=True, policy="policy"), _GUIDED | _POLICY),
+        (replace(_PLAIN, policy="policy"), _TABLE | _KEPT | _POLICY),
+        (replace(_PLAIN, guided=True, policy="policy"), _GUIDED | _KEPT | _POLICY),
     ],
 )
 def test_buffers_of_a_class_conditional_bundle(
@@ -109,6 +110,31 @@ def test_the_constant_is_the_logits_of_one_image(model: Model, guided: bool, reu
     program = masked_program(model, replace(_PLAIN, guided=guided, reuse=reuse))
     constant = {"unconditional_logits": ((1, 16, 24), "float32", "internal")}
     assert _as_table(_constants(program)) == (constant if guided and reuse else {})
+
+
+def test_a_first_step_without_guidance_needs_no_constant(model: Model) -> None:
+    program = masked_program(model, replace(_PLAIN, guided=True, unguided=(0, 2)))
+    assert not program.constants
+    runs = [shapes["tokens"] for run, shapes in program.runs() if run.graph == "transformer"]
+    assert runs == [(6, 16), (3, 16), (6, 16), (6, 16)]  # steps 1 … 4
+
+
+@pytest.mark.parametrize(("batch", "entries"), [(1, 5), (3, 5), (9, 9)])
+def test_rows_are_kept_for_every_class_or_a_batch(model: Model, batch: int, entries: int) -> None:
+    program = masked_program(model, MaskedKey(batch, 2, guided=True, policy=None))
+    ((name, kept),) = program.kept.items()
+    assert name == f"first_step_{batch}"
+    shapes = {"first_logits": (entries, 16, 24), "first_features": (entries, 16, 32)}
+    assert {each: spec.shape for each, spec in kept.buffers.items()} == shapes
+    (run,) = (shapes["tokens"] for _, shapes in kept.program.runs())
+    assert run == (batch, 16)
+
+
+def test_rows_that_take_too_much_are_not_kept(model: Model) -> None:
+    """32 MiB hold no batch of 600,000 codes at 16 positions; texts are never kept."""
+    wide = replace(model, info=model.info.model_copy(update={"codebook_size": 600_000}))
+    assert not masked_program(wide, _PLAIN).kept
+    assert masked_program(wide, replace(_PLAIN, guided=True)).constants
 
 
 def _constants(program: Program) -> dict[str, BufferSpec]:
@@ -169,6 +195,7 @@ def test_bytes_per_image_and_step(model: Model, batch: int, steps: int, guided: 
     halves = 1 + guided
     logits, features, tokens, image = 4 * 16 * 24, 4 * 16 * 32, 4 * 16, 3 * 8 * 8
     fixed = 8 + tokens + 16 + tokens + image + 4 * image  # seed, given, mask, confidence, images
+    fixed += tokens  # which row of step 0 every token reads
     per_image = fixed + halves * (4 + logits + features + 2 * tokens)
     per_step = halves * tokens + tokens + 4 * 4  # the trace, and parameters
     assert size(batch, steps) == 4 + batch * (per_image + steps * per_step)

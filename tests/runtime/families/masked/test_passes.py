@@ -22,6 +22,7 @@ from fewstep.runtime.devices.cpu import CpuDevice, host_array
 from fewstep.runtime.engines import BoundEngine, Engine
 from fewstep.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from fewstep.runtime.errors import EngineError
+from fewstep.runtime.families.masked import transformer
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.records import TensorInfo
 
@@ -107,19 +108,62 @@ def _open(
 def test_guided_passes(
     tiny_bundle: Path, engines: dict[str, Counting], steps: int, schedule: str
 ) -> None:
+    """Step 0 of classes that are new, then T − 1 passes; the unconditional logits of the image
+    without tokens once, if guidance may be above 0 at step 0."""
+    guidance = {} if schedule == "policy" else {"guidance": (1, 3)}
+    settings: dict[str, Any] = {"steps": steps, "schedule": schedule, **guidance}
+    following = [6] * (steps - 1)
     with _open(tiny_bundle, engines) as generator:
-        generator.generate(class_ids=[0, 1, 2], steps=steps, schedule=schedule)
-        # One pass for the unconditional logits of the all-masked image, then T.
-        assert engines["transformer"].batches == [1, 3, *[6] * (steps - 1)]
+        passes = engines["transformer"].batches
+        generator.generate(class_ids=[0, 1, 2], **settings)
+        assert passes == [1, 3, *following]
         assert engines["policy"].batches == ([3] * steps if schedule == "policy" else [])
         assert engines["decoder"].batches == [3]
-        engines["transformer"].batches.clear()
-        generator.generate(class_ids=[4, 4, 4], steps=steps, schedule=schedule, seed=9)
-        generator.generate(class_ids=[1], steps=steps, schedule=schedule)
-        assert engines["transformer"].batches == [
-            *(3, *[6] * (steps - 1)),
-            *(1, *[2] * (steps - 1)),
-        ]
+        passes.clear()
+        generator.generate(class_ids=[2, 1, 1], **settings, seed=9)
+        assert passes == following
+        passes.clear()
+        generator.generate(class_ids=[4, 0, 4], **settings, seed=9)
+        assert passes == [3, *following]
+        passes.clear()
+        for _ in range(2):
+            generator.generate(class_ids=[1], **settings)
+        assert passes == [1, *([2] * (steps - 1) * 2)]
+
+
+@pytest.mark.parametrize("constants", [True, False])
+def test_steps_without_guidance_have_no_unconditional_half(
+    tiny_bundle: Path, engines: dict[str, Counting], constants: bool
+) -> None:
+    settings: dict[str, Any] = {"steps": 4, "guidance": "0,0,2,0"}
+    with _open(tiny_bundle, engines, constants=constants) as generator:
+        found = generator.generate(class_ids=[0, 1, 1], seed=5, **settings).trace
+    assert engines["transformer"].batches == ([3, 3, 6, 3] if constants else [6, 6, 6, 6])
+    fresh = {name: _engine(tiny_bundle, name) for name in _GRAPHS}
+    with _open(tiny_bundle, fresh, constants=not constants) as generator:
+        expected = generator.generate(class_ids=[0, 1, 1], seed=5, **settings).trace
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_array_equal(found.sampled, expected.sampled)
+
+
+@pytest.mark.parametrize("settings", [{}, {"schedule": "policy"}, {"order": "halton"}])
+def test_an_image_does_not_depend_on_what_was_asked_before(
+    tiny_bundle: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rows for five classes: each goes and comes again, alone and in batches."""
+    monkeypatch.setattr(transformer, "_KEPT_BYTES", 2 * 16 * (24 + 32) * 4)
+    fresh = {name: _engine(tiny_bundle, name) for name in _GRAPHS}
+    bundle = Bundle.read(tiny_bundle)
+    with (
+        _open(tiny_bundle, fresh, max_batch=2) as generator,
+        Generator.open(bundle, threads=1, max_batch=2) as other,
+    ):
+        other._constants = False
+        for seed, classes in enumerate(([0, 3], [3, 4], [1], [1, 0], [2, 2, 0], [4], [1])):
+            request: dict[str, Any] = {"class_ids": classes, "seed": seed, "steps": 3, **settings}
+            found, expected = generator.generate(**request), other.generate(**request)
+            np.testing.assert_array_equal(found.trace.tokens, expected.trace.tokens)
+            np.testing.assert_array_equal(found.images, expected.images)
 
 
 def test_unguided_passes_never_double_the_batch(
@@ -142,7 +186,7 @@ def test_large_requests_are_cut_into_batches(
     with _open(tiny_bundle, engines, max_batch=2) as generator:
         images = generator.generate(class_ids=[0, 1, 2, 3, 4], steps=2, guidance=0).images
     assert len(images) == 5
-    assert engines["transformer"].batches == [2, 2, 2, 2, 1, 1]
+    assert engines["transformer"].batches == [2, 2, 2, 2, 1, 1]  # all classes are new
     assert engines["decoder"].batches == [2, 2, 1]
 
 
@@ -237,7 +281,7 @@ def test_the_engine_that_needs_most_runs_before_a_capture_gets_them(
     ready = {name: engine.asked_ready_after for name, engine in engines.items()}
     assert ready["decoder"] == [runs]
     assert ready["policy"] == [2 * runs]  # a run of two steps
-    assert ready["transformer"] == [2 * runs + 1] * 2  # as first and as guided pass; the kept one
+    assert ready["transformer"] == [runs + 1]  # as guided pass; the unconditional logits
 
 
 @pytest.mark.parametrize("graph", _GRAPHS)

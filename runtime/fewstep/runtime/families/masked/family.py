@@ -128,6 +128,7 @@ class MaskedFamily(Family):
             reuse=constants and request.mask is None and request.negative is None,
             ordered=request.order is not None,
             encodes=request.of_ids,
+            unguided=request.unguided if constants else (),
         )
 
     def corners(self, model: Model, batch: int) -> Iterator[MaskedKey]:

@@ -13,9 +13,9 @@
     end:     decoder(sampled[T − 1]) → image → pixels
 
 Engines read and write the same views at every step, so that each is bound once for every batch
-that it runs with. With guidance the transformer runs at batch 2B, conditional half first. At step 0
-every token is masked, so the unconditional logits are the same for every image: they are a
-constant, and step 0 runs at batch B.
+that it runs with. With guidance the transformer runs at batch 2B, conditional half first, but for
+steps whose guidance is 0. At step 0 every token is masked, so that its logits are known from other
+images of the class (``transformer.py``), and no pass is made.
 """
 
 from __future__ import annotations
@@ -29,11 +29,21 @@ import numpy.typing as npt
 from fewstep.runtime.devices import BufferSpec, Role
 from fewstep.runtime.families import Model
 from fewstep.runtime.families.masked.model import MaskedModel
+from fewstep.runtime.families.masked.transformer import (
+    ENTRIES,
+    UNCONDITIONAL,
+    first_step,
+    kept_entries,
+    kept_first_step,
+    transformer_buffers,
+    transformer_run,
+    unconditional,
+)
 from fewstep.runtime.kernels.choices import AT_LEAST_ONE, CONFIDENCES, TIES
 from fewstep.runtime.program import Copy, Launch, Op, Program, Run, View
 
 DECISIONS = ("tokens", "sampled", "parameters")
-_UNCONDITIONAL = "unconditional_logits"
+_FIRST = "first_step"
 
 
 @dataclass(frozen=True)
@@ -41,9 +51,10 @@ class MaskedKey:
     """What a program is made for; seeds, conditions and parameters are its inputs.
 
     ``policy`` is the graph of the policy network, or ``None`` for a fixed schedule. With ``reuse``
-    every token is generated, and the unconditional half of step 0 is a constant. ``ordered``: the
+    every token is generated, and what is known of step 0 is not computed again. ``ordered``: the
     order of the positions is an input, and no confidence is computed. ``encodes``: texts are given
-    by their ids, which a text encoder reads.
+    by their ids, which a text encoder reads. ``unguided``: steps of a guided program whose guidance
+    is 0, so that they need no unconditional half.
     """
 
     batch: int
@@ -53,17 +64,22 @@ class MaskedKey:
     reuse: bool = True
     ordered: bool = False
     encodes: bool = False
+    unguided: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int:
-        """Rows that the transformer runs with."""
+        """Rows that the transformer runs with at most."""
         return 2 * self.batch if self.guided else self.batch
+
+    def guides(self, step: int) -> bool:
+        """Whether a step needs unconditional logits."""
+        return self.guided and step not in self.unguided
 
 
 def masked_program(model: Model, key: MaskedKey) -> Program:
     """The program for a key."""
     buffers = _buffers(model, key)
-    reuse = key.guided and key.reuse
+    keeps = _keeps(model, key)
     initial: dict[str, npt.ArrayLike] = {"mask": 1}
     if key.policy:
         initial["step_ids"] = np.arange(key.steps, dtype=np.int32)[:, None]
@@ -71,11 +87,17 @@ def masked_program(model: Model, key: MaskedKey) -> Program:
         initial |= _trial(model.info, key)
     return Program(
         buffers,
-        tuple(_operations(model.info, key, features="features" in buffers)),
+        tuple(_operations(model, key, features="features" in buffers)),
         decisions=DECISIONS,
         initial=initial,
-        constants={_UNCONDITIONAL: _unconditional(model)} if reuse else {},
+        constants={UNCONDITIONAL: unconditional(model)} if key.reuse and key.guides(0) else {},
+        kept={f"{_FIRST}_{key.batch}": kept_first_step(model, key.batch)} if keeps else {},
     )
+
+
+def _keeps(model: Model, key: MaskedKey) -> bool:
+    """Whether step 0 is kept."""
+    return key.reuse and kept_entries(model, key.batch) > 0
 
 
 def _trial(model: MaskedModel, key: MaskedKey) -> dict[str, npt.ArrayLike]:
@@ -91,43 +113,49 @@ def _trial(model: MaskedModel, key: MaskedKey) -> dict[str, npt.ArrayLike]:
     return {"parameters": trial, "decided": decided, "ranks": ranks}
 
 
-def _operations(model: MaskedModel, key: MaskedKey, *, features: bool) -> Iterator[Op]:
+def _operations(model: Model, key: MaskedKey, *, features: bool) -> Iterator[Op]:
+    info: MaskedModel = model.info
     tokens, sampled, error = View("tokens"), View("sampled"), View("error")
     yield Launch(
         "initial_tokens",
         {
             "given": View("given"),
             "mask": View("mask"),
-            "codebook_size": model.codebook_size,
-            "mask_token": model.mask_token,
+            "codebook_size": info.codebook_size,
+            "mask_token": info.mask_token,
             "tokens": tokens[0],
             "error": error,
         },
         writes=("tokens", "error"),
     )
     if key.encodes:
-        yield from _texts(model, key)
+        yield from _texts(info, key)
     for step in range(key.steps):
-        constant = step == 0 and key.guided and key.reuse
-        rows = key.batch if constant else key.rows
-        read = View("transformer_tokens")[:rows]
-        yield Copy(read, tokens[step][:rows], step, "transformer")
-        yield _transformer(model, rows, features=features, step=step)
+        first = step == 0 and key.reuse
+        if first and _keeps(model, key):
+            yield from first_step(model, key.batch)
+        else:
+            rows = key.rows if key.guides(step) and not first else key.batch
+            read = View("transformer_tokens")[:rows]
+            yield Copy(read, tokens[step][:rows], step, "transformer")
+            yield transformer_run(info, rows, features=features, step=step)
         if key.policy:
-            yield from _policy(model, key, key.policy, step)
+            yield from _policy(info, key, key.policy, step)
         conditional = View("logits")[: key.batch]
-        second = View("logits")[key.batch : 2 * key.batch] if key.guided else conditional
+        second = conditional
+        if key.guides(step):
+            second = View(UNCONDITIONAL) if first else View("logits")[key.batch : key.rows]
         sampling: dict[str, View | int | float] = {
             "conditional": conditional,
-            "unconditional": View(_UNCONDITIONAL) if constant else second,
+            "unconditional": second,
             "parameters": View("parameters")[step],
             "seeds": View("seeds"),
             "step": step,
-            "mask_token": model.mask_token,
+            "mask_token": info.mask_token,
             "error": error,
         }
         decide = _in_order if key.ordered else _by_confidence
-        yield from decide(model, key, step, sampling)
+        yield from decide(info, key, step, sampling)
     last = key.steps - 1
     yield Run("decoder", {"tokens": sampled[last], "image": View("image")}, last)
     yield Launch(
@@ -224,17 +252,6 @@ def _in_order(
         yield Copy(tokens[step + 1][half : half + batch], sampled, step, "sampling")
 
 
-def _transformer(model: MaskedModel, rows: int, *, features: bool, step: int = 0) -> Run:
-    bindings = {
-        "tokens": View("transformer_tokens")[:rows],
-        model.condition_input: View("condition")[:rows],
-        "logits": View("logits")[:rows],
-    }
-    if features:
-        bindings["features"] = View("features")[:rows]
-    return Run("transformer", bindings, step)
-
-
 def _policy(model: MaskedModel, key: MaskedKey, policy: str, step: int) -> Iterator[Op]:
     yield Copy(View("policy_step"), View("step_ids")[step], step, "policy")
     info, features = model.policies[policy], View("features")[: key.batch]
@@ -289,7 +306,8 @@ def _buffers(model: Model, key: MaskedKey) -> dict[str, BufferSpec]:
         "pixels": BufferSpec((batch, height, width, 3), "uint8", "output"),
         **_decision_buffers(model, key),
         "image": BufferSpec((batch, 3, height, width), image),
-        **_transformer_buffers(model, key.rows),
+        **transformer_buffers(model, key.rows),
+        **(_entries(info, key) if _keeps(model, key) else {}),
         **(_text_buffers(model, key) if key.encodes else {}),
         **(_policy_buffers(info, key) if key.policy else {}),
     }
@@ -307,19 +325,8 @@ def _decision_buffers(model: Model, key: MaskedKey) -> dict[str, BufferSpec]:
     }
 
 
-def _transformer_buffers(model: Model, rows: int) -> dict[str, BufferSpec]:
-    """What the transformer is bound to."""
-    info, graph = model.info, model.graphs["transformer"]
-    n, condition = info.num_tokens, graph.inputs[info.condition_input]
-    fixed = info.tensor_shapes()["transformer", info.condition_input][1:]
-    buffers = {
-        "condition": BufferSpec((rows, *fixed), condition.dtype, "input"),
-        "transformer_tokens": BufferSpec((rows, n), "int32"),
-        "logits": BufferSpec((rows, n, info.logits_width), graph.outputs["logits"].dtype),
-    }
-    if features := graph.outputs.get("features"):
-        buffers["features"] = BufferSpec((rows, n, info.feature_width), features.dtype)
-    return buffers
+def _entries(model: MaskedModel, key: MaskedKey) -> dict[str, BufferSpec]:
+    return {ENTRIES: BufferSpec((key.batch, model.num_tokens), "int32", "input")}
 
 
 def _text_buffers(model: Model, key: MaskedKey) -> dict[str, BufferSpec]:
@@ -345,18 +352,3 @@ def _policy_buffers(model: MaskedModel, key: MaskedKey) -> dict[str, BufferSpec]
         "action": action,
         **({"smoothed": action} if model.policies[key.policy].smoothing else {}),
     }
-
-
-def _unconditional(model: Model) -> Program:
-    """Unconditional logits ``[1, N, V]`` of the image without any token."""
-    info, buffers = model.info, _transformer_buffers(model, 1)
-    buffers[_UNCONDITIONAL] = buffers.pop("logits")
-    n = info.num_tokens
-    buffers["transformer_tokens"] = BufferSpec((1, n), "int32", "input")
-    run = _transformer(info, 1, features="features" in buffers)
-    run = Run(run.graph, {**run.bindings, "logits": View(_UNCONDITIONAL)})
-    initial: dict[str, npt.ArrayLike] = {
-        "condition": model.arrays["unconditional"],
-        "transformer_tokens": info.mask_token,
-    }
-    return Program(buffers, (run,), initial=initial)

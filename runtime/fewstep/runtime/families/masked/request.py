@@ -48,6 +48,14 @@ class MaskedRequest:
         """Whether texts are given by their ids."""
         return self.condition.ndim == 2
 
+    @property
+    def unguided(self) -> tuple[int, ...]:
+        """Steps whose guidance is 0, where others have one."""
+        if self.parameters is None or not self.guided:
+            return ()
+        guidance = self.parameters[:, 3 if self.order is None else 0]  # columns of the kernels
+        return tuple(np.flatnonzero(guidance == 0).tolist())
+
 
 @dataclass(frozen=True)
 class Order:
