@@ -11,6 +11,7 @@ from rich.table import Table
 from fewstep.runtime import bench, doctor, verify
 from fewstep.runtime.inspect import Inspection, PlannedDecode, listed
 from fewstep.runtime.kernels.compile import CompiledKernels
+from fewstep.runtime.presets import CurveInfo
 from fewstep.runtime.records import TensorInfo
 
 _MOST = 40  # characters of a setting, which may be a list of a value for every step
@@ -67,7 +68,29 @@ def inspect_tables(inspection: Inspection) -> list[Table]:
             file.sha256[:12],
             f"[red]{state}[/]" if state else "[green]intact[/]",
         )
-    return [model, graphs, files]
+    curve = [] if manifest.curve is None else [curve_table(manifest.curve)]
+    return [model, *curve, graphs, files]
+
+
+def curve_table(curve: CurveInfo) -> Table:
+    """A row for each point, the fastest first, with the settings in which points differ."""
+    of = f"{curve.images:,} images, {curve.features}; {curve.backend} in {curve.precision}"
+    title = escape(f"Curve of {of}, {curve.processor}")
+    table = _table(title, "Settings", "ms an image", "Fréchet distance", "Preset")
+    every = [point.settings for point in curve.points]
+    for point in curve.points:
+        differing = {
+            name: value
+            for name, value in point.settings.items()
+            if any(each.get(name) != value for each in every)
+        }
+        table.add_row(
+            escape(settings_text(differing, _MOST)),
+            f"{point.image_ms:.1f}",
+            f"{point.frechet_distance:.1f}",
+            ", ".join(point.presets),
+        )
+    return table
 
 
 def plan_tables(plan: PlannedDecode) -> list[Table]:

@@ -7,6 +7,7 @@ full batch, after warm-up.
 
 from __future__ import annotations
 
+import itertools
 import math
 import resource
 import time
@@ -29,8 +30,12 @@ LEAST_RUNS = 5
 _WARM_UP = 0.2
 """Seconds of warm-up for each second that is measured."""
 
+_CLASSES = 64
+"""Classes that runs take in turn; so many that what is kept of a few does not make them faster."""
+
 _MUCH_SPREAD = 0.25
-_MUCH_LOAD = 0.15
+MUCH_LOAD = 0.15
+"""Share of the CPUs in other processes that makes times doubtful."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ class Report:
     def warnings(self) -> tuple[str, ...]:
         """What makes these times doubtful, a sentence each."""
         found = []
-        if self.others_load is not None and self.others_load > _MUCH_LOAD:
+        if self.others_load is not None and self.others_load > MUCH_LOAD:
             found.append(
                 f"the machine was busy: other processes took {self.others_load:.0%} of its CPUs; "
                 "ratios hold better than times"
@@ -129,7 +134,8 @@ class Contender:
 
 
 def contender(generator: Generator, *, batch: int, settings: Mapping[str, Any]) -> Contender:
-    """Runs of the generator itself, on classes in turn (or text states of no text).
+    """Runs of the generator itself, on classes in turn, also from run to run (or text states of no
+    text).
 
     Raises:
         RequestError: settings that the bundle cannot serve, or more images than are decoded
@@ -142,16 +148,20 @@ def contender(generator: Generator, *, batch: int, settings: Mapping[str, Any]) 
         )
     info = generator.model.info.condition
     if isinstance(info, ClassCondition):
-        ids = info.ids
-        shown: dict[str, Any] = {"class_ids": [ids[image % len(ids)] for image in range(batch)]}
+        ids = itertools.cycle(info.ids[:_CLASSES])
+        runs = math.lcm(min(len(info.ids), _CLASSES), batch) // batch
+        asked: list[dict[str, Any]] = [
+            {"class_ids": [*itertools.islice(ids, batch)]} for _ in range(runs)
+        ]
     else:
-        shown = {"text": info.examples(batch)}
-    request = generator.request(**shown, **settings)
-    key = generator.family.key(generator.model, request, batch)
+        asked = [{"text": info.examples(batch)}]
+    requests = [generator.request(**each, **settings) for each in asked]
+    key = generator.family.key(generator.model, requests[0], batch)
     graphs = generator.family.program(generator.model, key).engine_stages
+    following = itertools.cycle(requests)
 
     def run() -> Mapping[str, float]:
-        return generator.run(request).timings_ms
+        return generator.run(next(following)).timings_ms
 
     complete = settings_of(generator.model.info.defaults, settings)
     return Contender(run, batch, generator.family.complete(generator.model, complete), graphs)

@@ -15,6 +15,7 @@ from typing_extensions import Self
 
 from fewstep.runtime.errors import BundleError
 from fewstep.runtime.families import ModelInfo, family_of
+from fewstep.runtime.presets import CurveInfo
 from fewstep.runtime.records import (
     EngineInfo,
     FileInfo,
@@ -51,7 +52,8 @@ class Manifest(Strict):
 
     ``graphs`` are the fp32 ones; ``variants`` the same graphs in other precisions, where each
     graph says its own: in int8 and fp8 only the transformer is quantized; ``engines`` what was
-    compiled of either, in the order of building.
+    compiled of either, in the order of building; ``curve`` what ``fewstep calibrate presets``
+    measured.
     """
 
     schema_version: Literal[1, 2] = 2
@@ -63,6 +65,7 @@ class Manifest(Strict):
     variants: dict[Precision, dict[str, GraphInfo]] = {}
     kernels: KernelsInfo | None = None
     engines: tuple[EngineInfo, ...] = ()
+    curve: CurveInfo | None = None
     files: dict[Relative, FileInfo]
     provenance: Provenance
 

@@ -139,6 +139,34 @@ def evaluate(
     )
 
 
+def reference_statistics(
+    path: Path,
+    network: Network,
+    *,
+    resize: int | None = None,
+    batch: int = 64,
+    progress: Progress = no_progress,
+) -> Statistics:
+    """Mean and covariance of real images, read or computed.
+
+    Args:
+        path: as ``reference`` of :func:`evaluate`.
+        network: whose features.
+        resize: as there.
+        batch: as there.
+        progress: called after every batch.
+
+    Raises:
+        CalibrationError: what is there cannot be used.
+    """
+    known, real = _reference(path, resize)
+    if known is not None:
+        statistics.check(path, known, network)
+        return known
+    assert real is not None
+    return _evaluated(real, network, batch, progress).statistics
+
+
 def _reference(path: Path, resize: int | None) -> tuple[Statistics | None, Images | None]:
     """Statistics and images of a reference, whichever there are."""
     if path.suffix != ".npz" or not path.is_file():

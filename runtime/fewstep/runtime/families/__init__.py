@@ -237,6 +237,12 @@ class Family(ABC):
         found: dict[str, Any] = settings.model_dump()
         return found
 
+    def candidates(self, model: Model) -> tuple[dict[str, Any], ...]:
+        """Settings that ``fewstep calibrate presets`` tries where it is given none: the defaults,
+        the presets, and what families add."""
+        presets: dict[str, dict[str, Any]] = getattr(model.info, "presets", {})
+        return ({}, *presets.values())
+
     def notes(self, model: Model, request: Any) -> tuple[str, ...]:
         """What to know of the images of a request, a line each."""
         return ()

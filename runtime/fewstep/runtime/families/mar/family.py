@@ -19,11 +19,14 @@ from fewstep.runtime.families.mar.request import MarRequest, latents_of, mar_req
 from fewstep.runtime.families.mar.settings import UNGUIDED, MarSettings
 from fewstep.runtime.presets import resolved
 from fewstep.runtime.program import Program
-from fewstep.runtime.settings import Values, numbers_of, settings_of
+from fewstep.runtime.settings import PerStep, Values, numbers_of, settings_of
 
 _SHORTEST = "1"  # diffusion: how long it is changes no shape
 _GOLDEN_ITERATIONS, _GOLDEN_STEPS = 8, "10"
 """Enough to meet every graph over the whole range of timesteps, and few enough to be kept."""
+
+_ITERATIONS, _ANNEALED = (4, 8, 16, 32), ("25:10", "50:5")
+"""Tried for presets."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,17 @@ class MarFamily(Family):
         full = self.complete(model, settings_of(info.defaults, short))
         parts = {"refresh": 3, "refresh_first": 2, "reuse_guidance": info.can_guide}
         return {"full": full, "cached": {**full, **parts}}
+
+    def candidates(self, model: Model) -> tuple[dict[str, Any], ...]:
+        """Fewer iterations, with diffusion steps that fall (DiSA)."""
+        info: MarModel = model.info
+        found = list(super().candidates(model))
+        lists = (info.defaults.guidance, info.defaults.temperature, info.defaults.recompute)
+        if any(isinstance(each, PerStep) for each in lists):  # they fit one number of iterations
+            return tuple(found)
+        counts = [n for n in _ITERATIONS if n <= info.num_tokens]
+        annealed = ({"iterations": n, "diffusion_steps": m} for n in counts for m in _ANNEALED)
+        return (*found, *annealed)
 
     def complete(self, model: Model, settings: MarSettings) -> dict[str, Any]:
         """With what its preset says in its place, and without what is not set."""

@@ -17,7 +17,7 @@ from fewstep.runtime.families.masked.model import MaskedModel
 from fewstep.runtime.families.masked.policies import MaskedPolicies
 from fewstep.runtime.families.masked.program import DECISIONS, MaskedKey, masked_program
 from fewstep.runtime.families.masked.request import MaskedRequest, masked_request, schedule_of
-from fewstep.runtime.families.masked.settings import MaskedSettings
+from fewstep.runtime.families.masked.settings import CONFIDENCE, MaskedSettings
 from fewstep.runtime.policies import policy_schedule
 from fewstep.runtime.presets import resolved
 from fewstep.runtime.program import Program
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from fewstep.runtime.bundle import Bundle
 
 _GOLDEN_STEPS = 4  # mask ratios from all to few, in half the time of the usual eight
+
+_STEPS, _STEPS_IN_ORDER, _IN_ORDER = (2, 4, 8, 16), (8, 16), "halton"
+"""Tried for presets."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +208,20 @@ class MaskedFamily(Family):
         if isinstance(chosen, str):
             return {"steps": settings.steps, "schedule": policy_schedule(chosen)}
         return settings.model_dump(exclude={"preset"})
+
+    def candidates(self, model: Model) -> tuple[dict[str, Any], ...]:
+        """Fewer and more steps, an order that is known before, and policies that were trained."""
+        info: MaskedModel = model.info
+        found = list(super().candidates(model))
+        tuned = {name: each.steps for name, each in info.policies.items() if each.steps}
+        found += [{"steps": n, "schedule": policy_schedule(name)} for name, n in tuned.items()]
+        if info.defaults.listed or isinstance(schedule_of(info, info.defaults), str):
+            return tuple(found)  # what fits one number of steps, or is a policy's
+        most = info.num_tokens
+        found += [{"steps": n} for n in _STEPS if n <= most]
+        if info.defaults.order == CONFIDENCE and len(info.grid) == 2:
+            found += [{"steps": n, "order": _IN_ORDER} for n in _STEPS_IN_ORDER if n <= most]
+        return tuple(found)
 
     def notes(self, model: Model, request: MaskedRequest) -> tuple[str, ...]:
         """That a policy was never trained, or for another number of steps than it runs; that a

@@ -17,6 +17,7 @@ from fewstep.runtime.families.var.program import VarKey, var_program
 from fewstep.runtime.families.var.request import FREE, VarRequest, policy_of, var_request
 from fewstep.runtime.families.var.settings import FIXED, SAMPLING, VarSettings
 from fewstep.runtime.policies import policy_schedule
+from fewstep.runtime.presets import resolved
 from fewstep.runtime.program import Program
 from fewstep.runtime.settings import settings_of
 
@@ -155,7 +156,8 @@ class VarFamily(Family):
 
     def complete(self, model: Model, settings: VarSettings) -> dict[str, Any]:
         """With all numbers of scales, the policy by its own name, and without what it decides."""
-        every, found = model.info.scales, settings.model_dump()
+        settings = resolved(model.info.presets, model.info.defaults, settings)
+        every, found = model.info.scales, settings.model_dump(exclude={"preset"})
         found["scales"] = every if settings.scales is None else settings.scales
         if settings.guided_scales is None:
             found["guided_scales"] = every
@@ -165,6 +167,15 @@ class VarFamily(Family):
                 "schedule": policy_schedule(policy),
             }
         return found
+
+    def candidates(self, model: Model) -> tuple[dict[str, Any], ...]:
+        """Fewer guided scales, and policies that were trained."""
+        info: VarModel = model.info
+        found = list(super().candidates(model))
+        if info.can_guide:
+            found += [{"guided_scales": n} for n in range(info.scales // 2, info.scales)]
+        trained = (name for name, each in info.policies.items() if each.untrained_seed is None)
+        return (*found, *({"schedule": policy_schedule(name)} for name in trained))
 
     def notes(self, model: Model, request: VarRequest) -> tuple[str, ...]:
         """That a policy was never trained."""

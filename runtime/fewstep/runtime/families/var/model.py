@@ -13,6 +13,7 @@ from fewstep.runtime.devices import aligned_width
 from fewstep.runtime.families import ModelInfo
 from fewstep.runtime.families.var.settings import VarSettings
 from fewstep.runtime.policies import PolicyInfo, PolicyName, described
+from fewstep.runtime.presets import Presets, check_presets, presets_described
 
 
 class VarPolicyInfo(PolicyInfo):
@@ -34,7 +35,8 @@ class VarModel(ModelInfo):
     ``patch_nums``: sides of the token maps, in their order; the last is the side of f̂.
     ``codebook_size``: codes V; ``codebook_width``: of a code, and channels of f̂. ``phis``: which φ
     each scale is smoothed with. ``depth``, ``width``: of the transformer. ``policies`` are by
-    graph name, oldest first; ``feature_side`` of the map that they read.
+    graph name, oldest first; ``feature_side`` of the map that they read. ``presets``: settings by
+    the name of a preset.
     """
 
     kind: Literal["var"] = "var"
@@ -47,6 +49,7 @@ class VarModel(ModelInfo):
     image_size: tuple[PositiveInt, PositiveInt]
     condition: ClassCondition
     policies: dict[PolicyName, VarPolicyInfo] = {}
+    presets: Presets = {}
     feature_side: PositiveInt = 16
     defaults: VarSettings = VarSettings()
 
@@ -138,6 +141,7 @@ class VarModel(ModelInfo):
             "scales": f"{self.scales} of sides {sides}: {self.num_tokens} tokens of "
             f"{self.codebook_size:,} codes",
             "policy networks": described(self.policies),
+            **presets_described(self.presets),
         }
 
     @model_validator(mode="after")
@@ -146,4 +150,5 @@ class VarModel(ModelInfo):
             raise ValueError(f"patch_nums must be rising sides, got {list(self.patch_nums)}")
         if len(self.phis) != self.scales or min(self.phis) < 0:
             raise ValueError(f"phis must be {self.scales} indices, got {list(self.phis)}")
+        check_presets(self.presets, self.defaults)
         return self

@@ -13,6 +13,7 @@ from fewstep.runtime.errors import RequestError, choose
 from fewstep.runtime.families.var.model import VarModel
 from fewstep.runtime.families.var.settings import FIXED, SAMPLING, VarSettings
 from fewstep.runtime.policies import POLICY, policy_named, policy_schedule
+from fewstep.runtime.presets import resolved
 
 FREE = -1
 """In the place of a given token: it is decoded."""
@@ -52,6 +53,7 @@ def var_request(
             schedule, settings beside the policy that it decides, guidance without an unconditional
             class, or tokens to keep that are no codes.
     """
+    settings = resolved(model.presets, model.defaults, settings)
     policy = policy_of(model, settings)
     scales = _count("scales", settings.scales, 1, model.scales)
     parameters = None if policy else settings.parameters(model.scales)[:scales]

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.settings import (
     PLAIN_ENDS,
+    PRESET,
     PerStep,
     RampOrList,
     Settings,
@@ -58,6 +59,7 @@ class VarSettings(Settings):
         "guidance_scale": "guidance (1 less: its 5 is 4)",
     }
 
+    preset: str | None = PRESET
     schedule: str = Field(
         default=FIXED,
         description="fixed, or the policy network that sets guidance, top-k, top-p and temperature "

@@ -1,0 +1,2 @@
+"""Presets of a bundle as points of a measured curve: milliseconds of an image against the distance
+to real images."""
