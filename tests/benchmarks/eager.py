@@ -8,8 +8,11 @@ PyTorch operators.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from fewstep.export.models import UViT, VQModel
 from fewstep.runtime.families.masked.model import MaskedModel
@@ -39,16 +42,27 @@ class EagerSampler:
         self._unconditional = unconditional_id
 
     @torch.no_grad()
-    def decide(self, class_ids: Tensor, parameters: Tensor) -> Tensor:
+    def decide(
+        self,
+        class_ids: Tensor,
+        parameters: Tensor,
+        policy: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Decide tokens ``[B, N]`` for ``class_ids [B]`` with ``parameters [T, 4]``.
 
-        ``class_ids`` are on the models' device, ``parameters`` on the CPU.
+        ``class_ids`` are on the models' device, ``parameters`` on the CPU. A ``policy``, for one
+        image, gives actions ``[1, 4]`` of features and the step ``[1]``; ``parameters`` are then
+        what is added to these.
         """
         n, mask_token = self._transformer.num_tokens, self._transformer.codebook_size
         nothing = torch.full_like(class_ids, self._unconditional)
         tokens = torch.full((len(class_ids), n), mask_token, device=class_ids.device)
-        conditional, _ = self._transformer(tokens, class_ids)
-        for ratio, masking, sampling, guidance in parameters.tolist():
+        conditional, features = self._transformer(tokens, class_ids)
+        for step, row in enumerate(parameters):
+            if policy is not None:
+                action = policy(features.float(), torch.tensor([step]))[0] + row
+                row = torch.cat([action[:1].sigmoid(), softplus(action[1:])])
+            ratio, masking, sampling, guidance = row.tolist()
             unconditional, _ = self._transformer(tokens, nothing)
             logits = (conditional + guidance * (conditional - unconditional)).float()
             known = tokens != mask_token
@@ -62,7 +76,7 @@ class EagerSampler:
             kth = min(int(n * ratio), n - 1)
             threshold = confidence.sort(-1).values[:, kth : kth + 1]
             tokens = sampled.masked_fill(confidence < threshold, mask_token)
-            conditional, _ = self._transformer(tokens, class_ids)
+            conditional, features = self._transformer(tokens, class_ids)
         return sampled
 
     @torch.no_grad()

@@ -32,6 +32,7 @@ from fewstep.cli import (
 from fewstep.cli.app import App, EndOfFileError
 from fewstep.cli.common import errors, say_error
 from fewstep.cli.process import (
+    collect_seldom,
     ended_by_signals,
     flush_results,
     prepare_streams,
@@ -96,6 +97,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     sys.argv = [each for each in sys.argv if each != "--debug"]
     prepare_streams()
+    collect_seldom()
     with ended_by_signals(), warnings_as_notes():
         code = _ended(debug)
     sys.exit(code)

@@ -252,6 +252,27 @@ def test_a_damaged_file_is_compiled_again(graph_file: Path, tmp_path: Path, at: 
     assert _cache(tmp_path).read() is not None
 
 
+@pytest.mark.parametrize("size", [0, 20, 32])
+def test_a_file_that_was_cut_off_is_compiled_again(
+    graph_file: Path, tmp_path: Path, size: int
+) -> None:
+    _engine(graph_file, cache=_cache(tmp_path)).close()
+    (kept,) = (tmp_path / "compiled").iterdir()
+    kept.write_bytes(kept.read_bytes()[:size])
+    bindings = _bindings()
+    _engine(graph_file, cache=_cache(tmp_path)).bind(bindings).run()
+    assert _error(bindings) < 1e-5
+
+
+def test_what_is_kept_may_go_while_it_is_used(graph_file: Path, tmp_path: Path) -> None:
+    _engine(graph_file, cache=_cache(tmp_path)).close()
+    engine, bindings = _engine(graph_file, cache=_cache(tmp_path)), _bindings()
+    (kept,) = (tmp_path / "compiled").iterdir()
+    kept.unlink()
+    engine.bind(bindings).run()
+    assert _error(bindings) < 1e-5
+
+
 def test_a_file_of_something_else_is_compiled_again(graph_file: Path, tmp_path: Path) -> None:
     import io
 

@@ -69,6 +69,25 @@ def test_a_kernel_is_kept_and_found_again(folder: Path) -> None:
     assert [each.name for each in folder.iterdir()] == [file.name]
 
 
+def test_a_kept_kernel_runs_without_what_compiles() -> None:
+    """numba's registries take longer to fill than anything else on the way to the first image."""
+    code = """
+        from numba.core.cpu import CPUContext
+        import numpy as np
+        refresh = CPUContext.refresh
+        CPUContext.refresh = lambda context: print("compiling") or refresh(context)
+        from fewstep.runtime.kernels.sample_tokens import sample_row
+        print(sample_row(np.arange(5, dtype=np.float32), np.float32(0), np.float32(0))[0])
+    """
+    said = []
+    for _ in range(2):
+        command = [sys.executable, "-c", textwrap.dedent(code)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        said.append(done.stdout.split())
+    assert set(said[0]) == {"compiling", "4"}
+    assert said[1] == ["4"]
+
+
 def test_other_sources_are_other_kernels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert _works(_fresh())
     monkeypatch.setattr(cache, "_sources", lambda: "edited")

@@ -9,7 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import mmap
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from fewstep.runtime.errors import FewstepError
 from fewstep.runtime.files import replacing
@@ -32,14 +36,19 @@ class CompiledCache:
         digest = hashlib.sha256("\0".join(key).encode()).hexdigest()[:16]
         self._path = self._folder / f"{name}-{digest}.bin"
 
-    def read(self) -> bytes | None:
-        """What is kept; ``None`` if there is nothing whole."""
+    def read(self) -> npt.NDArray[np.uint8] | None:
+        """What is kept, mapped into memory: nothing is copied; ``None`` if there is nothing whole.
+
+        The array can be written, which changes no file.
+        """
         try:
-            content = self._path.read_bytes()
-        except OSError:
+            with self._path.open("rb") as file:
+                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except (OSError, ValueError):  # an empty file cannot be mapped
             return None
-        digest, compiled = content[:_DIGEST], content[_DIGEST:]
-        return compiled if hashlib.sha256(compiled).digest() == digest else None
+        compiled = np.frombuffer(content, np.uint8)[:-_DIGEST]
+        whole = hashlib.sha256(compiled).digest() == content[-_DIGEST:]
+        return compiled if whole else None
 
     def write(self, compiled: io.BytesIO) -> None:
         """Keep this instead of what was kept before under the name, if the folder is writable."""
@@ -47,8 +56,8 @@ class CompiledCache:
         with contextlib.suppress(FewstepError, OSError):
             self._folder.mkdir(exist_ok=True)
             with replacing(self._path) as temporary, temporary.open("wb") as file:
-                file.write(hashlib.sha256(content).digest())
                 file.write(content)
+                file.write(hashlib.sha256(content).digest())
             for other in self._folder.glob(f"{self._name}-*.bin"):
                 if other != self._path:
                     other.unlink(missing_ok=True)

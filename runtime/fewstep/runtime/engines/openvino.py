@@ -148,7 +148,7 @@ class OpenVinoEngine:
             "ENABLE_CPU_PINNING": False,
         }
         try:
-            compiled = _compiled(api, path, config, cache)
+            compiled, self._kept = _compiled(api, path, config, cache)
             self._check_against_manifest(compiled)
             self._request: Any = compiled.create_infer_request()
         except RuntimeError as error:
@@ -180,6 +180,7 @@ class OpenVinoEngine:
     def close(self) -> None:
         """Drop the compiled graph; closing twice is fine."""
         self._request, self._tensors = None, ()
+        self._kept = None
 
     def _run(self, tensors: tuple[Any, ...], kept: tuple[Any, ...]) -> None:
         request = self._open_request()
@@ -213,17 +214,18 @@ class OpenVinoEngine:
 
 def _compiled(
     api: OpenVino, path: Path, config: dict[str, Any], cache: CompiledCache | None
-) -> Any:
-    """The graph compiled, from the cache if it is there."""
+) -> tuple[Any, Any]:
+    """The graph compiled, from the cache if it is there; and the memory that it then reads."""
     if cache is not None and (content := cache.read()) is not None:
         try:
-            return api.core.import_model(content, _CPU, config)
+            tensor = api.module.Tensor(content, shared_memory=True)
+            return api.core.import_model(tensor, _CPU, config), content
         except RuntimeError:
             pass  # of another build of OpenVINO: compiled again
     compiled = api.core.compile_model(api.core.read_model(path), _CPU, config)
     if cache is not None:
         cache.write(compiled.export_model())
-    return compiled
+    return compiled, None
 
 
 def one_line(error: Exception) -> str:

@@ -51,8 +51,11 @@ class KernelCache:
     def load_overload(self, signature: Any, target: Any) -> Any:
         """The kernel for types of arguments, ``None`` if it has to be compiled."""
         from numba.core.compiler import CompileResult
+        from numba.core.runtime.nrt import rtsys
 
-        target.refresh()
+        # What compiled code calls; `refresh` would bring all that compiling needs, which takes
+        # longer than everything else here, and compiling does it itself.
+        rtsys.initialize(target)
         path = self._path(signature, target.codegen())
         if path is None:
             return None
