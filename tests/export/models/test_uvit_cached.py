@@ -50,7 +50,9 @@ def _others() -> Tensor:
 
 def _projections(model: UViT) -> list[torch.nn.Module]:
     blocks = [*model.in_blocks, model.mid_block, *model.out_blocks]
-    return [module for block in blocks for name, module in block.named_modules() if name[-3:] == "qkv"]
+    return [
+        module for block in blocks for name, module in block.named_modules() if name[-3:] == "qkv"
+    ]
 
 
 @contextmanager
@@ -86,7 +88,9 @@ def test_all_positions_beside_nothing_are_a_whole_pass(model: UViT, condition: T
 
 def test_positions_may_come_in_any_order(model: UViT, condition: Tensor) -> None:
     tokens = _tokens(1)
-    places = torch.stack([torch.randperm(9, generator=torch.Generator().manual_seed(n)) for n in (5, 6)])
+    places = torch.stack(
+        [torch.randperm(9, generator=torch.Generator().manual_seed(n)) for n in (5, 6)]
+    )
     logits, _, _ = model.with_cached(tokens.gather(1, places), places, condition, _nothing(model))
     expected = _picked(model(tokens, condition)[0], places)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)

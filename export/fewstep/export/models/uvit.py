@@ -71,7 +71,8 @@ class Attention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         """``[B, L, C] → [B, heads, L, head_dim]``."""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        batch, length, dim = x.shape
+        return x.reshape(batch, length, self.num_heads, dim // self.num_heads).transpose(1, 2)
 
 
 class Mlp(nn.Module):

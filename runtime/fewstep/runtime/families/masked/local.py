@@ -73,7 +73,7 @@ class LocalSteps:
 
 
 def local_steps(
-    decided: tuple[int, ...], positions: int, after_full: int, full_first: int
+    decided: tuple[int, ...], count: int, after_full: int, full_first: int
 ) -> LocalSteps | None:
     """Which steps are local, or ``None`` where none is.
 
@@ -81,7 +81,7 @@ def local_steps(
 
     Args:
         decided: as of :class:`LocalSteps`.
-        positions: of an image.
+        count: positions of an image.
         after_full: local steps after every full one.
         full_first: steps at the start that compute everything, and that none follows.
     """
@@ -89,7 +89,7 @@ def local_steps(
     for start in range(full_first, steps, after_full + 1):
         end = min(start + after_full + 1, steps)
         group = Group(start, end, decided[start], decided[end])
-        if end - start > 1 and 0 < group.size < positions:
+        if end - start > 1 and 0 < group.size < count:
             found.append(group)
     return LocalSteps(decided, tuple(found)) if found else None
 
@@ -119,14 +119,16 @@ def places(local: LocalSteps, ranks: Ids, halves: int) -> dict[str, npt.ArrayLik
     }
 
 
-def trial(local: LocalSteps, batch: int, positions: int, halves: int) -> dict[str, npt.ArrayLike]:
-    """Inputs of a plan that is tried before anything is asked of it."""
-    ranks = np.tile(np.arange(positions, dtype=np.int32), (batch, 1))
-    return {
-        "ranks": ranks,
-        "decided": np.array(local.decided, np.int32)[:, None],
-        **places(local, ranks, halves),
-    }
+def tried(local: LocalSteps, batch: int, count: int, halves: int) -> dict[str, npt.ArrayLike]:
+    """Inputs of a plan that is tried before anything is asked of it; ranks are those of ``N``."""
+    ranks = np.tile(np.arange(count, dtype=np.int32), (batch, 1))
+    decided = np.array(local.decided, np.int32)[:, None]
+    return {"decided": decided, **places(local, ranks, halves)}
+
+
+def positions(info: MaskedModel) -> dict[str, npt.ArrayLike]:
+    """The input that says where all tokens are."""
+    return {"positions": np.arange(info.num_tokens, dtype=np.int32)} if info.cached_blocks else {}
 
 
 def full_bindings(info: MaskedModel, rows: int) -> dict[str, View]:
@@ -145,7 +147,9 @@ def keep_others(info: MaskedModel, local: LocalSteps, group: Group, rows: int) -
     """Keys and values of all positions but those of a group, for its local steps."""
     others = rows * (info.num_tokens - group.size)
     index = View("other_index", local.groups.index(group)).reshaped(others, 1)
-    return _moved("gather_rows", View("cache"), index, info.feature_width, View("past"), group.start)
+    return _moved(
+        "gather_rows", View("cache"), index, info.feature_width, View("past"), group.start
+    )
 
 
 def local_run(
