@@ -22,7 +22,7 @@ GROUP = torch.tensor([[4, 0, 7], [2, 8, 3]])
 """Positions of two images, in any order."""
 
 
-@pytest.fixture(params=MODELS.values(), ids=MODELS)
+@pytest.fixture(params=[*MODELS.values()], ids=[*MODELS])
 def model(request: pytest.FixtureRequest) -> UViT:
     """With matrices large enough that everything matters."""
     found = UViT(**SIZES, **request.param).eval()

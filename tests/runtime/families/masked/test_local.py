@@ -68,8 +68,8 @@ def test_no_groups_are_no_local_steps() -> None:
 def test_positions_of_a_group_and_all_others(given_share: float, halves: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     known = np.zeros((3, 20), np.bool_)
-    for row in known:
-        row[rng.permutation(20)[: int(20 * given_share)]] = True
+    for image in known:
+        image[rng.permutation(20)[: int(20 * given_share)]] = True
     masked = int((~known[0]).sum())
     decided = (0, 1, masked // 2, masked - 1, masked)
     local = local_steps(decided, 20, 1, 0)
@@ -102,7 +102,8 @@ def test_without_local_steps_images_are_those_of_the_bundle_without_a_cache(
     request: dict[str, Any] = {"class_ids": [0, 4, 2], "seed": 8, **settings}
     with Generator.open(tiny_bundle, threads=1, max_batch=4) as plain:
         expected = plain.generate(**request)
-    for more in {}, {"local_steps": 0, "full_first": 3}:
+    turned_off: dict[str, Any] = {"local_steps": 0, "full_first": 3}
+    for more in {}, turned_off:
         found = generator.generate(**request, **more)
         np.testing.assert_array_equal(found.images, expected.images)
         for name, decided in expected.trace.decisions.items():
