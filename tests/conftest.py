@@ -89,6 +89,12 @@ def tiny_text_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def cached_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As :func:`tiny_bundle`, of the same weights, with cached context."""
+    return copy_of("tiny-cached", tmp_path_factory.mktemp("bundles") / "tiny-cached")
+
+
+@pytest.fixture(scope="session")
 def var_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A VAR bundle: scales 1, 2, 3, 4 of 40 codes, 5 classes, a policy, 8×8 images."""
     return copy_of("tiny-var", tmp_path_factory.mktemp("bundles") / "tiny-var")

@@ -23,12 +23,12 @@ from tests.cache import cache_folder, fill, key_of, locked, remove_oldest
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLES = (
-    *("tiny", "tiny-text", "tiny-wide", "tiny-amused", "tiny-var", "tiny-mar"),
+    *("tiny", "tiny-cached", "tiny-text", "tiny-wide", "tiny-amused", "tiny-var", "tiny-mar"),
     *("toy", "sample"),
 )
-"""Class-conditional with a policy; text-conditional without; with a wider decoder; aMUSEd with
-its text encoder; VAR with a policy; MAR; the family that lives in the tests; and the trained
-Fashion sample."""
+"""Class-conditional with a policy; the same with cached context; text-conditional without; with a
+wider decoder; aMUSEd with its text encoder; VAR with a policy; MAR; the family that lives in the
+tests; and the trained Fashion sample."""
 
 _SAMPLE = ROOT / "samples" / "fashion"
 _FOLDERS = tuple(ROOT / name for name in ("export", "runtime", "calibration", "tests"))
@@ -76,6 +76,8 @@ def _export(name: str, folder: Path) -> None:
         work = Path(checkpoints)
         if name == "tiny":
             tiny.export(tiny.checkpoints(work), bundle)
+        elif name == "tiny-cached":
+            tiny.export({**tiny.checkpoints(work), "cached_context": True}, bundle)
         elif name == "tiny-text":
             tiny.export_text(tiny.text_checkpoints(work), bundle)
         elif name == "tiny-wide":

@@ -10,6 +10,7 @@ this tokenizer allows).
     python samples/fashion/evaluate.py --images 2000 --json samples/fashion/results/evaluation.json
     python samples/fashion/evaluate.py --reference train --guidance 0 2   # to choose settings by
     python samples/fashion/evaluate.py --steps 8 --order confidence halton   # a row for each order
+    python samples/fashion/evaluate.py --steps 8 --order halton --local-steps 0 1 --full-first 4
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from classifier import classify, open_classifier
 from data import CLASS_NAMES, DATA_FILE, Split, load
 from features import NETWORK, Images, cached, extract, network
 from plot import plot_curve
-from sample_bundle import sample_bundle
+from sample_bundle import cached_bundle, sample_bundle
 from train_transformer import tokenize, tokenizer
 
 from fewstep.calibration.policy.distances import frechet_of_gaussians, gaussian, kernel_distance
@@ -153,7 +154,8 @@ def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     """Every row, with what is needed to make them again; written as it is found."""
-    bundle = Bundle.read(arguments.bundle) if arguments.bundle else sample_bundle()
+    own = sample_bundle if arguments.local_steps is None else cached_bundle
+    bundle = Bundle.read(arguments.bundle) if arguments.bundle else own()
     judge = Judge(arguments.reference)
     references = {} if arguments.no_references else references_of(judge, arguments.images)
     manifest, rows = bundle.manifest, list[Row]()
@@ -176,8 +178,11 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     options = {"precision": arguments.precision, "max_batch": arguments.batch}
     with Generator.open(bundle.path, **options) as generator:
-        for steps, order in itertools.product(arguments.steps, arguments.order or [None]):
+        orders, counts = arguments.order or [None], arguments.local_steps or [None]
+        for steps, order, local in itertools.product(arguments.steps, orders, counts):
             ordered = {} if order is None else {"order": order}
+            if local:
+                ordered |= {"local_steps": local, "full_first": arguments.full_first}
             made = generate(
                 generator,
                 arguments.images,
@@ -188,7 +193,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
             row = {"steps": steps, **ordered, **judge.score(made.images, made.labels)}
             row["images_per_second"] = round(made.images_per_second, 2)
             rows.append(row)
-            show(" ".join([f"{steps} steps", *ordered.values()]), row)
+            show(" ".join([f"{steps} steps", *map(str, ordered.values())]), row)
             write(arguments.json, report)
     return report
 
@@ -286,6 +291,10 @@ def parse() -> argparse.Namespace:
         "--order", nargs="+", choices=ORDERS, help="of positions, a row for each per step count"
     )
     parser.add_argument(
+        "--local-steps", type=int, nargs="+", help="after every full one, a row for each"
+    )
+    parser.add_argument("--full-first", type=int, default=0, help="full steps at the start")
+    parser.add_argument(
         "--reference",
         choices=("held_out", "train"),
         default="held_out",
@@ -298,8 +307,8 @@ def parse() -> argparse.Namespace:
     limit = 5_000 * len(CLASS_NAMES)
     if arguments.images % len(CLASS_NAMES) or not 20 <= arguments.images <= limit:
         parser.error(f"--images must be a multiple of 10 in 20 … {limit}, got {arguments.images}")
-    if arguments.plot and len(arguments.order or ()) > 1:
-        parser.error("--plot draws one curve: give one --order")
+    if arguments.plot and max(len(arguments.order or ()), len(arguments.local_steps or ())) > 1:
+        parser.error("--plot draws one curve: give one --order and one of --local-steps")
     if arguments.batch < 1:
         parser.error(f"--batch must be at least 1, got {arguments.batch}")
     return arguments

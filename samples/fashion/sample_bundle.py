@@ -1,8 +1,9 @@
 """The sample's bundles, exported from the committed weights when needed.
 
-python samples/fashion/sample_bundle.py          # prints data/bundle, the masked model
-python samples/fashion/sample_bundle.py --var    # prints data/var-bundle
-python samples/fashion/sample_bundle.py --mar    # prints data/mar-bundle
+python samples/fashion/sample_bundle.py             # prints data/bundle, the masked model
+python samples/fashion/sample_bundle.py --cached    # prints data/cached-bundle, with cached context
+python samples/fashion/sample_bundle.py --var       # prints data/var-bundle
+python samples/fashion/sample_bundle.py --mar       # prints data/mar-bundle
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from fewstep.runtime.errors import BundleError
 from fewstep.runtime.files import sha256
 
 BUNDLE = DATA_FILE.with_name("bundle")
+CACHED_BUNDLE = DATA_FILE.with_name("cached-bundle")
 VAR_BUNDLE = DATA_FILE.with_name("var-bundle")
 MAR_BUNDLE = DATA_FILE.with_name("mar-bundle")
 
@@ -28,6 +30,11 @@ MAR_BUNDLE = DATA_FILE.with_name("mar-bundle")
 def sample_bundle(out: Path = BUNDLE) -> Bundle:
     """The bundle of the present weights and configuration at ``out``."""
     return _current("adanat", sample_checkpoints(FOLDER), out)
+
+
+def cached_bundle(out: Path = CACHED_BUNDLE) -> Bundle:
+    """The same with cached context, for local steps."""
+    return _current("adanat", {**sample_checkpoints(FOLDER), "cached_context": True}, out)
 
 
 def var_bundle(out: Path = VAR_BUNDLE) -> Bundle:
@@ -61,12 +68,15 @@ def _checkpoints(form: str) -> dict[str, Path]:
 def add_forms(parser: argparse.ArgumentParser) -> None:
     """Options for another bundle than the masked model's, as :func:`bundle_of` reads them."""
     which = parser.add_mutually_exclusive_group()
+    which.add_argument("--cached", action="store_true", help="that with cached context")
     which.add_argument("--var", action="store_true", help="the VAR's")
     which.add_argument("--mar", action="store_true", help="the MAR's")
 
 
 def bundle_of(given: argparse.Namespace) -> Bundle:
     """The bundle that options ask for."""
+    if given.cached:
+        return cached_bundle()
     if given.var:
         return var_bundle()
     return mar_bundle() if given.mar else sample_bundle()

@@ -169,7 +169,7 @@ def device(cubin: bytes) -> Iterator[CudaDevice]:
 def cuda_bundle(
     kernels: CompiledKernels, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
-    """A bundle with kernels for the GPU at hand: ``tiny``, ``tiny-text``,
+    """A bundle with kernels for the GPU at hand: ``tiny``, ``tiny-cached``, ``tiny-text``,
     ``tiny-amused``, ``tiny-var``, ``tiny-mar``, ``toy`` or ``sample``."""
 
     @functools.cache

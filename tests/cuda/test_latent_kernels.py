@@ -183,6 +183,14 @@ def test_rows_of_caches(
     _same(device, "scatter_rows", inputs, {"target": source}, **numbers)
 
 
+@pytest.mark.parametrize("kernel", ["gather_rows", "scatter_rows"])
+def test_rows_of_ids(device: CudaDevice, kernel: str) -> None:
+    rng = np.random.default_rng(3)
+    source, target = rng.integers(-(2**31), 2**31, (2, 2, 35), np.int64).astype(np.int32)
+    inputs = {"source": source, "index": _ids(rng, 7, 1, 7)}
+    _same(device, kernel, inputs, {"target": target}, width=5)
+
+
 @runs.examples(30)
 @given(
     batch=st.integers(1, 2),

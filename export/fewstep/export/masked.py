@@ -58,6 +58,8 @@ class Checkpoints:
         unconditional_text: ``.npy`` with the text states of the empty text ``[L, D]``, for
             guidance in text-conditional models; those of the text encoder, if there is one.
         pixel_range: of the tokenizer, ``LOW:HIGH``; that of the configuration, or 0:1, if empty.
+        cached_context: whether the transformer can compute some positions beside others, whose keys
+            and values are cached.
     """
 
     transformer: Path
@@ -68,6 +70,7 @@ class Checkpoints:
     text_encoder: Path | None = None
     unconditional_text: Path | None = None
     pixel_range: str = ""
+    cached_context: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Models:
     ``encoder``: of texts. ``unconditional_text``: states of the empty text ``[L, D]``, float32.
     ``notes``: what was removed from the files or preferred in them. ``stored``: what the policy's
     file says of itself. ``pixels``: the least and the largest pixel value that the tokenizer was
-    trained on.
+    trained on. ``cached_context``: as of :class:`Checkpoints`.
     """
 
     transformer: UViT
@@ -91,6 +94,7 @@ class Models:
     notes: tuple[str, ...] = ()
     stored: StoredPolicy = StoredPolicy()
     pixels: tuple[float, float] = (0.0, 1.0)
+    cached_context: bool = False
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,7 @@ def load_models(files: Checkpoints, config: ExportConfig) -> Models:
         notes,
         stored,
         pixels,
+        files.cached_context,
     )
     _check_fit(models)
     return models
@@ -270,6 +275,7 @@ def describe(
         condition=condition,
         policies=_policies(models, config, recipe),
         at_least_one=at_least_one,
+        cached_blocks=transformer.num_blocks if models.cached_context else 0,
         presets={**_presets(models, config), **config.presets},
         defaults=defaults,
     )
@@ -347,11 +353,15 @@ def _policies(
 def graphs(models: Models, model: MaskedModel) -> dict[str, Graph]:
     """Every graph of loaded models."""
     ranged = models.tokenizer if models.pixels == (0, 1) else _From(models.tokenizer, models.pixels)
-    if models.policy is None:
-        found = masked_graphs(model, _LogitsOnly(models.transformer), ranged)
-    else:
+    networks: dict[str, nn.Module] = {}
+    if models.policy is not None:
         networks = {POLICY: models.policy, **{each.name: each.network for each in models.tuned}}
-        found = masked_graphs(model, models.transformer, ranged, networks)
+    transformer: nn.Module = models.transformer
+    if models.cached_context:
+        transformer = _WithCache(models.transformer, features=bool(networks))
+    elif not networks:
+        transformer = _LogitsOnly(models.transformer)
+    found = masked_graphs(model, transformer, ranged, networks)
     if models.encoder is not None:
         found[models.encoder.info.graph] = models.encoder.graph()
     return found
@@ -367,6 +377,20 @@ class _LogitsOnly(nn.Module):
     def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
         logits: Tensor = self.transformer(tokens, condition)[0]
         return logits
+
+
+class _WithCache(nn.Module):
+    """The transformer for some positions beside others, whose keys and values are cached."""
+
+    def __init__(self, transformer: UViT, *, features: bool) -> None:
+        super().__init__()
+        self.transformer, self.features = transformer, features
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, condition: Tensor, *past: Tensor
+    ) -> tuple[Tensor, ...]:
+        logits, features, own = self.transformer.with_cached(tokens, positions, condition, past)
+        return (logits, features, *own) if self.features else (logits, *own)
 
 
 class _From(nn.Module):

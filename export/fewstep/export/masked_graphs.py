@@ -23,7 +23,8 @@ def masked_graphs(
     Args:
         model: what the manifest says of it.
         transformer: tokens ``[B, N]`` and a condition → logits, or logits and features with
-            policies.
+            policies. With a cache it is given the positions of the tokens after these, and keys and
+            values of others last, and gives those of the tokens last.
         decoder: tokens ``[B, N]`` → image in 0…1; ``unclamped`` as it was before it was clamped.
         policies: networks by the name of their graph.
     """
@@ -40,11 +41,32 @@ def masked_graphs(
         shape = (2, model.condition.length, model.condition.width)
         condition = {"text": torch.randn(shape, generator=generator)}
     outputs = ("logits", "features") if policies else ("logits",)
+    inputs, dynamic = {"tokens": masked, **condition}, None
+    if model.cached_blocks:
+        inputs, dynamic = _with_cache(model, masked, condition, generator)
+        outputs = (*outputs, *(f"new_{name}" for name in model.cache_names))
     features = torch.randn((2, n, model.feature_width), generator=generator)
     state = {"features": features, "step": torch.tensor([0, 3], dtype=torch.int32)}
     unclamped = getattr(decoder, "unclamped")  # noqa: B009 (mypy takes it for a tensor)
     return {
-        "transformer": Graph(transformer, {"tokens": masked, **condition}, outputs),
+        "transformer": Graph(transformer, inputs, outputs, dynamic),
         **{name: Graph(network, state, ("action",)) for name, network in policies.items()},
         "decoder": Graph(decoder, {"tokens": tokens}, ("image",), unclamped=unclamped),
     }
+
+
+def _with_cache(
+    model: MaskedModel, tokens: Tensor, condition: dict[str, Tensor], random: torch.Generator
+) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
+    """Inputs of a transformer that computes some positions beside others that are cached."""
+    length, past = 5, 3
+    shape = (2, length)
+    places = torch.randint(model.num_tokens, shape, generator=random, dtype=torch.int32)
+    ids = tokens[:, torch.arange(length) % tokens.shape[1]]
+    inputs = {"tokens": ids, "positions": places, **condition}
+    dynamic = {"tokens": {0: "batch", 1: "length"}, "positions": {0: "batch", 1: "length"}}
+    dynamic |= {name: {0: "batch"} for name in condition}
+    for name in model.cache_names:
+        cached = torch.randn((2, past, model.feature_width), generator=random)
+        inputs[f"past_{name}"], dynamic[f"past_{name}"] = cached, {0: "batch", 1: "past"}
+    return inputs, dynamic

@@ -116,5 +116,12 @@ def test_every_bit_arrives() -> None:
 
 
 @pytest.mark.parametrize("kernel", [gather_rows, scatter_rows])
+def test_ids_are_moved_too(kernel: Any) -> None:
+    ids, target = np.array([[7, -1, 2**31 - 1]], np.int32), np.zeros((1, 3), np.int32)
+    kernel(ids, np.array([[2], [1], [0]], np.int32), 1, target)
+    assert target.tolist() == [[2**31 - 1, -1, 7]]
+
+
+@pytest.mark.parametrize("kernel", [gather_rows, scatter_rows])
 def test_they_are_launched_by_their_names(kernel: Any) -> None:
     assert KERNELS[kernel.__name__] is kernel

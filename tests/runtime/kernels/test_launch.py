@@ -317,6 +317,18 @@ def test_rows_of_two_types_or_of_bytes_are_refused(source: str, target: str) -> 
         launch_of("copy_rows", arguments)
 
 
+@pytest.mark.parametrize("kernel", ["gather_rows", "scatter_rows"])
+@pytest.mark.parametrize(("source", "target"), [("float16", "float16"), ("float32", "int32")])
+def test_moved_rows_of_two_types_or_of_halves_are_refused(
+    kernel: str, source: str, target: str
+) -> None:
+    shape = (3, 320 * 2 * 768)
+    arguments = shapes.cached() | {"source": shapes.Memory(0, shape, source)}
+    arguments["target"] = shapes.Memory(0, shape, target)
+    with pytest.raises(DeviceError, match=f"of 4 bytes, got {source} and {target}"):
+        launch_of(kernel, arguments)
+
+
 @pytest.mark.parametrize("rows", [1, 2])
 def test_a_copy_of_no_rows_is_refused(rows: int) -> None:
     with pytest.raises(DeviceError, match=f"one of the {rows} rows, got 2"):

@@ -12,6 +12,8 @@ positions first), pass ``depth // 2`` blocks down, one in the middle and ``depth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -28,8 +30,10 @@ class Embeddings(nn.Module):
         nn.init.normal_(self.word_embeddings.weight, std=0.02)
         nn.init.normal_(self.position_embeddings.weight, std=0.02)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.word_embeddings(ids) + self.position_embeddings.weight
+    def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Ids of all positions, or of those named, ``[B, n]``."""
+        places = self.position_embeddings
+        x = self.word_embeddings(ids) + (places.weight if positions is None else places(positions))
         out: Tensor = self.dropout(self.LayerNorm(x))
         return out
 
@@ -51,6 +55,24 @@ class Attention(nn.Module):
         weights = ((q * self.scale) @ k.transpose(-2, -1)).softmax(dim=-1)
         out: Tensor = self.proj((weights @ v).transpose(1, 2).reshape(-1, length, dim))
         return out
+
+    def with_cached(self, x: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Attention over ``[B, L, C]`` and others, whose keys and values are ``[B, P, C]``.
+
+        Returns:
+            the output, and own keys and values, ``[B, L, C]``.
+        """
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        all_keys, all_values = torch.cat([keys, k], 1), torch.cat([values, v], 1)
+        wanted, found, content = (self._heads(each) for each in (q, all_keys, all_values))
+        weights = ((wanted * self.scale) @ found.transpose(-2, -1)).softmax(dim=-1)
+        out: Tensor = self.proj((weights @ content).transpose(1, 2).flatten(2))
+        return out, k, v
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """``[B, L, C] → [B, heads, L, head_dim]``."""
+        batch, length, dim = x.shape
+        return x.reshape(batch, length, self.num_heads, dim // self.num_heads).transpose(1, 2)
 
 
 class Mlp(nn.Module):
@@ -92,6 +114,16 @@ class Block(nn.Module):
         x = x + self.attn(self.norm1(x))
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
+
+    def with_cached(
+        self, x: Tensor, skip: Tensor | None, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, beside others whose keys and values are given; with own keys and values."""
+        if self.skip_linear is not None and skip is not None:
+            x = self.skip_linear(torch.cat([x, skip], dim=-1))
+        attended, *own = self.attn.with_cached(self.norm1(x), keys, values)
+        x = x + attended
+        return x + self.mlp(self.norm2(x)), own[0], own[1]
 
 
 class MlmLayer(nn.Module):
@@ -204,6 +236,47 @@ class UViT(nn.Module):
         x = self.mid_block(x)
         for up in self.out_blocks:
             x = up(x, skips.pop() if self.skip else None)
+        return self._output(x)
+
+    @property
+    def num_blocks(self) -> int:
+        """All blocks, each of which has keys and values."""
+        return len(self.in_blocks) + 1 + len(self.out_blocks)
+
+    def with_cached(
+        self, tokens: Tensor, positions: Tensor, condition: Tensor, past: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Predict some positions beside others, whose keys and values are cached.
+
+        As ReCAP does (liebenxj/ReCAP): the context, and these positions, attend to each other and
+        to what is cached; what is cached does not change. With all positions and an empty cache
+        this is :meth:`forward`.
+
+        Args:
+            tokens: ids ``[B, n]``, as for :meth:`forward`.
+            positions: of these, ``[B, n]``, integer.
+            condition: as for :meth:`forward`.
+            past: keys and values of every block, one after the other, ``[B, P, C]``.
+
+        Returns:
+            logits ``[B, n, V]``, features ``[B, n, C]``, and own keys and values in the order of
+            ``past``, ``[B, n, C]``.
+        """
+        if self.class_conditional:
+            condition = condition.reshape(-1, 1)
+        context, own = self.context_embed(condition), list[Tensor]()
+        x, skips = torch.cat([context, self.token_emb(tokens, positions)], dim=1), list[Tensor]()
+        blocks, down = [*self.in_blocks, self.mid_block, *self.out_blocks], len(self.in_blocks)
+        for index, block in enumerate(blocks):
+            skip = skips.pop() if self.skip and index > down else None
+            x, *new = block.with_cached(x, skip, past[2 * index], past[2 * index + 1])
+            own += [each[:, self.extras :] for each in new]
+            if index < down:
+                skips.append(x)
+        logits, features = self._output(x)
+        return logits, features, own
+
+    def _output(self, x: Tensor) -> tuple[Tensor, Tensor]:
         features = self.norm(x)[:, self.extras :]
         # Detached as in the official class: the head does not train the embeddings it is tied to.
         logits = self.mlm_layer(features, self.token_emb.word_embeddings.weight.detach())

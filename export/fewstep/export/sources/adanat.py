@@ -83,6 +83,12 @@ MORE = (
         "Pixel values that the tokenizer was trained on, LOW:HIGH, such as -1:1. [0:1]",
         "text",
     ),
+    Option(
+        "cached_context",
+        "A transformer that can compute some positions beside others, whose keys and values are "
+        "cached, for --local-steps.",
+        "flag",
+    ),
 )
 SOURCE = UViTSource(
     "adanat",

@@ -3,23 +3,27 @@
     target[a, m, p] = source[a, index[m, p], p]
 
 Shapes: source ``[A, …]``, of each A the first N·P·W numbers as ``[N, P, W]``; index ``[M, P]``
-int32 → target ``[A, …]``, of each A the first M·P·W numbers as ``[M, P, W]``. float32.
+int32 → target ``[A, …]``, of each A the first M·P·W numbers as ``[M, P, W]``. float32, or int32.
 """
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from fewstep.runtime.kernels.compiled import kernel
 
+Number = TypeVar("Number", np.float32, np.int32)
+
 
 @kernel
 def gather_rows(
-    source: npt.NDArray[np.float32],
+    source: npt.NDArray[Number],
     index: npt.NDArray[np.int32],
     width: int,
-    target: npt.NDArray[np.float32],
+    target: npt.NDArray[Number],
 ) -> None:
     """Write the positions that ``index`` names.
 

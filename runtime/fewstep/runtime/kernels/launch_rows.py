@@ -15,6 +15,7 @@ from fewstep.runtime.kernels.launch_base import THREADS, Launch, launch
 MAX_POSITIONS = 8_192
 _WARP = 32
 _WIDE, _NARROW = 16, 2  # bytes that copy_rows moves at once
+_NUMBER = 4  # bytes of a number that gather_rows and scatter_rows move
 
 
 def _copy_rows(*, source: Buffer, target: Buffer, first: int) -> Launch:
@@ -48,6 +49,10 @@ def _moved(entry: str, source: Buffer, index: Buffer, width: int, target: Buffer
     if target.shape[0] != groups:
         raise DeviceError(
             f"{entry} moves between as many groups, got {groups:,} and {target.shape[0]:,}"
+        )
+    if source.dtype != target.dtype or source.dtype.itemsize != _NUMBER:
+        raise DeviceError(
+            f"{entry} moves numbers of one type of 4 bytes, got {source.dtype} and {target.dtype}"
         )
     strides = math.prod(source.shape[1:]), math.prod(target.shape[1:])
     arguments = (source, index, rows, width, *strides, target)

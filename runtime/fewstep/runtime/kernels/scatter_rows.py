@@ -4,23 +4,27 @@
 
 Shapes: source ``[A, …]``, of each A the first M·P·W numbers as ``[M, P, W]``; index ``[M, P]``
 int32, no position twice in a column → target ``[A, …]``, of each A the first N·P·W numbers as
-``[N, P, W]``, where positions that ``index`` does not name stay. float32.
+``[N, P, W]``, where positions that ``index`` does not name stay. float32, or int32.
 """
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from fewstep.runtime.kernels.compiled import kernel
 
+Number = TypeVar("Number", np.float32, np.int32)
+
 
 @kernel
 def scatter_rows(
-    source: npt.NDArray[np.float32],
+    source: npt.NDArray[Number],
     index: npt.NDArray[np.int32],
     width: int,
-    target: npt.NDArray[np.float32],
+    target: npt.NDArray[Number],
 ) -> None:
     """Write to the positions that ``index`` names.
 

@@ -13,6 +13,7 @@ from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import BundleError
 from fewstep.runtime.families import Family, Model, Preview
+from fewstep.runtime.families.masked.local import Group, LocalSteps, places
 from fewstep.runtime.families.masked.model import MaskedModel
 from fewstep.runtime.families.masked.policies import MaskedPolicies
 from fewstep.runtime.families.masked.program import DECISIONS, MaskedKey, masked_program
@@ -30,6 +31,8 @@ _GOLDEN_STEPS = 4  # mask ratios from all to few, in half the time of the usual 
 
 _STEPS, _STEPS_IN_ORDER, _IN_ORDER = (2, 4, 8, 16), (8, 16), "halton"
 """Tried for presets."""
+
+_CACHED = {"order": "halton", "local_steps": 1, "full_first": 1}
 
 
 @dataclass(frozen=True)
@@ -123,15 +126,20 @@ class MaskedFamily(Family):
     def key(
         self, model: Model, request: MaskedRequest, batch: int, *, constants: bool = True
     ) -> MaskedKey:
+        local = request.local
+        known = request.mask is None and request.negative is None
+        if local and local.starting(0):  # keys and values of step 0 are needed
+            known = False
         return MaskedKey(
             batch,
             request.steps,
             request.guided,
             request.policy,
-            reuse=constants and request.mask is None and request.negative is None,
+            reuse=constants and known,
             ordered=request.order is not None,
             encodes=request.of_ids,
             unguided=request.unguided if constants else (),
+            local=local,
         )
 
     def corners(self, model: Model, batch: int) -> Iterator[MaskedKey]:
@@ -142,6 +150,11 @@ class MaskedFamily(Family):
             yield MaskedKey(batch, 2, each, None, encodes=encodes)
         for policy in info.policies:
             yield MaskedKey(batch, 2, True, policy, encodes=encodes)
+        if info.cached_blocks and info.num_tokens > 1:  # one position beside all others
+            one = LocalSteps((0, 1, 1), (Group(0, 2, 0, 1),))
+            yield MaskedKey(
+                batch, 2, False, None, reuse=False, ordered=True, encodes=encodes, local=one
+            )
 
     def program(self, model: Model, key: MaskedKey) -> Program:
         return masked_program(model, key)
@@ -156,6 +169,8 @@ class MaskedFamily(Family):
         if request.order is not None:
             order = request.order
             inputs |= {"ranks": order.ranks[rows], "decided": order.decided[:, rows]}
+        if request.order is not None and request.local is not None:
+            inputs |= places(request.local, request.order.ranks[rows], 2 if request.guided else 1)
         return inputs
 
     def decisions(
@@ -183,7 +198,8 @@ class MaskedFamily(Family):
         )
 
     def rollouts(self, model: Model) -> dict[str, dict[str, Any]]:
-        """The default schedule, and every policy, under the name of its graph."""
+        """The default schedule, every policy under the name of its graph, and local steps where
+        there are any."""
         info: MaskedModel = model.info
         # Lists hold a value for every step, and fit no other number of steps.
         listed = info.defaults.listed
@@ -191,13 +207,18 @@ class MaskedFamily(Family):
         given = settings_of(info.defaults, {"steps": steps})
         default = resolved(info.presets, info.defaults, given)
         schedules = {each: policy_schedule(each) for each in info.policies}
+        fixed = MaskedSettings().schedule
         if not isinstance(schedule_of(info, default), str):
             own = "schedule" if "," in default.schedule else default.schedule
             schedules = {own: default.schedule, **schedules}
+            fixed = default.schedule
         found = {
             name: settings_of(info.defaults, {"steps": steps, "schedule": schedule})
             for name, schedule in schedules.items()
         }
+        if info.cached_blocks:
+            cached = {"steps": steps, "schedule": fixed, **_CACHED}
+            found["cached"] = settings_of(info.defaults, cached)
         return {name: self.complete(model, settings) for name, settings in found.items()}
 
     def complete(self, model: Model, settings: MaskedSettings) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from typing_extensions import Self
 
 from fewstep.runtime.condition import ClassCondition, TextCondition, TextEncoder
@@ -64,7 +64,9 @@ class MaskedModel(ModelInfo):
     ``mask_token`` is the id of a masked position; tokens are 0 … ``codebook_size − 1``.
     ``policies`` are by graph name, oldest first. ``at_least_one``: every step decides a token at
     least (MaskGIT's rule); AdaNAT has none, and its steps may decide nothing. ``rules``: what else
-    differs between forms. ``presets``: settings by the name of a preset.
+    differs between forms. ``cached_blocks``: blocks whose keys and values the transformer takes and
+    gives, so that it can compute some positions beside others; 0 if it always computes all.
+    ``presets``: settings by the name of a preset.
     """
 
     kind: Literal["masked"] = "masked"
@@ -77,6 +79,7 @@ class MaskedModel(ModelInfo):
     policies: dict[PolicyName, MaskedPolicyInfo] = {}
     at_least_one: bool = False
     rules: Rules = Rules()
+    cached_blocks: NonNegativeInt = 0
     presets: Presets = {}
     defaults: MaskedSettings = MaskedSettings()
 
@@ -101,6 +104,12 @@ class MaskedModel(ModelInfo):
         return None if isinstance(self.condition, ClassCondition) else self.condition.encoder
 
     @property
+    def cache_names(self) -> tuple[str, ...]:
+        """Of the keys and values of the transformer's blocks, in the order of their cache."""
+        blocks = range(self.cached_blocks)
+        return tuple(f"{what}_{block}" for block in blocks for what in ("key", "value"))
+
+    @property
     def can_guide(self) -> bool:
         """Whether there is an unconditional condition."""
         return self.condition.has_unconditional
@@ -109,28 +118,37 @@ class MaskedModel(ModelInfo):
         """Shape of every (graph, tensor) that the decode binds."""
         n, width, text = self.num_tokens, self.feature_width, self.condition
         condition = () if isinstance(text, ClassCondition) else (text.length, text.width)
-        shapes: dict[tuple[str, str], tuple[int, ...]] = {
-            ("transformer", "tokens"): (n,),
+        length = "length" if self.cached_blocks else n
+        shapes: dict[tuple[str, str], tuple[int | str, ...]] = {
+            ("transformer", "tokens"): (length,),
             ("transformer", self.condition_input): condition,
-            ("transformer", "logits"): (n, self.logits_width),
+            ("transformer", "logits"): (length, self.logits_width),
             ("decoder", "tokens"): (n,),
             ("decoder", "image"): (3, *self.image_size),
         }
         if self.encoder is not None:
             shapes |= {("text_encoder", "ids"): (self.encoder.tokens,)}
             shapes |= {("text_encoder", "text"): condition}
+        if self.cached_blocks:
+            shapes["transformer", "positions"] = (length,)
+        for name in self.cache_names:
+            shapes["transformer", f"past_{name}"] = ("past", width)
+            shapes["transformer", f"new_{name}"] = (length, width)
         for graph in self.policies:
-            shapes |= {("transformer", "features"): (n, width), (graph, "features"): (n, width)}
+            shapes |= {("transformer", "features"): (length, width)}
+            shapes |= {(graph, "features"): (n, width)}
             shapes |= {(graph, "step"): (), (graph, "action"): (4,)}
         return {name: ("batch", *shape) for name, shape in shapes.items()}
 
     def describe(self) -> dict[str, str]:
         """Tokens and policies, for people."""
         rows, columns = self.grid
+        cached = {"cached context": f"{self.cached_blocks} blocks"} if self.cached_blocks else {}
         least = "; every step decides one at least" if self.at_least_one else ""
         return {
             "tokens": f"{rows} × {columns} of {self.codebook_size:,} codes{least}",
             "policy networks": described(self.policies),
+            **cached,
             **presets_described(self.presets),
         }
 

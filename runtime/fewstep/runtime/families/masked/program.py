@@ -8,6 +8,7 @@
              sample_tokens(logits, parameters[t]) → sampled[t], confidence
              remask(confidence, sampled[t]) → tokens[t + 1]
              or, where the order of the positions is known before:
+             [local steps compute some positions alone (``local.py``)]
              choose_tokens(tokens[t], ranks, decided[t : t + 2]) → chosen
              sample_top_k_top_p(logits, chosen, parameters[t]) → sampled[t] → tokens[t + 1]
     end:     decoder(sampled[T − 1]) → image → pixels
@@ -28,6 +29,14 @@ import numpy.typing as npt
 
 from fewstep.runtime.devices import BufferSpec, Role
 from fewstep.runtime.families import Model
+from fewstep.runtime.families.masked.local import (
+    LocalSteps,
+    keep_others,
+    local_buffers,
+    local_run,
+    positions,
+    tried,
+)
 from fewstep.runtime.families.masked.model import MaskedModel
 from fewstep.runtime.families.masked.transformer import (
     ENTRIES,
@@ -54,7 +63,8 @@ class MaskedKey:
     every token is generated, and what is known of step 0 is not computed again. ``ordered``: the
     order of the positions is an input, and no confidence is computed. ``encodes``: texts are given
     by their ids, which a text encoder reads. ``unguided``: steps of a guided program whose guidance
-    is 0, so that they need no unconditional half.
+    is 0, so that they need no unconditional half. ``local``: which steps compute some positions
+    alone; not at ``reuse`` after step 0.
     """
 
     batch: int
@@ -65,6 +75,7 @@ class MaskedKey:
     ordered: bool = False
     encodes: bool = False
     unguided: tuple[int, ...] = ()
+    local: LocalSteps | None = None
 
     @property
     def rows(self) -> int:
@@ -75,12 +86,19 @@ class MaskedKey:
         """Whether a step needs unconditional logits."""
         return self.guided and step not in self.unguided
 
+    def rows_at(self, step: int) -> int:
+        """Rows of a step: both halves where it, or a local step after it, is guided."""
+        group = self.local.starting(step) if self.local else None
+        steps = range(step, group.end if group else step + 1)
+        known = self.reuse and step == 0
+        return self.rows if not known and any(map(self.guides, steps)) else self.batch
+
 
 def masked_program(model: Model, key: MaskedKey) -> Program:
     """The program for a key."""
     buffers = _buffers(model, key)
     keeps = _keeps(model, key)
-    initial: dict[str, npt.ArrayLike] = {"mask": 1}
+    initial: dict[str, npt.ArrayLike] = {"mask": 1, **positions(model.info)}
     if key.policy:
         initial["step_ids"] = np.arange(key.steps, dtype=np.int32)[:, None]
     else:
@@ -108,9 +126,12 @@ def _trial(model: MaskedModel, key: MaskedKey) -> dict[str, npt.ArrayLike]:
         trial[:, 0, 0], trial[:, 0, 3] = 1 - after, key.guided
         return {"parameters": trial}
     trial[:, 0, 0], trial[:, 0, 2] = key.guided, 1  # guidance, every code, temperature 0
-    decided = np.array([0, *(after * model.num_tokens)], np.int32)[:, None]
     ranks = np.arange(model.num_tokens, dtype=np.int32)
-    return {"parameters": trial, "decided": decided, "ranks": ranks}
+    if key.local:
+        known = tried(key.local, key.batch, model.num_tokens, key.rows // key.batch)
+    else:
+        known = {"decided": np.array([0, *(after * model.num_tokens)], np.int32)[:, None]}
+    return {"parameters": trial, "ranks": ranks, **known}
 
 
 def _operations(model: Model, key: MaskedKey, *, features: bool) -> Iterator[Op]:
@@ -131,20 +152,14 @@ def _operations(model: Model, key: MaskedKey, *, features: bool) -> Iterator[Op]
     if key.encodes:
         yield from _texts(info, key)
     for step in range(key.steps):
-        first = step == 0 and key.reuse
-        if first and _keeps(model, key):
-            yield from first_step(model, key.batch)
-        else:
-            rows = key.rows if key.guides(step) and not first else key.batch
-            read = View("transformer_tokens")[:rows]
-            yield Copy(read, tokens[step][:rows], step, "transformer")
-            yield transformer_run(info, rows, features=features, step=step)
+        yield from _logits(model, key, step, features=features)
         if key.policy:
             yield from _policy(info, key, key.policy, step)
         conditional = View("logits")[: key.batch]
         second = conditional
         if key.guides(step):
-            second = View(UNCONDITIONAL) if first else View("logits")[key.batch : key.rows]
+            known = key.reuse and step == 0
+            second = View(UNCONDITIONAL) if known else View("logits")[key.batch : key.rows]
         sampling: dict[str, View | int | float] = {
             "conditional": conditional,
             "unconditional": second,
@@ -164,6 +179,22 @@ def _operations(model: Model, key: MaskedKey, *, features: bool) -> Iterator[Op]
         writes=("pixels", "error"),
         step=last,
     )
+
+
+def _logits(model: Model, key: MaskedKey, step: int, *, features: bool) -> Iterator[Op]:
+    """Those of all positions, or new ones of a local step's in their place."""
+    info, rows, local = model.info, key.rows_at(step), key.local
+    if step == 0 and _keeps(model, key):
+        yield from first_step(model, key.batch)
+        return
+    if local and (group := local.around(step)):
+        yield from local_run(info, local, group, rows, step, features=features)
+        return
+    read = View("transformer_tokens")[:rows]
+    yield Copy(read, View("tokens")[step][:rows], step, "transformer")
+    yield transformer_run(info, rows, features=features, step=step)
+    if local and (group := local.starting(step)):
+        yield keep_others(info, local, group, rows)
 
 
 def _texts(model: MaskedModel, key: MaskedKey) -> Iterator[Op]:
@@ -307,6 +338,7 @@ def _buffers(model: Model, key: MaskedKey) -> dict[str, BufferSpec]:
         **_decision_buffers(model, key),
         "image": BufferSpec((batch, 3, height, width), image),
         **transformer_buffers(model, key.rows),
+        **(local_buffers(model, key.local, key.rows) if key.local else {}),
         **(_entries(info, key) if _keeps(model, key) else {}),
         **(_text_buffers(model, key) if key.encodes else {}),
         **(_policy_buffers(info, key) if key.policy else {}),

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import RequestError, choose
+from fewstep.runtime.families.masked.local import LocalSteps, local_steps
 from fewstep.runtime.families.masked.model import MaskedModel
 from fewstep.runtime.families.masked.order import ORDERS, ranks
 from fewstep.runtime.families.masked.schedule import MASK_RATIOS, Schedule
@@ -29,7 +30,8 @@ class MaskedRequest:
     [B]`` uint64. ``parameters [T, 4]`` float32 of a fixed schedule, or ``None`` with the name of
     the ``policy`` to follow. ``guided``: whether any step needs the unconditional half. ``given
     [B, N]`` are ids that stay where ``mask [B, N]`` is 0; without both, every token is generated.
-    ``order``: of the positions, where it is known before.
+    ``order``: of the positions, where it is known before. ``local``: which steps compute their own
+    positions alone, if any does.
     """
 
     condition: Array
@@ -41,6 +43,7 @@ class MaskedRequest:
     given: Array | None = None
     mask: Array | None = None
     order: Order | None = None
+    local: LocalSteps | None = None
     negative: Array | None = None
 
     @property
@@ -80,19 +83,20 @@ def masked_request(
 
     Raises:
         RequestError: more steps than tokens, an unknown schedule, lists for another number of
-            steps, a ramp beside a policy, guidance without an unconditional condition, or tokens
-            to keep that are no codes.
+            steps, a ramp beside a policy, guidance without an unconditional condition, local steps
+            that the transformer cannot make, or tokens to keep that are no codes.
     """
     settings = resolved(model.presets, model.defaults, settings)
     chosen, steps = check_settings(model, settings), settings.steps
     fixed = chosen if isinstance(chosen, Schedule) else None
     kept = {} if edit is None else _kept(model, len(condition), edit)
-    parameters, order = None, None
+    parameters, order, local = None, None, None
     if fixed is not None and settings.order == CONFIDENCE:
         parameters = fixed.parameters(steps, model.num_tokens)
     elif fixed is not None:
         parameters = fixed.ordered(steps, settings.top_k, settings.top_p)
         order = _order(model, fixed, settings, seeds, kept.get("mask"))
+        local = _local(model, order, settings)
     return MaskedRequest(
         condition=condition,
         seeds=seeds,
@@ -101,6 +105,7 @@ def masked_request(
         guided=fixed is None or fixed.guided,
         policy=chosen if isinstance(chosen, str) else None,
         order=order,
+        local=local,
         **kept,
     )
 
@@ -118,6 +123,18 @@ def _order(
     return Order(found, schedule.decided(settings.steps, masked, model.num_tokens))
 
 
+def _local(model: MaskedModel, order: Order, settings: MaskedSettings) -> LocalSteps | None:
+    if not settings.local_steps:
+        return None
+    first, *others = order.decided.T.tolist()
+    if any(each != first for each in others):
+        raise RequestError(
+            "local_steps compute as many positions of every image, so that as many tokens must be "
+            "given of each: pass images with other numbers of them in other requests"
+        )
+    return local_steps(tuple(first), model.num_tokens, settings.local_steps, settings.full_first)
+
+
 def check_settings(model: MaskedModel, settings: MaskedSettings) -> Schedule | str:
     """The schedule or policy of settings that the model can serve.
 
@@ -131,16 +148,17 @@ def check_settings(model: MaskedModel, settings: MaskedSettings) -> Schedule | s
     chosen = schedule_of(model, settings)
     if isinstance(chosen, Schedule):
         chosen.check(settings.steps)
-    _check_order(settings, isinstance(chosen, str))
+    _check_order(model, settings, isinstance(chosen, str))
     if (isinstance(chosen, str) or chosen.guided) and not model.can_guide:
         nothing = "class" if isinstance(model.condition, ClassCondition) else "text"
         raise RequestError(f"this bundle has no unconditional {nothing}: use guidance 0")
     return chosen
 
 
-def _check_order(settings: MaskedSettings, follows_policy: bool) -> None:
+def _check_order(model: MaskedModel, settings: MaskedSettings, follows_policy: bool) -> None:
     if settings.order not in ORDERS:
         raise RequestError(choose("order", settings.order, ORDERS))
+    known = ", ".join(ORDERS[1:])
     if settings.order != CONFIDENCE:
         if follows_policy:
             raise RequestError(
@@ -148,8 +166,13 @@ def _check_order(settings: MaskedSettings, follows_policy: bool) -> None:
                 f"{CONFIDENCE}; use a schedule for {settings.order}"
             )
     elif settings.top_k or settings.top_p < 1:
+        raise RequestError(f"top_k and top_p need an order that is known before: {known}")
+    elif settings.local_steps:
+        raise RequestError(f"local_steps need an order that is known before: {known}")
+    if settings.local_steps and not model.cached_blocks:
         raise RequestError(
-            f"top_k and top_p need an order that is known before: {', '.join(ORDERS[1:])}"
+            "local_steps need a transformer whose keys and values are cached: export the bundle "
+            "again with --cached-context, which forms with AdaNAT's transformer have"
         )
 
 

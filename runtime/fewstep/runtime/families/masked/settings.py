@@ -87,6 +87,15 @@ class MaskedSettings(Settings):
     top_p: Annotated[float, Field(ge=0, le=1)] = Field(
         default=1.0, description="Sample from the likeliest codes of this mass, with --order."
     )
+    local_steps: Whole = Field(
+        default=0,
+        ge=0,
+        description="Steps after every full one that compute their own positions alone, beside "
+        "cached ones (ReCAP: 1), with --order; 0 is none.",
+    )
+    full_first: Whole = Field(
+        default=0, ge=0, description="Steps at the start that are all full, with --local-steps."
+    )
 
     @property
     def listed(self) -> bool:

@@ -7,11 +7,10 @@ alone, and are kept for the classes that were asked for last.
 
 from __future__ import annotations
 
-import numpy.typing as npt
-
 from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.devices import BufferSpec
 from fewstep.runtime.families import Model
+from fewstep.runtime.families.masked.local import cache_buffers, full_bindings, positions
 from fewstep.runtime.families.masked.model import MaskedModel
 from fewstep.runtime.program import Kept, Launch, Program, Run, View
 
@@ -31,6 +30,7 @@ def transformer_run(model: MaskedModel, rows: int, *, features: bool, step: int 
         "tokens": View("transformer_tokens")[:rows],
         model.condition_input: View("condition")[:rows],
         "logits": View("logits")[:rows],
+        **full_bindings(model, rows),
     }
     if features:
         bindings["features"] = View("features")[:rows]
@@ -46,6 +46,7 @@ def transformer_buffers(model: Model, rows: int) -> dict[str, BufferSpec]:
         "condition": BufferSpec((rows, *fixed), condition.dtype, "input"),
         "transformer_tokens": BufferSpec((rows, n), "int32"),
         "logits": BufferSpec((rows, n, info.logits_width), graph.outputs["logits"].dtype),
+        **cache_buffers(info, rows),
     }
     if features := graph.outputs.get("features"):
         buffers["features"] = BufferSpec((rows, n, info.feature_width), features.dtype)
@@ -120,5 +121,5 @@ def _without_tokens(model: Model, rows: int, names: dict[str, str]) -> Program:
         buffers[other] = buffers.pop(name)
         bindings[name] = View(other)[:rows]
     buffers["transformer_tokens"] = BufferSpec((rows, info.num_tokens), "int32", "input")
-    initial: dict[str, npt.ArrayLike] = {"transformer_tokens": info.mask_token}
+    initial = {"transformer_tokens": info.mask_token, **positions(info)}
     return Program(buffers, (Run(run.graph, bindings),), initial=initial)
