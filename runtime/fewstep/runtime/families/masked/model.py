@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt, model_validator
 from typing_extensions import Self
 
 from fewstep.runtime.condition import ClassCondition, TextCondition, TextEncoder
+from fewstep.runtime.decoders import Decoders, Shapes, decoders_described, with_decoders
 from fewstep.runtime.families import ModelInfo
 from fewstep.runtime.families.masked.rules import Rules
 from fewstep.runtime.families.masked.settings import MaskedSettings
@@ -78,6 +79,7 @@ class MaskedModel(ModelInfo):
     at_least_one: bool = False
     rules: Rules = Rules()
     presets: Presets = {}
+    decoders: Decoders = {}
     defaults: MaskedSettings = MaskedSettings()
 
     @property
@@ -109,7 +111,7 @@ class MaskedModel(ModelInfo):
         """Shape of every (graph, tensor) that the decode binds."""
         n, width, text = self.num_tokens, self.feature_width, self.condition
         condition = () if isinstance(text, ClassCondition) else (text.length, text.width)
-        shapes: dict[tuple[str, str], tuple[int, ...]] = {
+        shapes: Shapes = {
             ("transformer", "tokens"): (n,),
             ("transformer", self.condition_input): condition,
             ("transformer", "logits"): (n, self.logits_width),
@@ -122,7 +124,8 @@ class MaskedModel(ModelInfo):
         for graph in self.policies:
             shapes |= {("transformer", "features"): (n, width), (graph, "features"): (n, width)}
             shapes |= {(graph, "step"): (), (graph, "action"): (4,)}
-        return {name: ("batch", *shape) for name, shape in shapes.items()}
+        batched: Shapes = {name: ("batch", *shape) for name, shape in shapes.items()}
+        return with_decoders(batched, self.decoders)
 
     def describe(self) -> dict[str, str]:
         """Tokens and policies, for people."""
@@ -132,6 +135,7 @@ class MaskedModel(ModelInfo):
             "tokens": f"{rows} × {columns} of {self.codebook_size:,} codes{least}",
             "policy networks": described(self.policies),
             **presets_described(self.presets),
+            **decoders_described(self.decoders),
         }
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.runtime.condition import ClassCondition
+from fewstep.runtime.decoders import DECODER, chosen_decoder
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import RequestError, choose
 from fewstep.runtime.families.masked.model import MaskedModel
@@ -29,7 +30,7 @@ class MaskedRequest:
     [B]`` uint64. ``parameters [T, 4]`` float32 of a fixed schedule, or ``None`` with the name of
     the ``policy`` to follow. ``guided``: whether any step needs the unconditional half. ``given
     [B, N]`` are ids that stay where ``mask [B, N]`` is 0; without both, every token is generated.
-    ``order``: of the positions, where it is known before.
+    ``order``: of the positions, where it is known before. ``decoder``: the graph that draws.
     """
 
     condition: Array
@@ -42,6 +43,7 @@ class MaskedRequest:
     mask: Array | None = None
     order: Order | None = None
     negative: Array | None = None
+    decoder: str = DECODER
 
     @property
     def of_ids(self) -> bool:
@@ -79,9 +81,9 @@ def masked_request(
     """A request with these settings; ``edit`` has ``given`` and ``mask``.
 
     Raises:
-        RequestError: more steps than tokens, an unknown schedule, lists for another number of
-            steps, a ramp beside a policy, guidance without an unconditional condition, or tokens
-            to keep that are no codes.
+        RequestError: more steps than tokens, an unknown schedule or decoder, lists for another
+            number of steps, a ramp beside a policy, guidance without an unconditional condition, or
+            tokens to keep that are no codes.
     """
     settings = resolved(model.presets, model.defaults, settings)
     chosen, steps = check_settings(model, settings), settings.steps
@@ -101,6 +103,7 @@ def masked_request(
         guided=fixed is None or fixed.guided,
         policy=chosen if isinstance(chosen, str) else None,
         order=order,
+        decoder=chosen_decoder(model.decoders, settings.decoder),
         **kept,
     )
 

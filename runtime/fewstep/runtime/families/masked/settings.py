@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import BeforeValidator, Field
 
+from fewstep.runtime.decoders import DECODER_SETTING
 from fewstep.runtime.families.masked.schedule_file import expanded
 from fewstep.runtime.settings import PRESET, PerStep, RampOrList, Settings, Whole
 
@@ -87,6 +88,7 @@ class MaskedSettings(Settings):
     top_p: Annotated[float, Field(ge=0, le=1)] = Field(
         default=1.0, description="Sample from the likeliest codes of this mass, with --order."
     )
+    decoder: str = DECODER_SETTING
 
     @property
     def listed(self) -> bool:

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt, model_validator
 from typing_extensions import Self
 
 from fewstep.runtime.condition import ClassCondition
+from fewstep.runtime.decoders import Decoders, decoders_described, with_decoders
 from fewstep.runtime.devices import aligned_width
 from fewstep.runtime.families import ModelInfo
 from fewstep.runtime.families.var.settings import VarSettings
@@ -48,6 +49,7 @@ class VarModel(ModelInfo):
     condition: ClassCondition
     policies: dict[PolicyName, VarPolicyInfo] = {}
     feature_side: PositiveInt = 16
+    decoders: Decoders = {}
     defaults: VarSettings = VarSettings()
 
     @property
@@ -129,7 +131,7 @@ class VarModel(ModelInfo):
         for graph in self.policies:
             shapes[graph, "features"] = ("batch", side * side, width)
             shapes |= {(graph, "step"): ("batch",), (graph, "action"): ("batch", 4)}
-        return shapes
+        return with_decoders(shapes, self.decoders)
 
     def describe(self) -> dict[str, str]:
         """Scales and policies, for people."""
@@ -138,6 +140,7 @@ class VarModel(ModelInfo):
             "scales": f"{self.scales} of sides {sides}: {self.num_tokens} tokens of "
             f"{self.codebook_size:,} codes",
             "policy networks": described(self.policies),
+            **decoders_described(self.decoders),
         }
 
     @model_validator(mode="after")
