@@ -19,7 +19,7 @@ from fewstep.cli.common import (
     show,
 )
 from fewstep.cli.settings import given as generation_given
-from fewstep.cli.texts import TextFileOption, Texts
+from fewstep.cli.texts import TextFileOption, calibration_text
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.machine import at_most
 
@@ -129,7 +129,7 @@ def quantize_command(
     request = flow.QuantizeRequest(
         bundle=bundle,
         settings=settings.Settings(precision=precision, generation=generation, **options),
-        text=_text(bundle, text_file),
+        text=calibration_text(bundle, text_file),
         graphs=graphs,
         repeat=repeat,
         force=force,
@@ -173,18 +173,3 @@ def _check_together(
 
 def _spelled(options: dict[str, Any]) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in _said(options)]
-
-
-def _text(bundle: Path, file: Path | None) -> Any:
-    """States, or the ids of prompts."""
-    from fewstep.runtime.bundle import Bundle
-    from fewstep.runtime.condition import ClassCondition, condition_of
-    from fewstep.runtime.families import model_of
-
-    if file is None:
-        return None
-    model = model_of(Bundle.read(bundle))
-    if isinstance(model.info.condition, ClassCondition):
-        raise RequestError("this bundle is class-conditional: leave --text-file out")
-    texts = Texts(None, file).of(model.info.condition)
-    return condition_of(model.info.condition, None, texts, model.tokenizer)

@@ -79,3 +79,22 @@ class Texts:
                 f"[B, {info.length}, {info.width}] in a .npy file with --text-file"
             )
         return tuple(self.prompts or ()) if self.file is None else tuple(read_prompts(self.file))
+
+
+def calibration_text(bundle: Path, file: Path | None) -> Array | None:
+    """What ``--text-file`` gives a calibration: states, or the ids of prompts; ``None`` for none.
+
+    Raises:
+        RequestError: the bundle takes no texts, or the file cannot be read.
+    """
+    from fewstep.runtime.bundle import Bundle
+    from fewstep.runtime.condition import ClassCondition, condition_of
+    from fewstep.runtime.families import model_of
+
+    if file is None:
+        return None
+    model = model_of(Bundle.read(bundle))
+    if isinstance(model.info.condition, ClassCondition):
+        raise RequestError("this bundle is class-conditional: leave --text-file out")
+    texts = Texts(None, file).of(model.info.condition)
+    return condition_of(model.info.condition, None, texts, model.tokenizer)

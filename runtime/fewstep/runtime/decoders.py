@@ -72,7 +72,7 @@ class DecoderInfo(Strict):
         return self.full_flops / self.flops
 
 
-Decoders = Annotated[dict[DecoderName, DecoderInfo], Field(default={})]
+Decoders = dict[DecoderName, DecoderInfo]
 """Distilled decoders by name, as a manifest has them."""
 
 Shapes = dict[tuple[str, str], tuple[int | str, ...]]

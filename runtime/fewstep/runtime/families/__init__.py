@@ -57,7 +57,7 @@ class ModelInfo(Strict, ABC):
     kind: str
     image_size: tuple[PositiveInt, PositiveInt]
     condition: ClassCondition | TextCondition
-    decoders: Decoders
+    decoders: Decoders = {}
     defaults: Settings
 
     @abstractmethod

@@ -8,7 +8,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from typing_extensions import Self
 
 from fewstep.runtime.condition import ClassCondition
-from fewstep.runtime.decoders import Decoders, Shapes, decoders_described, with_decoders
+from fewstep.runtime.decoders import Shapes, decoders_described, with_decoders
 from fewstep.runtime.devices import aligned_width
 from fewstep.runtime.families import ModelInfo
 from fewstep.runtime.families.mar.settings import MarSettings
@@ -43,7 +43,6 @@ class MarModel(ModelInfo):
     image_size: tuple[PositiveInt, PositiveInt]
     condition: ClassCondition
     presets: Presets = {}
-    decoders: Decoders = {}
     defaults: MarSettings = MarSettings()
 
     @property

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt, model_validator
 from typing_extensions import Self
 
 from fewstep.runtime.condition import ClassCondition, TextCondition, TextEncoder
-from fewstep.runtime.decoders import Decoders, Shapes, decoders_described, with_decoders
+from fewstep.runtime.decoders import Shapes, decoders_described, with_decoders
 from fewstep.runtime.families import ModelInfo
 from fewstep.runtime.families.masked.rules import Rules
 from fewstep.runtime.families.masked.settings import MaskedSettings
@@ -79,7 +79,6 @@ class MaskedModel(ModelInfo):
     at_least_one: bool = False
     rules: Rules = Rules()
     presets: Presets = {}
-    decoders: Decoders = {}
     defaults: MaskedSettings = MaskedSettings()
 
     @property

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt, model_validator
 from typing_extensions import Self
 
 from fewstep.runtime.condition import ClassCondition
-from fewstep.runtime.decoders import Decoders, decoders_described, with_decoders
+from fewstep.runtime.decoders import Shapes, decoders_described, with_decoders
 from fewstep.runtime.devices import aligned_width
 from fewstep.runtime.families import ModelInfo
 from fewstep.runtime.families.var.settings import VarSettings
@@ -49,7 +49,6 @@ class VarModel(ModelInfo):
     condition: ClassCondition
     policies: dict[PolicyName, VarPolicyInfo] = {}
     feature_side: PositiveInt = 16
-    decoders: Decoders = {}
     defaults: VarSettings = VarSettings()
 
     @property
@@ -99,7 +98,7 @@ class VarModel(ModelInfo):
         modulation = ("batch", self.depth, 6, width)
         head_modulation, hidden = ("batch", 2, width), ("batch", "length", width)
         latents = ("batch", self.codebook_width, grid, grid)
-        shapes: dict[tuple[str, str], tuple[int | str, ...]] = {
+        shapes: Shapes = {
             ("start", "condition"): ("batch",),
             ("start", "embeds"): ("batch", self.counts[0], width),
             ("start", "modulation"): modulation,
