@@ -10,6 +10,7 @@ this tokenizer allows).
     python samples/fashion/evaluate.py --images 2000 --json samples/fashion/results/evaluation.json
     python samples/fashion/evaluate.py --reference train --guidance 0 2   # to choose settings by
     python samples/fashion/evaluate.py --steps 8 --order confidence halton   # a row for each order
+    python samples/fashion/evaluate.py --steps 8 --decoder full small        # and for each decoder
 """
 
 from __future__ import annotations
@@ -176,19 +177,21 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     options = {"precision": arguments.precision, "max_batch": arguments.batch}
     with Generator.open(bundle.path, **options) as generator:
-        for steps, order in itertools.product(arguments.steps, arguments.order or [None]):
-            ordered = {} if order is None else {"order": order}
+        chosen = (arguments.steps, arguments.order or [None], arguments.decoder or [None])
+        for steps, order, decoder in itertools.product(*chosen):
+            said = {"order": order, "decoder": decoder}
+            more = {name: each for name, each in said.items() if each is not None}
             made = generate(
                 generator,
                 arguments.images,
                 seed=arguments.seed,
                 batch=arguments.batch,
-                settings={"steps": steps, **overrides(arguments), **ordered},
+                settings={"steps": steps, **overrides(arguments), **more},
             )
-            row = {"steps": steps, **ordered, **judge.score(made.images, made.labels)}
+            row = {"steps": steps, **more, **judge.score(made.images, made.labels)}
             row["images_per_second"] = round(made.images_per_second, 2)
             rows.append(row)
-            show(" ".join([f"{steps} steps", *ordered.values()]), row)
+            show(" ".join([f"{steps} steps", *more.values()]), row)
             write(arguments.json, report)
     return report
 
@@ -285,6 +288,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--order", nargs="+", choices=ORDERS, help="of positions, a row for each per step count"
     )
+    parser.add_argument("--decoder", nargs="+", help="what draws, a row for each too")
     parser.add_argument(
         "--reference",
         choices=("held_out", "train"),
@@ -298,8 +302,8 @@ def parse() -> argparse.Namespace:
     limit = 5_000 * len(CLASS_NAMES)
     if arguments.images % len(CLASS_NAMES) or not 20 <= arguments.images <= limit:
         parser.error(f"--images must be a multiple of 10 in 20 … {limit}, got {arguments.images}")
-    if arguments.plot and len(arguments.order or ()) > 1:
-        parser.error("--plot draws one curve: give one --order")
+    if arguments.plot and max(len(arguments.order or ()), len(arguments.decoder or ())) > 1:
+        parser.error("--plot draws one curve: give one --order and one --decoder")
     if arguments.batch < 1:
         parser.error(f"--batch must be at least 1, got {arguments.batch}")
     return arguments

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import importlib.metadata
+import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,10 +155,13 @@ def _tokenizer(bundle: Bundle) -> str | None:
 
 
 def _complete(bundle: Bundle, options: DecoderOptions) -> dict[str, Any]:
-    """Settings of the rollouts."""
+    """Settings of the rollouts, as JSON has them."""
     model = model_of(bundle)
     chosen = settings_of(model.info.defaults, options.settings)
-    return family_of(model.info.kind).complete(model, chosen)
+    found: dict[str, Any] = json.loads(
+        json.dumps(family_of(model.info.kind).complete(model, chosen))
+    )
+    return found
 
 
 def _exported(bundle: Bundle, name: str, network: SmallDecoder, inputs: Array) -> Exported:
