@@ -90,7 +90,7 @@ def with_decoder(exportable: Exportable, path: Path) -> Exportable:
     decoder, full = load_decoder(path), exportable.graphs.get(DECODER)
     if full is None or "decoder" not in type(exportable.model.defaults).model_fields:
         raise CheckpointError(
-            f"models of {exportable.model.kind} have one decoder: leave out {path}"
+            f"models of {exportable.model.kind} have one decoder alone: leave out {path}"
         )
     tokenizer = exportable.checkpoints.get("tokenizer")
     known = decoder.info.tokenizer_sha256
