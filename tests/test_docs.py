@@ -56,6 +56,7 @@ WHERE_IS = {
     "timesteps of a diffusion, and what each does": "def coefficients(",
     "normal noise": "def normals(",
     "choice of the backend": "def open_backend(",
+    "choice of the decoder": "def chosen_decoder(",
     "default guidance": "guidance: RampOrList = Field(",
     "fp16 overflow": "LARGEST_FP16 = ",
     "out of memory": "except OutOfMemoryError",

@@ -11,6 +11,7 @@ this tokenizer allows).
     python samples/fashion/evaluate.py --reference train --guidance 0 2   # to choose settings by
     python samples/fashion/evaluate.py --steps 8 --order confidence halton   # a row for each order
     python samples/fashion/evaluate.py --steps 8 --order halton --local-steps 0 1 --full-first 4
+    python samples/fashion/evaluate.py --steps 8 --decoder full small        # and for each decoder
 """
 
 from __future__ import annotations
@@ -178,22 +179,24 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     options = {"precision": arguments.precision, "max_batch": arguments.batch}
     with Generator.open(bundle.path, **options) as generator:
-        orders, counts = arguments.order or [None], arguments.local_steps or [None]
-        for steps, order, local in itertools.product(arguments.steps, orders, counts):
-            ordered = {} if order is None else {"order": order}
+        counts = arguments.local_steps or [None]
+        chosen = (arguments.steps, arguments.order or [None], counts, arguments.decoder or [None])
+        for steps, order, local, decoder in itertools.product(*chosen):
+            said = {"order": order, "local_steps": local, "decoder": decoder}
+            more = {name: each for name, each in said.items() if each is not None}
             if local:
-                ordered |= {"local_steps": local, "full_first": arguments.full_first}
+                more["full_first"] = arguments.full_first
             made = generate(
                 generator,
                 arguments.images,
                 seed=arguments.seed,
                 batch=arguments.batch,
-                settings={"steps": steps, **overrides(arguments), **ordered},
+                settings={"steps": steps, **overrides(arguments), **more},
             )
-            row = {"steps": steps, **ordered, **judge.score(made.images, made.labels)}
+            row = {"steps": steps, **more, **judge.score(made.images, made.labels)}
             row["images_per_second"] = round(made.images_per_second, 2)
             rows.append(row)
-            show(" ".join([f"{steps} steps", *map(str, ordered.values())]), row)
+            show(" ".join([f"{steps} steps", *map(str, more.values())]), row)
             write(arguments.json, report)
     return report
 
@@ -290,6 +293,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--order", nargs="+", choices=ORDERS, help="of positions, a row for each per step count"
     )
+    parser.add_argument("--decoder", nargs="+", help="what draws, a row for each too")
     parser.add_argument(
         "--local-steps", type=int, nargs="+", help="after every full one, a row for each"
     )
@@ -307,8 +311,9 @@ def parse() -> argparse.Namespace:
     limit = 5_000 * len(CLASS_NAMES)
     if arguments.images % len(CLASS_NAMES) or not 20 <= arguments.images <= limit:
         parser.error(f"--images must be a multiple of 10 in 20 … {limit}, got {arguments.images}")
-    if arguments.plot and max(len(arguments.order or ()), len(arguments.local_steps or ())) > 1:
-        parser.error("--plot draws one curve: give one --order and one of --local-steps")
+    several = (arguments.order, arguments.local_steps, arguments.decoder)
+    if arguments.plot and max(len(each or ()) for each in several) > 1:
+        parser.error("--plot draws one curve: give one --order, --local-steps and --decoder")
     if arguments.batch < 1:
         parser.error(f"--batch must be at least 1, got {arguments.batch}")
     return arguments

@@ -97,7 +97,8 @@ def _current(form: str, given: dict[str, Any], out: Path) -> Bundle:
 
 def _is_current(bundle: Bundle, given: dict[str, Any]) -> bool:
     """Whether the bundle was made from the present weights and configuration."""
-    files = {name: given[name] for name in ("transformer", "tokenizer", "config")}
+    names = ("transformer", "tokenizer", "config", "small_decoder")
+    files = {name: given[name] for name in names if given.get(name) is not None}
     files |= {f"tuned/{path.name}": path for path in given.get("tuned_policy", ())}
     made_from = {name: info.sha256 for name, info in bundle.manifest.provenance.checkpoints.items()}
     return made_from == {name: sha256(path) for name, path in files.items()}

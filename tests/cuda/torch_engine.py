@@ -37,6 +37,7 @@ from tests.cuda.unexported import unexported
 from torch import Tensor, nn
 
 from fewstep.export.config import read_config
+from fewstep.export.flow import COMMON
 from fewstep.export.masked import Checkpoints, Models, describe, graphs, load_models
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices import Buffer, CudaStream, Device
@@ -172,7 +173,7 @@ def _on_host(buffer: Buffer) -> Tensor:
 
 def load(files: Mapping[str, Any]) -> Models:
     """The models of what ``fewstep export`` is given, on the CPU in fp32."""
-    given = {name: value for name, value in files.items() if value and name != "config"}
+    given = {name: value for name, value in files.items() if value and name not in COMMON}
     return load_models(Checkpoints(**given), read_config(files.get("config")))
 
 

@@ -137,7 +137,8 @@ def test_defaults_are_those_of_the_bundle(tiny_bundle: Path) -> None:
     planned = planned_decode(_with_defaults(tiny_bundle, steps=5, schedule="policy"))
     assert (planned.key.batch, planned.key.steps, planned.key.policy) == (1, 5, "policy")
     # The policy decides guidance and temperatures.
-    assert planned.settings == {"steps": 5, "schedule": "policy-exported"}
+    wanted = {"steps": 5, "schedule": "policy-exported", "decoder": "full"}
+    assert planned.settings == wanted
 
 
 @pytest.mark.parametrize("schedule", [None, "linear", "policy"])

@@ -109,6 +109,20 @@ def graph_work(bundle: Bundle, name: str, runs: Iterable[Sizes]) -> GraphWork:
     return GraphWork(name, info, flops, weights, others, graph_launches(model.graph))
 
 
+def flops_of_model(model: onnx.ModelProto, info: GraphInfo, sizes: Sizes) -> int:
+    """Operations of a graph with these sizes, of its ONNX model, which is changed.
+
+    Raises:
+        MissingDependencyError: onnx-tool is not installed.
+    """
+    try:
+        import onnx_tool
+    except ImportError as error:
+        raise missing("onnx-tool", "build") from error
+    _with_whole_shapes(model.graph)
+    return _flops(onnx_tool.Model(model).graph, info, sizes)
+
+
 def _key(sizes: Sizes) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(sizes.items()))
 

@@ -18,7 +18,7 @@ def export_sample(sample: Path, out: Path, *, progress: Progress = no_progress) 
 
     Args:
         sample: folder with ``config.json``, ``weights/{transformer,tokenizer}`` and, if there
-            are any, tuned policies ``weights/policy-*``.
+            are any, tuned policies ``weights/policy-*`` and ``weights/decoder-small``.
         out: where the bundle goes.
         progress: called as each stage begins.
 
@@ -35,10 +35,12 @@ def export_sample(sample: Path, out: Path, *, progress: Progress = no_progress) 
 def sample_checkpoints(sample: Path) -> dict[str, Any]:
     """What to export of a trained sample's folder, with an untrained policy."""
     weights = sample / "weights"
+    small = weights / "decoder-small.safetensors"
     return {
         "transformer": weights / "transformer.safetensors",
         "tokenizer": weights / "tokenizer.safetensors",
         "untrained_policy": True,
         "tuned_policy": sorted(weights.glob("policy-*.safetensors")),
         "config": sample / "config.json",
+        "small_decoder": small if small.exists() else None,
     }

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from fewstep import __version__
 from fewstep.export.config import ExportConfig, read_config
+from fewstep.export.decoder_file import with_decoder
 from fewstep.export.golden import GOLDEN_FILE, IMAGES, record
 from fewstep.export.onnx_graph import export_graph
 from fewstep.export.second_look import second_look, write_contact_sheet
@@ -35,6 +36,10 @@ from fewstep.runtime.records import FileInfo
 from fewstep.runtime.settings import problems, settings_of
 
 CONFIG = "config"
+SMALL_DECODER = "small_decoder"
+COMMON = (CONFIG, SMALL_DECODER)
+"""Options that all forms have beside their own."""
+
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
@@ -53,8 +58,9 @@ def export(
 
     Args:
         form: name of the published form: ``adanat``, ``maskgit`` or one that was registered.
-        given: options of the form by name, as :class:`~fewstep.export.source.Option` says, and
-            ``config`` for a ``--config`` file; what is ``None``, false or empty is not given.
+        given: options of the form by name, as :class:`~fewstep.export.source.Option` says,
+            ``config`` for a ``--config`` file, and ``small_decoder`` for what ``fewstep calibrate
+            decoder`` wrote; what is ``None``, false or empty is not given.
         out: the bundle folder to make.
         overwrite: replace an existing folder once the new one is whole.
         command: what was typed, for the provenance record.
@@ -73,10 +79,13 @@ def export(
     source, given = known[form], {name: value for name, value in given.items() if value}
     _check_given(source, given)
     config_file: Path | None = given.pop(CONFIG, None)
+    small_decoder: Path | None = given.pop(SMALL_DECODER, None)
     config = read_config(config_file)
     with replacing_folder(out, overwrite=overwrite, marker=MANIFEST_NAME) as folder:
         progress("reading checkpoints", 0.0)
         exportable = _loaded(source, given, config)
+        if small_decoder is not None:
+            exportable = with_decoder(exportable, small_decoder)
         _check_settings(exportable, config)
         for text in exportable.notes:
             note(text)
@@ -126,8 +135,8 @@ def _check_given(source: Source, given: Mapping[str, Any]) -> None:
     """Refuse options that the form does not have, and ask for those that it needs."""
     known = {option.name: option for option in source.options}
     for name in given:
-        if name not in (*known, CONFIG):
-            raise CheckpointError(choose(f"option of {source.name}", name, [*known, CONFIG]))
+        if name not in (*known, *COMMON):
+            raise CheckpointError(choose(f"option of {source.name}", name, [*known, *COMMON]))
     needed = [each.flag for each in source.options if each.required and each.name not in given]
     if needed:
         raise CheckpointError(f"{source.name} needs {', '.join(needed)}")

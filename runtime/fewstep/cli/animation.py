@@ -63,7 +63,9 @@ def step_frames(
     sheet = Sheet.of(labels, each, (height, width), captions, columns=columns, scale=scale)
     frames = []
     for preview in previews:
-        pixels = decoded(generator.device, generator.engines, preview, generator.max_batch)
+        pixels = decoded(
+            generator.device, generator.engines, preview, generator.max_batch, result.decoder
+        )
         frames.append(sheet.draw(_veiled(pixels, preview.undecided), preview.caption))
     return frames
 

@@ -22,7 +22,7 @@ from fewstep.cli.common import (
     show,
 )
 from fewstep.cli.settings import combinations
-from fewstep.cli.texts import TextFileOption, text_of
+from fewstep.cli.texts import TextFileOption, calibration_text
 
 
 def presets_command(
@@ -78,7 +78,7 @@ def presets_command(
         candidates=tuple(given),
         images=images,
         seed=seed,
-        text=text_of(bundle, text_file),
+        text=calibration_text(bundle, text_file),
         weights=weights,
         resize=resize,
         within=within,

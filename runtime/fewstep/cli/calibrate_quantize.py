@@ -19,7 +19,7 @@ from fewstep.cli.common import (
     show,
 )
 from fewstep.cli.settings import given as generation_given
-from fewstep.cli.texts import TextFileOption, text_of
+from fewstep.cli.texts import TextFileOption, calibration_text
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.machine import at_most
 
@@ -129,7 +129,7 @@ def quantize_command(
     request = flow.QuantizeRequest(
         bundle=bundle,
         settings=settings.Settings(precision=precision, generation=generation, **options),
-        text=text_of(bundle, text_file),
+        text=calibration_text(bundle, text_file),
         graphs=graphs,
         repeat=repeat,
         force=force,

@@ -255,6 +255,12 @@ def calibration_module(name: str) -> Any:
     return _module("calibration", name, ("onnx", "onnxruntime"))
 
 
+def decoder_module() -> Any:
+    """The module that distils decoders, when its dependencies are installed."""
+    needs = ("torch", "onnx", "onnxscript", "onnx_tool", "safetensors")
+    return _module("calibration", "decoder.flow", needs, extra="export")
+
+
 def policy_module() -> Any:
     """The module that tunes policies, when its dependencies are installed."""
     needs = ("torch", "onnx", "onnxscript", "safetensors", "matplotlib", "tensorboard")

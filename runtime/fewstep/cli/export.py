@@ -33,6 +33,7 @@ _TYPES: dict[str, tuple[Any, Any, str | None]] = {
 addresses of the Hub."""
 
 _CONFIG = "Constructor arguments as JSON; not for published sizes."
+_SMALL_DECODER = "What calibrate decoder wrote, of the same tokenizer."
 _FROM = "Folder with the model's files, as the authors name them."
 _SHEET = "Picture of what the bundle makes, to look at."
 
@@ -125,6 +126,7 @@ def _command(source: Source, model: PublishedModel | None) -> Callable[..., None
             for o in source.options
         ),
         _parameter("config", "--config", _CONFIG, "file"),
+        _parameter("small_decoder", "--small-decoder", _SMALL_DECODER, "file"),
         _parameter("contact_sheet", "--contact-sheet", _SHEET, Path | None),
         _parameter("force", "--force", "Replace an existing bundle.", "flag"),
     ]
@@ -176,7 +178,8 @@ def _files(
     from fewstep.export import hub, hub_folder, published
 
     found = {} if model is None else published.sources_of(model, folder, given)
-    kinds = {option.name: option.kind for option in source.options} | {"config": "file"}
+    kinds = {option.name: option.kind for option in source.options}
+    kinds |= {"config": "file", "small_decoder": "file"}
     files: dict[str, Any] = {}
     for name, value in {**given, **found}.items():
         if kinds[name] not in ("file", "files", "folder") or not value:

@@ -81,12 +81,11 @@ class Texts:
         return tuple(self.prompts or ()) if self.file is None else tuple(read_prompts(self.file))
 
 
-def text_of(bundle: Path, file: Path | None) -> Array | None:
-    """States ``[M, L, D]``, or the ids ``[M, tokens]`` of prompts, in a file; ``None`` for none.
+def calibration_text(bundle: Path, file: Path | None) -> Array | None:
+    """What ``--text-file`` gives a calibration: states, or the ids of prompts; ``None`` for none.
 
     Raises:
-        RequestError: the bundle is class-conditional, or a file that cannot be read.
-        BundleError: the bundle is damaged.
+        RequestError: the bundle takes no texts, or the file cannot be read.
     """
     from fewstep.runtime.bundle import Bundle
     from fewstep.runtime.condition import ClassCondition, condition_of

@@ -328,7 +328,7 @@ class Generator(ClosedOnExit):
         joined = {name: _joined([each[name] for each in decided], 1) for name in decided[0]}
         trace = family.trace(model, joined)
         notes = family.notes(model, request)
-        return Result(_joined(images, 0), request.seeds, trace, timings, notes)
+        return Result(_joined(images, 0), request.seeds, trace, timings, notes, _decoder(request))
 
     def _encode(self, graph: str, ids: Array) -> Array:
         parts = batches(len(ids), self.max_batch)
@@ -343,7 +343,8 @@ class Generator(ClosedOnExit):
         def after_step(step: int, outputs: Mapping[str, Array]) -> None:
             trace = self.family.trace(self.model, self.family.decisions(self.model, key, outputs))
             preview = self.family.preview(self.model, trace, step)
-            decode = functools.partial(decoded, self.device, self.engines, preview, self.max_batch)
+            parts = (self.device, self.engines, preview, self.max_batch, _decoder(key))
+            decode = functools.partial(decoded, *parts)
             callback(step, StepPreview(rows, preview.caption, preview.undecided, decode))
 
         plan = self.plans.get(key)
@@ -385,6 +386,11 @@ class Generator(ClosedOnExit):
 def batches(count: int, most: int) -> list[slice]:
     """``count`` rows in slices of at most ``most``."""
     return [slice(first, min(first + most, count)) for first in range(0, count, most)]
+
+
+def _decoder(chosen: Any) -> str | None:
+    """The graph that a request or key chooses, where its family lets it."""
+    return getattr(chosen, "decoder", None)
 
 
 def _joined(parts: Sequence[Array], axis: int) -> Array:

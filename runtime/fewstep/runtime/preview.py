@@ -57,14 +57,25 @@ Callback = Callable[[int, StepPreview], Any]
 
 
 def decoded(
-    device: Device, engines: Mapping[str, Engine], preview: Preview, max_batch: int
+    device: Device,
+    engines: Mapping[str, Engine],
+    preview: Preview,
+    max_batch: int,
+    decoder: str | None = None,
 ) -> npt.NDArray[np.uint8]:
     """The images of a family's preview, ``[B, H, W, 3]``, at most ``max_batch`` at a time.
+
+    Args:
+        device: that the engines are on.
+        engines: by graph name.
+        preview: what to draw.
+        max_batch: images drawn together.
+        decoder: the graph that draws, in the place of the preview's.
 
     Raises:
         EngineError: the engine fails.
     """
-    engine, parts = engines[preview.graph], []
+    engine, parts = engines[decoder or preview.graph], []
     for first in range(0, len(preview.undecided), max_batch):
         rows = slice(first, first + max_batch)
         inputs = {name: np.ascontiguousarray(array[rows]) for name, array in preview.inputs.items()}

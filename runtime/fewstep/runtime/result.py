@@ -24,7 +24,7 @@ class Result:
     ``images [B, H, W, 3]`` uint8; ``seeds [B]`` uint64; ``trace``: what was decided at every
     step, of the bundle's family; ``timings_ms``: milliseconds per stage (that of each graph,
     ``sampling``, ``other``) and in ``total``, over the whole request. ``notes``: what to know of
-    the images, a line each.
+    the images, a line each. ``decoder``: the graph that drew them, where requests choose one.
     """
 
     images: npt.NDArray[np.uint8]
@@ -32,6 +32,7 @@ class Result:
     trace: Any
     timings_ms: dict[str, float]
     notes: tuple[str, ...] = ()
+    decoder: str | None = None
 
     def __repr__(self) -> str:
         shape, total = list(self.images.shape), self.timings_ms.get("total", 0.0)

@@ -14,7 +14,8 @@ from tests.masked import masked_model
 
 from fewstep.build.stale import why_graphs_stale
 from fewstep.build.variants import add_variant
-from fewstep.calibration.policy.store import add_policy, half
+from fewstep.calibration.added_graph import half
+from fewstep.calibration.policy.store import add_policy
 from fewstep.export.models import FixedPolicy, PolicyNet
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices.cpu import CpuDevice

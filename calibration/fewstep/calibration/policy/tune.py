@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from fewstep import __version__
+from fewstep.calibration.added_graph import half
 from fewstep.calibration.policy import state, workers
 from fewstep.calibration.policy.data import RealImages, read_images
 from fewstep.calibration.policy.environment import Environment
@@ -27,7 +28,7 @@ from fewstep.calibration.policy.networks import SIZES, Shape, actor_of, new_acto
 from fewstep.calibration.policy.options import PolicyOptions, Start, checked
 from fewstep.calibration.policy.plots import draw
 from fewstep.calibration.policy.state import Log, Row, TrainingState
-from fewstep.calibration.policy.store import add_policy, half
+from fewstep.calibration.policy.store import add_policy
 from fewstep.calibration.policy.training import Training
 from fewstep.export.models.policy import FixedPolicy
 from fewstep.export.tuned import TunedPolicy, save_tuned

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from pydantic import PositiveInt
 
 from fewstep.runtime.condition import ClassCondition, TextCondition
+from fewstep.runtime.decoders import Decoders
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import BundleError, choose
 from fewstep.runtime.program import Program
@@ -49,12 +50,14 @@ TensorKind = Literal[
 class ModelInfo(Strict, ABC):
     """What a manifest says of the model; every family adds its own fields.
 
-    ``kind`` names the family. ``image_size``: height and width in pixels.
+    ``kind`` names the family. ``image_size``: height and width in pixels. ``decoders``: smaller
+    ones in the place of the graph ``decoder``, where the family lets requests choose.
     """
 
     kind: str
     image_size: tuple[PositiveInt, PositiveInt]
     condition: ClassCondition | TextCondition
+    decoders: Decoders = {}
     defaults: Settings
 
     @abstractmethod
@@ -178,7 +181,8 @@ class Family(ABC):
     ) -> Any:
         """A checked request for B images: a dataclass that has ``condition`` and ``seeds``.
 
-        Where the family has text-conditional models it also has ``negative``, ``None`` at first.
+        Where the family has text-conditional models it also has ``negative``, ``None`` at first,
+        and where its models may have several decoders ``decoder``, the graph that was chosen.
 
         Args:
             model: the bundle's model.
@@ -226,7 +230,7 @@ class Family(ABC):
 
     @abstractmethod
     def preview(self, model: Model, trace: Any, step: int) -> Preview:
-        """The images after a step, 0 … T − 1."""
+        """The images after a step, 0 … T − 1, by the full decoder."""
 
     @abstractmethod
     def rollouts(self, model: Model) -> dict[str, dict[str, Any]]:
@@ -264,6 +268,7 @@ _RESERVED = frozenset(
         *("plan", "json_file", "as_json", "rollouts", "held_out", "method", "percentile", "keep"),
         *("auto", "cache", "repeat", "force", "wanted", "progress", "callback", "like", "columns"),
         *("scale", "resume", "shard", "report", "seconds", "graph"),
+        *("images", "updates", "smaller", "name", "weights"),
     )
 )
 """Arguments of ``Generator.generate`` and of the commands that take settings."""

@@ -275,7 +275,10 @@ def test_whatever_is_set_is_read_as_the_same_again(given: dict[str, Any]) -> Non
         ({"refresh_first": "x"}, "refresh_first must be an integer"),
         ({"reuse_guidance": "perhaps"}, "reuse_guidance must be a boolean"),
         ({"preset": 3}, "preset must be a string, got 3"),
-        ({"steps": 3}, "unknown setting 'steps'; expected one of: diffusion_steps, .*refresh"),
+        (
+            {"steps": 3},
+            "unknown setting 'steps'; expected one of: decoder, diffusion_steps, .*refresh",
+        ),
     ],
 )
 def test_values_that_do_not_fit_are_said_as_they_were_given(

@@ -134,8 +134,8 @@ def test_the_default_schedule_and_every_policy_are_rolled_out(generator: Generat
     found = FAMILY.rollouts(_with(generator, policies=policies, defaults=defaults))
     assert list(found) == ["arccos", "policy", "policy-8"]
     assert found["arccos"] == {**defaults.model_dump(exclude={"preset"}), "steps": 4}
-    assert found["policy"] == {"steps": 4, "schedule": "policy-exported"}
-    assert found["policy-8"] == {"steps": 4, "schedule": "policy-8"}
+    assert found["policy"] == {"steps": 4, "schedule": "policy-exported", "decoder": "full"}
+    assert found["policy-8"] == {"steps": 4, "schedule": "policy-8", "decoder": "full"}
 
 
 def test_a_default_policy_is_rolled_out_once(generator: Generator) -> None:

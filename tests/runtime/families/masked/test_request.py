@@ -31,7 +31,7 @@ def _settings(**given: Any) -> MaskedSettings:
         ({"guidance": (1.0, 2.0, None)}, "guidance must be numbers, one for every step"),
         ({"guidance": (1.0, None)}, "guidance must be a number, a pair"),
         ({"guidence": 1.0}, "unknown setting 'guidence'.*Did you mean 'guidance'"),
-        ({"strength": 1.0}, "unknown setting 'strength'; expected one of: .*guidance, .*steps"),
+        ({"strength": 1.0}, "unknown setting 'strength'; expected one of: decoder, .*steps"),
         ({"sampling_temperature": float("nan")}, "must be finite and at least 0"),
         ({"class_ids": [0.5]}, "class_ids must be a list of integers"),
         ({"class_ids": []}, "class_ids must be a list of integers"),

@@ -71,7 +71,7 @@ def test_a_record_names_the_policy_that_ran_and_all_scales(var_bundle: Path) -> 
         settings = settings_of(model.info.defaults, {"schedule": schedule})
         assert family.complete(model, settings) == {
             "schedule": "policy-exported",
-            **{"scales": 4, "guided_scales": 4, "reuse_first": False},
+            **{"scales": 4, "guided_scales": 4, "reuse_first": False, "decoder": "full"},
         }
     fixed = family.complete(model, settings_of(model.info.defaults, {"scales": 3}))
     assert (fixed["scales"], fixed["guided_scales"], fixed["schedule"]) == (3, 4, "fixed")

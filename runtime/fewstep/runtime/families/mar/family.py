@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fewstep.runtime.decoders import DECODER, decoder_graph, with_decoder_rollouts
 from fewstep.runtime.devices import Array
 from fewstep.runtime.families import Family, Model, Preview
 from fewstep.runtime.families.mar.iterations import counts, recomputed
@@ -103,6 +104,7 @@ class MarFamily(Family):
             guided=request.guided,
             recomputed=request.recomputed,
             reuse_guidance=request.reuse_guidance,
+            decoder=request.decoder,
         )
 
     def corners(self, model: Model, batch: int) -> Iterator[MarKey]:
@@ -117,6 +119,9 @@ class MarFamily(Family):
         if guided:
             yield _corner(info, batch, 1, guided=False)
             yield _corner(info, batch, info.num_tokens, guided=True, partial=True, reuse=True)
+        for decoder in info.decoders:
+            one = _corner(info, batch, 1, guided=False)
+            yield replace(one, decoder=decoder_graph(decoder))
 
     def program(self, model: Model, key: MarKey) -> Program:
         return mar_program(model, key)
@@ -174,7 +179,7 @@ class MarFamily(Family):
         undecided = np.isnan(tokens[..., 0])
         left = int(undecided[0].sum())
         return Preview(
-            graph="decoder",
+            graph=DECODER,
             inputs={"tokens": np.nan_to_num(tokens)},
             output="image",
             undecided=undecided.reshape(-1, info.side, info.side),
@@ -183,7 +188,8 @@ class MarFamily(Family):
         )
 
     def rollouts(self, model: Model) -> dict[str, dict[str, Any]]:
-        """A short one of everything, and one that computes parts between refreshes."""
+        """A short one of everything, one that computes parts between refreshes, and every distilled
+        decoder under the name of its graph."""
         info: MarModel = model.info
         own = resolved(info.presets, info.defaults, settings_of(info.defaults, {}))
         short: dict[str, Any] = {
@@ -198,7 +204,7 @@ class MarFamily(Family):
         }
         full = self.complete(model, settings_of(info.defaults, short))
         parts = {"refresh": 3, "refresh_first": 2, "reuse_guidance": info.can_guide}
-        return {"full": full, "cached": {**full, **parts}}
+        return with_decoder_rollouts({"full": full, "cached": {**full, **parts}}, info.decoders)
 
     def candidates(self, model: Model) -> tuple[dict[str, Any], ...]:
         """Fewer iterations, with diffusion steps that fall (DiSA)."""

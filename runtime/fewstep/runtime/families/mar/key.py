@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import accumulate
 
+from fewstep.runtime.decoders import DECODER
 from fewstep.runtime.families.mar.diffusion import timesteps
 
 
@@ -13,7 +14,8 @@ class MarKey:
     """What a program is made for; seeds, classes, numbers and given tokens are its inputs.
 
     ``given``: tokens of an image that stay; then ``counts`` are decided, iteration by iteration.
-    ``spacings``, ``largest_timestep``, ``recomputed`` and ``reuse_guidance`` as of a request.
+    ``spacings``, ``largest_timestep``, ``recomputed``, ``reuse_guidance`` and ``decoder`` as of a
+    request.
     """
 
     batch: int
@@ -24,6 +26,7 @@ class MarKey:
     guided: bool
     recomputed: tuple[int, ...] = ()
     reuse_guidance: bool = False
+    decoder: str = DECODER
 
     @property
     def rows(self) -> int:

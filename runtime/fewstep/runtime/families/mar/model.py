@@ -8,6 +8,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from typing_extensions import Self
 
 from fewstep.runtime.condition import ClassCondition
+from fewstep.runtime.decoders import Shapes, decoders_described, with_decoders
 from fewstep.runtime.devices import aligned_width
 from fewstep.runtime.families import ModelInfo
 from fewstep.runtime.families.mar.settings import MarSettings
@@ -88,7 +89,7 @@ class MarModel(ModelInfo):
         buffer = (self.buffer_size, "batch", width)
         every, x = (places, "batch", width), ("batch", "count", self.channels)
         given, output = ("length", "batch", width), ("wanted", "batch", width)
-        shapes: dict[tuple[str, str], tuple[int | str, ...]] = {
+        shapes: Shapes = {
             ("encoder", "tokens"): ("length", "batch", self.channels),
             ("encoder", "positions"): ("length", "batch"),
             ("encoder", "condition"): ("batch",),
@@ -121,7 +122,7 @@ class MarModel(ModelInfo):
             for name in names:
                 shapes[graph, f"past_{name}"] = ("past", "batch", cached)
                 shapes[graph, f"new_{name}"] = ("length", "batch", cached)
-        return shapes
+        return with_decoders(shapes, self.decoders)
 
     def describe(self) -> dict[str, str]:
         """Tokens and networks, for people."""
@@ -133,6 +134,7 @@ class MarModel(ModelInfo):
             "diffusion head": f"width {self.head_width}",
             "latent scale": f"{self.latent_scale:g}",
             **presets_described(self.presets),
+            **decoders_described(self.decoders),
         }
 
     @model_validator(mode="after")

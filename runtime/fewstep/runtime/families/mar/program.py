@@ -29,6 +29,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from fewstep.runtime.decoders import DECODER
 from fewstep.runtime.families import Model
 from fewstep.runtime.families.mar.buffers import buffers, tables
 from fewstep.runtime.families.mar.key import MarKey
@@ -77,7 +78,8 @@ class _Operations:
             "target": View("tokens"),
         }
         yield Launch("scatter_tokens", scatter, ("target",), last)
-        yield Run("decoder", {"tokens": View("tokens"), "image": View("image")}, last)
+        drawn_from = {"tokens": View("tokens"), "image": View("image")}
+        yield Run(key.decoder, drawn_from, last, DECODER)
         drawn: Arguments = {name: View(name) for name in ("image", "pixels", "error")}
         yield Launch("to_pixels", drawn, ("pixels", "error"), last)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fewstep.runtime.decoders import DECODER, chosen_decoder
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.families.mar.iterations import counts, recomputed, refreshes, share
@@ -38,7 +39,7 @@ class MarRequest:
     ``parameters [N, 2]``: guidance scale and temperature. ``spacings``: of each iteration's
     timesteps, up to ``largest_timestep``. ``recomputed``: positions that each iteration computes
     again, 0 where it computes all; empty if all do. ``reuse_guidance``: whether the unconditional
-    half comes from its difference between these.
+    half comes from its difference between these. ``decoder``: the graph that draws.
     """
 
     condition: Array
@@ -50,6 +51,7 @@ class MarRequest:
     recomputed: tuple[int, ...]
     reuse_guidance: bool
     given: Given | None = None
+    decoder: str = DECODER
 
     @property
     def guided(self) -> bool:
@@ -101,6 +103,7 @@ def mar_request(
         recomputed=_recomputed(model, settings, steps),
         reuse_guidance=_reuses(settings, parameters),
         given=given,
+        decoder=chosen_decoder(model.decoders, settings.decoder),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from fewstep.runtime.decoders import DECODER_SETTING
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.families.mar.diffusion import ANNEALED_END, TIMESTEPS, timesteps
 from fewstep.runtime.settings import (
@@ -118,6 +119,7 @@ class MarSettings(Settings):
         description="Take the unconditional half from its difference at the last refresh, with "
         "--refresh.",
     )
+    decoder: str = DECODER_SETTING
 
     def spacings(self, iterations: int) -> tuple[str, ...]:
         """How the timesteps of every iteration are spaced.

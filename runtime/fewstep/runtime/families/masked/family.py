@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.runtime.condition import ClassCondition
+from fewstep.runtime.decoders import DECODER, decoder_graph, with_decoder_rollouts
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import BundleError
 from fewstep.runtime.families import Family, Model, Preview
@@ -140,6 +141,7 @@ class MaskedFamily(Family):
             encodes=request.of_ids,
             unguided=request.unguided if constants else (),
             local=local,
+            decoder=request.decoder,
         )
 
     def corners(self, model: Model, batch: int) -> Iterator[MaskedKey]:
@@ -155,6 +157,9 @@ class MaskedFamily(Family):
             yield MaskedKey(
                 batch, 2, False, None, reuse=False, ordered=True, encodes=encodes, local=one
             )
+        for decoder in info.decoders:
+            graph = decoder_graph(decoder)
+            yield MaskedKey(batch, 1, False, None, encodes=encodes, decoder=graph)
 
     def program(self, model: Model, key: MaskedKey) -> Program:
         return masked_program(model, key)
@@ -189,7 +194,7 @@ class MaskedFamily(Family):
             undecided = np.zeros_like(undecided)
         decided = count - int(undecided.sum(1).mean())
         return Preview(
-            graph="decoder",
+            graph=DECODER,
             # The decoder takes codes alone; of what is undecided any will do.
             inputs={"tokens": np.where(sampled == trace.mask_token, 0, sampled)},
             output="image",
@@ -198,8 +203,8 @@ class MaskedFamily(Family):
         )
 
     def rollouts(self, model: Model) -> dict[str, dict[str, Any]]:
-        """The default schedule, every policy under the name of its graph, and local steps where
-        there are any."""
+        """The default schedule, local steps where there are any, and every policy and distilled
+        decoder under the name of its graph."""
         info: MaskedModel = model.info
         # Lists hold a value for every step, and fit no other number of steps.
         listed = info.defaults.listed
@@ -219,7 +224,8 @@ class MaskedFamily(Family):
         if info.cached_blocks:
             cached = {"steps": steps, "schedule": fixed, **_CACHED}
             found["cached"] = settings_of(info.defaults, cached)
-        return {name: self.complete(model, settings) for name, settings in found.items()}
+        whole = {name: self.complete(model, settings) for name, settings in found.items()}
+        return with_decoder_rollouts(whole, info.decoders)
 
     def complete(self, model: Model, settings: MaskedSettings) -> dict[str, Any]:
         """With the policy by its own name, and without what it decides."""
@@ -227,7 +233,8 @@ class MaskedFamily(Family):
         settings = resolved(info.presets, info.defaults, settings)
         chosen = schedule_of(info, settings)
         if isinstance(chosen, str):
-            return {"steps": settings.steps, "schedule": policy_schedule(chosen)}
+            named = {"schedule": policy_schedule(chosen), "decoder": settings.decoder}
+            return {"steps": settings.steps, **named}
         return settings.model_dump(exclude={"preset"})
 
     def candidates(self, model: Model) -> tuple[dict[str, Any], ...]:

@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from typing_extensions import Self
 
 from fewstep.runtime.condition import ClassCondition, TextCondition, TextEncoder
+from fewstep.runtime.decoders import Shapes, decoders_described, with_decoders
 from fewstep.runtime.families import ModelInfo
 from fewstep.runtime.families.masked.rules import Rules
 from fewstep.runtime.families.masked.settings import MaskedSettings
@@ -119,7 +120,7 @@ class MaskedModel(ModelInfo):
         n, width, text = self.num_tokens, self.feature_width, self.condition
         condition = () if isinstance(text, ClassCondition) else (text.length, text.width)
         length = "length" if self.cached_blocks else n
-        shapes: dict[tuple[str, str], tuple[int | str, ...]] = {
+        shapes: Shapes = {
             ("transformer", "tokens"): (length,),
             ("transformer", self.condition_input): condition,
             ("transformer", "logits"): (length, self.logits_width),
@@ -138,7 +139,8 @@ class MaskedModel(ModelInfo):
             shapes |= {("transformer", "features"): (length, width)}
             shapes |= {(graph, "features"): (n, width)}
             shapes |= {(graph, "step"): (), (graph, "action"): (4,)}
-        return {name: ("batch", *shape) for name, shape in shapes.items()}
+        batched: Shapes = {name: ("batch", *shape) for name, shape in shapes.items()}
+        return with_decoders(batched, self.decoders)
 
     def describe(self) -> dict[str, str]:
         """Tokens and policies, for people."""
@@ -150,6 +152,7 @@ class MaskedModel(ModelInfo):
             "policy networks": described(self.policies),
             **cached,
             **presets_described(self.presets),
+            **decoders_described(self.decoders),
         }
 
     @model_validator(mode="after")

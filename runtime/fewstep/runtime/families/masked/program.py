@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fewstep.runtime.decoders import DECODER
 from fewstep.runtime.devices import BufferSpec, Role
 from fewstep.runtime.families import Model
 from fewstep.runtime.families.masked.local import (
@@ -64,7 +65,7 @@ class MaskedKey:
     order of the positions is an input, and no confidence is computed. ``encodes``: texts are given
     by their ids, which a text encoder reads. ``unguided``: steps of a guided program whose guidance
     is 0, so that they need no unconditional half. ``local``: which steps compute some positions
-    alone; not at ``reuse`` after step 0.
+    alone; not at ``reuse`` after step 0. ``decoder``: the graph that draws.
     """
 
     batch: int
@@ -76,6 +77,7 @@ class MaskedKey:
     encodes: bool = False
     unguided: tuple[int, ...] = ()
     local: LocalSteps | None = None
+    decoder: str = DECODER
 
     @property
     def rows(self) -> int:
@@ -172,7 +174,7 @@ def _operations(model: Model, key: MaskedKey, *, features: bool) -> Iterator[Op]
         decide = _in_order if key.ordered else _by_confidence
         yield from decide(info, key, step, sampling)
     last = key.steps - 1
-    yield Run("decoder", {"tokens": sampled[last], "image": View("image")}, last)
+    yield Run(key.decoder, {"tokens": sampled[last], "image": View("image")}, last, DECODER)
     yield Launch(
         "to_pixels",
         {"image": View("image"), "pixels": View("pixels"), "error": error},
@@ -325,7 +327,7 @@ def _buffers(model: Model, key: MaskedKey) -> dict[str, BufferSpec]:
     info, batch, steps = model.info, key.batch, key.steps
     n, (height, width) = info.num_tokens, info.image_size
     decided: Role = "output" if key.policy else "input"
-    image = model.graphs["decoder"].outputs["image"].dtype
+    image = model.graphs[key.decoder].outputs["image"].dtype
     return {
         "seeds": BufferSpec((batch,), "uint64", "input"),
         "given": BufferSpec((batch, n), "int32", "input"),

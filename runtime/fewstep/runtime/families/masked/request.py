@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.runtime.condition import ClassCondition
+from fewstep.runtime.decoders import DECODER, chosen_decoder
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import RequestError, choose
 from fewstep.runtime.families.masked.local import LocalSteps, local_steps
@@ -31,7 +32,7 @@ class MaskedRequest:
     the ``policy`` to follow. ``guided``: whether any step needs the unconditional half. ``given
     [B, N]`` are ids that stay where ``mask [B, N]`` is 0; without both, every token is generated.
     ``order``: of the positions, where it is known before. ``local``: which steps compute their own
-    positions alone, if any does.
+    positions alone, if any does. ``decoder``: the graph that draws.
     """
 
     condition: Array
@@ -45,6 +46,7 @@ class MaskedRequest:
     order: Order | None = None
     local: LocalSteps | None = None
     negative: Array | None = None
+    decoder: str = DECODER
 
     @property
     def of_ids(self) -> bool:
@@ -82,9 +84,9 @@ def masked_request(
     """A request with these settings; ``edit`` has ``given`` and ``mask``.
 
     Raises:
-        RequestError: more steps than tokens, an unknown schedule, lists for another number of
-            steps, a ramp beside a policy, guidance without an unconditional condition, local steps
-            that the transformer cannot make, or tokens to keep that are no codes.
+        RequestError: more steps than tokens, an unknown schedule or decoder, lists for another
+            number of steps, a ramp beside a policy, guidance without an unconditional condition,
+            local steps that the transformer cannot make, or tokens to keep that are no codes.
     """
     settings = resolved(model.presets, model.defaults, settings)
     chosen, steps = check_settings(model, settings), settings.steps
@@ -106,6 +108,7 @@ def masked_request(
         policy=chosen if isinstance(chosen, str) else None,
         order=order,
         local=local,
+        decoder=chosen_decoder(model.decoders, settings.decoder),
         **kept,
     )
 

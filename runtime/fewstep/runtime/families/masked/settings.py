@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import BeforeValidator, Field
 
+from fewstep.runtime.decoders import DECODER_SETTING
 from fewstep.runtime.families.masked.schedule_file import expanded
 from fewstep.runtime.settings import PRESET, PerStep, RampOrList, Settings, Whole
 
@@ -96,6 +97,7 @@ class MaskedSettings(Settings):
     full_first: Whole = Field(
         default=0, ge=0, description="Steps at the start that are all full, with --local-steps."
     )
+    decoder: str = DECODER_SETTING
 
     @property
     def listed(self) -> bool:

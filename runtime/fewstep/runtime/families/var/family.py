@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fewstep.runtime.decoders import DECODER, decoder_graph, with_decoder_rollouts
 from fewstep.runtime.devices import Array
 from fewstep.runtime.families import Family, Model, Preview
 from fewstep.runtime.families.var.model import VarModel
@@ -92,7 +93,7 @@ class VarFamily(Family):
         # The conditional half alone lies in the cache as both do only if it is one token.
         one = model.info.counts[0] == 1
         reuse = constants and request.reuse_first and request.guided > 0 and one
-        return VarKey(batch, request.scales, request.guided, request.policy, reuse)
+        return VarKey(batch, request.scales, request.guided, request.policy, reuse, request.decoder)
 
     def corners(self, model: Model, batch: int) -> Iterator[VarKey]:
         info: VarModel = model.info
@@ -101,6 +102,8 @@ class VarFamily(Family):
         yield VarKey(batch, info.scales, 0)
         for policy in info.policies:
             yield VarKey(batch, info.scales, info.scales, policy)
+        for decoder in info.decoders:
+            yield VarKey(batch, 1, 0, decoder=decoder_graph(decoder))
 
     def program(self, model: Model, key: VarKey) -> Program:
         return var_program(model, key)
@@ -140,7 +143,7 @@ class VarFamily(Family):
         side, last = info.patch_nums[step], len(trace.tokens) - 1
         images = trace.tokens.shape[1]
         return Preview(
-            graph="decoder",
+            graph=DECODER,
             inputs={"f_hat": trace.f_hat[step]},
             output="image",
             undecided=np.zeros((images, info.grid, info.grid), np.bool_),
@@ -148,11 +151,13 @@ class VarFamily(Family):
         )
 
     def rollouts(self, model: Model) -> dict[str, dict[str, Any]]:
-        """The fixed schedule of the defaults, and every policy under the name of its graph."""
+        """The fixed schedule of the defaults, and every policy and distilled decoder under the
+        name of its graph."""
         info: VarModel = model.info
         own = settings_of(info.defaults, {"schedule": FIXED, "reuse_first": False})
         found = {FIXED: self.complete(model, own)}
-        return {**found, **{name: {"schedule": policy_schedule(name)} for name in info.policies}}
+        found |= {name: {"schedule": policy_schedule(name)} for name in info.policies}
+        return with_decoder_rollouts(found, info.decoders)
 
     def complete(self, model: Model, settings: VarSettings) -> dict[str, Any]:
         """With all numbers of scales, the policy by its own name, and without what it decides."""

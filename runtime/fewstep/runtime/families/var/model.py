@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt, model_validator
 from typing_extensions import Self
 
 from fewstep.runtime.condition import ClassCondition
+from fewstep.runtime.decoders import Shapes, decoders_described, with_decoders
 from fewstep.runtime.devices import aligned_width
 from fewstep.runtime.families import ModelInfo
 from fewstep.runtime.families.var.settings import VarSettings
@@ -100,7 +101,7 @@ class VarModel(ModelInfo):
         modulation = ("batch", self.depth, 6, width)
         head_modulation, hidden = ("batch", 2, width), ("batch", "length", width)
         latents = ("batch", self.codebook_width, grid, grid)
-        shapes: dict[tuple[str, str], tuple[int | str, ...]] = {
+        shapes: Shapes = {
             ("start", "condition"): ("batch",),
             ("start", "embeds"): ("batch", self.counts[0], width),
             ("start", "modulation"): modulation,
@@ -132,7 +133,7 @@ class VarModel(ModelInfo):
         for graph in self.policies:
             shapes[graph, "features"] = ("batch", side * side, width)
             shapes |= {(graph, "step"): ("batch",), (graph, "action"): ("batch", 4)}
-        return shapes
+        return with_decoders(shapes, self.decoders)
 
     def describe(self) -> dict[str, str]:
         """Scales and policies, for people."""
@@ -142,6 +143,7 @@ class VarModel(ModelInfo):
             f"{self.codebook_size:,} codes",
             "policy networks": described(self.policies),
             **presets_described(self.presets),
+            **decoders_described(self.decoders),
         }
 
     @model_validator(mode="after")

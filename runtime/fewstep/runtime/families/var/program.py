@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fewstep.runtime.decoders import DECODER
 from fewstep.runtime.devices import Array, BufferSpec, Role
 from fewstep.runtime.families import Model
 from fewstep.runtime.families.var.model import VarModel
@@ -41,7 +42,7 @@ class VarKey:
 
     ``scales`` are decoded, ``guided`` of them with both halves. ``policy`` is the graph of the
     policy network, or ``None``. With ``reuse_first`` the unconditional half of the first scale,
-    which then is one token, is a constant.
+    which then is one token, is a constant. ``decoder``: the graph that draws.
     """
 
     batch: int
@@ -49,6 +50,7 @@ class VarKey:
     guided: int
     policy: str | None = None
     reuse_first: bool = False
+    decoder: str = DECODER
 
     def rows(self, scale: int) -> int:
         """Rows that the transformer runs with at a scale."""
@@ -82,7 +84,8 @@ def _operations(info: VarModel, key: VarKey) -> Iterator[Op]:
         yield _sample(info, key, scale)
         yield from _next_scale(info, key, scale)
     last = key.scales - 1
-    yield Run("decoder", {"f_hat": View("f_hat", last), "image": View("image")}, last)
+    drawn = {"f_hat": View("f_hat", last), "image": View("image")}
+    yield Run(key.decoder, drawn, last, DECODER)
     arguments = {name: View(name) for name in ("image", "pixels", "error")}
     yield Launch("to_pixels", arguments, ("pixels", "error"), last)
 
@@ -261,7 +264,7 @@ def _buffers(model: Model, key: VarKey, tables: Mapping[str, Array]) -> dict[str
             (scales, batch, info.codebook_width, grid, grid), latents, "output", aligned_rows=True
         ),
         "pixels": BufferSpec((batch, height, width, 3), "uint8", "output"),
-        "image": BufferSpec((batch, 3, height, width), graphs["decoder"].outputs["image"].dtype),
+        "image": BufferSpec((batch, 3, height, width), graphs[key.decoder].outputs["image"].dtype),
         **_transformer_buffers(model, key),
         **(_policy_buffers(model, key) if key.policy else {}),
     }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fewstep.runtime.decoders import DECODER, chosen_decoder
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import RequestError, choose
 from fewstep.runtime.families.var.model import VarModel
@@ -27,6 +28,7 @@ class VarRequest:
     schedule, columns as :data:`SAMPLING`, or ``None`` with the graph of the ``policy`` to follow.
     ``scales``: to decode, S at most. ``guided``: how many of them run both halves of guidance.
     ``given [B, L]`` int32: tokens of all scales that stay, :data:`FREE` where there is none.
+    ``decoder``: the graph that draws.
     """
 
     condition: Array
@@ -37,6 +39,7 @@ class VarRequest:
     policy: str | None = None
     reuse_first: bool = False
     given: Array | None = None
+    decoder: str = DECODER
 
 
 def var_request(
@@ -50,8 +53,8 @@ def var_request(
 
     Raises:
         RequestError: more scales than there are, a list for another number of them, an unknown
-            schedule, settings beside the policy that it decides, guidance without an unconditional
-            class, or tokens to keep that are no codes.
+            schedule or decoder, settings beside the policy that it decides, guidance without an
+            unconditional class, or tokens to keep that are no codes.
     """
     settings = resolved(model.presets, model.defaults, settings)
     policy = policy_of(model, settings)
@@ -72,6 +75,7 @@ def var_request(
         policy=policy,
         reuse_first=settings.reuse_first,
         given=None if edit is None else _given(model, len(condition), edit),
+        decoder=chosen_decoder(model.decoders, settings.decoder),
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, Field
 
+from fewstep.runtime.decoders import DECODER_SETTING
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.settings import (
     PLAIN_ENDS,
@@ -100,6 +101,7 @@ class VarSettings(Settings):
         description="Compute the unconditional half of the first scale once, not for every image; "
         "for models whose first scale is one token.",
     )
+    decoder: str = DECODER_SETTING
 
     def parameters(self, scales: int) -> npt.NDArray[np.float32]:
         """Guidance scale, top-k, top-p and sampling temperature of every scale, ``[S, 4]``.
