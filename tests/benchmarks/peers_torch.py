@@ -1,7 +1,7 @@
 """PyTorch as a contender of ``peers.py``: the authors' sampler, eager or compiled.
 
-Attention is PyTorch's fused one, as the authors have it. Weights may be in bf16; sampling and policies
-are in fp32.
+Attention is PyTorch's fused one, as the authors have it. Weights may be in bf16; sampling and
+policies are in fp32.
 """
 
 from __future__ import annotations

@@ -235,8 +235,8 @@ def test_rows_are_copied_in_turn(
 ) -> None:
     """Every bit, NaN among them; what is before the first row stays."""
     random = np.random.default_rng(width)
-    source = np.frombuffer(random.bytes(groups * period * width * 4), dtype)
-    source = source[: groups * period * width].reshape(groups, period, width)
+    numbers = np.frombuffer(random.bytes(groups * period * width * 4), dtype)
+    source = numbers[: groups * period * width].reshape(groups, period, width)
     before = np.full((groups, rows, width), 7, dtype)
     found = runs.launch(
         device, "copy_rows", inputs={"source": source}, outputs={"target": before}, first=first

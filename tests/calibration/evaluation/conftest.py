@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +33,8 @@ def write_pictures(folder: Path, pictures: Pixels, *, classes: int = 1) -> Path:
     return folder
 
 
-def averages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has ``evaluate`` take a network of 12 features, averages over quarters of the image, in the
+def averages(monkeypatch: pytest.MonkeyPatch, *others: ModuleType) -> None:
+    """Has ``evaluate``, and flows that open a network too, take a network of 12 features, averages over quarters of the image, in the
     place of EfficientNet: large covariances take seconds."""
     from fewstep.calibration.evaluation import flow, networks
 
@@ -46,7 +47,8 @@ def averages(monkeypatch: pytest.MonkeyPatch) -> None:
             quarters = images.reshape(count, 2, half, 2, half, 3).mean((2, 4))
             return quarters.reshape(count, 12).astype(np.float32), None
 
-    monkeypatch.setattr(flow, "open_network", lambda *_: Averages())
+    for each in (flow, *others):
+        monkeypatch.setattr(each, "open_network", lambda *_: Averages())
 
 
 @pytest.fixture

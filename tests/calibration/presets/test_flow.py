@@ -13,7 +13,6 @@ from tests.calibration.evaluation.conftest import averages, blobs
 from tests.conftest import Terminal
 
 from fewstep.calibration.evaluation.flow import evaluate
-from fewstep.calibration.evaluation.networks import Network
 from fewstep.calibration.presets import flow
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import CalibrationError, RequestError
@@ -24,10 +23,7 @@ from fewstep.runtime.generator import Generator
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """12 averages in the place of EfficientNet's features."""
-    from fewstep.calibration.evaluation import flow as evaluation
-
-    averages(monkeypatch)
-    monkeypatch.setattr(flow, "open_network", evaluation.open_network)
+    averages(monkeypatch, flow)
 
 
 @pytest.fixture
@@ -144,11 +140,10 @@ def test_a_failure_leaves_the_bundle_as_it_was(
 ) -> None:
     before = (bundle_copy / "bundle.json").read_bytes()
 
-    def broken(self: Network, images: Any) -> Any:
+    def broken(*_: Any) -> Any:
         raise CalibrationError("no features")
 
-    network = flow.open_network(None, 8, "auto")
-    monkeypatch.setattr(type(network), "__call__", broken)
+    monkeypatch.setattr(Generator, "run", broken)
     with pytest.raises(CalibrationError, match="no features"):
         flow.calibrate_presets(_request(bundle_copy, real, candidates=_CANDIDATES))
     assert (bundle_copy / "bundle.json").read_bytes() == before

@@ -44,8 +44,8 @@ def test_a_quantized_matmul_computes_what_numpy_does() -> None:
     model = quantized(transformer(), MATMULS, _RANGES)
     names = ["features", "h", "flat", "g"]
     features, h, flat, g = run(model, _inputs(), names)
-    w = weight_of(transformer(), "w_projection")
-    expected = _rounded(features, _activation_scale("features")) @ _rounded(
+    w: Any = weight_of(transformer(), "w_projection")
+    expected: Any = _rounded(features, _activation_scale("features")) @ _rounded(
         w, np.abs(w).max(0) / 127
     )
     np.testing.assert_allclose(h, expected, rtol=1e-4, atol=1e-4)

@@ -62,7 +62,7 @@ def test_classes_are_drawn_evenly_and_by_the_seed(
     info = bundle.manifest.model.condition
     drawn = conditions(info, count, 7, None)
     times = np.bincount(drawn, minlength=5)
-    assert (times.max(), times.min(), len(times)) == (most, least, 5)
+    assert (int(times.max()), int(times.min()), len(times)) == (most, least, 5)
     np.testing.assert_array_equal(drawn, conditions(info, count, 7, None))
     orders = {tuple(conditions(info, 10, seed, None)) for seed in range(8)}
     assert len(orders) > 1
