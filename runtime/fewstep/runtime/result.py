@@ -24,7 +24,8 @@ class Result:
     ``images [B, H, W, 3]`` uint8; ``seeds [B]`` uint64; ``trace``: what was decided at every
     step, of the bundle's family; ``timings_ms``: milliseconds per stage (that of each graph,
     ``sampling``, ``other``) and in ``total``, over the whole request. ``notes``: what to know of
-    the images, a line each.
+    the images, a line each. ``scores [B, N]``: of all candidates of the image, where each is the
+    best of N (:mod:`fewstep.runtime.best_of`).
     """
 
     images: npt.NDArray[np.uint8]
@@ -32,6 +33,7 @@ class Result:
     trace: Any
     timings_ms: dict[str, float]
     notes: tuple[str, ...] = ()
+    scores: npt.NDArray[np.float32] | None = None
 
     def __repr__(self) -> str:
         shape, total = list(self.images.shape), self.timings_ms.get("total", 0.0)

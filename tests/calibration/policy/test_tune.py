@@ -208,6 +208,40 @@ def test_restart_forgets_the_former_training(small_network: None, options: Optio
     assert [row["update"] for row in found.history] == [0, 1, 2]
 
 
+# --- smoothing
+
+
+def test_a_policy_is_tuned_with_smoothing_and_keeps_it(
+    small_network: None, options: Options
+) -> None:
+    """It is in the manifest and in the file, and the schedule to start as has it undone."""
+    wish = options(updates=1, smoothing=0.5, start="square", adaptive=False)
+    found = tune(wish)
+    policies = masked_model(Bundle.read(wish.bundle)).policies
+    assert (policies["policy"].smoothing, policies[found.name].smoothing) == (0.0, 0.5)
+    saved = load_tuned(found.work / f"{found.name}.safetensors", "masked")
+    assert saved.info.smoothing == 0.5
+    start = np.array(found.history[0]["schedule"]["mean"])
+    expected = Schedule("square").parameters(3, 16)
+    np.testing.assert_allclose(start[:-1, 0], expected[:-1, 0], atol=1e-3)
+    again = tune(options(updates=1, start="scratch"))  # it stands in for the newest
+    assert masked_model(Bundle.read(wish.bundle)).policies[again.name].smoothing == 0.5
+
+
+def test_a_training_does_not_go_on_with_other_smoothing(
+    small_network: None, options: Options
+) -> None:
+    given = {"updates": 1, "work": options().bundle.with_name("work"), "start": "policy"}
+    tune(options(**given, name="policy-a"))
+    with pytest.raises(CalibrationError, match="smoothing None instead of 0.3.*--restart"):
+        tune(options(**given, name="policy-a2", smoothing=0.3))
+
+
+def test_policies_without_smoothing_refuse_it(options: Options, var_bundle: Path) -> None:
+    with pytest.raises(CalibrationError, match="family var, whose policies have no smoothing"):
+        tune(PolicyOptions(**{**vars(options(smoothing=0.3)), "bundle": var_bundle}))
+
+
 # --- what is refused
 
 
@@ -222,6 +256,8 @@ def test_restart_forgets_the_former_training(small_network: None, options: Optio
         ({"learning_rate": math.nan}, "must be above 0"),
         ({"deviation": (0.5, 0.0)}, "must be above 0"),
         ({"reward": "fid"}, "unknown reward 'fid'"),
+        ({"smoothing": 1.0}, "--smoothing must be at least 0 and below 1, got 1.0"),
+        ({"smoothing": math.nan}, "--smoothing must be at least 0 and below 1, got nan"),
         ({"name": "mine"}, "a policy's name is 'policy' and small letters"),
         ({"name": "policy/../../x"}, "a policy's name is 'policy' and small letters"),
     ],

@@ -257,7 +257,7 @@ _RESERVED = frozenset(
         *("backend", "device", "precision", "threads", "profile", "out", "out_path", "trace"),
         *("plan", "json_file", "as_json", "rollouts", "held_out", "method", "percentile", "keep"),
         *("auto", "cache", "repeat", "force", "wanted", "progress", "callback", "like", "columns"),
-        *("scale", "resume", "shard", "report", "seconds", "graph"),
+        *("scale", "resume", "shard", "report", "seconds", "graph", "best_of"),
     )
 )
 """Arguments of ``Generator.generate`` and of the commands that take settings."""
