@@ -58,7 +58,8 @@ def _by_hand(
     for condition, seed in zip(conditions, _SEEDS, strict=True):
         made = []
         for each in candidates(seed, count):
-            result = generator.generate(**{by: [condition]}, seed=[each], **settings)
+            asked: dict[str, Any] = {by: [condition], "seed": [each], **settings}
+            result = generator.generate(**asked)
             score = expected_scores(result.images, np.array([condition]))[0]
             made.append((each, result.images[0], float(score)))
         found.append(max(made, key=lambda one: one[2]))
@@ -146,7 +147,13 @@ def test_prompts_are_judged_by_their_states(tiny_text_bundle: Path, tmp_path: Pa
     with Generator.open(add_judge(bundle), threads=1, max_batch=2) as opened:
         states = opened.conditions(opened.request(text=prompts))
         assert states.shape == (3, 3, 12)
-        given = {"negative": "a dog", "guidance": 1.0, "seed": 3, "steps": 2, "best_of": 4}
+        given: dict[str, Any] = {
+            "negative": "a dog",
+            "guidance": 1.0,
+            "seed": 3,
+            "steps": 2,
+            "best_of": 4,
+        }
         by_prompt = opened.generate(text=prompts, **given)
         by_states = opened.generate(text=states, **given)
     assert by_prompt.seeds.tolist() == by_states.seeds.tolist()

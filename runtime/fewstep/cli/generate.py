@@ -214,7 +214,7 @@ def _summary(
         "images": made.images,
         "kept": made.kept,
         **asked,
-        "seeds": made.seeds or list(order.seeds),
+        "seeds": list(order.seeds) if made.kept else made.seeds,
         "settings": complete,
         "backend": generator.backend,
         "device": generator.device.name,

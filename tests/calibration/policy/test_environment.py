@@ -94,8 +94,9 @@ def test_smoothed_actions_are_those_of_the_runtime(
     add_policy(Bundle.read(bundle_copy), "policy-smooth", actor, info)
     with Generator.open(bundle_copy, threads=1) as opened:
         assert verify(opened).passed
-        settings = {"schedule": "policy-smooth", "steps": _STEPS}
-        replayed = opened.generate(class_ids=_CLASSES.tolist(), seed=_SEEDS, **settings)
+        replayed = opened.generate(
+            class_ids=_CLASSES.tolist(), seed=_SEEDS, schedule="policy-smooth", steps=_STEPS
+        )
     np.testing.assert_allclose(followed, replayed.trace.parameters, rtol=1e-5, atol=1e-6)
     assert Bundle.read(tiny_bundle) == bundle  # nothing was written
 

@@ -224,17 +224,13 @@ def test_a_policy_is_tuned_with_smoothing_and_keeps_it(
     start = np.array(found.history[0]["schedule"]["mean"])
     expected = Schedule("square").parameters(3, 16)
     np.testing.assert_allclose(start[:-1, 0], expected[:-1, 0], atol=1e-3)
-    again = tune(options(updates=1, start="scratch"))  # it stands in for the newest
-    assert masked_model(Bundle.read(wish.bundle)).policies[again.name].smoothing == 0.5
 
 
-def test_a_training_does_not_go_on_with_other_smoothing(
-    small_network: None, options: Options
-) -> None:
-    given = {"updates": 1, "work": options().bundle.with_name("work"), "start": "policy"}
-    tune(options(**given, name="policy-a"))
-    with pytest.raises(CalibrationError, match="smoothing None instead of 0.3.*--restart"):
-        tune(options(**given, name="policy-a2", smoothing=0.3))
+def test_smoothing_is_part_of_a_training_and_its_judge_is_not(options: Options) -> None:
+    """What has no smoothing of its own goes on from checkpoints that know of none."""
+    plain = options().signature()
+    assert options(smoothing=0.3).signature() != plain == options(keep_judge=True).signature()
+    assert plain["smoothing"] is None
 
 
 def test_policies_without_smoothing_refuse_it(options: Options, var_bundle: Path) -> None:
