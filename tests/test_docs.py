@@ -70,6 +70,7 @@ WHERE_IS = {
     "how many threads": "def cpu_quota(",
     "which classes and seeds a run makes": "balanced",
     "what a PNG says of itself": "PngInfo",
+    "seeds of candidates, and which is kept": "def candidates(",
     "wrapped checkpoints": "def is_ema(",
 }
 """Rows of the table in ``docs/architecture.md``, with what the file they name has to have."""

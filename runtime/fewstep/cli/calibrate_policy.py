@@ -33,6 +33,7 @@ from fewstep.cli.common import (
 )
 from fewstep.cli.settings import given
 from fewstep.cli.settings import options as options_of
+from fewstep.cli.tables import megabytes
 from fewstep.runtime.progress import Progress, no_progress
 
 _SHOWN_ROWS = 12
@@ -97,6 +98,19 @@ def policy_command(
         str | None,
         typer.Option(help="Policy of the bundle whose size the new one has. [that it starts from]"),
     ] = None,
+    smoothing: Annotated[
+        float | None,
+        typer.Option(
+            help="How much of the actions before a step counts, 0 … 1 (AdaGen). [as of the policy "
+            "that it starts from]"
+        ),
+    ] = None,
+    keep_judge: Annotated[
+        bool,
+        typer.Option(
+            "--keep-judge", help="Put the discriminator into the bundle, for generate --best-of."
+        ),
+    ] = False,
     name: Annotated[
         str | None, typer.Option(help="Name of the new policy. [policy-STEPS-steps]")
     ] = None,
@@ -146,6 +160,8 @@ def policy_command(
         start=start,
         settings=given(context),
         size_of=size_of,
+        smoothing=smoothing,
+        keep_judge=keep_judge,
         name=name,
         work=work,
         restart=restart,
@@ -224,6 +240,11 @@ def _summary(tuned: Any) -> list[str]:
     return [
         f"added {tuned.name}: Fréchet distance {best.frechet_distance:.1f} after {best.updates} "
         f"updates, {evaluated[0]['frechet_distance']:.1f} before the first",
+        *(
+            [f"kept the judge, {megabytes(tuned.judge_bytes)}: fewstep generate --best-of N"]
+            if tuned.judge_bytes
+            else []
+        ),
         f"plots, logs and checkpoint: {tuned.work}",
         *(["the bundle's engines lack this policy until they are built"] if tuned.engines else []),
     ]

@@ -86,6 +86,12 @@ def generate_command(
     scale: Annotated[
         int | None, typer.Option(min=1, max=64, help="Enlarge pixels to squares of this side.")
     ] = None,
+    best_of: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Candidates of each image, of which the bundle's judge keeps one."
+        ),
+    ] = 1,
     batch: Annotated[int, typer.Option(min=1, help="Images decoded together.")] = _BATCH,
     resume: Annotated[
         bool, typer.Option("--resume", help="Leave out the images that the folder has.")
@@ -109,6 +115,7 @@ def generate_command(
     from fewstep.cli.order import changed, ordered
     from fewstep.cli.produce import Target, produce
     from fewstep.cli.record import order_of, read_record
+    from fewstep.runtime.best_of import check_best_of
     from fewstep.runtime.bundle import Bundle
     from fewstep.runtime.condition import ClassCondition
     from fewstep.runtime.families import family_of, model_of
@@ -121,6 +128,7 @@ def generate_command(
         animation.check_suffix(trace)
     record = None if like is None else read_record(like)
     opened, settings = Bundle.read(bundle), given(context)
+    check_best_of(opened, best_of)
     settings_of(opened.manifest.model.defaults, settings)
     if record is not None:
         settings = record["settings"] | settings
@@ -130,7 +138,7 @@ def generate_command(
     chosen = settings_of(model.info.defaults, settings)
     info = model.info.condition
     digits = len(str(info.num_classes - 1)) if isinstance(info, ClassCondition) else 1
-    target = Target(out_path, trace, columns, scale, resume, digits)
+    target = Target(out_path, trace, columns, scale, resume, digits, best_of)
     if shard is not None and not target.is_folder:
         raise RequestError("--shard shares a folder: name one as --out")
     texts = Texts(text, text_file, negative).of(info)
@@ -206,7 +214,7 @@ def _summary(
         "images": made.images,
         "kept": made.kept,
         **asked,
-        "seeds": list(order.seeds),
+        "seeds": list(order.seeds) if made.kept else made.seeds,
         "settings": complete,
         "backend": generator.backend,
         "device": generator.device.name,
@@ -236,10 +244,11 @@ def _line(generator: Generator, made: Made, target: Target, compiled: float) -> 
     if not made.images:
         return f"nothing left to make: all {made.kept:,} images are in {target.path}"
     images = f"{made.images:,} image{'s' if made.images != 1 else ''}"
+    best = f", each the best of {target.best_of}," if target.best_of > 1 else ""
     kept = f" ({made.kept:,} were there already)" if made.kept else ""
     once = f", after {compiled:.1f} s to compile the kernels once" if compiled > _TOLD else ""
     total = made.timings_ms["total"]
     taken = f"{total:.0f} ms" if total < 10_000 else f"{total / 1e3:.1f} s"
     how = f"{generator.backend} in {generator.precision} on {generator.device.name}"
     places = [target.path] + ([] if target.trace is None else [target.trace])
-    return f"{images} in {taken} with {how}{once}{kept} → {', '.join(map(str, places))}"
+    return f"{images}{best} in {taken} with {how}{once}{kept} → {', '.join(map(str, places))}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from fewstep.cli.fonts import font_for
 from fewstep.cli.order import Order, check_images
 from fewstep.cli.record import Record, difference, read_record, record_of, same
 from fewstep.cli.sheet import Sheet
+from fewstep.runtime.best_of import best_images
 from fewstep.runtime.errors import OutputError, RequestError
 from fewstep.runtime.files import require_writable
 from fewstep.runtime.manifest import MANIFEST_NAME
@@ -30,7 +31,8 @@ _LOOKED_INTO = 5  # images of a folder
 
 @dataclass(frozen=True)
 class Target:
-    """Where images go. ``digits``: of the largest condition, for names of files that sort."""
+    """Where images go, and each the best of how many candidates. ``digits``: of the largest
+    condition, for names of files that sort."""
 
     path: Path
     trace: Path | None = None
@@ -38,6 +40,7 @@ class Target:
     scale: int | None = None
     resume: bool = False
     digits: int = 1
+    best_of: int = 1
 
     @property
     def is_folder(self) -> bool:
@@ -73,11 +76,17 @@ class Target:
         check_images(count)
 
     def record(
-        self, generator: Generator, complete: Mapping[str, Any], order: Order, rows: Sequence[int]
+        self,
+        generator: Generator,
+        complete: Mapping[str, Any],
+        order: Order,
+        rows: Sequence[int],
+        seeds: Sequence[int] | None = None,
     ) -> Record:
-        """What a picture of some images of an order says, all or one."""
+        """What a picture of some images of an order says, all or one; ``seeds``: that they have,
+        unless they are the order's."""
         how = {"scale": self.scale, "columns": self.columns}
-        return record_of(generator, complete, order, rows, **how)
+        return record_of(generator, complete, order, rows, seeds, **how, best_of=self.best_of)
 
     def check(self, order: Order, size: tuple[int, int], title: str) -> None:
         """Refuse what cannot be written, before any work.
@@ -86,6 +95,8 @@ class Target:
             OutputError: a place that is not writable, a picture too large for its format.
             RequestError: options that do not go together.
         """
+        if self.resume and self.best_of > 1:
+            raise RequestError("--resume knows images by their seeds, which --best-of chooses anew")
         if self.is_folder:
             if (self.path / MANIFEST_NAME).is_file():
                 raise OutputError(f"{self.path} is a bundle: name another folder as --out")
@@ -115,18 +126,20 @@ def shown_labels(order: Order) -> list[str]:
 
 @dataclass
 class Made:
-    """What came about: files, how many images were there already, milliseconds by stage, and what
-    to know of the images."""
+    """What came about: files, how many images were there already, milliseconds by stage, seeds of
+    the images that were made, and what to know of them."""
 
     files: list[Path] = field(default_factory=list)
     images: int = 0
     kept: int = 0
     timings_ms: dict[str, float] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=list)
     notes: tuple[str, ...] = ()
 
     def add(self, result: Result) -> None:
         """Count a result in."""
         self.images += len(result.images)
+        self.seeds += result.seeds.tolist()
         self.notes = tuple(dict.fromkeys((*self.notes, *result.notes)))
         for stage, each in result.timings_ms.items():
             self.timings_ms[stage] = self.timings_ms.get(stage, 0.0) + each
@@ -168,7 +181,8 @@ def produce(
     try:
         with counter(len(wanted)) as count:
             for rows in _parts(wanted, at_once):
-                result = _generated(generator, order.take(rows), settings, made.images, count)
+                asked = {**order.take(rows), **settings}
+                result = _generated(generator, target.best_of, asked, made.images, count)
                 _write(generator, result, order, rows, target, complete, made)
                 made.add(result)
     except BaseException:
@@ -194,15 +208,12 @@ def _say_kept(order: Order, target: Target) -> None:
 
 
 def _generated(
-    generator: Generator,
-    asked: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    before: int,
-    count: Count,
+    generator: Generator, best_of: int, asked: Mapping[str, Any], before: int, count: Count
 ) -> Result:
-    request = generator.request(**asked, **settings)
-    images = len(request.seeds)
-    return generator.run(request, progress=lambda _, done: count(before + done * images))
+    images = len(asked["seed"])
+    return best_images(
+        generator, best_of, asked, progress=lambda _, done: count(before + done * images)
+    )
 
 
 def _write(
@@ -214,19 +225,23 @@ def _write(
     complete: Mapping[str, Any],
     made: Made,
 ) -> None:
-    """Write the images ``rows`` of an order, which are those of ``result``."""
+    """Write the images ``rows`` of an order, which are those of ``result``.
+
+    Pictures say the seeds that images have; files of a folder are named by those of the order.
+    """
+    seeds: list[int] = result.seeds.tolist()
     if target.is_folder:
-        for k, pixels in zip(rows, result.images, strict=True):
+        for k, seed, pixels in zip(rows, seeds, result.images, strict=True):
             path = target.file(order, k)
-            record = target.record(generator, complete, order, [k])
+            record = target.record(generator, complete, order, [k], [seed])
             pictures.save(pictures.enlarged(pixels, target.scale or 1), path, record)
             made.files.append(path)
     else:
-        record = target.record(generator, complete, order, rows)
+        record = target.record(generator, complete, order, rows, seeds)
         if len(rows) == 1:
             picture = pictures.enlarged(result.images[0], target.scale or 1)
         else:
-            title = pictures.title_of(order, complete)
+            title = pictures.title_of(replace(order, seeds=tuple(seeds)), complete)
             _, height, width, _ = result.images.shape
             picture = target.sheet(order, (height, width), [title]).draw(result.images, title)
         pictures.save(picture, target.path, record)
@@ -237,7 +252,7 @@ def _write(
         frames = animation.step_frames(
             generator, result, labels, scale=scale, columns=target.columns
         )
-        record = target.record(generator, complete, order, rows)
+        record = target.record(generator, complete, order, rows, seeds)
         animation.save_animation(frames, target.trace, record)
         made.files.append(target.trace)
 

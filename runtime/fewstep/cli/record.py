@@ -34,7 +34,7 @@ Record = dict[str, Any]
 KEY = "fewstep"
 _DESCRIPTION = 0x010E  # of EXIF
 _MOST_EXIF = 60_000  # a JPEG's segment has 65,533 bytes
-_SET = ("bundle", "settings", "precision", "backend", "text", "negative")
+_SET = ("bundle", "settings", "precision", "backend", "text", "negative", "best_of")
 _DECIDES = (*_SET, "class_ids", "texts", "prompts", "seeds")
 _MOST_SCALE = 64  # as of the command line
 
@@ -61,7 +61,8 @@ class _Written(Strict):
 
     ``texts``: rows of the states with the hash ``text``; or ``prompts``, one a seed. ``scale`` and
     ``columns``: the options as they were given. ``each``: as of
-    :class:`fewstep.cli.order.Order`. Older pictures have none of the three.
+    :class:`fewstep.cli.order.Order`. Older pictures have none of the three. ``best_of``: how many
+    candidates there were of each, where there were several; ``seeds`` are those that were kept.
     """
 
     model_config = ConfigDict(strict=True)
@@ -82,6 +83,7 @@ class _Written(Strict):
     scale: Annotated[int, Field(ge=1, le=_MOST_SCALE)] | None = None
     columns: PositiveInt | None = None
     each: PositiveInt = 1
+    best_of: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -103,9 +105,11 @@ def record_of(
     settings: Mapping[str, Any],
     order: Order,
     wanted: Sequence[int],
+    seeds: Sequence[int] | None = None,
     *,
     scale: int | None = None,
     columns: int | None = None,
+    best_of: int = 1,
 ) -> Record:
     """What to write into a picture of some images of an order.
 
@@ -114,8 +118,10 @@ def record_of(
         settings: complete ones.
         order: all images.
         wanted: those in the picture, all or one.
+        seeds: theirs; those of the order if ``None``.
         scale: as it was given.
         columns: as they were given.
+        best_of: candidates of each.
     """
     conditions = [order.conditions[k] for k in wanted]
     if order.text is None:
@@ -130,7 +136,7 @@ def record_of(
         "fewstep": __version__,
         "bundle": bundle_record(generator.bundle),
         **asked,
-        "seeds": [order.seeds[k] for k in wanted],
+        "seeds": [order.seeds[k] for k in wanted] if seeds is None else [*seeds],
         "settings": dict(settings),
         "precision": generator.precision,
         "backend": generator.backend,
@@ -138,6 +144,7 @@ def record_of(
         "scale": scale,
         "columns": columns,
         "each": order.each if len(wanted) == len(order) else 1,
+        **({"best_of": best_of} if best_of > 1 else {}),
     }
 
 

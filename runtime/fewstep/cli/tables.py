@@ -49,6 +49,7 @@ def inspect_tables(inspection: Inspection) -> list[Table]:
         "precisions": ", ".join(inspection.bundle.precisions),
         "CUDA kernels": _kernels(inspection),
         "engines": _engines(inspection),
+        **_judge(inspection),
         "defaults": settings_text(info.defaults.model_dump(exclude_none=True), _MOST),
         "created": manifest.provenance.created,
         "command": manifest.provenance.command or "-",
@@ -91,6 +92,15 @@ def curve_table(curve: CurveInfo) -> Table:
             ", ".join(point.presets),
         )
     return table
+
+
+def _judge(inspection: Inspection) -> dict[str, str]:
+    """What scores images, if the bundle has such a graph."""
+    manifest = inspection.bundle.manifest
+    if (judge := manifest.judge) is None:
+        return {}
+    size = megabytes(sum(manifest.files[file].bytes for file in judge.graph.files))
+    return {"judge": f"{size}, of {judge.policy} on {judge.features}: generate --best-of N"}
 
 
 def plan_tables(plan: PlannedDecode) -> list[Table]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fewstep.runtime.asked import asked, check_names
+from fewstep.runtime.best_of import Judge, best_images
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.condition import Described, Text
 from fewstep.runtime.devices import Array, ClosedOnExit, Device, Workspace
@@ -30,7 +31,7 @@ from fewstep.runtime.preview import Callback, StepPreview, decoded, steps_of
 from fewstep.runtime.program import PIXELS
 from fewstep.runtime.progress import Progress, no_progress
 from fewstep.runtime.prompts import TextStates
-from fewstep.runtime.request import checked_request
+from fewstep.runtime.request import batches, checked_request, decoder_of
 from fewstep.runtime.result import Pictures, Result
 from fewstep.runtime.turns import Turns
 
@@ -70,6 +71,7 @@ class Generator(ClosedOnExit):
         self.max_batch, self._constants = max_batch, constants
         self.backend, self.precision = backend, precision
         self.passed_over: dict[str, str] = {}
+        self.judge = Judge(bundle)
         self.on_gpu: EnginesOnGpu | None = None
         self._notes: tuple[str, ...] = ()
         self._scratch: Workspace | None = None
@@ -139,6 +141,7 @@ class Generator(ClosedOnExit):
             stack.pop_all()
         generator.passed_over, generator._scratch = opened.passed_over, opened.scratch
         generator.on_gpu, generator._notes = opened.on_gpu, opened.notes
+        generator.judge = Judge(source, threads)
         return generator
 
     def __repr__(self) -> str:
@@ -187,6 +190,7 @@ class Generator(ClosedOnExit):
         *,
         count: int = 1,
         seed: int | Sequence[int] = 0,
+        best_of: int = 1,
         progress: Progress = no_progress,
         callback: Callback | None = None,
         **settings: Any,
@@ -198,6 +202,7 @@ class Generator(ClosedOnExit):
                 ``[B, L, D]`` float32. It has to be there.
             count: images of each.
             seed: as of :meth:`generate`.
+            best_of: as there; without a callback.
             progress: told after every batch.
             callback: called after every step of a batch with its number, 0 … T − 1, and a
                 :class:`~fewstep.runtime.preview.StepPreview`. A captured CUDA graph stops for
@@ -212,8 +217,8 @@ class Generator(ClosedOnExit):
         info = self.model.info
         check_names(info.condition, type(info.defaults), settings, call=True)
         condition, labels = asked(info.condition, wanted, count)
-        request = self.request(**condition, seed=seed, **settings)
-        result = self.run(request, progress=progress, callback=callback)
+        every = {**condition, **settings, "seed": seed}
+        result = best_images(self, best_of, every, progress=progress, callback=callback)
         return Pictures(result, tuple(labels))
 
     def generate(
@@ -223,6 +228,7 @@ class Generator(ClosedOnExit):
         text: Text | None = None,
         negative: str | Array | None = None,
         seed: int | Sequence[int] = 0,
+        best_of: int = 1,
         **settings: Any,
     ) -> Result:
         """Generate one image per class id or text.
@@ -235,6 +241,7 @@ class Generator(ClosedOnExit):
                 the empty text; for text-conditional bundles.
             seed: image i gets ``seed + i``, or its own seed from a sequence; 0 … 2⁶⁴ − 1. The
                 same seed, condition and settings give the same image in any batch.
+            best_of: candidates of each; a judge keeps one (:mod:`fewstep.runtime.best_of`).
             settings: of the bundle's family, such as ``steps``, ``schedule`` and ``guidance`` of
                 :class:`fewstep.runtime.families.masked.settings.MaskedSettings`. What is not given
                 comes from the bundle's defaults. A pair is a ramp (start, end) over the steps.
@@ -244,9 +251,8 @@ class Generator(ClosedOnExit):
             EngineError: a graph failed, or gave NaN.
             DeviceError: the generator is closed, or out of memory.
         """
-        return self.run(
-            self.request(class_ids=class_ids, text=text, negative=negative, seed=seed, **settings)
-        )
+        condition = {"class_ids": class_ids, "text": text, "negative": negative}
+        return best_images(self, best_of, {**condition, **settings, "seed": seed})
 
     def request(
         self,
@@ -328,7 +334,13 @@ class Generator(ClosedOnExit):
         joined = {name: _joined([each[name] for each in decided], 1) for name in decided[0]}
         trace = family.trace(model, joined)
         notes = family.notes(model, request)
-        return Result(_joined(images, 0), request.seeds, trace, timings, notes, _decoder(request))
+        return Result(_joined(images, 0), request.seeds, trace, timings, notes, decoder_of(request))
+
+    def conditions(self, request: Any) -> Array:
+        """Class ids ``[B]`` of a request, or text states ``[B, L, D]``."""
+        with self._turns.turn():
+            found: Array = self._states.encoded(request, self.model, self._encode).condition
+        return found
 
     def _encode(self, graph: str, ids: Array) -> Array:
         parts = batches(len(ids), self.max_batch)
@@ -343,7 +355,7 @@ class Generator(ClosedOnExit):
         def after_step(step: int, outputs: Mapping[str, Array]) -> None:
             trace = self.family.trace(self.model, self.family.decisions(self.model, key, outputs))
             preview = self.family.preview(self.model, trace, step)
-            parts = (self.device, self.engines, preview, self.max_batch, _decoder(key))
+            parts = (self.device, self.engines, preview, self.max_batch, decoder_of(key))
             decode = functools.partial(decoded, *parts)
             callback(step, StepPreview(rows, preview.caption, preview.undecided, decode))
 
@@ -376,21 +388,12 @@ class Generator(ClosedOnExit):
             return
         with contextlib.ExitStack() as stack:
             stack.callback(self.device.close)
+            stack.callback(self.judge.close)
             if self._scratch is not None:
                 stack.callback(self._scratch.close)
             for engine in self.engines.values():
                 stack.callback(engine.close)
             stack.callback(plans.close)
-
-
-def batches(count: int, most: int) -> list[slice]:
-    """``count`` rows in slices of at most ``most``."""
-    return [slice(first, min(first + most, count)) for first in range(0, count, most)]
-
-
-def _decoder(chosen: Any) -> str | None:
-    """The graph that a request or key chooses, where its family lets it."""
-    return getattr(chosen, "decoder", None)
 
 
 def _joined(parts: Sequence[Array], axis: int) -> Array:

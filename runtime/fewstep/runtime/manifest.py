@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import SerializeAsAny, field_validator, model_validator
 from typing_extensions import Self
 
+from fewstep.runtime.condition import TextCondition
 from fewstep.runtime.errors import BundleError
 from fewstep.runtime.families import ModelInfo, family_of
 from fewstep.runtime.presets import CurveInfo
@@ -20,6 +21,7 @@ from fewstep.runtime.records import (
     EngineInfo,
     FileInfo,
     GraphInfo,
+    JudgeInfo,
     KernelsInfo,
     Precision,
     Relative,
@@ -52,8 +54,8 @@ class Manifest(Strict):
 
     ``graphs`` are the fp32 ones; ``variants`` the same graphs in other precisions, where each
     graph says its own: in int8 and fp8 only the transformer is quantized; ``engines`` what was
-    compiled of either, in the order of building; ``curve`` what ``fewstep calibrate presets``
-    measured.
+    compiled of either, in the order of building. ``judge`` scores images, if there is one.
+    ``curve``: what ``fewstep calibrate presets`` measured.
     """
 
     schema_version: Literal[1, 2] = 2
@@ -62,6 +64,7 @@ class Manifest(Strict):
     model: SerializeAsAny[ModelInfo]
     graphs: dict[str, GraphInfo]
     golden: Relative | None = None
+    judge: JudgeInfo | None = None
     variants: dict[Precision, dict[str, GraphInfo]] = {}
     kernels: KernelsInfo | None = None
     engines: tuple[EngineInfo, ...] = ()
@@ -73,6 +76,7 @@ class Manifest(Strict):
         """Files that a field of the manifest names."""
         graphs = list(self.graphs.values())
         graphs += [graph for variant in self.variants.values() for graph in variant.values()]
+        graphs += [] if self.judge is None else [self.judge.graph]
         named = {graph.file for graph in graphs} | {self.golden or ""}
         named |= {file for graph in graphs for file in graph.external}
         named |= {engine.file for engine in self.engines}
@@ -122,6 +126,24 @@ class Manifest(Strict):
                     f"graph {graph}, tensor {tensor}: the model needs {list(shape)}, the graph "
                     f"has {found}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _judge_fits(self) -> Self:
+        if self.judge is None:
+            return self
+        condition, (inputs, outputs) = self.model.condition, self.judge.graph.tensors
+        text = (condition.length, condition.width) if isinstance(condition, TextCondition) else ()
+        wanted = {
+            "pixels": ("batch", *self.model.image_size, 3),
+            "condition": ("batch", *text),
+            "score": ("batch",),
+        }
+        found = {name: info.shape for name, info in {**inputs, **outputs}.items()}
+        if found.keys() != wanted.keys() or not all(
+            same_shape(found[name], shape) for name, shape in wanted.items()
+        ):
+            raise ValueError(f"judge: the model needs {wanted}, the graph has {found}")
         return self
 
 

@@ -203,6 +203,21 @@ class GraphInfo(Strict):
         return self.inputs, self.outputs
 
 
+class JudgeInfo(Strict):
+    """A graph that scores images, which no program runs (:mod:`fewstep.runtime.best_of`).
+
+    ``graph``: its file, inputs and outputs. It is the discriminator that the tuning of ``policy``
+    trained in ``updates`` updates on the frozen network ``features``, with real images of the hash
+    ``data_sha256``.
+    """
+
+    graph: GraphInfo
+    policy: str
+    features: str
+    updates: PositiveInt
+    data_sha256: Sha256
+
+
 class FileInfo(Strict):
     """Size and hash of one file of the bundle."""
 

@@ -66,3 +66,13 @@ def seeds_of(seed: int | Sequence[int], count: int) -> npt.NDArray[np.uint64]:
     if wrong := [value for value in seeds if not 0 <= value <= _MAX_SEED]:
         raise RequestError(f"seeds must be 0 … 2^64 − 1, got {wrong[0]}")
     return np.array(seeds, np.uint64)
+
+
+def batches(count: int, most: int) -> list[slice]:
+    """``count`` rows in slices of at most ``most``."""
+    return [slice(first, min(first + most, count)) for first in range(0, count, most)]
+
+
+def decoder_of(chosen: Any) -> str | None:
+    """The graph that a request or key chooses to draw, where its family lets it."""
+    return getattr(chosen, "decoder", None)

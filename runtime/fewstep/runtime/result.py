@@ -25,6 +25,8 @@ class Result:
     step, of the bundle's family; ``timings_ms``: milliseconds per stage (that of each graph,
     ``sampling``, ``other``) and in ``total``, over the whole request. ``notes``: what to know of
     the images, a line each. ``decoder``: the graph that drew them, where requests choose one.
+    ``scores [B, N]``: of all candidates of the image, where each is the best of N
+    (:mod:`fewstep.runtime.best_of`).
     """
 
     images: npt.NDArray[np.uint8]
@@ -33,6 +35,7 @@ class Result:
     timings_ms: dict[str, float]
     notes: tuple[str, ...] = ()
     decoder: str | None = None
+    scores: npt.NDArray[np.float32] | None = None
 
     def __repr__(self) -> str:
         shape, total = list(self.images.shape), self.timings_ms.get("total", 0.0)

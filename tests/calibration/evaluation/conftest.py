@@ -34,8 +34,8 @@ def write_pictures(folder: Path, pictures: Pixels, *, classes: int = 1) -> Path:
 
 
 def averages(monkeypatch: pytest.MonkeyPatch, *others: ModuleType) -> None:
-    """Has ``evaluate``, and flows that open a network too, take a network of 12 features, averages over quarters of the image, in the
-    place of EfficientNet: large covariances take seconds."""
+    """Has ``evaluate``, and other flows, take a network of 12 features, averages over quarters of
+    the image, in the place of EfficientNet: large covariances take seconds."""
     from fewstep.calibration.evaluation import flow, networks
 
     class Averages(networks.Network):

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import torch
 from tests.calibration.policy.stand_ins import randomised
+from tests.masked import masked_model
 
 from fewstep.calibration.policy.environment import Environment, Rollouts, log_probability
 from fewstep.calibration.policy.imitation import imitate
 from fewstep.calibration.policy.networks import Shape, actor_of, new_actor
+from fewstep.calibration.policy.options import smoothed
+from fewstep.calibration.policy.store import add_policy
 from fewstep.export.models import FixedPolicy, PolicyNet
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.engines import run_once
@@ -24,6 +27,7 @@ from fewstep.runtime.families.masked.request import MaskedRequest
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.kernels.policy_parameters import policy_parameters
 from fewstep.runtime.result import Result
+from fewstep.runtime.verify import verify
 
 _STEPS = 4
 _CLASSES = np.array([0, 4, 2, 2, 1, 3, 0], np.int32)
@@ -64,6 +68,37 @@ def test_following_gives_the_images_of_the_exported_graph(
         )
     np.testing.assert_allclose(parameters, expected.trace.parameters, rtol=1e-5, atol=1e-6)
     assert np.abs(images.astype(int) - expected.images).max() <= 1
+
+
+def test_smoothed_actions_are_those_of_the_runtime(
+    actor: PolicyNet, tiny_bundle: Path, bundle_copy: Path
+) -> None:
+    """Of a tuning, of the bundle that it ends in, and of AdaGen's formula in NumPy."""
+    bundle = Bundle.read(tiny_bundle)
+    with Generator.open(smoothed(bundle, "policy", 0.6), threads=1) as opened:
+        environment = Environment(opened, "policy", _STEPS)
+        explored = environment.explore(actor, _CLASSES, _SEEDS, deviation=0.4)
+        _, followed = environment.follow(actor, _CLASSES, _SEEDS)
+    expected, before = np.empty((14, 4), np.float32), explored.actions[0].numpy().astype(float)
+    for step in range(_STEPS):
+        action = explored.actions[step].numpy().astype(float)
+        before = 0.6 * before + 0.4 * action if step else action
+        policy_parameters(
+            action=before.astype(np.float32),
+            **MaskedPolicyInfo(residual=True).offsets(step, _STEPS),
+            parameters=expected,
+            error=np.zeros(1, np.int32),
+        )
+        np.testing.assert_allclose(explored.parameters[step], expected, rtol=1e-5, atol=1e-6)
+    info = masked_model(bundle).policies["policy"].model_copy(update={"smoothing": 0.6})
+    add_policy(Bundle.read(bundle_copy), "policy-smooth", actor, info)
+    with Generator.open(bundle_copy, threads=1) as opened:
+        assert verify(opened).passed
+        replayed = opened.generate(
+            class_ids=_CLASSES.tolist(), seed=_SEEDS, schedule="policy-smooth", steps=_STEPS
+        )
+    np.testing.assert_allclose(followed, replayed.trace.parameters, rtol=1e-5, atol=1e-6)
+    assert Bundle.read(tiny_bundle) == bundle  # nothing was written
 
 
 def test_two_images_of_a_pair_differ_in_the_sign_of_their_noise(

@@ -208,6 +208,36 @@ def test_restart_forgets_the_former_training(small_network: None, options: Optio
     assert [row["update"] for row in found.history] == [0, 1, 2]
 
 
+# --- smoothing
+
+
+def test_a_policy_is_tuned_with_smoothing_and_keeps_it(
+    small_network: None, options: Options
+) -> None:
+    """It is in the manifest and in the file, and the schedule to start as has it undone."""
+    wish = options(updates=1, smoothing=0.5, start="square", adaptive=False)
+    found = tune(wish)
+    policies = masked_model(Bundle.read(wish.bundle)).policies
+    assert (policies["policy"].smoothing, policies[found.name].smoothing) == (0.0, 0.5)
+    saved = load_tuned(found.work / f"{found.name}.safetensors", "masked")
+    assert saved.info.smoothing == 0.5
+    start = np.array(found.history[0]["schedule"]["mean"])
+    expected = Schedule("square").parameters(3, 16)
+    np.testing.assert_allclose(start[:-1, 0], expected[:-1, 0], atol=1e-3)
+
+
+def test_smoothing_is_part_of_a_training_and_its_judge_is_not(options: Options) -> None:
+    """What has no smoothing of its own goes on from checkpoints that know of none."""
+    plain = options().signature()
+    assert options(smoothing=0.3).signature() != plain == options(keep_judge=True).signature()
+    assert plain["smoothing"] is None
+
+
+def test_policies_without_smoothing_refuse_it(options: Options, var_bundle: Path) -> None:
+    with pytest.raises(CalibrationError, match="family var, whose policies have no smoothing"):
+        tune(PolicyOptions(**{**vars(options(smoothing=0.3)), "bundle": var_bundle}))
+
+
 # --- what is refused
 
 
@@ -222,6 +252,8 @@ def test_restart_forgets_the_former_training(small_network: None, options: Optio
         ({"learning_rate": math.nan}, "must be above 0"),
         ({"deviation": (0.5, 0.0)}, "must be above 0"),
         ({"reward": "fid"}, "unknown reward 'fid'"),
+        ({"smoothing": 1.0}, "--smoothing must be at least 0 and below 1, got 1.0"),
+        ({"smoothing": math.nan}, "--smoothing must be at least 0 and below 1, got nan"),
         ({"name": "mine"}, "a policy's name is 'policy' and small letters"),
         ({"name": "policy/../../x"}, "a policy's name is 'policy' and small letters"),
     ],

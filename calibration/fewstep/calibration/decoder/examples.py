@@ -20,9 +20,10 @@ from fewstep.runtime.devices import Array
 from fewstep.runtime.engines import run_once
 from fewstep.runtime.errors import CalibrationError
 from fewstep.runtime.families import Preview
-from fewstep.runtime.generator import Generator, batches
+from fewstep.runtime.generator import Generator
 from fewstep.runtime.preview import steps_of
 from fewstep.runtime.progress import Progress, no_progress
+from fewstep.runtime.request import batches
 
 
 @dataclass(frozen=True)

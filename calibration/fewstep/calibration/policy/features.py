@@ -71,10 +71,11 @@ class FeatureNetwork(nn.Module, ABC):
 
     def _parts(self, images: npt.NDArray[np.uint8], device: torch.device) -> Iterator[Features]:
         for first in range(0, len(images), _BATCH):
-            yield self._features(torch.from_numpy(images[first : first + _BATCH]).to(device))
+            yield self(torch.from_numpy(images[first : first + _BATCH]).to(device))
 
     @torch.no_grad()
-    def _features(self, images: Tensor) -> Features:
+    def forward(self, images: Tensor) -> Features:
+        """Features of ``images [B, H, W, 3]`` uint8."""
         size = (self.input_size, self.input_size)
         scaled = F.interpolate(
             images.permute(0, 3, 1, 2).float(),

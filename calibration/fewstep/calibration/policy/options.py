@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.calibration.policy.features import DEFAULT
-from fewstep.calibration.policy.rewards import check_reward
+from fewstep.calibration.policy.rewards import ADVERSARIAL, check_reward
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import BundleError, CalibrationError, RequestError, choose
 from fewstep.runtime.families import example_request, family_of, model_of
@@ -21,8 +21,12 @@ from fewstep.runtime.policies import PolicyRules, policies_of, policy_for, rules
 from fewstep.runtime.settings import settings_of
 
 SCRATCH = "scratch"
+SMOOTHING = "smoothing"  # the field of a family's PolicyInfo, where it has one
 _NAME = re.compile(r"policy[a-z0-9-]*")
-_APART = ("bundle", "data", "work", "restart", "batch", "device", "threads", "settings")
+_APART = (
+    *("bundle", "data", "work", "restart", "batch", "device", "threads", "settings"),
+    "keep_judge",
+)
 """Options that another run of the same training may change, and those that a :class:`Start` says
 in words of its own."""
 
@@ -39,7 +43,9 @@ class PolicyOptions:
     policy of the bundle, ``scratch``, a fixed schedule of its family (shaped by ``settings``, or as
     the bundle's defaults say), or ``None`` for the policy that fits the steps best.
     ``size_of``: the policy of the bundle whose size the new one has, ``None`` for that which it
-    stands in for. ``name``: of the new policy. ``work``: folder of checkpoints and logs. Every
+    stands in for. ``smoothing``: how much of the actions before a step counts, 0 … 1, ``None`` for
+    that of the policy it stands in for. ``keep_judge``: put the discriminator into the bundle.
+    ``name``: of the new policy. ``work``: folder of checkpoints and logs. Every
     ``evaluate_every`` updates, ``evaluation_images`` are made.
     """
 
@@ -49,7 +55,7 @@ class PolicyOptions:
     updates: int = 80
     rollouts: int = 160
     batch: int = 32
-    reward: str = "adversarial"
+    reward: str = ADVERSARIAL
     adaptive: bool = True
     features: str = DEFAULT
     backend: str = "auto"
@@ -67,6 +73,8 @@ class PolicyOptions:
     start: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     size_of: str | None = None
+    smoothing: float | None = None
+    keep_judge: bool = False
     name: str | None = None
     work: Path | None = None
     restart: bool = False
@@ -93,6 +101,15 @@ class PolicyOptions:
         if not all(math.isfinite(each) and each > 0 for each in positive):
             raise CalibrationError(
                 f"learning rates and the actions' deviation must be above 0, got {positive}"
+            )
+        if self.smoothing is not None and not 0 <= self.smoothing < 1:
+            raise CalibrationError(
+                f"--smoothing must be at least 0 and below 1, got {self.smoothing}"
+            )
+        if self.keep_judge and self.reward != ADVERSARIAL:
+            raise CalibrationError(
+                "--keep-judge keeps the discriminator, which only --reward adversarial trains; got "
+                f"--reward {self.reward}"
             )
         if self.name is not None and not _NAME.fullmatch(self.name):
             raise CalibrationError(
@@ -135,8 +152,8 @@ def checked(options: PolicyOptions, bundle: Bundle) -> Start:
 
     Raises:
         BundleError: no policy graph.
-        CalibrationError: unknown start or policy to take the size of, a name that is taken, or not
-            the bundle's number of steps.
+        CalibrationError: unknown start or policy to take the size of, a name that is taken, not
+            the bundle's number of steps, or smoothing where its family has none.
         RequestError: steps or settings that the bundle cannot do, or no unconditional text.
     """
     rules, policies = rules_of(bundle), policies_of(bundle)
@@ -145,6 +162,12 @@ def checked(options: PolicyOptions, bundle: Bundle) -> Start:
         raise BundleError(
             f"{bundle.path} has no policy graph, and its {gives} gives no features; export it "
             "again with one: fewstep export … --policy FILE, or with --untrained-policy"
+        )
+    if options.smoothing is not None and SMOOTHING not in rules.Info.model_fields:
+        kind = bundle.manifest.model.kind
+        raise CalibrationError(
+            f"{bundle.path} is of the family {kind}, whose policies have no smoothing: leave out "
+            "--smoothing"
         )
     steps = _steps(options, rules, bundle)
     fitting = policy_for(policies, steps)
@@ -165,6 +188,19 @@ def checked(options: PolicyOptions, bundle: Bundle) -> Start:
     name = _new_name(options, steps, (*policies, *rules.reserved))
     policy = options.start if options.start and options.start in policies else fitting
     return Start(policy, name, steps, schedule, settings, options.size_of or policy)
+
+
+def smoothed(bundle: Bundle, policy: str, smoothing: float | None) -> Bundle:
+    """The bundle as the training sees it: actions of this policy are smoothed so.
+
+    Nothing is written. With ``None`` it is the same bundle.
+    """
+    if smoothing is None:
+        return bundle
+    manifest, policies = bundle.manifest, policies_of(bundle)
+    changed = policies[policy].model_copy(update={SMOOTHING: smoothing})
+    model = manifest.model.model_copy(update={"policies": {**policies, policy: changed}})
+    return Bundle(bundle.path, manifest.model_copy(update={"model": model}))
 
 
 def _steps(options: PolicyOptions, rules: PolicyRules, bundle: Bundle) -> int:

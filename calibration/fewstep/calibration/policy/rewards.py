@@ -18,12 +18,14 @@ from fewstep.calibration.policy import workers
 from fewstep.calibration.policy.data import RealImages
 from fewstep.calibration.policy.discriminator import Discriminator, mean_logit
 from fewstep.calibration.policy.features import FeatureNetwork, Features, joined
+from fewstep.calibration.policy.judge import JudgeNetwork
 from fewstep.calibration.policy.ppo import stepped
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import CalibrationError, choose
 from fewstep.runtime.families import ModelInfo
 
-REWARDS = ("adversarial", "classifier", "feature-distance")
+ADVERSARIAL = "adversarial"
+REWARDS = (ADVERSARIAL, "classifier", "feature-distance")
 _MINIBATCH = 64
 _FITTED_IMAGES = 10_000
 _REAL_IMAGES = 4_000
@@ -153,6 +155,10 @@ class Adversarial:
 
     def _given(self, condition: Array) -> Tensor:
         return torch.from_numpy(condition).to(self._device)
+
+    def judge(self, network: FeatureNetwork) -> JudgeNetwork:
+        """What scores images by the discriminator as it is; ``network``: the features."""
+        return JudgeNetwork(network, self._plain, self._mean, self._deviation)
 
     def state(self) -> dict[str, Any]:
         """Weights, the optimizer's state, and the images of the last updates."""

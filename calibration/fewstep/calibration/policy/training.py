@@ -19,6 +19,7 @@ from fewstep.calibration.policy.data import RealImages
 from fewstep.calibration.policy.distances import frechet_of_gaussians, gaussian
 from fewstep.calibration.policy.environment import Environment, Rollouts
 from fewstep.calibration.policy.features import FeatureNetwork
+from fewstep.calibration.policy.judge import JudgeNetwork
 from fewstep.calibration.policy.options import PolicyOptions
 from fewstep.calibration.policy.rewards import (
     Adversarial,
@@ -218,6 +219,16 @@ class Training:
                 f"update {self.state.update + 1}: {error}; {left}. If it happens again, lower "
                 "--learning-rate or --discriminator-learning-rate and choose another --work"
             ) from error
+
+    def judge(self) -> JudgeNetwork:
+        """What scores images by the discriminator as it is after the last update.
+
+        Raises:
+            CalibrationError: the reward trains none.
+        """
+        if not isinstance(self._reward, Adversarial):
+            raise CalibrationError(f"the reward {self._options.reward} trains no discriminator")
+        return self._reward.judge(self._network)
 
     def best_actor(self) -> nn.Module:
         """A copy of the best actor so far."""

@@ -24,8 +24,9 @@ from fewstep.calibration.policy.data import RealImages, read_images
 from fewstep.calibration.policy.environment import Environment
 from fewstep.calibration.policy.features import open_network
 from fewstep.calibration.policy.imitation import imitate, table_of
+from fewstep.calibration.policy.judge import ExportedJudge, export_judge
 from fewstep.calibration.policy.networks import SIZES, Shape, actor_of, new_actor, new_critic
-from fewstep.calibration.policy.options import PolicyOptions, Start, checked
+from fewstep.calibration.policy.options import PolicyOptions, Start, checked, smoothed
 from fewstep.calibration.policy.plots import draw
 from fewstep.calibration.policy.state import Log, Row, TrainingState
 from fewstep.calibration.policy.store import add_policy
@@ -49,13 +50,15 @@ _IMITATED_PAIRS = 64
 class Tuned:
     """What came of a tuning run: the policy's name and record, its history, and its files.
 
-    ``engines``: whether the bundle has engines, to which those of the new graph are to be built.
+    ``judge_bytes``: of the judge that was kept with it, if one was. ``engines``: whether the bundle
+    has engines, to which those of the new graph are to be built.
     """
 
     name: str
     info: PolicyInfo
     history: list[Row]
     work: Path
+    judge_bytes: int | None
     engines: bool
 
     def as_dict(self) -> dict[str, Any]:
@@ -65,6 +68,7 @@ class Tuned:
             "info": self.info.model_dump(mode="json"),
             "history": self.history,
             "work": str(self.work),
+            "judge_bytes": self.judge_bytes,
         }
 
 
@@ -89,6 +93,7 @@ def tune(
         CalibrationError: data or options that do not fit, or a training that broke.
         BundleError: no policy in the bundle, or damage.
         EngineError: the backend refuses a graph.
+        ExportError: a new graph does not compute what its network does.
         MissingDependencyError: a package of the extra ``policy`` is not installed.
         OutputError: bundle or work folder cannot be written.
     """
@@ -96,7 +101,7 @@ def tune(
         torch.set_num_threads(options.threads)
     bundle = Bundle.read(options.bundle)
     start = checked(options, bundle)
-    name = start.name
+    bundle, name = smoothed(bundle, start.policy, options.smoothing), start.name
     folder = bundle.path.resolve()
     work = options.work or folder.with_name(f"{folder.name}.{name}")
     with workers.joined():
@@ -121,17 +126,28 @@ def tune(
                 progress("tuning the policy", 0.0)
                 reached = training.run(row_done)
         info = _info(options, bundle, real, reached, command, (backend, precision), start)
+        judge = None
         if workers.rank() == 0:
             progress("adding the policy to the bundle", 0.0)
             actor, file = half(training.best_actor()), work / f"{name}.safetensors"
             save_tuned(file, TunedPolicy(name, actor, info, bundle.manifest.model.kind))
-            _add(bundle, name, actor, info, file)
+            if options.keep_judge:
+                judge = _judge(options, training, real, name)
+            _add(bundle, name, actor, info, file, judge)
         workers.wait()
-    return Tuned(name, info, reached.history, work, bool(bundle.manifest.engines))
+    size = None if judge is None else len(judge.content)
+    return Tuned(name, info, reached.history, work, size, bool(bundle.manifest.engines))
 
 
-def _add(bundle: Bundle, name: str, actor: nn.Module, info: PolicyInfo, file: Path) -> None:
-    """Add the policy to the bundle as it is after the training.
+def _add(
+    bundle: Bundle,
+    name: str,
+    actor: nn.Module,
+    info: PolicyInfo,
+    file: Path,
+    judge: ExportedJudge | None,
+) -> None:
+    """Add the policy to the bundle as it is after the training, and the judge if there is one.
 
     Raises:
         CalibrationError: it does not belong into the bundle any more.
@@ -140,9 +156,22 @@ def _add(bundle: Bundle, name: str, actor: nn.Module, info: PolicyInfo, file: Pa
     try:
         with Bundle.locked(bundle.path) as now:
             _require_same(bundle, now, name, file)
-            add_policy(now, name, actor, info)
+            changed = add_policy(now, name, actor, info)
+            if judge is not None:
+                changed.update(
+                    {judge.info.graph.file: judge.content}, judge=judge.info.model_dump()
+                )
     except OutputError as error:
         raise OutputError(f"{error}; the policy is kept in {file}") from error
+
+
+def _judge(
+    options: PolicyOptions, training: Training, real: RealImages, name: str
+) -> ExportedJudge:
+    """The discriminator after the last update."""
+    return export_judge(
+        training.judge(), real, policy=name, features=options.features, updates=options.updates
+    )
 
 
 def _require_same(bundle: Bundle, now: Bundle, name: str, file: Path) -> None:

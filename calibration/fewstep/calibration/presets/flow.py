@@ -31,11 +31,12 @@ from fewstep.runtime.devices import Array
 from fewstep.runtime.doctor import processor_name
 from fewstep.runtime.errors import OutputError, RequestError
 from fewstep.runtime.families import Model, example_request, family_of, model_of
-from fewstep.runtime.generator import Generator, batches
+from fewstep.runtime.generator import Generator
 from fewstep.runtime.load import OthersLoad
 from fewstep.runtime.machine import cores
 from fewstep.runtime.presets import CurveInfo, PointInfo
 from fewstep.runtime.progress import Progress, no_progress
+from fewstep.runtime.request import batches
 from fewstep.runtime.settings import settings_of
 
 _TOGETHER = 64  # images whose features are computed together

@@ -28,10 +28,11 @@ from fewstep.runtime.condition import ClassCondition, Condition
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import EngineError, RequestError
 from fewstep.runtime.families import Family, Model, Tensors
-from fewstep.runtime.generator import Generator, batches
+from fewstep.runtime.generator import Generator
 from fewstep.runtime.observe import Call, observe
 from fewstep.runtime.program import Run
 from fewstep.runtime.progress import Progress, no_progress
+from fewstep.runtime.request import batches
 
 BATCH = 4
 """Images that are made together, with guidance twice as many rows: enough to use every core, and

@@ -267,7 +267,7 @@ _RESERVED = frozenset(
         *("backend", "device", "precision", "threads", "profile", "out", "out_path", "trace"),
         *("plan", "json_file", "as_json", "rollouts", "held_out", "method", "percentile", "keep"),
         *("auto", "cache", "repeat", "force", "wanted", "progress", "callback", "like", "columns"),
-        *("scale", "resume", "shard", "report", "seconds", "graph"),
+        *("scale", "resume", "shard", "report", "seconds", "graph", "best_of"),
         *("images", "updates", "smaller", "name", "weights"),
     )
 )

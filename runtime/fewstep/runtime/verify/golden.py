@@ -25,9 +25,10 @@ from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import BundleError, RequestError
 from fewstep.runtime.families import Family, Model, TensorKind, family_of, model_of
-from fewstep.runtime.generator import Generator, batches
+from fewstep.runtime.generator import Generator
 from fewstep.runtime.observe import Call, observe
 from fewstep.runtime.program import Program
+from fewstep.runtime.request import batches
 from fewstep.runtime.settings import settings_of
 from fewstep.runtime.verify.metrics import METRICS
 
