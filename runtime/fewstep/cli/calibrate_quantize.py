@@ -53,8 +53,8 @@ def quantize_command(
     keep: Annotated[
         list[str] | None,
         typer.Option(
-            help="Matmuls that stay in higher precision, one or more; GRAPH/NAME where several "
-            "graphs have one of a name."
+            help="Matmuls, or convolutions, that stay in higher precision, one or more; "
+            "GRAPH/NAME where several graphs have one of a name."
         ),
     ] = None,
     auto: Annotated[
@@ -76,6 +76,10 @@ def quantize_command(
             help="Tolerance of --auto for graphs without logits: relative error of what they give. "
             "[0.05]"
         ),
+    ] = None,
+    min_psnr: Annotated[
+        float | None,
+        typer.Option(help="Tolerance of --auto for decoders: PSNR of images, dB. [40]"),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Picture of --auto's ranking.")] = None,
     cache: Annotated[
@@ -119,6 +123,7 @@ def quantize_command(
         "max_kl": max_kl,
         "min_token_agreement": min_token_agreement,
         "max_error": max_error,
+        "min_psnr": min_psnr,
     }
     generation = generation_given(context)
     _check_together(given | {"graph": graph or None} | generation, auto_only, auto, repeat)

@@ -77,25 +77,33 @@ class Metrics(Strict):
     Of the logits that it gives, or that follow from it, at positions that count: ``kl_nats``, mean
     KL divergence from those of the fp32 graph, in nats; ``token_agreement``, fraction of positions
     whose most likely code stays the same; where it reads texts, ``cosine``, the mean cosine of
-    their states with those of the fp32 graph, besides. Of a graph that no logits follow from:
-    ``relative_error``, √(Σ|y − y'|² / Σ|y|²) of what it gives, y that of the fp32 graph.
+    their states with those of the fp32 graph, besides. Of a graph that gives images, in 0 … 1:
+    ``psnr_db``, 10 log₁₀(1 / mean squared difference), at most 120 dB. Of another that no logits
+    follow from: ``relative_error``, √(Σ|y − y'|² / Σ|y|²) of what it gives, y that of the fp32
+    graph.
     """
 
     kl_nats: float | None = None
     token_agreement: float | None = None
     cosine: float | None = None
     relative_error: float | None = None
+    psnr_db: float | None = None
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> Self:
+        alone = (self.relative_error, self.psnr_db)
         given = [each is not None for each in (self.kl_nats, self.token_agreement)]
-        if given != [self.relative_error is None] * 2:
-            raise ValueError("expected kl_nats and token_agreement, or relative_error")
+        logits = alone.count(None) == len(alone)
+        if given != [logits] * 2 or None not in alone:
+            raise ValueError("expected kl_nats and token_agreement, relative_error or psnr_db")
         return self
 
     @property
     def cost(self) -> float:
-        """What a ranking goes by, the lower the better: KL divergence, or relative error."""
+        """What a ranking goes by, the lower the better: KL divergence, relative error, or the mean
+        squared difference of images."""
+        if self.psnr_db is not None:
+            return float(10 ** (-self.psnr_db / 10))
         cost = self.kl_nats if self.relative_error is None else self.relative_error
         assert cost is not None
         return cost
@@ -103,6 +111,8 @@ class Metrics(Strict):
     @property
     def text(self) -> str:
         """For people."""
+        if self.psnr_db is not None:
+            return f"PSNR {self.psnr_db:.1f} dB"
         if self.relative_error is not None:
             return f"relative error {self.relative_error:.3g}"
         text = f"KL {self.kl_nats:.3g} nats, token agreement {self.token_agreement:.4f}"
@@ -114,6 +124,7 @@ class Metrics(Strict):
             (self.kl_nats, tolerances.max_kl),
             (self.relative_error, tolerances.max_error),
             (tolerances.min_token_agreement, self.token_agreement),
+            (tolerances.min_psnr, self.psnr_db),
         )
         return all(low <= high for low, high in upper if low is not None and high is not None)
 
@@ -135,6 +146,7 @@ class AutoChoice(Strict):
     max_kl: float | None = None
     min_token_agreement: float | None = None
     max_error: float | None = None
+    min_psnr: float | None = None
     ranking: tuple[LayerCost, ...] = ()
 
 
@@ -147,7 +159,8 @@ class QuantizationInfo(Metrics):
     whole graph were measured, follow. ``data_sha256`` is the hash of what ranges were measured on,
     ``text_sha256`` of the rollouts' texts. ``kept``: matmuls with weights that are not quantized,
     and who said so. ``weights_only``: activations are not quantized, and no ranges were measured;
-    tables of embeddings count as matmuls. ``other_layers``: the type of all other arithmetic.
+    tables of embeddings count as matmuls. ``convolutions``: some are quantized; in ``kept`` they
+    count as matmuls. ``other_layers``: the type of all other arithmetic.
     """
 
     tool: str
@@ -161,6 +174,7 @@ class QuantizationInfo(Metrics):
     data_sha256: Sha256
     other_layers: OtherLayers
     weights_only: bool = False
+    convolutions: bool = False
     kept: dict[str, Keeper]
     auto: AutoChoice | None = None
 

@@ -6,12 +6,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
+import onnx
+
 from fewstep.build.graphs import load_graph
 from fewstep.calibration.quantize.matmuls import Matmul, weighted_matmuls
-from fewstep.calibration.quantize.readout import readout
+from fewstep.calibration.quantize.readout import Readout, readout
 from fewstep.calibration.quantize.settings import (
     MAX_ERROR,
     MAX_KL,
+    MIN_PSNR,
     MIN_TOKEN_AGREEMENT,
     Settings,
     from_record,
@@ -23,6 +26,13 @@ from fewstep.runtime.errors import RequestError, choose
 from fewstep.runtime.families import family_of, quantized_graphs
 from fewstep.runtime.records import AutoChoice
 
+_DEFAULTS: Mapping[str, Mapping[str, float]] = {
+    "logits": {"max_kl": MAX_KL, "min_token_agreement": MIN_TOKEN_AGREEMENT},
+    "images": {"min_psnr": MIN_PSNR},
+    "a relative error, without logits": {"max_error": MAX_ERROR},
+}
+"""Tolerances by what a graph is judged by."""
+
 
 def for_graphs(
     bundle: Bundle, settings: Settings, chosen: Collection[str] = ()
@@ -32,7 +42,8 @@ def for_graphs(
     Args:
         bundle: the bundle.
         settings: of all graphs.
-        chosen: names of graphs; if none, all that can be quantized and have matmuls with weights.
+        chosen: names of graphs; if none, all that the family names and that have matmuls with
+            weights.
 
     Raises:
         RequestError: a graph that cannot be quantized, settings that the bundle cannot serve, a
@@ -45,8 +56,7 @@ def for_graphs(
     keep = dict.fromkeys(graphs, frozenset[str]())
     if settings.keep:
         keep = named(settings.keep, {each: _matmuls(bundle, each) for each in graphs})
-    by_logits = {graph: bool(readout(bundle, graph).logits) for graph in graphs}
-    auto = _tolerances(settings.auto, by_logits)
+    auto = _tolerances(settings.auto, {graph: readout(bundle, graph) for graph in graphs})
     return {graph: replace(complete, keep=keep[graph], auto=auto[graph]) for graph in graphs}
 
 
@@ -58,14 +68,28 @@ def _graphs(bundle: Bundle, chosen: Collection[str], precision: str) -> tuple[st
             raise RequestError(choose("graph to quantize", each, known))
     if chosen:
         return tuple(each for each in known if each in chosen)
-    return tuple(each for each in known if _matmuls(bundle, each)) or known
+    usual = family_of(bundle.manifest.model.kind).quantized
+    named = tuple(each for each in known if each in usual)
+    return tuple(each for each in named if _matmuls(bundle, each)) or named
 
 
 def quantizable(bundle: Bundle, graph: str) -> tuple[Matmul, ...]:
-    """The matmuls with weights of a graph; of one whose weights alone are quantized, tables too."""
-    weights_only = graph in family_of(bundle.manifest.model.kind).weights_only
-    found = stored_weights if weights_only else weighted_matmuls
-    return found(load_graph(bundle, graph).graph)
+    """The matmuls with weights of a graph of a bundle."""
+    return matmuls_of(bundle, graph, load_graph(bundle, graph).graph)
+
+
+def matmuls_of(bundle: Bundle, name: str, graph: onnx.GraphProto) -> tuple[Matmul, ...]:
+    """The matmuls with weights of a graph that is loaded; of one that gives images convolutions
+    too, of one whose weights alone are quantized tables too.
+
+    Args:
+        bundle: the bundle.
+        name: of the graph.
+        graph: its contents.
+    """
+    if name in family_of(bundle.manifest.model.kind).weights_only:
+        return stored_weights(graph)
+    return weighted_matmuls(graph, convolutions=readout(bundle, name).images)
 
 
 def repeated(bundle: Bundle, given: Settings, text_sha256: str | None) -> dict[str, Settings]:
@@ -133,7 +157,7 @@ def _matmuls(bundle: Bundle, graph: str) -> list[str]:
 
 
 def _tolerances(
-    auto: AutoChoice | None, by_logits: Mapping[str, bool]
+    auto: AutoChoice | None, judged: Mapping[str, Readout]
 ) -> dict[str, AutoChoice | None]:
     """The tolerances of every graph, on what it is judged by.
 
@@ -141,17 +165,23 @@ def _tolerances(
         RequestError: one is given that would be ignored.
     """
     if auto is None:
-        return dict.fromkeys(by_logits)
-    on_logits = {"max_kl": MAX_KL, "min_token_agreement": MIN_TOKEN_AGREEMENT}
-    on_others = {"max_error": MAX_ERROR}
-    given = {name for name in (*on_logits, *on_others) if getattr(auto, name) is not None}
-    used = [on_logits if logits else on_others for logits in by_logits.values()]
-    if ignored := sorted(given - {name for each in used for name in each}):
+        return dict.fromkeys(judged)
+    used = {graph: _measure(each) for graph, each in judged.items()}
+    given = {
+        name for each in _DEFAULTS.values() for name in each if getattr(auto, name) is not None
+    }
+    if ignored := sorted(given - {name for each in used.values() for name in _DEFAULTS[each]}):
         options = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
-        judged = "logits" if all(by_logits.values()) else "a relative error, without logits"
-        verb = "is" if len(by_logits) == 1 else "are"
-        raise RequestError(f"leave {options} out: {', '.join(by_logits)} {verb} judged by {judged}")
-    return {graph: _on(auto, own) for graph, own in zip(by_logits, used, strict=True)}
+        verb, by = "is" if len(used) == 1 else "are", " and ".join(dict.fromkeys(used.values()))
+        raise RequestError(f"leave {options} out: {', '.join(used)} {verb} judged by {by}")
+    return {graph: _on(auto, _DEFAULTS[each]) for graph, each in used.items()}
+
+
+def _measure(judged: Readout) -> str:
+    """A key of :data:`_DEFAULTS`."""
+    if judged.logits:
+        return "logits"
+    return "images" if judged.images else "a relative error, without logits"
 
 
 def _on(auto: AutoChoice, defaults: Mapping[str, float]) -> AutoChoice:

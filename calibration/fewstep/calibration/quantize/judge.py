@@ -9,7 +9,11 @@ p = softmax of them, before guidance and temperature, the metrics against the fp
 - ``token_agreement``: the fraction of positions with the same most likely code
 - ``cosine``: of a graph that reads texts, the mean cosine of their states
 
-Of a graph that no logits follow from, with y what the fp32 graph gives and y' what this one does,
+Of a graph that gives images, in 0 … 1,
+
+- ``psnr_db``: 10 log₁₀(1 / mean squared difference), over all images together
+
+Of another that no logits follow from, with y what the fp32 graph gives and y' what this one does,
 over all outputs that it is judged by (:mod:`fewstep.calibration.quantize.readout`),
 
 - ``relative_error``: √(Σ|y − y'|² / Σ|y|²)
@@ -30,7 +34,7 @@ from fewstep.calibration.quantize.rollouts import Pass, Rollouts
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import EngineError, FewstepError
 from fewstep.runtime.records import Metrics
-from fewstep.runtime.verify.metrics import argmax_agreement, cosines, kl_nats
+from fewstep.runtime.verify.metrics import argmax_agreement, cosines, kl_nats, psnr_of
 
 _MOST_NUMBERS = 1 << 27
 """Of the reference that are kept, 512 MB; beyond it, every second position counts, or fourth …"""
@@ -74,7 +78,8 @@ class Judge:
         """
         session = _Session(model)
         actual = (each[:: self._every] for each in self._numbers(session))
-        compare = _of_logits if self._judged.logits else _of_outputs
+        other = _of_images if self._judged.images else _of_outputs
+        compare = _of_logits if self._judged.logits else other
         found = compare(zip(actual, self._expected, strict=True))
         if self._states:
             similar = cosines(self._texts(session), self._states)
@@ -151,6 +156,15 @@ def _of_outputs(pairs: Pairs) -> Metrics:
             error += float(np.square(actual - exact).sum())
             size += float(np.square(exact).sum())
     return Metrics(relative_error=math.sqrt(error / (size or 1.0)))
+
+
+def _of_images(pairs: Pairs) -> Metrics:
+    error, count = 0.0, 0
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite stays so
+        for actual, expected in pairs:
+            error += float(np.square(actual - expected.astype(np.float64)).sum())
+            count += expected.size
+    return Metrics(psnr_db=psnr_of(error / count))
 
 
 class _Session:

@@ -5,7 +5,7 @@ is quantized that should not be. So every rule is checked here, and each problem
 
 - QuantizeLinear and DequantizeLinear of int8 (or fp8 e4m3), zero points 0, scales known and usable
 - no operators of dynamic or fused quantization, and no quantized bias
-- only matmuls read what was dequantized, and each with both operands
+- only matmuls and convolutions read what was dequantized, and each with both operands
 - one operand is a weight, quantized by output channel in int8: attention is not quantized
 - no QuantizeLinear on the output of a matmul
 - where weights alone are quantized, no activation is, and tables of embeddings may be too
@@ -25,16 +25,29 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from fewstep.build.capabilities import unusable_quantization
-from fewstep.build.graphs import constant_of, inferred, name_of, producers_of, type_name
+from fewstep.build.graphs import (
+    CONVOLUTIONS,
+    constant_of,
+    inferred,
+    name_of,
+    producers_of,
+    type_name,
+)
 from fewstep.build.opset import absent_operators
 from fewstep.build.precision import head_nodes
 from fewstep.build.preflight import Problem
-from fewstep.calibration.quantize.matmuls import OPERATORS, embeds
+from fewstep.calibration.quantize.matmuls import (
+    OPERATORS,
+    channel_axis,
+    embeds,
+    image_convolutions,
+)
 from fewstep.runtime.errors import ExportError
 
 STORED = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}
 """The type that each precision quantizes to."""
 
+_MULTIPLY = (*OPERATORS, *CONVOLUTIONS)
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _MOVES = frozenset(("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast"))
 _REMEDY = "quantize with: fewstep calibrate quantize"
@@ -98,7 +111,8 @@ class _View:
 
     @property
     def matmuls(self) -> Iterator[onnx.NodeProto]:
-        return (node for node in self.model.graph.node if node.op_type in OPERATORS)
+        """And convolutions, which are matmuls of patches."""
+        return (node for node in self.model.graph.node if node.op_type in _MULTIPLY)
 
     def source(self, tensor: str) -> onnx.NodeProto | None:
         """The DequantizeLinear that a tensor comes from, through moves and casts."""
@@ -171,7 +185,7 @@ def _after_matmuls(view: _View) -> Found:
 
 def _readers(view: _View) -> Found:
     for node in view.model.graph.node:
-        if node.op_type in (*OPERATORS, *_MOVES):
+        if node.op_type in (*_MULTIPLY, *_MOVES):
             continue
         if view.weights_only and node.op_type == "Gather":
             continue
@@ -201,7 +215,7 @@ def _operands(view: _View) -> Found:
 
 
 def _channels(view: _View) -> Found:
-    """The output channel is the last axis of a weight, the first where a Gemm transposes it."""
+    """Each output channel of a weight has its own scale."""
     if view.precision != "int8":
         return
     for node in view.matmuls:
@@ -210,12 +224,11 @@ def _channels(view: _View) -> Found:
         if weight is None or not view.constant(weight) or weight.input[0] not in view.weights:
             continue
         shape = view.weights[weight.input[0]].dims
-        flipped = any(each.name == "transB" and each.i for each in node.attribute)
-        wanted = 0 if flipped else len(shape) - 1
+        wanted = channel_axis(node)
         axis = next((each.i for each in weight.attribute if each.name == "axis"), 1)
         scale = view.scale(weight)
         given = 0 if scale is None else scale.size
-        if given != shape[wanted] or (given > 1 and axis % len(shape) != wanted):
+        if wanted is None or given != shape[wanted] or (given > 1 and (axis - wanted) % len(shape)):
             yield "weights that are not quantized by output channel", name_of(node)
 
 
@@ -232,8 +245,13 @@ def _delicate(view: _View) -> Found:
         if node.op_type in (_QUANTIZE, _DEQUANTIZE)
     }
     inputs = {each.name for each in view.model.graph.input}
+    last = image_convolutions(view.model.graph)
     for node in view.matmuls:
         if not view.quantized(node):
+            continue
+        if node.op_type in CONVOLUTIONS:
+            if node.name in last:
+                yield "a quantized convolution that gives the image", name_of(node)
             continue
         plain = onnx.NodeProto()
         plain.CopyFrom(node)

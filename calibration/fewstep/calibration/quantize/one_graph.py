@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import onnx
 
-from fewstep.build.graphs import load_graph
+from fewstep.build.graphs import CONVOLUTIONS, load_graph
+from fewstep.build.norms import fp16_norms, reasons_for_fp32, shortfall
 from fewstep.build.overflow import out_of_range
 from fewstep.build.precision import lower
 from fewstep.calibration.quantize import activations, fp8, weights
 from fewstep.calibration.quantize.activations import Ranges
+from fewstep.calibration.quantize.by_graph import matmuls_of
 from fewstep.calibration.quantize.cache import CalibrationTable, RangeCache
 from fewstep.calibration.quantize.judge import Judge
 from fewstep.calibration.quantize.lint import require_clean
-from fewstep.calibration.quantize.matmuls import Matmul, blocks, weighted_matmuls
+from fewstep.calibration.quantize.matmuls import Matmul, blocks
 from fewstep.calibration.quantize.qdq import quantized
 from fewstep.calibration.quantize.readout import readout
 from fewstep.calibration.quantize.rollouts import Rollouts
-from fewstep.calibration.quantize.sensitivity import fewest_kept, rank
+from fewstep.calibration.quantize.sensitivity import Build, fewest_kept, rank
 from fewstep.calibration.quantize.settings import Settings
-from fewstep.calibration.quantize.weights import stored_weights
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import RequestError, choose
 from fewstep.runtime.families import family_of
@@ -70,11 +71,13 @@ class OneGraph:
         self._judged = readout(bundle, name)
         self._model = load_graph(bundle, name)
         self._weights_only = name in family_of(bundle.manifest.model.kind).weights_only
-        found = stored_weights if self._weights_only else weighted_matmuls
-        self._matmuls = found(self._model.graph)
+        self._matmuls = matmuls_of(bundle, name, self._model.graph)
         self._kept = _kept(self._matmuls, settings)
         self._candidates = [each for each in self._matmuls if each.name not in self._kept]
         self._notes = list[str]()
+        if not self._matmuls:
+            what = "matmuls or convolutions" if self._judged.images else "matmuls"
+            raise RequestError(f"{name} has no {what} with weights, so nothing to quantize")
         if not self._candidates:
             raise RequestError(
                 f"nothing is left to quantize in {name}: all {len(self._matmuls)} matmuls with "
@@ -112,17 +115,28 @@ class OneGraph:
         head = load_graph(self._bundle, self._judged.graph) if self._judged.graph else None
         judge = Judge(self._model, self._judged, held_out, head)
         auto = self._settings.auto
+        lowered = self._lowering(largest)
         if self._settings.precision == "fp8":
-            final = self._fp8(data, largest, progress)
+            final = lowered(self._fp8(data, progress))
         else:
             ranges = {} if self._weights_only else self._ranges(data, cache, progress)
-            build = partial(self._int8, ranges=ranges, largest=largest)
+            fp16 = self._settings.other_layers == "fp16"
+            quantized = partial(self._quantized, ranges=ranges, fp16_scales=fp16)
+
+            def build(selected: Sequence[str]) -> onnx.ModelProto:
+                return lowered(quantized(selected))
+
             if auto is not None and self._settings.decided is None:
                 auto = self._select(judge, auto, ranges, build, progress)
             final = build([each.name for each in self._candidates])
         require_clean(final, self._settings.precision, self.name, weights_only=self._weights_only)
         progress("comparing with fp32", 0.0)
         record = self._record(data, auto, judge.metrics(final))
+        if record.convolutions:
+            self._notes.append(
+                "ONNX Runtime runs convolutions in int8 slower than in fp32, so with it this graph "
+                "stays fp32; OpenVINO and TensorRT run it in int8"
+            )
         return Made(final, record, tuple(self._notes))
 
     def _ranges(self, data: Rollouts, cache: RangeCache, progress: Progress) -> Ranges:
@@ -156,7 +170,7 @@ class OneGraph:
         judge: Judge,
         auto: AutoChoice,
         ranges: Ranges,
-        build: partial[onnx.ModelProto],
+        build: Build,
         progress: Progress,
     ) -> AutoChoice:
         """Rank the candidates and move the most expensive to what is kept."""
@@ -177,12 +191,6 @@ class OneGraph:
         self._candidates = [each for each in self._candidates if each.name not in self._kept]
         return auto
 
-    def _int8(
-        self, selected: Sequence[str], ranges: Ranges, largest: Mapping[str, float]
-    ) -> onnx.ModelProto:
-        fp16 = self._settings.other_layers == "fp16"
-        return self._lowered(self._quantized(selected, ranges, fp16_scales=fp16), largest)
-
     def _quantized(
         self, selected: Sequence[str], ranges: Ranges, *, fp16_scales: bool = False
     ) -> onnx.ModelProto:
@@ -190,21 +198,30 @@ class OneGraph:
             return weights.quantized(self._model, selected, fp16_scales=fp16_scales)
         return quantized(self._model, selected, ranges, fp16_scales=fp16_scales)
 
-    def _fp8(
-        self, data: Rollouts, largest: Mapping[str, float], progress: Progress
-    ) -> onnx.ModelProto:
+    def _fp8(self, data: Rollouts, progress: Progress) -> onnx.ModelProto:
         progress("quantizing with nvidia-modelopt", 0.0)
         selected = [each.name for each in self._candidates]
-        return self._lowered(
-            fp8.quantized(self._model, selected, data, python=self._python), largest
-        )
+        return fp8.quantized(self._model, selected, data, python=self._python)
 
-    def _lowered(self, model: onnx.ModelProto, largest: Mapping[str, float]) -> onnx.ModelProto:
-        """With what is not quantized in the type of the other layers."""
+    def _lowering(
+        self, largest: Mapping[str, float]
+    ) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
+        """What puts all that is not quantized into the type of the other layers."""
         if self._settings.other_layers == "fp32":
-            return model
-        keep = out_of_range(self._model.graph, largest, "fp16")
-        return lower(model, "fp16", keep, heads=bool(self._settings.fp32_heads)).model
+            return lambda model: model
+        graph, heads = self._model.graph, bool(self._settings.fp32_heads)
+        keep = out_of_range(graph, largest, "fp16")
+        in_fp32 = reasons_for_fp32(self._bundle, self.name, graph, largest, "fp16")
+        released = fp16_norms(graph, {*in_fp32, *keep})
+        if released:  # as in fp16, or not at all
+            fp16 = lower(self._model, "fp16", keep, heads=heads, released=released).model
+            released = () if shortfall(self._bundle, self.name, fp16) else released
+        return lambda model: lower(model, "fp16", keep, heads=heads, released=released).model
+
+    def _convolutions(self) -> bool:
+        """Whether any is quantized."""
+        operators = {node.name: node.op_type for node in self._model.graph.node}
+        return any(operators[each.name] in CONVOLUTIONS for each in self._candidates)
 
     def _record(
         self, data: Rollouts, auto: AutoChoice | None, metrics: Metrics
@@ -223,6 +240,7 @@ class OneGraph:
             data_sha256=data.sha256,
             other_layers=settings.other_layers,
             weights_only=self._weights_only,
+            convolutions=self._convolutions(),
             kept=self._kept,
             auto=auto,
             **metrics.model_dump(),

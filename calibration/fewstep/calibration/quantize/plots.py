@@ -71,6 +71,8 @@ def _draw(axes: Axes, graph: str, record: QuantizationInfo) -> None:
     what, unit = "KL divergence from fp32", ", nats per token"
     if record.relative_error is not None:
         what, unit = "Relative error", ""
+    if record.psnr_db is not None:
+        what, unit = "Mean squared difference of images", ""
     axes.set_xlabel(f"{what} with nothing else quantized{unit}")
     kept = sum(is_kept(cost, record) for cost in ranking)
     axes.set_title(

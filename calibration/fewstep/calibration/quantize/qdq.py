@@ -2,7 +2,8 @@
 
 ``onnxruntime.quantization`` does it, with the recipe that TensorRT accepts: int8 with zero points
 of 0 throughout, weights by output channel, nothing after a matmul and no int32 bias. With scale
-s = max |x| / 127, x becomes s · clip(round(x / s), −128, 127).
+s = max |x| / 127, x becomes s · clip(round(x / s), −128, 127). Convolutions are made the same way:
+TensorRT and OpenVINO run them in int8 so, and what they give keeps its precision.
 
 ONNX Runtime puts a quantized tensor before *every* node that reads the original, quantized or not,
 and even in the place of a graph output. So the selected matmuls first get names of their own for
@@ -20,7 +21,7 @@ from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-from fewstep.build.graphs import inferred
+from fewstep.build.graphs import CONVOLUTIONS, inferred
 from fewstep.calibration.quantize.activations import Ranges
 from fewstep.calibration.quantize.matmuls import OPERATORS, Matmul, weighted_matmuls
 
@@ -36,24 +37,26 @@ def quantized(
     *,
     fp16_scales: bool = False,
 ) -> onnx.ModelProto:
-    """Quantize some matmuls of an fp32 graph to int8.
+    """Quantize some matmuls and convolutions of an fp32 graph to int8.
 
     Args:
         model: the fp32 graph, weights included; not changed.
-        selected: names of matmuls with weights.
+        selected: names of matmuls or convolutions with weights.
         ranges: of the activations that they read.
         fp16_scales: make scales that float16 can hold.
     """
-    matmuls = [each for each in weighted_matmuls(model.graph) if each.name in selected]
+    weighted = weighted_matmuls(model.graph, convolutions=True)
+    matmuls = [each for each in weighted if each.name in selected]
     result = separated(model, matmuls)
     if not matmuls:
         return result
     result.graph.value_info.extend(inferred(result).value_info)
+    operators = [*OPERATORS, *sorted(CONVOLUTIONS)]
     options = {
         "ActivationSymmetric": True,
         "WeightSymmetric": True,
         "QuantizeBias": False,
-        "OpTypesToExcludeOutputQuantization": list(OPERATORS),
+        "OpTypesToExcludeOutputQuantization": operators,
     }
     if fp16_scales:
         options["MinimumRealRange"] = 2 * 127 * SMALLEST_FP16_SCALE
@@ -70,7 +73,7 @@ def quantized(
         tensors_range=TensorsData(CalibrationMethod.MinMax, named),
         nodes_to_quantize=list(selected),
         nodes_to_exclude=[],
-        op_types_to_quantize=list(OPERATORS),
+        op_types_to_quantize=operators,
         extra_options=options,
     )
     quantizer.quantize_model()

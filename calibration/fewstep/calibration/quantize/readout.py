@@ -1,5 +1,5 @@
-"""What a quantized graph is judged by: logits, its own or those of the graph that reads it; where
-no logits follow from it, what it gives itself.
+"""What a quantized graph is judged by: logits, its own or those of the graph that reads it; its
+images, if it gives any; where no logits follow from it otherwise, what it gives itself.
 
 A transformer may end with hidden states, from which another graph makes the logits. That is the
 next run in the family's program that gives logits and reads a view which the transformer wrote.
@@ -28,7 +28,7 @@ class Readout:
     them; empty if it is the judged one. ``reads``: of its inputs, those that the judged graph
     gives, with their names there. ``states``: names of those of them that are states of
     texts, which are compared besides. ``own``: without logits, the outputs of the judged graph, and
-    along which axis each has rows for images, if along any.
+    along which axis each has rows for images, if along any. ``images``: whether these are images.
     """
 
     logits: str = ""
@@ -36,6 +36,7 @@ class Readout:
     reads: Mapping[str, str] = field(default_factory=dict)
     states: tuple[str, ...] = ()
     own: Mapping[str, int | None] = field(default_factory=dict)
+    images: bool = False
 
 
 def readout(bundle: Bundle, graph: str) -> Readout:
@@ -52,12 +53,13 @@ def readout(bundle: Bundle, graph: str) -> Readout:
     if following := _following(family, model, graph):
         return following
     outputs = model.graphs[graph].outputs
-    own = {n: row_axis(each) for n, each in outputs.items() if family.kinds.get(n) in OWN}
-    if own:
-        return Readout(own=own)
+    for kinds in (("image",), OWN):
+        own = {n: row_axis(each) for n, each in outputs.items() if family.kinds.get(n) in kinds}
+        if own:
+            return Readout(own=own, images="image" in kinds)
     raise RequestError(
         f"graph '{graph}' gives no logits, which quantization is judged by, and no graph with "
-        f"logits reads what it gives; nor does it give {', '.join(OWN)}"
+        f"logits reads what it gives; nor does it give {', '.join(('image', *OWN))}"
     )
 
 

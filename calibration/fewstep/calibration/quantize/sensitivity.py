@@ -1,8 +1,8 @@
 """What quantizing costs, layer by layer, and which layers to spare.
 
-Each layer (or block) is quantized alone, which ranks them by their KL divergence, or by their
-relative error (:mod:`fewstep.calibration.quantize.judge`). Then the most expensive stay in higher
-precision, as few as keep the tolerances with all others quantized together.
+Each layer (or block) is quantized alone, which ranks them by their KL divergence, their relative
+error, or that of the images (:mod:`fewstep.calibration.quantize.judge`). Then the most expensive
+stay in higher precision, as few as keep the tolerances with all others quantized together.
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ def _limits(tolerances: AutoChoice) -> tuple[str, str]:
         "--max-kl": ("KL", tolerances.max_kl),
         "--min-token-agreement": ("token agreement", tolerances.min_token_agreement),
         "--max-error": ("a relative error of", tolerances.max_error),
+        "--min-psnr": ("a PSNR in dB of", tolerances.min_psnr),
     }
     given = {option: f"{what} {n:g}" for option, (what, n) in known.items() if n is not None}
     return " and ".join(given.values()), " or ".join(given)

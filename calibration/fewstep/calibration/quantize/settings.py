@@ -32,6 +32,9 @@ MAX_KL, MIN_TOKEN_AGREEMENT = 1e-3, 0.95
 MAX_ERROR = 0.05
 """The default tolerance of ``auto`` on what graphs without logits give, by the same measure."""
 
+MIN_PSNR = 40.0
+"""The default tolerance of ``auto`` on images, in dB, by the same measure."""
+
 _LAST_SEED = 2**64 - 1
 
 
@@ -149,6 +152,7 @@ def tolerances(
     max_kl: float | None = None,
     min_token_agreement: float | None = None,
     max_error: float | None = None,
+    min_psnr: float | None = None,
 ) -> AutoChoice:
     """The tolerances of ``auto``; ``None`` leaves one to the default.
 
@@ -157,9 +161,12 @@ def tolerances(
     """
     if by not in ("layer", "block"):
         raise RequestError(choose("unit for --by", by, ("layer", "block")))
-    for what, limit in (("--max-kl", max_kl), ("--max-error", max_error)):
+    for what, unit, limit in (
+        ("--max-kl", " of nats", max_kl),
+        ("--max-error", "", max_error),
+        ("--min-psnr", " of dB", min_psnr),
+    ):
         if limit is not None and not (math.isfinite(limit) and limit > 0):
-            unit = " of nats" if what == "--max-kl" else ""
             raise RequestError(f"{what} must be a number{unit} above 0, got {limit:g}")
     if min_token_agreement is not None and not 0 <= min_token_agreement <= 1:
         raise RequestError(
@@ -170,6 +177,7 @@ def tolerances(
         max_kl=max_kl,
         min_token_agreement=min_token_agreement,
         max_error=max_error,
+        min_psnr=min_psnr,
     )
 
 

@@ -31,6 +31,8 @@ def quality(outcome: Outcome) -> str:
 
 
 def _quality(metrics: Metrics) -> str:
+    if metrics.psnr_db is not None:
+        return f"images at {metrics.psnr_db:.1f} dB from fp32"
     if metrics.relative_error is not None:
         return f"relative error {metrics.relative_error:.2g}"
     text = (
@@ -57,6 +59,8 @@ def _ranking(graph: QuantizedGraph) -> Table:
 
 def _metrics(metrics: Metrics) -> dict[str, str]:
     """Of a ranking, by heading."""
+    if metrics.psnr_db is not None:
+        return {"PSNR, dB": f"{metrics.psnr_db:.1f}"}
     if metrics.relative_error is not None:
         return {"Relative error": f"{metrics.relative_error:.2e}"}
     return {
@@ -97,6 +101,8 @@ def _summary(graph: QuantizedGraph, precision: str) -> Table:
 
 def _quantized(record: QuantizationInfo, count: int, every: int) -> str:
     what = "weights of matmuls and tables" if record.weights_only else "matmuls with weights"
+    if record.psnr_db is not None:
+        what = "matmuls and convolutions with weights"
     return f"{count} of {every} {what}, by {record.tool}"
 
 
@@ -108,6 +114,8 @@ def _ranges(record: QuantizationInfo) -> dict[str, str]:
 
 
 def _costs(record: QuantizationInfo) -> dict[str, str]:
+    if record.psnr_db is not None:
+        return {"images": f"PSNR {record.psnr_db:.1f} dB from fp32"}
     if record.relative_error is not None:
         return {"relative error": f"{record.relative_error:.2e} of what fp32 gives"}
     return {

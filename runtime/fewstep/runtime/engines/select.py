@@ -169,7 +169,10 @@ def _require_known(bundle: Bundle, precision: str) -> None:
 
 
 def open_engine(bundle: Bundle, graph: str, device: Device, threads: int, precision: str) -> Engine:
-    """ONNX Runtime's engine of one graph on a device."""
+    """ONNX Runtime's engine of one graph on a device; in fp32 of one with int8 convolutions."""
+    record = bundle.graph(graph, precision).quantization
+    if record is not None and record.convolutions:
+        precision = "fp32"  # it computes them in fp32 all the same, and slower: performance.md
     path, info = bundle.graph_path(graph, precision), bundle.graph(graph, precision)
     return OnnxRuntimeEngine(graph, path, info, threads=threads, cuda=device.cuda_stream)
 

@@ -148,7 +148,7 @@ class Family(ABC):
     ``Info`` describes a model of the family in the manifest, ``Settings`` what a request may set;
     its defaults are the defaults. ``kinds`` says what graph outputs hold, by tensor name.
     ``quantized``: the graphs that ``fewstep calibrate quantize`` quantizes, where a bundle has them
-    (:func:`quantized_graphs`); the first is the one that policies, if there are any, follow from.
+    and others are not asked for; the first is the one that policies, if there are any, follow from.
     ``weights_only``: those of them whose weights alone become int8, and nothing becomes fp8.
     ``policies``: what ``fewstep calibrate policy`` has to know of the policy networks that models
     of the family may have; ``None`` if they have none.
@@ -307,10 +307,14 @@ def family_of(kind: str) -> Family:
 
 
 def quantized_graphs(bundle: Bundle, precision: str = "int8") -> tuple[str, ...]:
-    """The graphs of a bundle that ``fewstep calibrate quantize`` can quantize to a precision."""
+    """The graphs of a bundle that ``fewstep calibrate quantize`` can quantize to a precision: those
+    that the family names, and in int8 those that give images."""
     family, graphs = family_of(bundle.manifest.model.kind), bundle.manifest.graphs
-    left = family.weights_only if precision == "fp8" else ()
-    return tuple(each for each in family.quantized if each in graphs and each not in left)
+    named = [each for each in family.quantized if each in graphs]
+    if precision == "fp8":
+        return tuple(each for each in named if each not in family.weights_only)
+    images = [n for n, graph in graphs.items() if "image" in map(family.kinds.get, graph.outputs)]
+    return tuple(dict.fromkeys((*named, *images)))
 
 
 def model_of(bundle: Bundle, graphs: Mapping[str, Tensors] | None = None) -> Model:
