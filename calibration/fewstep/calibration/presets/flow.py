@@ -150,7 +150,7 @@ def _candidates(model: Model, given: Sequence[Mapping[str, Any]]) -> dict[str, d
     """Complete settings, by what they were called; no two the same."""
     family, defaults = family_of(model.info.kind), model.info.defaults
     found: dict[str, dict[str, Any]] = {}
-    for each in given or family.candidates(model):
+    for each in given or _suggested(model):
         settings = settings_of(defaults, each)
         example_request(model, settings)
         complete = json.loads(json.dumps(family.complete(model, settings)))
@@ -158,6 +158,12 @@ def _candidates(model: Model, given: Sequence[Mapping[str, Any]]) -> dict[str, d
             name = ", ".join(f"{key} {value}" for key, value in each.items())
             found[name or "the defaults"] = complete
     return found
+
+
+def _suggested(model: Model) -> list[dict[str, Any]]:
+    """The family's candidates, and the same with every smaller decoder that the bundle has."""
+    found = list(family_of(model.info.kind).candidates(model))
+    return found + [{**each, "decoder": name} for name in model.info.decoders for each in found]
 
 
 def _condition(model: Model, request: PresetsRequest) -> Array:
