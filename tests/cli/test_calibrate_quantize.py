@@ -61,6 +61,26 @@ def test_from_bundle_to_int8_images(fewstep: Terminal, bundle_copy: Path, tmp_pa
     assert fewstep("build", bundle_copy, "--check").code == 0
 
 
+def test_a_decoder_beside_the_transformer(fewstep: Terminal, bundle_copy: Path) -> None:
+    both = ("--graph", "transformer", "--graph", "decoder")
+    wish = ["calibrate", "quantize", bundle_copy, *_FEW, *both]
+    shown = fewstep(*wish, "--auto", "--max-kl", 1, "--min-token-agreement", 0.1, "--min-psnr", 20)
+    assert shown.code == 0
+    assert shown.err.startswith("note: decoder: ONNX Runtime runs convolutions")
+    out = " ".join(shown.out.split())
+    assert "decoder: each layer alone" in out and "matmuls and convolutions with weights" in out
+    assert "PSNR, dB" in out and "decoder: images at" in out and "dB from fp32" in out
+    data = json.loads(fewstep("calibrate", "quantize", bundle_copy, "--repeat", "--json").out)
+    assert data["up_to_date"] is True
+    transformer, decoder = data["graphs"]
+    assert (transformer["psnr_db"], decoder["kl_nats"]) == (None, None)
+    assert decoder["psnr_db"] > 20 and decoder["auto"]["min_psnr"] == 20
+    refused = fewstep("calibrate", "quantize", bundle_copy, "--auto", "--min-psnr", 30)
+    assert refused.code == 1 and "leave --min-psnr out: transformer is judged by" in refused.err
+    alone = fewstep("calibrate", "quantize", bundle_copy, "--min-psnr", 30)
+    assert alone.code == 1 and "only --auto takes --min-psnr" in alone.err
+
+
 def test_several_graphs_have_a_table_and_an_entry_each(
     fewstep: Terminal, mar_bundle: Path, tmp_path: Path
 ) -> None:
@@ -118,6 +138,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[flow.QuantizeRequest]:
             },
         ),
         ("--auto --max-error 0.1", {"auto": tolerances("layer", max_error=0.1)}),
+        ("--auto --min-psnr 45", {"auto": tolerances("layer", min_psnr=45.0)}),
         ("--other-layers fp16 --no-fp32-heads", {"other_layers": "fp16", "fp32_heads": False}),
     ],
 )

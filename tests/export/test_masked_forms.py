@@ -149,6 +149,17 @@ def test_presets_fit_the_number_of_tokens(bundle: Bundle) -> None:
             assert generator.request(class_ids=[0], preset=name).steps <= 16
 
 
+def test_its_decoder_quantizes(bundle: Bundle, tmp_path: Path) -> None:
+    """Whatever it is made of: convolutions, norms of all kinds, a transformer."""
+    path = Path(shutil.copytree(bundle.path, tmp_path / "bundle"))
+    settings = Settings(rollouts=2, held_out=2, generation={"steps": 2})
+    made = quantize(QuantizeRequest(path, settings, graphs=frozenset({"decoder"})))
+    (graph,) = made.graphs
+    assert graph.record.psnr_db is not None and 25 < graph.record.psnr_db < 120
+    assert graph.record.convolutions and graph.matmuls - len(graph.record.kept) >= 5
+    assert all(operator == "rules" for operator in graph.record.kept.values())
+
+
 def test_an_unknown_growth_of_the_guidance_is_refused(tmp_path: Path) -> None:
     given = FORMS["titok"].write(tmp_path)
     config = json.loads(given["config"].read_text())

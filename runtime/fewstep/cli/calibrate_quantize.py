@@ -79,7 +79,7 @@ def quantize_command(
     ] = None,
     min_psnr: Annotated[
         float | None,
-        typer.Option(help="Tolerance of --auto for decoders: PSNR of images, dB. [40]"),
+        typer.Option(help="Tolerance of --auto for decoders: PSNR of images, dB. [37]"),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Picture of --auto's ranking.")] = None,
     cache: Annotated[

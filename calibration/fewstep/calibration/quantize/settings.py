@@ -32,8 +32,8 @@ MAX_KL, MIN_TOKEN_AGREEMENT = 1e-3, 0.95
 MAX_ERROR = 0.05
 """The default tolerance of ``auto`` on what graphs without logits give, by the same measure."""
 
-MIN_PSNR = 40.0
-"""The default tolerance of ``auto`` on images, in dB, by the same measure."""
+MIN_PSNR = 37.0
+"""The default tolerance of ``auto`` on images, in dB: about twice what int8 costs the samples."""
 
 _LAST_SEED = 2**64 - 1
 
