@@ -3,7 +3,8 @@
     python -m tests.benchmarks.backends BUNDLE [BUNDLE…] [--rounds N] [--threads N]
 
 One image a run with the bundle's defaults. Prints the median and the least of all rounds; a ratio
-is the median of those of the rounds. Measures and prints; asserts nothing.
+is the median of those of the rounds. *Loop* is everything that is no graph: sampling, masking,
+copies, Python. Measures and prints; asserts nothing.
 """
 
 from __future__ import annotations
@@ -39,25 +40,35 @@ def contenders(bundle: Bundle) -> list[tuple[str, str]]:
 
 def measure(path: Path, rounds: int, threads: int) -> None:
     """Print the table of a bundle."""
-    bundle, times, others = Bundle.read(path), dict[tuple[str, str], list[float]](), OthersLoad()
+    bundle, others = Bundle.read(path), OthersLoad()
+    times = dict[tuple[str, str], list[float]]()
+    graphs = dict[tuple[str, str], list[float]]()
     with contextlib.ExitStack() as stack:
         runs = {}
         for backend, precision in contenders(bundle):
             opened = Generator.open(bundle, backend=backend, precision=precision, threads=threads)
             generator = stack.enter_context(opened)
-            runs[backend, precision] = bench.contender(generator, batch=1, settings={}).run
+            runs[backend, precision] = bench.contender(generator, batch=1, settings={})
         for round_ in range(rounds + 2):
-            for name, run in runs.items():
-                taken = run()["total"]
+            for name, each in runs.items():
+                taken = each.run()
                 if round_ >= 2:
-                    times.setdefault(name, []).append(taken)
+                    times.setdefault(name, []).append(taken["total"])
+                    own = sum(taken[stage] for stage in each.graphs & taken.keys())
+                    graphs.setdefault(name, []).append(own)
     share = others.share()
     print(f"\n{bundle.manifest.name}, {path}: other programs took {share or 0:.0%} of the cores\n")
-    print("| backend | precision | median ms | least ms | relative |\n|---|---|---|---|---|")
+    print("| backend | precision | median ms | least ms | relative ", end="")
+    print("| loop, ms | least | loop / graphs | of the least |\n" + "|---" * 9 + "|")
     first = next(iter(times.values()))
     for (backend, precision), own in times.items():
         ratio = statistics.median(one / each for one, each in zip(first, own, strict=True))
         row = f"{statistics.median(own):.1f} | {min(own):.1f} | {ratio:.2f} ×"
+        inside = graphs[backend, precision]
+        loop = [whole - part for whole, part in zip(own, inside, strict=True)]
+        shares = (part / graph for part, graph in zip(loop, inside, strict=True))
+        row += f" | {statistics.median(loop):.2f} | {min(loop):.2f}"
+        row += f" | {statistics.median(shares):.1%} | {min(loop) / min(inside):.1%}"
         print(f"| {backend} | {precision} | {row} |", flush=True)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,6 +89,21 @@ class CpuWorkspace(ClosedOnExit):
         self._buffers = {}
 
 
+class _Span:
+    """Adds the time of a block to a stage; a generator would take longer than some kernels."""
+
+    __slots__ = ("_elapsed", "_stage", "_start")
+
+    def __init__(self, elapsed: defaultdict[str, float], stage: str) -> None:
+        self._elapsed, self._stage = elapsed, stage
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self._elapsed[self._stage] += time.perf_counter() - self._start
+
+
 class CpuDevice:
     """Runs every call at once, in the caller's thread."""
 
@@ -150,12 +164,9 @@ class CpuDevice:
         """Run a graph."""
         engine.run()
 
-    @contextlib.contextmanager
-    def span(self, stage: str) -> Iterator[None]:
+    def span(self, stage: str) -> _Span:
         """Add the wall-clock time of the block to ``stage``."""
-        start = time.perf_counter()
-        yield
-        self._elapsed[stage] += time.perf_counter() - start
+        return _Span(self._elapsed, stage)
 
     def timings(self) -> dict[str, float]:
         """Milliseconds per stage since the last call."""

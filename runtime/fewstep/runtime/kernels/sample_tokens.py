@@ -42,6 +42,7 @@ LOWEST_TEMPERATURE = 1e-30
 
 _TEMPERED, _LOGIT = 1, 2
 _CHUNK, _LANES, _PER_LANE = 128, 32, 4
+_WIDTHS = (16, 8, 4, 2, 1)  # of a tree over the lanes
 _COLDEST = np.float32(LOWEST_TEMPERATURE)
 _ONE, _ZERO = np.float32(1), np.float32(0)
 _NAN, _NOTHING = np.float32(np.nan), np.float32(-np.inf)
@@ -159,7 +160,7 @@ def _sample(
     highest = _NOTHING
     for chunk in range(len(maxima)):
         logits = row[chunk * _CHUNK : (chunk + 1) * _CHUNK]
-        maxima[chunk] = _maximum(logits)
+        maxima[chunk] = _maximum(logits, lanes)
         sums[chunk] = _weigh(logits, maxima[chunk], _ONE, weights, lanes)
         if inverse != _ONE:
             tempered[chunk] = _weigh(logits, maxima[chunk], inverse, weights, lanes)
@@ -169,6 +170,9 @@ def _sample(
             break
     if not math.isfinite(highest) or math.isnan(temperature):
         return 0, _NAN
+    _scale(tempered, maxima, highest, inverse)
+    if inverse != _ONE:
+        _scale(sums, maxima, highest, _ONE)
     code = (
         _most_likely(row)
         if coldest
@@ -177,9 +181,9 @@ def _sample(
     if confidence_of == _LOGIT:
         return code, row[code]
     if confidence_of == _TEMPERED:
-        total = _sum_chunks(maxima, tempered, highest, inverse)
+        total = _sum_chunks(tempered)
         return code, (row[code] - highest) * inverse - logarithm(total)
-    total = _sum_chunks(maxima, sums, highest, _ONE)
+    total = _sum_chunks(sums)
     return code, (row[code] - highest) - logarithm(total)
 
 
@@ -201,13 +205,25 @@ def _most_likely(row: Floats) -> int:
 
 
 @helper
-def _maximum(logits: Floats) -> np.float32:
-    """The largest of a chunk; NaN if any is NaN."""
-    highest, invalid = _NOTHING, 0
-    for value in logits:
-        highest = value if value > highest else highest
-        invalid += value != value
-    return _NAN if invalid > 0 else highest
+def _maximum(logits: Floats, lanes: Floats) -> np.float32:
+    """The largest of a chunk; NaN if any is NaN.
+
+    In a tree, where no comparison waits for the one before; bounds of loops are constants, so that
+    they vectorise.
+    """
+    for lane in range(_LANES):
+        a, b = logits[lane], logits[lane + _LANES]
+        c, d = logits[lane + 2 * _LANES], logits[lane + 3 * _LANES]
+        a, c = b if b > a else a, d if d > c else c
+        lanes[lane] = c if c > a else a
+    for width in _WIDTHS:
+        for lane in range(width):
+            a, b = lanes[lane], lanes[lane + width]
+            lanes[lane] = b if b > a else a
+    invalid = 0
+    for code in range(_CHUNK):
+        invalid += logits[code] != logits[code]
+    return _NAN if invalid > 0 else np.float32(lanes[0])
 
 
 @helper
@@ -226,11 +242,9 @@ def _weigh(
         weights[code] = exponential((logits[code] - highest) * inverse)
     for lane in range(_LANES):
         lanes[lane] = _lane_sum(weights, lane)
-    width = _LANES // 2
-    while width > 0:
+    for width in _WIDTHS:
         for lane in range(width):
             lanes[lane] += lanes[lane + width]
-        width //= 2
     return np.float32(lanes[0])
 
 
@@ -242,22 +256,19 @@ def _lane_sum(weights: Floats, lane: int) -> np.float32:
 
 
 @helper
-def _scaled(
-    chunk: int, maxima: Floats, sums: Floats, highest: np.float32, inverse: np.float32
-) -> np.float32:
-    """A chunk's sum relative to the maximum of the row."""
-    return np.float32(sums[chunk] * exponential((maxima[chunk] - highest) * inverse))
+def _scale(sums: Floats, maxima: Floats, highest: np.float32, inverse: np.float32) -> None:
+    """Make sums of chunks relative to the maximum of the row."""
+    for chunk in range(len(sums)):
+        sums[chunk] *= exponential((maxima[chunk] - highest) * inverse)
 
 
 @helper
-def _group_sum(
-    group: int, maxima: Floats, sums: Floats, highest: np.float32, inverse: np.float32
-) -> np.float32:
+def _group_sum(group: int, sums: Floats) -> np.float32:
     """Sum over one of at most 32 groups of neighbouring chunks."""
-    size = -(-len(maxima) // _LANES)
+    size = -(-len(sums) // _LANES)
     total = _ZERO
-    for chunk in range(group * size, min((group + 1) * size, len(maxima))):
-        total += _scaled(chunk, maxima, sums, highest, inverse)
+    for chunk in range(group * size, min((group + 1) * size, len(sums))):
+        total += sums[chunk]
     return total
 
 
@@ -268,12 +279,10 @@ def _groups(chunks: int) -> int:
 
 
 @helper
-def _sum_chunks(
-    maxima: Floats, sums: Floats, highest: np.float32, inverse: np.float32
-) -> np.float32:
+def _sum_chunks(sums: Floats) -> np.float32:
     total = _ZERO
-    for group in range(_groups(len(maxima))):
-        total += _group_sum(group, maxima, sums, highest, inverse)
+    for group in range(_groups(len(sums))):
+        total += _group_sum(group, sums)
     return total
 
 
@@ -293,11 +302,11 @@ def _inverse_cdf(
     Group, then chunk, then lane, then code; at each level rounding may leave the target past the
     last one, which then takes it.
     """
-    target = uniform * _sum_chunks(maxima, sums, highest, inverse)
+    target = uniform * _sum_chunks(sums)
     last = _groups(len(maxima)) - 1
     cumulated, group = _ZERO, last
     for candidate in range(last):
-        after = cumulated + _group_sum(candidate, maxima, sums, highest, inverse)
+        after = cumulated + _group_sum(candidate, sums)
         if after > target:
             group = candidate
             break
@@ -305,10 +314,9 @@ def _inverse_cdf(
     size = -(-len(maxima) // _LANES)
     found, before = group * size, cumulated
     for chunk in range(group * size, min((group + 1) * size, len(maxima))):
-        weight = _scaled(chunk, maxima, sums, highest, inverse)
-        if weight > 0:
+        if sums[chunk] > 0:
             found, before = chunk, cumulated
-        cumulated += weight
+        cumulated += sums[chunk]
         if cumulated > target:
             break
     logits = row[found * _CHUNK : (found + 1) * _CHUNK]
