@@ -2,8 +2,9 @@
 
 Candidates are made once, four for every image, with the seeds of ``fewstep.runtime.best_of``: those
 of the best of 2 are among them. Rows are judged as in ``evaluate.py``. *The distances use the very
-features that the judge was trained on*; the classifier does not. Time is that of the median batch,
-divided by its images: of n candidates, and with n above 1 of judging them.
+features that the judge was trained on*, so there is another, on features that it has not seen: 128
+averages over the last maps of the classifier. Time is that of the median batch, divided by its
+images: of n candidates, and with n above 1 of judging them.
 
     fewstep calibrate policy BUNDLE --data samples/fashion/data/policy.npz … --keep-judge
     python samples/fashion/evaluate_best_of.py --bundle BUNDLE --json FILE
@@ -18,9 +19,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from data import CLASS_NAMES
+import torch
+from classifier import open_classifier
+from data import CLASS_NAMES, load
 from evaluate import Judge, Row, report_of, show, write
+from features import Features, Images
+from torch import nn
 
+from fewstep.calibration.policy.distances import frechet_of_gaussians, gaussian
 from fewstep.runtime import Generator
 from fewstep.runtime.best_of import candidates
 from fewstep.runtime.bundle import Bundle
@@ -56,10 +62,23 @@ def made(
     )
 
 
+@torch.no_grad()
+def classifier_features(model: nn.Sequential, images: Images) -> Features:
+    """Averages ``[n, 128]`` over the classifier's last maps, of grey images ``[n, 32, 32]``."""
+    maps = next(k for k, layer in enumerate(model) if isinstance(layer, nn.Flatten))
+    scaled = torch.from_numpy(images)[:, None].float() / 255
+    parts = [model[:maps](part).mean((2, 3)) for part in torch.split(scaled, 500)]
+    found: Features = torch.cat(parts).numpy()
+    return found
+
+
 def evaluate(arguments: argparse.Namespace) -> None:
     """Every row, written as it is found."""
     bundle, judge, rows = Bundle.read(arguments.bundle), Judge("held_out"), list[Row]()
     report = report_of(bundle, judge, {}, rows, arguments)
+    del report["references"]
+    classifier = open_classifier()
+    real = gaussian(classifier_features(classifier, load("held_out").images))
     assert bundle.manifest.judge is not None
     report["judge"] = bundle.manifest.judge.model_dump(exclude={"graph"})
     labels = np.arange(arguments.images) % len(CLASS_NAMES)
@@ -82,7 +101,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
                 name = f"{schedule.format(steps=steps)}, {steps} steps, best of {count}"
                 row = {"name": name, "settings": settings, "best_of": count}
                 row |= judge.score(kept, labels.astype(np.int64))
+                others = gaussian(classifier_features(classifier, kept))
                 row |= {
+                    "classifier_frechet_distance": round(frechet_of_gaussians(*others, *real), 4),
                     "mean_score": round(float(scores[:, :count].max(1).mean()), 4),
                     "ms_per_image": round(took, 2),
                     "judge_ms_per_candidate": round(judging, 2),
