@@ -54,8 +54,8 @@ def measure(path: Path, rounds: int, threads: int) -> None:
                 taken = each.run()
                 if round_ >= 2:
                     times.setdefault(name, []).append(taken["total"])
-                    own = sum(taken[stage] for stage in each.graphs & taken.keys())
-                    graphs.setdefault(name, []).append(own)
+                    inside = sum(taken[stage] for stage in each.graphs & taken.keys())
+                    graphs.setdefault(name, []).append(inside)
     share = others.share()
     print(f"\n{bundle.manifest.name}, {path}: other programs took {share or 0:.0%} of the cores\n")
     print("| backend | precision | median ms | least ms | relative ", end="")
@@ -64,11 +64,11 @@ def measure(path: Path, rounds: int, threads: int) -> None:
     for (backend, precision), own in times.items():
         ratio = statistics.median(one / each for one, each in zip(first, own, strict=True))
         row = f"{statistics.median(own):.1f} | {min(own):.1f} | {ratio:.2f} ×"
-        inside = graphs[backend, precision]
-        loop = [whole - part for whole, part in zip(own, inside, strict=True)]
-        shares = (part / graph for part, graph in zip(loop, inside, strict=True))
+        of_graphs = graphs[backend, precision]
+        loop = [whole - part for whole, part in zip(own, of_graphs, strict=True)]
+        shares = (part / graph for part, graph in zip(loop, of_graphs, strict=True))
         row += f" | {statistics.median(loop):.2f} | {min(loop):.2f}"
-        row += f" | {statistics.median(shares):.1%} | {min(loop) / min(inside):.1%}"
+        row += f" | {statistics.median(shares):.1%} | {min(loop) / min(of_graphs):.1%}"
         print(f"| {backend} | {precision} | {row} |", flush=True)
 
 

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,8 +174,9 @@ def _outputs_too(
         nodes.append(node)
         if node.name in given:
             name = given[node.name]
-            scale = np.float32(max(map(abs, ranges[name])) / 127)
-            for what, value in ((f"{name}/scale", scale), (f"{name}/zero", np.int8(0))):
+            scale: Any = np.array(max(map(abs, ranges[name])) / 127, np.float32)
+            zero = np.array(0, np.int8)
+            for what, value in ((f"{name}/scale", scale), (f"{name}/zero", zero)):
                 model.graph.initializer.append(onnx.numpy_helper.from_array(value, what))
             node.output[0] = f"{name}/exact"
             steps = (
@@ -197,15 +199,23 @@ def runners(made: Mapping[str, onnx.ModelProto], folder: Path) -> dict[str, Run]
     core, found = openvino.Core(), dict[str, Run]()
     for name, model in made.items():
         session = session_of(model)
-        found[f"ONNX Runtime | {name}"] = lambda t, s=session: s.run(None, {"tokens": t})[0]
+        found[f"ONNX Runtime | {name}"] = partial(_by_onnxruntime, session)
         path = folder / "form.onnx"
         onnx.save(model, path)
         for hint in ("f32", "bf16") if name == "fp32" else ("bf16",):
             options = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
             ready = core.compile_model(path, "CPU", options)
             what = {"f32": "fp32", "bf16": "bf16" if name == "fp32" else f"{name}, in bf16"}[hint]
-            found[f"OpenVINO | {what}"] = lambda t, c=ready: c({"tokens": t})[c.outputs[0]]
+            found[f"OpenVINO | {what}"] = partial(_by_openvino, ready)
     return found
+
+
+def _by_onnxruntime(session: Any, tokens: Any) -> Any:
+    return session.run(None, {"tokens": tokens})[0]
+
+
+def _by_openvino(compiled: Any, tokens: Any) -> Any:
+    return compiled({"tokens": tokens})[compiled.outputs[0]]
 
 
 def decoder_rows(name: str, run: Mapping[str, Run], tokens: Any, rounds: int) -> None:

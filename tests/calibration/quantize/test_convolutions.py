@@ -65,8 +65,8 @@ def _decoder() -> onnx.ModelProto:
         *(weight("w_up", 6, 8, 2, 2), weight("b_up", 8), weight("w_project", 8, 8)),
         *(weight("w_last", 3, 8, 3, 3), numpy_helper.from_array(np.full(3, 0.5, "f4"), "b_last")),
         numpy_helper.from_array(np.array([0, 4, 2, 2]), "square"),
-        numpy_helper.from_array(np.float32(0), "zero"),
-        numpy_helper.from_array(np.float32(1), "one"),
+        numpy_helper.from_array(np.array(0, np.float32), "zero"),
+        numpy_helper.from_array(np.array(1, np.float32), "one"),
     ]
     info = helper.make_tensor_value_info
     graph = helper.make_graph(
@@ -180,7 +180,8 @@ def test_other_layers_in_fp16() -> None:
 
 def _axis(model: onnx.ModelProto, weight: str) -> onnx.AttributeProto:
     node = node_of(model, f"{weight}_DequantizeLinear")
-    return next(each for each in node.attribute if each.name == "axis")
+    found: onnx.AttributeProto = next(each for each in node.attribute if each.name == "axis")
+    return found
 
 
 def _wrong_axis(model: onnx.ModelProto) -> None:
@@ -208,7 +209,7 @@ def _weight_alone(model: onnx.ModelProto) -> None:
 
 def _quantized_bias(model: onnx.ModelProto) -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.zeros(6, np.int32), "b_int"))
-    model.graph.initializer.append(numpy_helper.from_array(np.float32(1e-3), "b_scale"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1e-3, np.float32), "b_scale"))
     made = helper.make_node("DequantizeLinear", ["b_int", "b_scale"], ["b_float"], "bias_dq")
     model.graph.node.insert(0, made)
     node_of(model, "middle").input[2] = "b_float"
@@ -256,7 +257,8 @@ def test_psnr_is_that_of_numpy(judge: Judge) -> None:
     squares = np.concatenate([np.square(each).ravel() for each in errors])
     assert found.psnr_db == pytest.approx(-10 * np.log10(squares.mean()), abs=0.1)
     assert found.cost == pytest.approx(squares.mean(), rel=3e-2)
-    assert 20 < found.psnr_db < 80 and found.text == f"PSNR {found.psnr_db:.1f} dB"
+    assert found.psnr_db is not None and 20 < found.psnr_db < 80
+    assert found.text == f"PSNR {found.psnr_db:.1f} dB"
     assert (found.kl_nats, found.relative_error) == (None, None)
 
 
