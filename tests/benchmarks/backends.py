@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import operator
 import os
 import statistics
 from pathlib import Path
@@ -54,19 +55,19 @@ def measure(path: Path, rounds: int, threads: int) -> None:
                 taken = each.run()
                 if round_ >= 2:
                     times.setdefault(name, []).append(taken["total"])
-                    own = sum(taken[stage] for stage in each.graphs & taken.keys())
-                    graphs.setdefault(name, []).append(own)
+                    stages = each.graphs & taken.keys()
+                    graphs.setdefault(name, []).append(sum(taken[stage] for stage in stages))
     share = others.share()
     print(f"\n{bundle.manifest.name}, {path}: other programs took {share or 0:.0%} of the cores\n")
     print("| backend | precision | median ms | least ms | relative ", end="")
     print("| loop, ms | least | loop / graphs | of the least |\n" + "|---" * 9 + "|")
     first = next(iter(times.values()))
     for (backend, precision), own in times.items():
-        ratio = statistics.median(one / each for one, each in zip(first, own, strict=True))
+        ratio = statistics.median(map(operator.truediv, first, own))
         row = f"{statistics.median(own):.1f} | {min(own):.1f} | {ratio:.2f} ×"
         inside = graphs[backend, precision]
-        loop = [whole - part for whole, part in zip(own, inside, strict=True)]
-        shares = (part / graph for part, graph in zip(loop, inside, strict=True))
+        loop = [*map(operator.sub, own, inside)]
+        shares = map(operator.truediv, loop, inside)
         row += f" | {statistics.median(loop):.2f} | {min(loop):.2f}"
         row += f" | {statistics.median(shares):.1%} | {min(loop) / min(inside):.1%}"
         print(f"| {backend} | {precision} | {row} |", flush=True)

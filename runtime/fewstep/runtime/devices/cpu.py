@@ -6,6 +6,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -164,7 +165,7 @@ class CpuDevice:
         """Run a graph."""
         engine.run()
 
-    def span(self, stage: str) -> _Span:
+    def span(self, stage: str) -> AbstractContextManager[None]:
         """Add the wall-clock time of the block to ``stage``."""
         return _Span(self._elapsed, stage)
 
