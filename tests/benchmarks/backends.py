@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import operator
 import os
 import statistics
 from pathlib import Path
@@ -54,21 +55,21 @@ def measure(path: Path, rounds: int, threads: int) -> None:
                 taken = each.run()
                 if round_ >= 2:
                     times.setdefault(name, []).append(taken["total"])
-                    inside = sum(taken[stage] for stage in each.graphs & taken.keys())
-                    graphs.setdefault(name, []).append(inside)
+                    stages = each.graphs & taken.keys()
+                    graphs.setdefault(name, []).append(sum(taken[stage] for stage in stages))
     share = others.share()
     print(f"\n{bundle.manifest.name}, {path}: other programs took {share or 0:.0%} of the cores\n")
     print("| backend | precision | median ms | least ms | relative ", end="")
     print("| loop, ms | least | loop / graphs | of the least |\n" + "|---" * 9 + "|")
     first = next(iter(times.values()))
     for (backend, precision), own in times.items():
-        ratio = statistics.median(one / each for one, each in zip(first, own, strict=True))
+        ratio = statistics.median(map(operator.truediv, first, own))
         row = f"{statistics.median(own):.1f} | {min(own):.1f} | {ratio:.2f} ×"
-        of_graphs = graphs[backend, precision]
-        loop = [whole - part for whole, part in zip(own, of_graphs, strict=True)]
-        shares = (part / graph for part, graph in zip(loop, of_graphs, strict=True))
+        inside = graphs[backend, precision]
+        loop = [*map(operator.sub, own, inside)]
+        shares = map(operator.truediv, loop, inside)
         row += f" | {statistics.median(loop):.2f} | {min(loop):.2f}"
-        row += f" | {statistics.median(shares):.1%} | {min(loop) / min(of_graphs):.1%}"
+        row += f" | {statistics.median(shares):.1%} | {min(loop) / min(inside):.1%}"
         print(f"| {backend} | {precision} | {row} |", flush=True)
 
 

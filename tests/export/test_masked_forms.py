@@ -286,6 +286,7 @@ def _lowered_and_estimated(path: Path, products: int) -> None:
     ):
         steps = len(bound.steps_ms)
         stages = [each.stage for each in bound.stages if each.stage.name == "transformer"]
-        # The unconditional half of the first step is a constant.
-        passes = steps + guided * (steps - 1)
+        # Step 0 is known of other images, but for texts: there its unconditional half alone.
+        by_class = made.manifest.model.condition.kind == "class"
+        passes = (steps - 1) * (1 + guided) + (not by_class)
         assert sum(each.flops * len(each.steps) for each in stages) == passes * 2 * products
