@@ -47,7 +47,7 @@ class CompiledCache:
         except (OSError, ValueError):  # an empty file cannot be mapped
             return None
         compiled = np.frombuffer(content, np.uint8)[:-_DIGEST]
-        whole = hashlib.sha256(memoryview(compiled)).digest() == content[-_DIGEST:]
+        whole = hashlib.sha256(compiled.data).digest() == content[-_DIGEST:]
         return compiled if whole else None
 
     def write(self, compiled: io.BytesIO) -> None:
