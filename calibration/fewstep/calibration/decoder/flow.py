@@ -140,7 +140,9 @@ def distill(
 
 def _device(wanted: str) -> torch.device:
     """Where the student learns: a GPU where there is one, unless the CPU is asked for."""
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda" if wanted == "auto" else wanted)
 
 
 def _tools() -> dict[str, str]:
