@@ -1,5 +1,5 @@
-"""What int8 in one graph does to images: by how many of its runs ranges are measured on, and with
-each of its matmuls spared.
+"""What int8 in one graph does to images: by how many of its runs ranges are measured on, with each
+of its matmuls spared, and with none.
 
     python tests/benchmarks/int8_graph.py BUNDLE GRAPH
 
@@ -20,8 +20,9 @@ import onnx
 from fewstep.build.graph_engine import GraphEngine
 from fewstep.build.graphs import load_graph
 from fewstep.calibration.quantize.activations import measure
+from fewstep.calibration.quantize.by_graph import matmuls_of
 from fewstep.calibration.quantize.judge import Judge
-from fewstep.calibration.quantize.matmuls import weighted_matmuls
+from fewstep.calibration.quantize.matmuls import Matmul
 from fewstep.calibration.quantize.qdq import quantized
 from fewstep.calibration.quantize.readout import readout
 from fewstep.calibration.quantize.rollouts import BATCH, MOST_RUNS, Pass, Rollouts, kept, record
@@ -42,8 +43,8 @@ class _Graph:
     ) -> None:
         self._bundle, self._name, self._images = bundle, name, images
         self._model = load_graph(bundle, name)
-        own = weighted_matmuls(self._model.graph)
-        self.matmuls = [each for each in own if not each.delicate]
+        self.every = matmuls_of(bundle, name, self._model.graph)
+        self.matmuls = [each for each in self.every if not each.delicate]
         self._batches = -(-rollouts // BATCH)
         self._data, other = (
             record(bundle, [name], count, seed=seed, settings={}, most_runs=_EVERY)[name]
@@ -60,12 +61,11 @@ class _Graph:
             found += [self._data.passes[batch * runs + each] for each in chosen]
         return Rollouts(tuple(found))
 
-    def int8(self, passes: Rollouts, spared: Sequence[str] = ()) -> onnx.ModelProto:
-        """The graph with ranges of these passes, and some matmuls in fp32."""
-        tensors = {each.activation for each in self.matmuls}
+    def int8(self, passes: Rollouts, matmuls: Sequence[Matmul]) -> onnx.ModelProto:
+        """The graph with ranges of these passes, and these matmuls quantized."""
+        tensors = {each.activation for each in matmuls}
         ranges = measure(self._model, tensors, passes, method="min-max")
-        names = [each.name for each in self.matmuls if each.name not in spared]
-        return quantized(self._model, names, ranges)
+        return quantized(self._model, [each.name for each in matmuls], ranges)
 
     def row(self, what: str, model: onnx.ModelProto) -> str:
         """A line of a table: how near the graph and the images come to fp32."""
@@ -103,12 +103,14 @@ def main() -> None:
     print("| runs kept of a batch | int8 against fp32 | PSNR of images, dB |\n|---|---|---|")
     for most in (4, 8, 16, 32, 64, _EVERY):
         what = "all" if most == _EVERY else str(most)
-        print(graph.row(what, graph.int8(graph.passes(most))), flush=True)
+        print(graph.row(what, graph.int8(graph.passes(most), graph.matmuls)), flush=True)
     print("\n| in fp32 | int8 against fp32 | PSNR of images, dB |\n|---|---|---|")
     usual = graph.passes(MOST_RUNS)
     for each in graph.matmuls:
         what = f"{each.name}, which reads {each.activation}"
-        print(graph.row(what, graph.int8(usual, [each.name])), flush=True)
+        others = [other for other in graph.matmuls if other != each]
+        print(graph.row(what, graph.int8(usual, others)), flush=True)
+    print(graph.row("none, nor delicate ones", graph.int8(usual, graph.every)), flush=True)
 
 
 if __name__ == "__main__":

@@ -48,8 +48,9 @@ def test_logits_are_those_that_follow(var_bundle: Path, tiny_bundle: Path) -> No
     assert readout(bundle, "trunk") == Readout("logits", "head", {"hidden": "hidden"})
     assert readout(bundle, "head") == Readout("logits")
     assert readout(Bundle.read(tiny_bundle), "transformer") == Readout("logits")
-    with pytest.raises(RequestError, match="'decoder' gives no logits, .* and no graph with"):
-        readout(bundle, "decoder")
+    assert readout(bundle, "decoder") == Readout(own={"image": 0}, images=True)
+    with pytest.raises(RequestError, match="'policy' gives no logits, .* and no graph with"):
+        readout(Bundle.read(tiny_bundle), "policy")
 
 
 def test_every_scale_is_a_pass_and_rows_of_the_cache_come_second(held_out: Rollouts) -> None:

@@ -133,8 +133,8 @@ def test_a_text_encoder_is_judged_by_states_and_by_the_logits_made_of_them(path:
 
 def test_graphs_that_cannot_be_quantized_are_refused(path: Path) -> None:
     few = Settings(rollouts=1, held_out=1, generation={"steps": 1})
-    with pytest.raises(RequestError, match="graph to quantize 'decoder'.*text_encoder"):
-        quantize(QuantizeRequest(path, few, graphs=frozenset({"decoder"})))
+    with pytest.raises(RequestError, match="graph to quantize 'encoder'.*text_encoder"):
+        quantize(QuantizeRequest(path, few, graphs=frozenset({"encoder"})))
     states = np.zeros((1, *_size(Bundle.read(path))), np.float32)
     with pytest.raises(RequestError, match="no rollout ran text_encoder.*give prompts"):
         quantize(QuantizeRequest(path, few, text=states))

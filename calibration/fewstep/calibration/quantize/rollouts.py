@@ -141,8 +141,9 @@ def record(
             progress(what, rows.stop / count)
     if idle := [graph for graph, passes in found.items() if not passes]:
         raise RequestError(
-            f"no rollout ran {', '.join(idle)}: text states leave nothing to encode; give prompts "
-            "with --text-file, or name the graphs to quantize with --graph"
+            f"no rollout ran {', '.join(idle)}: text states leave nothing to encode, and a request "
+            "draws with one decoder; give prompts with --text-file, choose the decoder with "
+            "--decoder, or name the graphs to quantize with --graph"
         )
     return {graph: Rollouts(tuple(passes)) for graph, passes in found.items()}
 
