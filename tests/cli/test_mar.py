@@ -211,7 +211,7 @@ def test_help_has_all_settings(
     monkeypatch.setenv("COLUMNS", "200")
     shown = " ".join(fewstep(command, "--help").out.split())
     for said in (
-        "--preset VALUE mar, masked: Settings that the bundle knows by a name",
+        "--preset VALUE Settings that the bundle knows by a name",
         "--iterations VALUE mar: Transformer passes",
         "--diffusion-steps VALUE mar: Steps of the diffusion head",
         "--max-timestep VALUE mar: Largest timestep",

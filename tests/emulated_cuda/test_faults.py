@@ -37,7 +37,8 @@ from fewstep.runtime.generator import Generator
 from fewstep.runtime.kernels.compile import KernelCompiler
 from fewstep.runtime.kernels.cubins import add_kernels
 
-_KERNELS_PER_RUN = 8  # initial_tokens; policy_parameters, sample_tokens, remask twice; to_pixels
+_KERNELS_PER_RUN = 10
+"""initial_tokens; gather_rows twice; policy_parameters, sample_tokens, remask twice; to_pixels."""
 _REQUEST: dict[str, Any] = {"class_ids": [0, 3], "schedule": "policy", "steps": 2}
 _LOST = "DeviceLostError: the GPU was lost before in this process: CUDA failed "
 _NEW_PROCESS = "this process cannot use the GPU any more, start a new one"
@@ -287,8 +288,9 @@ class _Faulty:
             raise FewstepError("told to fail")
         bound.run()
         if self.fault:
-            values = host_array(bindings[next(iter(self._engine.outputs))]).reshape(-1)
-            values[: len(values) if self.fault == "all" else 1] = np.nan
+            values = host_array(bindings[next(iter(self._engine.outputs))])
+            # Of every position, since those that are decided are not read.
+            values[..., : values.shape[-1] if self.fault == "all" else 1] = np.nan
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)

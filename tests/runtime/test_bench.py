@@ -146,7 +146,8 @@ def test_no_runs_is_refused() -> None:
 def test_the_stages_of_a_generation_sum_to_its_total(generator: Generator) -> None:
     settings = {"steps": 4, "schedule": "policy"}
     what = bench.contender(generator, batch=2, settings=settings)
-    assert (what.batch, what.settings) == (2, {"steps": 4, "schedule": "policy-exported"})
+    complete = {"steps": 4, "schedule": "policy-exported", "decoder": "full"}
+    assert (what.batch, what.settings) == (2, complete)
     assert what.graphs == {"transformer", "policy", "decoder"}
     timings = what.run()
     assert {*what.graphs, "sampling", "other", "total"} == set(timings)

@@ -33,7 +33,6 @@ from fewstep.cli.common import (
 )
 from fewstep.cli.settings import given
 from fewstep.cli.settings import options as options_of
-from fewstep.cli.tables import megabytes
 from fewstep.runtime.progress import Progress, no_progress
 
 _SHOWN_ROWS = 12
@@ -235,6 +234,8 @@ def _cell(value: float | int | None) -> str:
 
 
 def _summary(tuned: Any) -> list[str]:
+    from fewstep.cli.tables import megabytes
+
     evaluated = [row for row in tuned.history if "frechet_distance" in row]
     best = tuned.info.tuning
     return [

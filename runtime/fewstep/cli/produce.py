@@ -16,7 +16,6 @@ from fewstep.cli.fonts import font_for
 from fewstep.cli.order import Order, check_images
 from fewstep.cli.record import Record, difference, read_record, record_of, same
 from fewstep.cli.sheet import Sheet
-from fewstep.runtime.best_of import best_images
 from fewstep.runtime.errors import OutputError, RequestError
 from fewstep.runtime.files import require_writable
 from fewstep.runtime.manifest import MANIFEST_NAME
@@ -210,6 +209,8 @@ def _say_kept(order: Order, target: Target) -> None:
 def _generated(
     generator: Generator, best_of: int, asked: Mapping[str, Any], before: int, count: Count
 ) -> Result:
+    from fewstep.runtime.best_of import best_images
+
     images = len(asked["seed"])
     return best_images(
         generator, best_of, asked, progress=lambda _, done: count(before + done * images)

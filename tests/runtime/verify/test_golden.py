@@ -47,7 +47,8 @@ def golden(tiny_bundle: Path) -> dict[str, Recording]:
 def test_the_default_schedule_and_every_policy_are_recorded(golden: dict[str, Recording]) -> None:
     assert list(golden) == ["cosine", "policy"]
     assert golden["cosine"].settings["schedule"] == "cosine"
-    assert golden["policy"].settings == {"steps": 4, "schedule": "policy-exported"}
+    policy = {"steps": 4, "schedule": "policy-exported", "decoder": "full"}
+    assert golden["policy"].settings == policy
     for each in golden.values():
         assert each.settings["steps"] == _STEPS
         assert each.condition.tolist() == [0, 4]  # the ends of the classes

@@ -119,7 +119,7 @@ def test_a_first_step_without_guidance_needs_no_constant(model: Model) -> None:
     assert runs == [(6, 16), (3, 16), (6, 16), (6, 16)]  # steps 1 … 4
 
 
-@pytest.mark.parametrize(("batch", "entries"), [(1, 5), (3, 5), (9, 9)])
+@pytest.mark.parametrize(("batch", "entries"), [(1, 5), (3, 5), (8, 8)])
 def test_rows_are_kept_for_every_class_or_a_batch(model: Model, batch: int, entries: int) -> None:
     program = masked_program(model, MaskedKey(batch, 2, guided=True, policy=None))
     ((name, kept),) = program.kept.items()
@@ -131,7 +131,8 @@ def test_rows_are_kept_for_every_class_or_a_batch(model: Model, batch: int, entr
 
 
 def test_rows_that_take_too_much_are_not_kept(model: Model) -> None:
-    """32 MiB hold no batch of 600,000 codes at 16 positions; texts are never kept."""
+    """32 MiB hold no batch of 600,000 codes at 16 positions; of nine classes one is mostly new."""
+    assert not masked_program(model, replace(_PLAIN, batch=9)).kept
     wide = replace(model, info=model.info.model_copy(update={"codebook_size": 600_000}))
     assert not masked_program(wide, _PLAIN).kept
     assert masked_program(wide, replace(_PLAIN, guided=True)).constants
@@ -185,7 +186,7 @@ def test_guidance_doubles_what_the_transformer_reads_and_writes_and_nothing_else
     assert all(guided[name] == plain[name] for name in plain.keys() - doubled)
 
 
-@given(batch=st.integers(1, 9), steps=st.integers(1, 16), guided=st.booleans())
+@given(batch=st.integers(1, 8), steps=st.integers(1, 16), guided=st.booleans())
 def test_bytes_per_image_and_step(model: Model, batch: int, steps: int, guided: bool) -> None:
     """By hand: 16 tokens of 24 codes, features of 32, images of 3·8·8."""
 

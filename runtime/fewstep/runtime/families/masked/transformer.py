@@ -21,6 +21,7 @@ ENTRIES = "first_entries"
 """The input that says which kept row every token of an image reads, ``[B, N]``."""
 
 _KEPT = {"logits": "first_logits", "features": "first_features"}
+_KEPT_BATCH = 8
 _KEPT_BYTES = 1 << 25  # 32 MiB: 18 classes of AdaNAT-L at 256 pixels, logits and features
 
 
@@ -64,10 +65,10 @@ def unconditional(model: Model) -> Program:
 
 
 def kept_entries(model: Model, batch: int) -> int:
-    """Of how many classes step 0 is kept; 0 where it is not: for texts, and where a batch of them
-    would take too much memory."""
+    """Of how many classes step 0 is kept; 0 where it is not: for texts, for batches so large that
+    some class would nearly always be new, and where a batch of them would take too much memory."""
     info, buffers = model.info, transformer_buffers(model, 1)
-    if not isinstance(info.condition, ClassCondition):
+    if not isinstance(info.condition, ClassCondition) or batch > _KEPT_BATCH:
         return 0
     kept = [buffers[name] for name in _KEPT if name in buffers]
     if any(spec.dtype != "float32" for spec in kept):
