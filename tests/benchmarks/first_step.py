@@ -38,7 +38,7 @@ def main() -> None:
             constants: stack.enter_context(Generator.open(given.bundle, **how))
             for constants in (False, True)
         }
-        opened[False]._constants = False
+        opened[False]._constants = False  # which only the constructor takes
         for round_ in range(given.rounds + 2):
             for steps in given.steps:
                 for constants, generator in opened.items():

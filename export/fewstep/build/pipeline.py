@@ -7,7 +7,6 @@ here has, needs no calibration, and is held to the golden rollouts (``fewstep ve
 from __future__ import annotations
 
 import importlib.util
-import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +20,11 @@ from fewstep.runtime.engines.tensorrt_api import load
 from fewstep.runtime.errors import (
     BundleError,
     MissingDependencyError,
-    OutputError,
     RequestError,
     choose,
     missing,
 )
+from fewstep.runtime.files import require_writable_bundle
 from fewstep.runtime.kernels.compile import CompiledKernels, KernelCompiler
 from fewstep.runtime.progress import Progress, no_progress
 from fewstep.runtime.records import BuildOptions, EngineBackend, Precision
@@ -189,8 +188,7 @@ def build(request: BuildRequest, progress: Progress = no_progress) -> Outcome:
             :func:`fewstep.build.kernels.build_kernels`.
     """
     bundle = Bundle.read(request.bundle)
-    if not os.access(bundle.path, os.W_OK):
-        raise OutputError(f"{bundle.path} is not writable; copy the bundle to a folder that is")
+    require_writable_bundle(bundle.path)
     if request.backend is not None:
         _require_onnx()
     wanted = request.target()

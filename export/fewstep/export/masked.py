@@ -26,7 +26,7 @@ from fewstep.export.conditions import (
 )
 from fewstep.export.config import ExportConfig
 from fewstep.export.layout import require_agreement
-from fewstep.export.masked_graphs import masked_graphs
+from fewstep.export.masked_graphs import LogitsOnly, WithCache, masked_graphs
 from fewstep.export.models import PolicyNet, UViT, VQModel
 from fewstep.export.policies import UNTRAINED_SEED, check_names, untrained_policy
 from fewstep.export.policy_file import StoredPolicy, put_in_order, stored_policy
@@ -358,39 +358,13 @@ def graphs(models: Models, model: MaskedModel) -> dict[str, Graph]:
         networks = {POLICY: models.policy, **{each.name: each.network for each in models.tuned}}
     transformer: nn.Module = models.transformer
     if models.cached_context:
-        transformer = _WithCache(models.transformer, features=bool(networks))
+        transformer = WithCache(models.transformer, features=bool(networks))
     elif not networks:
-        transformer = _LogitsOnly(models.transformer)
+        transformer = LogitsOnly(models.transformer)
     found = masked_graphs(model, transformer, ranged, networks)
     if models.encoder is not None:
         found[models.encoder.info.graph] = models.encoder.graph()
     return found
-
-
-class _LogitsOnly(nn.Module):
-    """The transformer without its features, which only a policy reads."""
-
-    def __init__(self, transformer: UViT) -> None:
-        super().__init__()
-        self.transformer = transformer
-
-    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        logits: Tensor = self.transformer(tokens, condition)[0]
-        return logits
-
-
-class _WithCache(nn.Module):
-    """The transformer for some positions beside others, whose keys and values are cached."""
-
-    def __init__(self, transformer: UViT, *, features: bool) -> None:
-        super().__init__()
-        self.transformer, self.features = transformer, features
-
-    def forward(
-        self, tokens: Tensor, positions: Tensor, condition: Tensor, *past: Tensor
-    ) -> tuple[Tensor, ...]:
-        logits, features, own = self.transformer.with_cached(tokens, positions, condition, past)
-        return (logits, features, *own) if self.features else (logits, *own)
 
 
 class _From(nn.Module):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fewstep.export.models import UViT
 from fewstep.export.source import Graph
 from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.families.masked.model import MaskedModel
@@ -70,3 +71,29 @@ def _with_cache(
         cached = torch.randn((2, past, model.feature_width), generator=random)
         inputs[f"past_{name}"], dynamic[f"past_{name}"] = cached, {0: "batch", 1: "past"}
     return inputs, dynamic
+
+
+class LogitsOnly(nn.Module):
+    """The transformer without its features, which only a policy reads."""
+
+    def __init__(self, transformer: UViT) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        logits: Tensor = self.transformer(tokens, condition)[0]
+        return logits
+
+
+class WithCache(nn.Module):
+    """The transformer for some positions beside others, whose keys and values are cached."""
+
+    def __init__(self, transformer: UViT, *, features: bool) -> None:
+        super().__init__()
+        self.transformer, self.features = transformer, features
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, condition: Tensor, *past: Tensor
+    ) -> tuple[Tensor, ...]:
+        logits, features, own = self.transformer.with_cached(tokens, positions, condition, past)
+        return (logits, features, *own) if self.features else (logits, *own)

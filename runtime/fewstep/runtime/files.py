@@ -43,6 +43,12 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def require_writable_bundle(folder: Path) -> None:
+    """Raise ``OutputError`` unless files can be made in a bundle's folder."""
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{folder} is not writable; copy the bundle to a folder that is")
+
+
 def require_writable(path: Path) -> None:
     """Raise unless a file can be written at ``path``: to be asked before any work.
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewstep.calibration.presets.curve import Point, chosen
+from fewstep.calibration.presets.curve import chosen
+from fewstep.runtime.presets import PointInfo
 
 _NUMBERS = st.floats(0.1, 100)
 _POINTS = st.lists(st.tuples(_NUMBERS, _NUMBERS), min_size=1, max_size=9)
 
 
-def _by_name(numbers: list[tuple[float, float]], within: tuple[float, float]) -> dict[str, Point]:
-    points = chosen([Point({"steps": i}, *each) for i, each in enumerate(numbers)], within)
+def _point(image_ms: float, distance: float, settings: dict[str, Any] | None = None) -> PointInfo:
+    return PointInfo(settings=settings or {}, image_ms=image_ms, frechet_distance=distance)
+
+
+def _by_name(
+    numbers: list[tuple[float, float]], within: tuple[float, float]
+) -> dict[str, PointInfo]:
+    points = chosen([_point(*each, {"steps": i}) for i, each in enumerate(numbers)], within)
     return {name: point for point in points for name in point.presets}
 
 
@@ -33,7 +42,7 @@ def test_each_preset_is_the_fastest_that_is_near_enough(
 
 
 def test_points_stay_and_are_in_the_order_of_their_times() -> None:
-    points = chosen([Point({}, 3.0, 9.0), Point({}, 1.0, 11.0), Point({}, 2.0, 20.0)], (0.3, 0.1))
+    points = chosen([_point(3.0, 9.0), _point(1.0, 11.0), _point(2.0, 20.0)], (0.3, 0.1))
     assert [(each.image_ms, each.presets) for each in points] == [
         (1.0, ("fast",)),
         (2.0, ()),
@@ -42,7 +51,7 @@ def test_points_stay_and_are_in_the_order_of_their_times() -> None:
 
 
 def test_equal_times_take_the_nearer_one() -> None:
-    points = chosen([Point({}, 1.0, 12.0), Point({}, 1.0, 10.0)], (0.5, 0.5))
+    points = chosen([_point(1.0, 12.0), _point(1.0, 10.0)], (0.5, 0.5))
     assert [each.presets for each in points] == [("fast", "balanced", "best"), ()]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.decoders import DECODER, DecoderName, decoder_graph
 from fewstep.runtime.devices import Array
-from fewstep.runtime.errors import CalibrationError, OutputError
-from fewstep.runtime.files import require_writable
+from fewstep.runtime.errors import CalibrationError
+from fewstep.runtime.files import require_writable, require_writable_bundle
 from fewstep.runtime.records import found_wrong
 
 
@@ -82,6 +81,5 @@ def check(options: DecoderOptions, bundle: Bundle) -> None:
             f"{bundle.path} has a decoder '{options.name}' already: pass --force to replace it, or "
             "another --name"
         )
-    if not os.access(bundle.path, os.W_OK):
-        raise OutputError(f"{bundle.path} is not writable; copy the bundle to a folder that is")
+    require_writable_bundle(bundle.path)
     require_writable(options.weights_file)

@@ -36,7 +36,7 @@ from fewstep.export.tuned import TunedPolicy, save_tuned
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import CalibrationError, OutputError
 from fewstep.runtime.families import family_of, quantized_graphs
-from fewstep.runtime.files import replacing, require_writable
+from fewstep.runtime.files import replacing, require_writable, require_writable_bundle
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.policies import PolicyInfo, PolicyTuning, policies_of, rules_of
 from fewstep.runtime.progress import Progress, no_progress
@@ -188,8 +188,7 @@ def _require_same(bundle: Bundle, now: Bundle, name: str, file: Path) -> None:
 
 def _require_places(bundle: Path, work: Path) -> None:
     """Raise ``OutputError`` unless the bundle and files in the work folder can be written."""
-    if not os.access(bundle, os.W_OK):
-        raise OutputError(f"{bundle} is not writable; copy the bundle to a folder that is")
+    require_writable_bundle(bundle)
     try:
         require_writable(work / HISTORY)
     except OutputError as error:

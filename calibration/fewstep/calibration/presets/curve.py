@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
 
-from fewstep.runtime.presets import BALANCED, BEST, FAST
+from fewstep.runtime.presets import BALANCED, BEST, FAST, PointInfo
 
 
-@dataclass(frozen=True)
-class Point:
-    """Settings, complete, with milliseconds of an image and its Fréchet distance; the presets that
-    choose it."""
-
-    settings: dict[str, Any]
-    image_ms: float
-    frechet_distance: float
-    presets: tuple[str, ...] = ()
-
-
-def chosen(points: Sequence[Point], within: tuple[float, float]) -> tuple[Point, ...]:
+def chosen(points: Sequence[PointInfo], within: tuple[float, float]) -> tuple[PointInfo, ...]:
     """The points, fastest first, with the presets that choose them.
 
     ``best`` has the least distance; ``fast`` and ``balanced`` are the fastest whose distance is at
@@ -39,5 +26,6 @@ def chosen(points: Sequence[Point], within: tuple[float, float]) -> tuple[Point,
         first = next(i for i, each in enumerate(ordered) if each.frechet_distance <= limit)
         names[first].append(name)
     return tuple(
-        replace(each, presets=tuple(own)) for each, own in zip(ordered, names, strict=True)
+        each.model_copy(update={"presets": tuple(own)})
+        for each, own in zip(ordered, names, strict=True)
     )

@@ -8,29 +8,28 @@ presets ``fast``, ``balanced`` and ``best`` of the bundle.
 from __future__ import annotations
 
 import functools
-import importlib.metadata
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fewstep import __version__
 from fewstep.calibration.evaluation.flow import reference_statistics
 from fewstep.calibration.evaluation.networks import Network, open_network, require_weights
 from fewstep.calibration.evaluation.statistics import Statistics
 from fewstep.calibration.policy.distances import frechet_of_gaussians, gaussian
-from fewstep.calibration.presets.curve import Point, chosen
+from fewstep.calibration.presets.curve import chosen
 from fewstep.runtime import bench
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.devices import Array
-from fewstep.runtime.doctor import processor_name
-from fewstep.runtime.errors import OutputError, RequestError
-from fewstep.runtime.families import Model, example_request, family_of, model_of
+from fewstep.runtime.doctor import diagnose, processor_name
+from fewstep.runtime.errors import RequestError
+from fewstep.runtime.families import Model, complete_settings, family_of, model_of
+from fewstep.runtime.files import require_writable_bundle
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.load import OthersLoad
 from fewstep.runtime.machine import cores
@@ -114,8 +113,7 @@ def calibrate_presets(request: PresetsRequest, progress: Progress = no_progress)
         OutputError: the bundle cannot be written; it is as before.
     """
     bundle = Bundle.read(request.bundle)
-    if not os.access(bundle.path, os.W_OK):
-        raise OutputError(f"{bundle.path} is not writable; copy the bundle to a folder that is")
+    require_writable_bundle(bundle.path)
     if request.weights is not None:
         require_weights(request.weights)
     model = model_of(bundle)
@@ -137,10 +135,12 @@ def calibrate_presets(request: PresetsRequest, progress: Progress = no_progress)
     ) as generator:
         times, others = _times(generator, candidates, request.seconds, progress)
         distance = _Distance(generator, network, reference, request.seed)
-        points = []
+        points = list[PointInfo]()
         for name, settings in candidates.items():
             value = distance.of(settings, condition, functools.partial(_named, progress, name))
-            points.append(Point(settings, times[name], value))
+            points.append(
+                PointInfo(settings=settings, image_ms=times[name], frechet_distance=value)
+            )
         found = _curve(generator, request, network, chosen(points, request.within), others)
     _store(bundle.path, found)
     return Outcome(found, tuple(_warnings(found, network)))
@@ -148,12 +148,9 @@ def calibrate_presets(request: PresetsRequest, progress: Progress = no_progress)
 
 def _candidates(model: Model, given: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Complete settings, by what they were called; no two the same."""
-    family, defaults = family_of(model.info.kind), model.info.defaults
     found: dict[str, dict[str, Any]] = {}
     for each in given or _suggested(model):
-        settings = settings_of(defaults, each)
-        example_request(model, settings)
-        complete = json.loads(json.dumps(family.complete(model, settings)))
+        complete = complete_settings(model, each)
         if complete not in found.values():
             name = ", ".join(f"{key} {value}" for key, value in each.items())
             found[name or "the defaults"] = complete
@@ -230,17 +227,12 @@ def _curve(
     generator: Generator,
     request: PresetsRequest,
     network: Network,
-    points: Sequence[Point],
+    points: tuple[PointInfo, ...],
     others: float | None,
 ) -> CurveInfo:
-    versions = {}
-    for name in _TOOLS:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    known = {"fewstep": __version__, **diagnose().packages}
     return CurveInfo(
-        points=tuple(PointInfo(**asdict(each)) for each in points),
+        points=points,
         images=request.images,
         seed=request.seed,
         reference=request.reference.name,
@@ -251,7 +243,7 @@ def _curve(
         processor=processor_name(),
         threads=request.threads or cores(),
         others_load=others,
-        tools=versions,
+        tools={name: each for name in _TOOLS if (each := known.get(name))},
     )
 
 

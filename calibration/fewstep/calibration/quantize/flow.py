@@ -9,7 +9,6 @@ updated, in one piece at the end, only the cache is written.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -31,8 +30,8 @@ from fewstep.calibration.quantize.settings import Settings, recorded, selected_b
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.devices import Array
-from fewstep.runtime.errors import BundleError, OutputError, RequestError
-from fewstep.runtime.files import require_writable
+from fewstep.runtime.errors import BundleError, RequestError
+from fewstep.runtime.files import require_writable, require_writable_bundle
 from fewstep.runtime.progress import Progress, no_progress
 from fewstep.runtime.records import GraphInfo
 
@@ -87,8 +86,7 @@ def quantize(request: QuantizeRequest, progress: Progress = no_progress) -> Outc
         OutputError: the bundle or another file cannot be written; the bundle is as before.
     """
     bundle = Bundle.read(request.bundle)
-    if not os.access(bundle.path, os.W_OK):
-        raise OutputError(f"{bundle.path} is not writable; copy the bundle to a folder that is")
+    require_writable_bundle(bundle.path)
     given = request.settings
     if request.repeat:
         asked = repeated(bundle, given, request.text_sha256)

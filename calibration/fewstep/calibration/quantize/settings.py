@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import RequestError, choose
-from fewstep.runtime.families import example_request, family_of, model_of, quantized_graphs
+from fewstep.runtime.families import complete_settings, model_of, quantized_graphs
 from fewstep.runtime.records import (
     AutoChoice,
     GraphInfo,
@@ -19,7 +18,6 @@ from fewstep.runtime.records import (
     QuantizationInfo,
     RangeMethod,
 )
-from fewstep.runtime.settings import settings_of
 
 QuantizedPrecision = Literal["int8", "fp8"]
 
@@ -117,7 +115,7 @@ class Settings:
             heads = True
         return replace(
             self,
-            generation=_complete(bundle, self.generation),
+            generation=complete_settings(model_of(bundle), self.generation),
             percentile=percentile,
             other_layers=self.other_layers or "fp32",
             fp32_heads=heads,
@@ -136,15 +134,6 @@ class Settings:
         auto = record.auto.model_copy(update={"ranking": ()}) if record.auto else None
         mine = replace(self, keep=self.keep - rules)
         return mine == replace(recorded, decided=None, keep=user, auto=auto)
-
-
-def _complete(bundle: Bundle, generation: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of the rollouts with nothing left open, as JSON has them."""
-    family, model = family_of(bundle.manifest.model.kind), model_of(bundle)
-    settings = settings_of(model.info.defaults, generation)
-    example_request(model, settings)
-    found: dict[str, Any] = json.loads(json.dumps(family.complete(model, settings)))
-    return found
 
 
 def tolerances(
