@@ -270,6 +270,7 @@ _RESERVED = frozenset(
         *("auto", "cache", "repeat", "force", "wanted", "progress", "callback", "like", "columns"),
         *("scale", "resume", "shard", "report", "seconds", "graph", "best_of"),
         *("images", "updates", "smaller", "name", "weights"),
+        *("image", "mask", "box", "outpaint", "strength", "fit", "blend"),
     )
 )
 """Arguments of ``Generator.generate`` and of the commands that take settings."""
