@@ -87,6 +87,7 @@ class Tolerances:
     state_cosine: float = -math.inf
     noise_error: float = math.inf
     loop_error: float = math.inf
+    code_agreement: float = -math.inf
 
 
 _EIGHT_BITS = Tolerances(
@@ -101,6 +102,7 @@ _EIGHT_BITS = Tolerances(
     noise_error=3e-1,
     loop_error=1.0,
     psnr_db=25.0,
+    code_agreement=0.9,
     token_agreement=0.1,
 )
 
@@ -118,6 +120,7 @@ TOLERANCES: dict[str, Tolerances] = {
         noise_error=1e-4,
         loop_error=5e-2,
         psnr_db=80.0,
+        code_agreement=0.99,
         token_agreement=0.99,
     ),
     # Acceptance tolerances for reduced precision: a flipped token changes every later step, so
@@ -134,6 +137,7 @@ TOLERANCES: dict[str, Tolerances] = {
         noise_error=2e-2,
         loop_error=2e-1,
         psnr_db=40.0,
+        code_agreement=0.95,
         token_agreement=0.5,
     ),
     "bf16": Tolerances(
@@ -148,6 +152,7 @@ TOLERANCES: dict[str, Tolerances] = {
         noise_error=1e-1,
         loop_error=5e-1,
         psnr_db=32.0,
+        code_agreement=0.8,
         token_agreement=0.1,
     ),
     "int8": _EIGHT_BITS,
