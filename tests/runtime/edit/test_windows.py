@@ -90,7 +90,6 @@ def test_growth_is_said_as_a_mapping_or_a_text() -> None:
         ({"up": 3}, "unknown side to outpaint 'up'; expected one of: bottom, left, right, top"),
         ({"left": -1}, "at least 0, got -1 for left"),
         ({"left": 1.5}, "got 1.5 for left"),
-        ({"left": 10**12}, "got 1000000000000 for left"),
         ("left:x", "got 'x' for left"),
         ("left", "got '' for left"),
         ("left:1,left:2", "says left twice"),

@@ -72,7 +72,7 @@ def edit_of(
     if strength is not None:
         _check_strength(strength, mask, outpaint, blend)
     fitted = fit_of(fit, picture.size, model.info.image_size)
-    pixels, anew = fitted.image(picture.rgb), _fitted(region, fitted, fit)
+    pixels, anew = fitted.image(picture.rgb), _fitted(region, fitted)
     growth = None if outpaint is None else growth_of(outpaint)
     left, top, right, bottom = (0, 0, 0, 0) if growth is None else growth.values()
     height, width = fitted.size
@@ -113,14 +113,16 @@ def _check_strength(strength: object, mask: object, outpaint: object, blend: boo
         )
 
 
-def _fitted(region: Bools | None, fitted: Fit, fit: str) -> Bools | None:
+def _fitted(region: Bools | None, fitted: Fit) -> Bools | None:
     """The region in the fitted picture, of which something has to be left."""
     if region is None:
         return None
     found = fitted.mask(region)
     if not found.any():
-        way = "is cut off by fit crop: use pad or stretch" if fit == "crop" else "is too thin"
-        raise RequestError(f"what is to be painted anew {way}, so that nothing is left of it")
+        raise RequestError(
+            "nothing is left of what is to be painted anew: fit crop cuts it off (use pad or "
+            "stretch), or it is thinner than a pixel of the bundle's"
+        )
     return found
 
 
