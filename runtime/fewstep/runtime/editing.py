@@ -21,7 +21,7 @@ from fewstep.runtime.philox_words import philox_words
 from fewstep.runtime.program import Run, View
 
 if TYPE_CHECKING:
-    from fewstep.runtime.families import Model, ModelInfo
+    from fewstep.runtime.families import ModelInfo
 
 ENCODER = "image_encoder"
 """The graph: ``image [B, 3, H, W]`` float32 in 0 … 1 → ``tokens [B, …]``; and the golden rollout
@@ -58,10 +58,9 @@ def encoding(tokens: View) -> Run:
     return Run(ENCODER, {"image": View(ORIGINAL), "tokens": tokens})
 
 
-def original_buffer(model: Model, batch: int) -> dict[str, BufferSpec]:
+def original_buffer(info: ModelInfo, batch: int) -> dict[str, BufferSpec]:
     """The buffer of the pictures, by its name."""
-    image = model.graphs[ENCODER].inputs["image"].dtype
-    return {ORIGINAL: BufferSpec((batch, 3, *model.info.image_size), image, "input")}
+    return {ORIGINAL: BufferSpec((batch, 3, *info.image_size), "float32", "input")}
 
 
 def checked_image(info: ModelInfo, images: int, image: object) -> Array:

@@ -29,7 +29,9 @@ def test_every_scale_is_compared_also_image_by_image(var_bundle: Path) -> None:
     report = _verify(var_bundle)
     assert report.passed
     found = {(check.graph, check.metric): check for check in report.checks}
-    assert {graph for graph, _ in found} == {"head", "next_scale", "decoder", "policy", "loop"}
+    assert {graph for graph, _ in found} == {
+        *("image_encoder", "head", "next_scale", "decoder", "policy", "loop")
+    }
     assert len(found["head", "kl_nats"].steps) == 4
     assert len(found["next_scale", "latent_error"].steps) == 4
     assert 0 < found["next_scale", "latent_error"].value < 1e-6

@@ -19,7 +19,8 @@ from fewstep.runtime.families import family_of
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.program import Run
 
-CLASSES, SEEDS = [1, 4, 2], np.array([5, 0, 9], np.uint64)
+CLASSES, IMAGES = [1, 4, 2], [5, 0, 9]
+SEEDS = np.array(IMAGES, np.uint64)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_a_picture_is_as_good_as_its_tokens(
     assert part["mask"].sum() == 3 * 2
     found, expected = (
         generator.run(
-            generator.request(class_ids=CLASSES, seed=SEEDS, edit={**what, **part}, **settings)  # type: ignore[arg-type]
+            generator.request(class_ids=CLASSES, seed=IMAGES, edit={**what, **part}, **settings)
         )
         for what in ({"image": image}, {"given": ids})
     )
@@ -80,9 +81,9 @@ def test_a_variation_keeps_the_other_tokens(generator: Generator, image: Any, id
     assert (part["mask"].sum(1) == 4).all()
     request = generator.request(
         class_ids=CLASSES,
-        seed=SEEDS,
+        seed=IMAGES,
         steps=3,
-        edit={"image": image, **part},  # type: ignore[arg-type]
+        edit={"image": image, **part},
     )
     kept = ~part["mask"]
     np.testing.assert_array_equal(generator.run(request).tokens[kept], ids[kept])

@@ -347,7 +347,7 @@ def _buffers(model: Model, key: MaskedKey) -> dict[str, BufferSpec]:
         "image": BufferSpec((batch, 3, height, width), image),
         **transformer_buffers(model, key.rows),
         **(local_buffers(model, key.local, key.rows) if key.local else {}),
-        **(original_buffer(model, batch) if key.of_image else {}),
+        **(original_buffer(info, batch) if key.of_image else {}),
         **(_entries(info, key) if _keeps(model, key) else {}),
         **(_text_buffers(model, key) if key.encodes else {}),
         **(_policy_buffers(info, key) if key.policy else {}),

@@ -8,7 +8,6 @@ import numpy as np
 
 from fewstep.runtime.devices import Array, BufferSpec
 from fewstep.runtime.editing import encoding, original_buffer
-from fewstep.runtime.families import Model
 from fewstep.runtime.families.var.model import VarModel
 from fewstep.runtime.families.var.request import FREE
 from fewstep.runtime.program import Launch, Op, View
@@ -43,11 +42,11 @@ def encoded(info: VarModel, *, batch: int, scales: int) -> Iterator[Op]:
     )
 
 
-def picture_buffers(model: Model, batch: int) -> dict[str, BufferSpec]:
+def picture_buffers(info: VarModel, batch: int) -> dict[str, BufferSpec]:
     """Of a picture whose tokens stay."""
-    shape = (batch, model.info.num_tokens)
+    shape = (batch, info.num_tokens)
     return {
-        **original_buffer(model, batch),
+        **original_buffer(info, batch),
         "mask": BufferSpec(shape, "uint8", "input"),
         "encoded": BufferSpec(shape, "int32"),
         "started": BufferSpec(shape, "int32"),

@@ -276,7 +276,7 @@ def _buffers(model: Model, key: VarKey, tables: Mapping[str, Array]) -> dict[str
         "pixels": BufferSpec((batch, height, width, 3), "uint8", "output"),
         "image": BufferSpec((batch, 3, height, width), graphs[key.decoder].outputs["image"].dtype),
         **_transformer_buffers(model, key),
-        **(picture_buffers(model, batch) if key.of_image else {}),
+        **(picture_buffers(info, batch) if key.of_image else {}),
         **(_policy_buffers(model, key) if key.policy else {}),
     }
 
