@@ -5,7 +5,8 @@ image's own class, with what is kept put back over the result. Compared with the
 squared error of the region's pixels (grey, 0 … 1), and the distance of the whole images in the
 classifier's features (128 averages over its last maps; Euclidean). Beside it stand fillings that
 know nothing of tokens: the mean of the kept pixels; the mean of the class's training images; and
-the training image whose kept pixels are nearest.
+the training image whose kept pixels are nearest. *Through the tokenizer* is the truth, encoded and
+decoded: what the tokens cost by themselves.
 
 A squared error asks for the mean of what may be there. A sample is one of the things that may be
 there, and pays for it: twice the error of the mean, if it is drawn from the very distribution. So a
@@ -27,6 +28,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import evaluate
+import evaluate_mar
+import evaluate_var
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -77,8 +81,8 @@ class Judge:
         return round(float((classify(self._classifier, images) == labels).mean()), 4)
 
 
-def fillings(truth: Split) -> dict[str, Paint]:
-    """Baselines by name: what they make of a mask."""
+def fillings(truth: Split, reconstruct: Callable[[Images], Images]) -> dict[str, Paint]:
+    """Baselines by name: what they make of a mask; ``reconstruct`` is the tokenizer."""
     train = load("train")
     means = np.stack([train.images[train.labels == k].mean(0) for k in range(len(CLASS_NAMES))])
 
@@ -97,7 +101,9 @@ def fillings(truth: Split) -> dict[str, Paint]:
     def nearest(mask: Mask) -> Images:
         return over(mask, train.images[_nearest(train.images[:, ~mask], truth.images[:, ~mask])])
 
+    through = reconstruct(truth.images)
     return {
+        "through the tokenizer": lambda mask: over(mask, through),
         "mean of what is kept": mean,
         "mean of the class": class_mean,
         "nearest training image": nearest,
@@ -127,10 +133,14 @@ def edited(
 
 
 def inpainting(
-    generator: Generator, judge: Judge, truth: Split, seed: int, settings: dict[str, Any]
+    generator: Generator,
+    judge: Judge,
+    truth: Split,
+    ways: dict[str, Paint],
+    seed: int,
+    settings: dict[str, Any],
 ) -> list[Row]:
-    """A row for every mask and way of filling it."""
-    ways = fillings(truth)
+    """A row for every mask and way of filling it, edits among them."""
     ways["fewstep"] = lambda mask: edited(
         generator, truth.images, truth.labels, seed, mask=mask, blend=True, **settings
     )
@@ -162,17 +172,25 @@ def other_classes(
     return rows
 
 
+def reconstructing(given: argparse.Namespace) -> Callable[[Images], Images]:
+    """What takes images through the tokenizer of the form that is asked for."""
+    if given.var:
+        return evaluate_var.reconstruct
+    return evaluate_mar.reconstruct if given.mar else evaluate.reconstruct
+
+
 def show(row: Row) -> None:
     """One line on the terminal."""
     print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
 
 
-def evaluate(bundle: Bundle, given: argparse.Namespace) -> dict[str, Any]:
+def report_of(bundle: Bundle, given: argparse.Namespace) -> dict[str, Any]:
     """All rows, with what is needed to make them again."""
     judge, truth = Judge(), per_class(load("held_out"), slice(given.images // len(CLASS_NAMES)))
     settings = {} if given.steps is None else {"steps": given.steps}
     with Generator.open(bundle, threads=given.threads) as generator:
-        rows = inpainting(generator, judge, truth, given.seed, settings)
+        ways = fillings(truth, reconstructing(given))
+        rows = inpainting(generator, judge, truth, ways, given.seed, settings)
         changed = other_classes(generator, judge, truth, given.seed, settings)
     return {
         "command": " ".join(["python", *sys.argv]),
@@ -200,5 +218,5 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
     name = "var-edit" if arguments.var else "mar-edit" if arguments.mar else "edit"
-    found = evaluate(bundle_of(arguments), arguments)
+    found = report_of(bundle_of(arguments), arguments)
     write(arguments.json or FOLDER / "results" / f"{name}.json", found)

@@ -103,12 +103,15 @@ class Target:
         if self.is_folder:
             if (self.path / MANIFEST_NAME).is_file():
                 raise OutputError(f"{self.path} is a bundle: name another folder as --out")
+            pictures.check_image(size, self.scale or 1, self.file(order, 0))
             require_writable(self.file(order, 0))
         else:
             if self.resume:
                 raise RequestError("--resume goes on with a folder: name one as --out")
             if len(order) > 1:
                 pictures.check_page(self.sheet(order, size, [title]), self.path)
+            else:
+                pictures.check_image(size, self.scale or 1, self.path)
             require_writable(self.path)
         if self.trace is not None:
             if self.resume:
