@@ -8,6 +8,7 @@ image does not depend on those beside it; and what does not go together.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -246,22 +247,22 @@ def test_images_do_not_depend_on_those_beside_them(masked: Generator, how: dict[
 def test_callbacks_see_every_step_of_the_whole_picture(
     masked: Generator, how: dict[str, Any]
 ) -> None:
-    seen: list[tuple[int, StepPreview, Pixels]] = []
+    seen: list[tuple[int, StepPreview]] = []
     told: list[float] = []
     made = masked.edit(
         _noise(),
         2,
         steps=2,
-        callback=lambda step, preview: seen.append((step, preview, preview.pixels)),
+        callback=lambda step, preview: seen.append((step, preview)),
         progress=lambda _, done: told.append(done),
         **how,
     )
     assert [step for step, *_ in seen] == [*range(len(seen))]
     assert (told == sorted(told), told[-1]) == (True, 1)
-    _, last, pixels = seen[-1]
+    _, last = seen[-1]
     assert not last.undecided.any()
-    np.testing.assert_array_equal(pixels, made.pixels)
-    left = [preview.undecided.mean() for _, preview, _ in seen]
+    np.testing.assert_array_equal(last.pixels, made.pixels)
+    left = [preview.undecided.mean() for _, preview in seen]
     assert left == sorted(left, reverse=True)
     assert ("window" in last.caption) == ("outpaint" in how)
     assert "step 2 of 2" in last.caption
@@ -310,6 +311,15 @@ def test_too_thin_a_mask_is_said(masked: Generator) -> None:
 def test_a_bundle_without_encoder_says_what_it_lacks(generator: Generator) -> None:
     with pytest.raises(RequestError, match="export it again with --encoder"):
         generator.edit(_noise(), 2, strength=0.5)
+
+
+def test_tokens_without_a_place_are_known_before_engines(masked: Generator) -> None:
+    """As TiTok's are: 16 in a row, of a square picture."""
+    model = replace(masked.model, info=masked.model.info.model_copy(update={"grid": (1, 16)}))
+    for how in ({"mask": (0, 0, 1, 1)}, {"outpaint": "left:2"}):
+        with pytest.raises(RequestError, match="no place in the picture.* give a strength"):
+            edit_of(model, _noise(), **how)
+    assert edit_of(model, _noise(), strength=0.5).anew is None
 
 
 def test_an_edit_is_checked_without_engines(masked: Generator) -> None:

@@ -12,7 +12,7 @@ from fewstep.runtime.edit.fit import Fit, Pixels, fit_of
 from fewstep.runtime.edit.given import Bools, Box, Picture, mask_of, picture_of
 from fewstep.runtime.edit.windows import MOST_PIXELS, growth_of
 from fewstep.runtime.errors import RequestError
-from fewstep.runtime.families import Model
+from fewstep.runtime.families import Model, family_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +82,8 @@ def edit_of(
         anew = np.zeros(fitted.size, np.bool_) if anew is None else anew
         anew = np.pad(anew, room, constant_values=True)
         pixels = np.pad(pixels, (*room, (0, 0)), "edge")
+    if anew is not None:  # whether tokens have a place in the picture
+        family_of(model.info.kind).region(model, np.ones((1, *model.info.image_size), np.bool_))
     x0, y0, x1, y1 = fitted.target
     box = (x0 + left, y0 + top, x1 + left, y1 + top) if fitted.padded else None
     return Edit(pixels, anew, strength, blend, growth, box)

@@ -129,7 +129,7 @@ def _upright(image: object, name: str) -> Image.Image:
     try:
         image.load()
     except UNREADABLE as error:
-        raise RequestError(f"{name} is damaged: its pixels cannot be read ({error})") from error
+        raise RequestError(f"{name} is damaged: its pixels cannot be read") from error
     try:
         return ImageOps.exif_transpose(image)
     except UNREADABLE:  # damaged EXIF, which viewers pass over too

@@ -8,7 +8,6 @@ colour of the rest before, so that nothing of it is seen. A larger picture is pa
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.runtime.edit.blend import blended, seam
+from fewstep.runtime.edit.blend import Weights, blended, seam
 from fewstep.runtime.edit.edit import Edit
 from fewstep.runtime.edit.fit import Pixels
 from fewstep.runtime.edit.given import Bools
 from fewstep.runtime.edit.windows import windows
 from fewstep.runtime.preview import Callback, StepPreview, steps_of
 from fewstep.runtime.progress import Progress, no_progress
-from fewstep.runtime.request import seeds_of
+from fewstep.runtime.request import derived_seed, seeds_of
 from fewstep.runtime.result import Result
 
 if TYPE_CHECKING:
@@ -55,14 +54,11 @@ def painted(
         EngineError: a graph failed, or gave NaN.
         DeviceError: as of :meth:`Generator.run <fewstep.runtime.generator.Generator.run>`.
     """
-    seeds, size = every["seed"], generator.model.info.image_size
-    canvas = np.broadcast_to(planned.pixels, (len(seeds), *planned.pixels.shape))
-    whole = planned.size == size
-    if whole and not planned.blend:
-        asked_for = _window_request(generator, canvas, planned.anew, planned.strength, every)
-        return generator.run(asked_for, progress=progress, callback=callback)
-    assert planned.anew is not None
-    return _Canvas(generator, planned, every).paint(progress, callback)
+    if planned.size != generator.model.info.image_size or planned.blend:
+        return _Canvas(generator, planned, every).paint(progress, callback)
+    pixels = np.broadcast_to(planned.pixels, (len(every["seed"]), *planned.pixels.shape))
+    request = _window_request(generator, pixels, planned.anew, planned.strength, every)
+    return generator.run(request, progress=progress, callback=callback)
 
 
 class _Canvas:
@@ -105,38 +101,46 @@ class _Canvas:
     ) -> Result:
         """Paint one window; from then on it is known."""
         anew, inside = self._unknown[place], (slice(None), *place)
-        seeds = [_derived(seed, number) for seed in self._every["seed"]]
+        own: list[int] = self._every["seed"]
+        seeds = [derived_seed(each, "window", number) for each in own] if number else own
         every = {**self._every, "seed": seeds}
         request = _window_request(self._generator, self._pixels[inside], anew, None, every)
         result = self._generator.run(request, progress=progress, callback=callback)
-        self._pixels[inside] = self._over(place, result.images)
+        self._pixels = _painted_over(self._pixels, place, result.images, self._weights(place))
+        self._unknown = self._unknown.copy()  # previews still know what was unknown
         self._unknown[place] = False
         return result
 
-    def _over(self, place: tuple[slice, slice], new: Pixels, rows: slice = slice(None)) -> Pixels:
-        """Images of a window over what is there; rows of the batch."""
-        weights = seam(self._unknown[place], self._seam)
-        return blended(self._pixels[(rows, *place)], new, weights)
+    def _weights(self, place: tuple[slice, slice]) -> Weights:
+        return seam(self._unknown[place], self._seam)
 
     def _watching(self, number: int, before: int, callback: Callback) -> Callback:
         """A callback for one window, that is told of the whole picture."""
         place, several = self._places[number], len(self._places) > 1
+        pixels, unknown, weights = self._pixels, self._unknown, self._weights(place)
         window = f"window {number + 1} of {len(self._places)}, " if several else ""
 
         def watch(step: int, preview: StepPreview) -> None:
             rows = slice(preview.rows.start, preview.rows.stop)
-            undecided = np.repeat(self._unknown[None], len(preview.rows), 0)
+            undecided = np.repeat(unknown[None], len(preview.rows), 0)
             undecided[(slice(None), *place)] &= _enlarged(preview.undecided, place)
 
             def decode() -> Pixels:
-                pixels = self._pixels[rows].copy()
-                pixels[(slice(None), *place)] = self._over(place, preview.pixels, rows)
-                return pixels
+                return _painted_over(pixels[rows], place, preview.pixels, weights)
 
             caption = window + preview.caption
             callback(before + step, StepPreview(preview.rows, caption, undecided, decode))
 
         return watch
+
+
+def _painted_over(
+    pixels: Pixels, place: tuple[slice, slice], new: Pixels, weights: Weights
+) -> Pixels:
+    """Pictures ``[B, H, W, 3]`` with new ones over a window of them."""
+    found, inside = pixels.copy(), (slice(None), *place)
+    found[inside] = blended(pixels[inside], new, weights)
+    return found
 
 
 def _window_request(
@@ -171,11 +175,3 @@ def _enlarged(cells: npt.NDArray[np.bool_], place: tuple[slice, slice]) -> Bools
     tall = (place[0].stop - place[0].start) // cells.shape[1]
     wide = (place[1].stop - place[1].start) // cells.shape[2]
     return cells.repeat(tall, 1).repeat(wide, 2)
-
-
-def _derived(seed: int, window: int) -> int:
-    """The seed of a window: the image's own for the first, else one that depends on both alone."""
-    if not window:
-        return seed
-    text = f"{seed}:window:{window}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 11
