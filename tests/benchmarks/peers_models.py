@@ -23,6 +23,7 @@ SAMPLE = Path(__file__).parents[2] / "samples" / "fashion"
 MODELS = ("sample", "8m", "adanat-l")
 _STEPS, _POLICY_STEPS = 8, 4
 _FEW = ("--rollouts", "2", "--held-out", "1", "--steps", "2")
+_GRAPHS = ("--graph", "transformer", "--graph", "decoder")
 _CLASS = 3
 
 
@@ -71,7 +72,7 @@ def prepared(name: str, folder: Path) -> Prepared:
     checkpoints, bundle = _exported(name, own)
     if "int8" not in bundle.precisions:
         few = () if name == "sample" else _FEW
-        command = ("calibrate", "quantize", str(bundle.path), *few)
+        command = ("calibrate", "quantize", str(bundle.path), *_GRAPHS, *few)
         subprocess.run([sys.executable, "-m", "fewstep", *command], check=True)
         bundle = Bundle.read(bundle.path)
     model = bundle.manifest.model

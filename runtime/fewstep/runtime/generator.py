@@ -27,7 +27,7 @@ from fewstep.runtime.engines.select import Wanted, open_backend
 from fewstep.runtime.errors import DeviceError, RequestError, choose
 from fewstep.runtime.families import family_of, model_of
 from fewstep.runtime.memory import MAX_PLAN_BYTES, Plans
-from fewstep.runtime.preview import Callback, StepPreview, decoded, steps_of
+from fewstep.runtime.preview import Callback, StepPreview, decoded
 from fewstep.runtime.program import PIXELS
 from fewstep.runtime.progress import Progress, no_progress
 from fewstep.runtime.prompts import TextStates
@@ -205,8 +205,9 @@ class Generator(ClosedOnExit):
             best_of: as there; without a callback.
             progress: told after every batch.
             callback: called after every step of a batch with its number, 0 … T − 1, and a
-                :class:`~fewstep.runtime.preview.StepPreview`. A captured CUDA graph stops for
-                nothing, so there all calls come after the batch. What it raises ends the request.
+                :class:`~fewstep.runtime.preview.StepPreview`. On CUDA every step is a graph of its
+                own then. What it raises ends the request. Where memory runs out and is made, the
+                steps begin again.
             settings: as of :meth:`generate`.
 
         Raises:
@@ -359,13 +360,7 @@ class Generator(ClosedOnExit):
             decode = functools.partial(decoded, *parts)
             callback(step, StepPreview(rows, preview.caption, preview.undecided, decode))
 
-        plan = self.plans.get(key)
-        outputs = plan.run(inputs, after_step)
-        if plan.captured:
-            decided = self.family.decisions(self.model, key, outputs)
-            for step in range(steps_of(self.family.trace(self.model, decided))):
-                after_step(step, outputs)
-        return outputs
+        return self.plans.run(key, inputs, after_step)
 
     def close(self) -> None:
         """Release plans, engines and device, after the request that is being served.

@@ -17,7 +17,7 @@ from fewstep.runtime.devices import Array, Buffer, Device, Workspace
 from fewstep.runtime.engines import Engine
 from fewstep.runtime.errors import OutOfMemoryError
 from fewstep.runtime.kept import KeptRows
-from fewstep.runtime.plan import Plan
+from fewstep.runtime.plan import AfterStep, Plan
 from fewstep.runtime.program import Kept, Program
 
 MAX_PLANS = 8
@@ -67,7 +67,12 @@ class Plans:
         self._plans.move_to_end(key)
         return self._plans[key]
 
-    def run(self, key: Hashable, inputs: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
+    def run(
+        self,
+        key: Hashable,
+        inputs: Mapping[str, npt.ArrayLike],
+        after_step: AfterStep | None = None,
+    ) -> dict[str, Array]:
         """Run the plan for a key once; arguments and result as of :meth:`Plan.run`.
 
         Raises:
@@ -75,12 +80,12 @@ class Plans:
             EngineError: a graph gave NaN or infinite numbers.
         """
         try:
-            return self.get(key).run(inputs)
+            return self.get(key).run(inputs, after_step)
         except OutOfMemoryError:  # of the launch: a driver may allocate as late as that
             if self._plans.keys() <= {key}:
                 raise
             self._drop(keep=0)
-            return self.get(key).run(inputs)
+            return self.get(key).run(inputs, after_step)
 
     def close(self) -> None:
         """Release every plan and what they share; closing twice is fine."""

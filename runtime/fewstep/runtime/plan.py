@@ -71,12 +71,13 @@ class Plan:
                 self.workspace.write(name, values)
             specs = {each.of: program.buffers[each.of] for each in kept}
             self._asked = {name: np.zeros(spec.shape, spec.dtype) for name, spec in specs.items()}
-            self.replay = self._captured()
+            self._segments: list[tuple[int, Replay]] = []
+            self.replay = self._captured(self._sequence.parts)
             stack.pop_all()
 
     @property
     def captured(self) -> bool:
-        """Whether the program runs as captured graphs, which stop for nothing."""
+        """Whether the program runs as captured graphs."""
         return not isinstance(self.replay, Direct)
 
     def run(
@@ -86,8 +87,8 @@ class Plan:
 
         Args:
             inputs: by buffer name, broadcast to the buffer's shape; the others keep theirs.
-            after_step: called between steps, unless the program is :attr:`captured`; of what it is
-                given, later steps' rows hold nothing yet.
+            after_step: called between steps; of what it is given, later steps' rows hold nothing
+                yet. Where the program is :attr:`captured`, every step is a graph then.
 
         Returns:
             Copies of the output buffers and of all decisions, by name.
@@ -100,7 +101,7 @@ class Plan:
         self._find_kept(inputs)
         self.workspace.write(ERROR, 0)
         try:
-            if after_step is None or self.captured:
+            if after_step is None:
                 self.replay()
             else:
                 self._stepwise(after_step)
@@ -119,6 +120,8 @@ class Plan:
     def close(self) -> None:
         """Release graph, bindings and buffers; closing twice is fine."""
         self._binder.settle()
+        for _, segment in self._segments:
+            segment.close()
         self.replay.close()
         self._binder.close()
         self.workspace.close()
@@ -132,11 +135,11 @@ class Plan:
                 asked = self._asked[each.of] = np.broadcast_to(given, asked.shape)
             self.workspace.write(each.rows, each.find(asked)[:, None])
 
-    def _captured(self) -> Replay:
+    def _captured(self, parts: Sequence[Part]) -> Replay:
         if not all(engine.capturable for engine in self._used):
-            return self._sequence
+            return Direct(parts)
         return self._device.capture(
-            self._sequence.parts,
+            parts,
             warm_up=max((engine.warm_up for engine in self._used), default=1),
             check_capturable=self._binder.require_capturable,
             workspace=self.workspace,
@@ -144,13 +147,28 @@ class Plan:
 
     def _stepwise(self, after_step: AfterStep) -> None:
         """The same operations in the same order, waited for after every step."""
-        self.workspace.send()
-        for step, ops in itertools.groupby(self.program.ops, lambda op: op.step):
-            for part in _parts(ops, self._device, self._binder):
-                part()
-            self.workspace.fetch()
+        if not self._segments:
+            self._segments = self._cut()
+        for step, segment in self._segments:
+            segment()
             self._device.synchronize()
             after_step(step, self._outputs())
+
+    def _cut(self) -> list[tuple[int, Replay]]:
+        """The program in a segment for every step, which leaves what is known after it."""
+        segments = list[tuple[int, Replay]]()
+        with contextlib.ExitStack() as stack:
+            for step, ops in itertools.groupby(self.program.ops, lambda op: op.step):
+                first = [] if segments else [Part(self.workspace.send)]
+                ran = _parts(ops, self._device, self._binder)
+                parts = [*first, *ran, Part(self.workspace.fetch)]
+                segment: Replay = Direct(parts)
+                if self.captured:  # engines have settled; a step alone has nothing to compare with
+                    segment = self._device.capture(parts, warm_up=0)
+                stack.callback(segment.close)
+                segments.append((step, segment))
+            stack.pop_all()
+        return segments
 
     def _outputs(self) -> dict[str, Array]:
         return {name: self.workspace.read(name) for name in self._read}
