@@ -32,6 +32,7 @@ from fewstep.export.source import Exportable, sources
 from fewstep.export.var_graphs import ImageEncoder
 from fewstep.runtime.editing import ENCODER
 from fewstep.runtime.errors import CheckpointError
+from fewstep.runtime.families.masked.model import MaskedModel
 from fewstep.runtime.families.var.model import VarModel
 
 Recorded = Callable[[str], dict[str, npt.NDArray[Any]]]
@@ -85,6 +86,7 @@ def test_ids_of_amused_are_those_of_its_vq_model(tmp_path: Path) -> None:
     assert plain.graphs.keys() == found.graphs.keys() - {ENCODER}
     assert not plain.model.editable
     ids = _ids(found)
+    assert isinstance(found.model, MaskedModel)
     assert 1 < len(set(ids.flatten().tolist())) <= found.model.codebook_size
 
 

@@ -171,7 +171,7 @@ def _where(model: MarModel, images: int, edit: Mapping[str, Array]) -> npt.NDArr
     where = _array("given", edit["given"], (images, model.side, model.side))
     if where.dtype.kind not in "biu":
         raise RequestError(f"given must be true or false, got {where.dtype}")
-    flags = (where != 0).reshape(images, -1)
+    flags: npt.NDArray[np.uint8] = (where != 0).reshape(images, -1).astype(np.uint8)
     kept = sorted({*flags.sum(1).tolist()})
     if len(kept) > 1:
         raise RequestError(
@@ -179,7 +179,7 @@ def _where(model: MarModel, images: int, edit: Mapping[str, Array]) -> npt.NDArr
         )
     if kept[0] == model.num_tokens:
         raise RequestError("all tokens stay: there is nothing to decide")
-    return flags.astype(np.uint8)
+    return flags
 
 
 def _array(name: str, value: Array, shape: tuple[int, ...]) -> Array:
