@@ -13,7 +13,8 @@ there, and pays for it: twice the error of the mean, if it is drawn from the ver
 mean may win the error, and lose in the features.
 
 **Other classes.** The same regions, the left three quarters, and the whole become another class:
-how often the classifier sees the new class, and how often the old one.
+how often the classifier sees the new class, and how often the old one. Nothing is put back over these
+results, so the squared error of what is kept says how much an edit changes beside its region.
 
     python samples/fashion/evaluate_edit.py            # writes results/edit.json
     python samples/fashion/evaluate_edit.py --var      # writes results/var-edit.json
@@ -66,10 +67,9 @@ class Judge:
 
     def distances(self, truth: Split, images: Images, mask: Mask) -> Row:
         """Of grey images ``[n, 32, 32]`` from the truth."""
-        error = ((images.astype(np.float64) - truth.images) / 255)[:, mask] ** 2
         features = [classifier_features(self._classifier, each) for each in (images, truth.images)]
         return {
-            "squared_error": round(float(error.mean()), 4),
+            "squared_error": squared_error(images, truth.images, mask),
             "feature_distance": round(
                 float(np.linalg.norm(features[0] - features[1], axis=1).mean()), 4
             ),
@@ -79,6 +79,12 @@ class Judge:
     def recognised(self, images: Images, labels: npt.NDArray[np.int64]) -> float:
         """How many show their class, 0 … 1."""
         return round(float((classify(self._classifier, images) == labels).mean()), 4)
+
+
+def squared_error(images: Images, truth: Images, where: Mask) -> float:
+    """The mean over some pixels of grey images ``[n, 32, 32]``, as parts of 1."""
+    error = ((images.astype(np.float64) - truth) / 255)[:, where] ** 2
+    return round(float(error.mean()), 4)
 
 
 def fillings(truth: Split, reconstruct: Callable[[Images], Images]) -> dict[str, Paint]:
@@ -166,8 +172,11 @@ def other_classes(
     rows = []
     for name, mask in regions.items():
         images = edited(generator, truth.images, wanted, seed, mask=mask, **settings)
-        new, old = judge.recognised(images, wanted), judge.recognised(images, truth.labels)
-        rows.append({"mask": name, "recognised_as_new": new, "recognised_as_old": old})
+        row: Row = {"mask": name, "recognised_as_new": judge.recognised(images, wanted)}
+        row["recognised_as_old"] = judge.recognised(images, truth.labels)
+        if not mask.all():
+            row["kept_squared_error"] = squared_error(images, truth.images, ~mask)
+        rows.append(row)
         show(rows[-1])
     return rows
 

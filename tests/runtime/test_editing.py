@@ -35,16 +35,17 @@ def _model(size: tuple[int, int], *, editable: bool = True) -> MaskedModel:
     pixels=hnp.arrays(np.bool_, hnp.array_shapes(min_dims=3, max_dims=3, max_side=12)),
     rows=st.integers(1, 9),
     columns=st.integers(1, 9),
+    share=st.sampled_from([0, 0.25, 0.5]),
 )
-def test_a_cell_is_touched_by_any_pixel_that_lies_in_it(
-    pixels: npt.NDArray[np.bool_], rows: int, columns: int
+def test_a_cell_is_touched_by_pixels_that_cover_more_than_a_share_of_it(
+    pixels: npt.NDArray[np.bool_], rows: int, columns: int, share: float
 ) -> None:
     """Each pixel and cell is enlarged to whole numbers of points, and points are compared."""
     _, height, width = pixels.shape
     points = pixels.repeat(rows, 1).repeat(columns, 2)  # height·rows × width·columns
-    expected = points.reshape(len(pixels), rows, height, columns, width).any((2, 4))
-    found = touched(_model((height, width)), pixels, rows, columns)
-    np.testing.assert_array_equal(found, expected)
+    covered = points.reshape(len(pixels), rows, height, columns, width).mean((2, 4))
+    found = touched(_model((height, width)), pixels, rows, columns, share=share)
+    np.testing.assert_array_equal(found, covered > share)
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def checked_image(info: ModelInfo, images: int, image: object) -> Array:
     return found.astype(np.float32)
 
 
-def touched(info: ModelInfo, pixels: Flags, rows: int, columns: int) -> Flags:
+def touched(info: ModelInfo, pixels: Flags, rows: int, columns: int, *, share: float = 0) -> Flags:
     """The cells of a grid over the picture that any of some pixels lies in, if only in part.
 
     Args:
@@ -97,6 +97,7 @@ def touched(info: ModelInfo, pixels: Flags, rows: int, columns: int) -> Flags:
         pixels: ``[B, H, W]``, of the model's image size.
         rows: of the grid.
         columns: of the grid.
+        share: of a cell's area that pixels have to cover more of, 0 … 1.
 
     Returns:
         ``[B, rows, columns]``.
@@ -110,18 +111,21 @@ def touched(info: ModelInfo, pixels: Flags, rows: int, columns: int) -> Flags:
             f"pixels to paint anew must be true or false [images, {height}, {width}], got "
             f"{pixels.dtype} {list(pixels.shape)}"
         )
-    down, across = _overlaps(rows, info.image_size[0]), _overlaps(columns, info.image_size[1])
-    counted = down @ pixels.astype(np.float32) @ across.T
-    found: Flags = counted > 0
+    height, width = info.image_size
+    covered = _overlaps(rows, height) @ pixels.astype(np.float32) @ _overlaps(columns, width).T
+    found: Flags = covered > share * height * width
     return found
 
 
 def _overlaps(cells: int, pixels: int) -> npt.NDArray[np.float32]:
-    """1 where cell i of so many along a side has a part of pixel j: ``[cells, pixels]``."""
+    """How much of pixel j lies in cell i of so many along a side, ``[cells, pixels]``.
+
+    In units of which a cell has ``pixels`` and a pixel ``cells``, so that all are whole numbers.
+    """
     cell, pixel = np.arange(cells)[:, None], np.arange(pixels)[None]
-    begins_before_end = pixel * cells < (cell + 1) * pixels
-    ends_after_begin = (pixel + 1) * cells > cell * pixels
-    return (begins_before_end & ends_after_begin).astype(np.float32)
+    end = np.minimum((pixel + 1) * cells, (cell + 1) * pixels)
+    begin = np.maximum(pixel * cells, cell * pixels)
+    return (end - begin).clip(0).astype(np.float32)
 
 
 def changed(strength: float, tokens: int) -> int:

@@ -35,7 +35,8 @@ def edit(
     """Paint a part of a picture anew, for bundles that were exported with ``--encoder``.
 
     One of ``mask``, ``outpaint`` and ``strength`` says what; without them it is what is transparent
-    of the image. A token is decided anew if any pixel of its cell is to be.
+    of the image. A token is decided anew if any pixel of its cell is to be
+    (VAR: on the last scale; on coarser ones if more than half of it is).
 
     Args:
         image: a Pillow image of any mode, or uint8 ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]``, of

@@ -249,7 +249,8 @@ class Family(ABC):
 
     def region(self, model: Model, pixels: npt.NDArray[np.bool_]) -> dict[str, Array]:
         """What ``edit`` has beside ``image`` where some pixels ``[B, H, W]`` are painted anew: a
-        token is decided anew if any of them lies in its cell.
+        token is decided anew if any of them lies in its cell. Families whose tokens have several
+        scales may ask for more of coarse ones.
 
         Raises:
             RequestError: models of the family are not edited, tokens have no place in the picture,

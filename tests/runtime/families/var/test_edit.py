@@ -44,21 +44,23 @@ def ids(image: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
 
 def _region(generator: Generator) -> dict[str, Any]:
     pixels = np.zeros((3, 8, 8), np.bool_)
-    pixels[:, 0, 3] = True
+    pixels[:, :5, :3] = True
     return generator.family.region(generator.model, pixels)
 
 
-def test_a_region_touches_cells_of_every_scale(generator: Generator) -> None:
-    """Of 3×3 cells a pixel of 8×8 may lie in two: the fourth column ends at 4/8, behind 1/3 and
-    before 2/3, and begins at 3/8."""
+def test_a_region_has_cells_of_every_scale(generator: Generator) -> None:
+    """Of the last scale by any pixel, of others by more than half of their area: of 1×1 15/64 are
+    painted anew, of 2×2 in the left column 12/16 and 3/16, of 3×3 all and 7/8 of the upper two, and
+    1/8 of those beside them."""
     (mask, *_) = _region(generator)["mask"]
-    touched = [np.flatnonzero(each).tolist() for each in np.split(mask, [1, 5, 14])]
-    assert touched == [[0], [0], [1], [1]]
+    anew = [np.flatnonzero(each).tolist() for each in np.split(mask, [1, 5, 14])]
+    assert anew == [[], [0], [0, 3], [0, 1, 4, 5, 8, 9]]
     pixels = np.zeros((1, 8, 8), np.bool_)
-    pixels[0, 0, 2] = True  # 2/8 … 3/8, around 1/3
+    pixels[0, 0, 3] = True
     (mask,) = generator.family.region(generator.model, pixels)["mask"]
-    touched = [np.flatnonzero(each).tolist() for each in np.split(mask, [1, 5, 14])]
-    assert touched == [[0], [0], [0, 1], [1]]
+    assert np.flatnonzero(mask).tolist() == [14 + 1]
+    (mask,) = generator.family.region(generator.model, ~np.zeros((1, 8, 8), np.bool_))["mask"]
+    assert mask.all()
 
 
 def test_a_variation_keeps_coarse_scales(generator: Generator) -> None:

@@ -169,8 +169,12 @@ class VarFamily(Family):
         return with_decoder_rollouts(found, info.decoders)
 
     def region(self, model: Model, pixels: npt.NDArray[np.bool_]) -> dict[str, Array]:
+        """On the last scale any pixel counts. A token of a coarser one draws more than its own
+        cell, so it is decided anew only if more than half of that is: what is kept changes less."""
         info: VarModel = model.info
-        maps = (touched(info, pixels, side, side) for side in info.patch_nums)
+        *coarse, last = info.patch_nums
+        maps = [touched(info, pixels, side, side, share=0.5) for side in coarse]
+        maps.append(touched(info, pixels, last, last))
         return {"mask": np.concatenate([each.reshape(len(pixels), -1) for each in maps], 1)}
 
     def variation(
