@@ -13,8 +13,8 @@ there, and pays for it: twice the error of the mean, if it is drawn from the ver
 mean may win the error, and lose in the features.
 
 **Other classes.** The same regions, the left three quarters, and the whole become another class:
-how often the classifier sees the new class, and how often the old one. Nothing is put back over these
-results, so the squared error of what is kept says how much an edit changes beside its region.
+how often the classifier sees the new class, and how often the old one. Nothing is put back over
+these results, so the squared error of what is kept says how much an edit changes beside its region.
 
     python samples/fashion/evaluate_edit.py            # writes results/edit.json
     python samples/fashion/evaluate_edit.py --var      # writes results/var-edit.json
