@@ -90,8 +90,14 @@ def tiny_text_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cached_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As :func:`tiny_bundle`, of the same weights, with cached context."""
+    """As :func:`tiny_bundle`, of the same weights, with cached context and an image encoder."""
     return copy_of("tiny-cached", tmp_path_factory.mktemp("bundles") / "tiny-cached")
+
+
+@pytest.fixture(scope="session")
+def edit_bundle(cached_bundle: Path) -> Path:
+    """The one that can edit pictures, for what needs no cached context."""
+    return cached_bundle
 
 
 @pytest.fixture(scope="session")

@@ -26,9 +26,10 @@ BUNDLES = (
     *("tiny", "tiny-cached", "tiny-text", "tiny-wide", "tiny-amused", "tiny-var", "tiny-mar"),
     *("toy", "sample"),
 )
-"""Class-conditional with a policy; the same with cached context; text-conditional without; with a
-wider decoder; aMUSEd with its text encoder; VAR with a policy; MAR; the family that lives in the
-tests; and the trained Fashion sample."""
+"""Class-conditional with a policy; the same with cached context and an image encoder;
+text-conditional without; with a wider decoder; aMUSEd with its text encoder; VAR with a policy and
+an image encoder; MAR with an image encoder; the family that lives in the tests; and the trained
+Fashion sample."""
 
 _SAMPLE = ROOT / "samples" / "fashion"
 _FOLDERS = tuple(ROOT / name for name in ("export", "runtime", "calibration", "tests"))
@@ -77,7 +78,8 @@ def _export(name: str, folder: Path) -> None:
         if name == "tiny":
             tiny.export(tiny.checkpoints(work), bundle)
         elif name == "tiny-cached":
-            tiny.export({**tiny.checkpoints(work), "cached_context": True}, bundle)
+            more = {"cached_context": True, "encoder": True}
+            tiny.export(tiny.checkpoints(work) | more, bundle)
         elif name == "tiny-text":
             tiny.export_text(tiny.text_checkpoints(work), bundle)
         elif name == "tiny-wide":

@@ -50,6 +50,7 @@ WHERE_IS = {
     "what differs between forms of MaskGIT": "class Rules(",
     "prompts, their ids, and the states that are kept": "class TextStates",
     "orders of positions that are known before": "def ranks(",
+    "the image encoder of edits, cells that pixels touch": "def touched(",
     "local steps beside cached keys and values": "def local_run(",
     "the KV cache": "past_{name}",
     "tokens of an iteration; which positions it computes": "def recomputed(",

@@ -83,4 +83,4 @@ def checkpoints(folder: Path) -> dict[str, Any]:
 
 def export(given: dict[str, Any], out: Path) -> Path:
     """Export what :func:`checkpoints` wrote."""
-    return export_form("var", given, out, command="pytest").path
+    return export_form("var", {**given, "encoder": True}, out, command="pytest").path

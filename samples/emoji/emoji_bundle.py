@@ -39,6 +39,7 @@ def _given() -> dict[str, Any]:
         "tokenizer": weights / "tokenizer.safetensors",
         "untrained_policy": True,
         "text_encoder": encoder_folder(),
+        "encoder": True,
         "config": FOLDER / "config.json",
     }
 
@@ -47,7 +48,9 @@ def _is_current(bundle: Bundle, given: dict[str, Any]) -> bool:
     """Whether the bundle was made from the present weights and configuration."""
     made_from = {name: info.sha256 for name, info in bundle.manifest.provenance.checkpoints.items()}
     names = ("transformer", "tokenizer", "config")
-    return all(made_from.get(name) == sha256(given[name]) for name in names)
+    return bundle.manifest.model.editable and all(
+        made_from.get(name) == sha256(given[name]) for name in names
+    )
 
 
 if __name__ == "__main__":

@@ -47,21 +47,22 @@ def mar_bundle(out: Path = MAR_BUNDLE) -> Bundle:
     return _current("mar", mar_checkpoints(), out)
 
 
-def var_checkpoints() -> dict[str, Path]:
+def var_checkpoints() -> dict[str, Any]:
     """What to export of the VAR."""
     return _checkpoints("var")
 
 
-def mar_checkpoints() -> dict[str, Path]:
+def mar_checkpoints() -> dict[str, Any]:
     """What to export of the MAR."""
     return _checkpoints("mar")
 
 
-def _checkpoints(form: str) -> dict[str, Path]:
+def _checkpoints(form: str) -> dict[str, Any]:
     return {
         "transformer": WEIGHTS / f"{form}_transformer.safetensors",
         "tokenizer": WEIGHTS / f"{form}_tokenizer.safetensors",
         "config": FOLDER / f"{form}_config.json",
+        "encoder": True,
     }
 
 
@@ -96,7 +97,9 @@ def _current(form: str, given: dict[str, Any], out: Path) -> Bundle:
 
 
 def _is_current(bundle: Bundle, given: dict[str, Any]) -> bool:
-    """Whether the bundle was made from the present weights and configuration."""
+    """Whether the bundle was made from the present weights and configuration, for editing too."""
+    if not bundle.manifest.model.editable:
+        return False
     names = ("transformer", "tokenizer", "config", "small_decoder")
     files = {name: given[name] for name in names if given.get(name) is not None}
     files |= {f"tuned/{path.name}": path for path in given.get("tuned_policy", ())}

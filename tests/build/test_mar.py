@@ -37,7 +37,9 @@ from fewstep.runtime.records import BuildOptions
 from fewstep.runtime.settings import settings_of
 from fewstep.runtime.verify import verify
 
-_GRAPHS = ("encoder", "decoder_start", "decoder_rest", "readout", "head", "decoder")
+_GRAPHS = ("encoder", "decoder_start", "decoder_rest", "readout", "head", "decoder") + (
+    "image_encoder",
+)
 _ENCODER, _DEPTH, _DECODER, _HEAD, _CHANNELS, _BUFFER = 48, 2, 32, 24, 12, 6
 _CACHED: dict[str, Any] = {"refresh": 2, "refresh_first": 1, "recompute": 0.1}
 

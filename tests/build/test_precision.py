@@ -50,6 +50,34 @@ def test_delicate_nodes_compute_in_fp32_and_the_others_do_not(
     assert matmuls > 0 or "Conv" in {node.op_type for node in lowered.model.graph.node}
 
 
+@pytest.mark.parametrize("heads", [True, False])
+def test_nearest_codes_are_searched_in_fp32_only_if_asked(edit_bundle: Path, heads: bool) -> None:
+    """With the codes as they are stored: not one of them rounded."""
+    graph = onnx.load(edit_bundle / "image_encoder.onnx")
+    lowered = lower(graph, "fp16", heads=heads)
+    types, nodes = _types(lowered.model), lowered.model.graph.node
+    kind = TensorProto.FLOAT if heads else TensorProto.FLOAT16
+    (search,) = (node for node in nodes if node.op_type == "ArgMin")
+    distances = next(node for node in nodes if node.op_type == "MatMul")
+    assert types[search.input[0]] == types[distances.input[0]] == kind
+    producers = {made: node for node in nodes for made in node.output}
+    codes = distances.input[1]
+    while codes in producers:
+        assert producers[codes].op_type == "Transpose"
+        codes = producers[codes].input[0]
+    assert {each.name: each.data_type for each in lowered.model.graph.initializer}[codes] == kind
+
+
+@pytest.mark.parametrize("name", ["image_encoder", "decoder"])
+def test_graphs_with_pooling_can_be_bf16(edit_bundle: Path, name: str) -> None:
+    """The definition of averages over windows has no bf16."""
+    lowered = lower(onnx.load(edit_bundle / f"{name}.onnx"), "bf16")
+    types = _types(lowered.model)
+    for node in lowered.model.graph.node:
+        if node.op_type in ("AveragePool", "Conv", "Resize"):
+            assert types[node.input[0]] == TensorProto.FLOAT
+
+
 @pytest.mark.parametrize(("name", "output"), [("transformer", "logits"), ("policy", "action")])
 @pytest.mark.parametrize("heads", [True, False])
 def test_the_last_product_of_a_head_is_fp32_only_if_asked(

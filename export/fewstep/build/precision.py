@@ -1,8 +1,9 @@
 """fp32 graphs to fp16 or bf16: a pass over the graph that keeps delicate parts in fp32.
 
 Every float node works in the low type unless its operator is delicate (statistics of norms,
-softmax, trigonometry), it computes the logits or the policy's action, or the caller keeps it by
-name. The caller also releases delicate nodes (:mod:`fewstep.build.norms` knows which).
+softmax, trigonometry), it computes the logits or the policy's action, it searches the nearest code,
+or the caller keeps it by name. The caller also releases delicate nodes (:mod:`fewstep.build.norms`
+knows which).
 Casts stand where a tensor crosses from one type to the other, once per tensor. Inputs and outputs
 stay float32, so the graph fits where the fp32 one did.
 """
@@ -49,8 +50,12 @@ DELICATE = NORMS | frozenset(
 HEADS = frozenset(("logits", "action"))
 """Graph outputs whose last matmul, and what follows it, stays in fp32."""
 
+_CODES = "tokens"
+"""The graph output of codes that are the nearest to what was computed."""
+
+_SEARCHES = frozenset(("ArgMin", "ArgMax"))
 _FLOAT = TensorProto.FLOAT
-_NOT_IN_BFLOAT16 = frozenset(("Conv", "Resize"))  # by the definition of opset 20
+_NOT_IN_BFLOAT16 = frozenset(("Conv", "Resize", "AveragePool"))  # by the definition of opset 20
 _FLOAT_BY_DEFINITION = {"Resize": frozenset((1, 2))}  # roi and scales
 
 
@@ -76,8 +81,8 @@ def lower(
         model: the fp32 graph, weights included; not changed.
         precision: a key of :data:`LOW`.
         keep: names of further nodes that stay in fp32.
-        heads: whether the nodes of :data:`HEADS` stay in fp32. Compute capability 7.5 has no fp32
-            matmuls in TensorRT-RTX, so engines for it need this off.
+        heads: whether the nodes of :data:`HEADS` and :func:`search_nodes` stay in fp32. Compute
+            capability 7.5 has no fp32 matmuls in TensorRT-RTX, so engines for it need this off.
         released: names of nodes of :data:`DELICATE` that are fp16 all the same. In bf16 none is:
             opset 20 has no InstanceNormalization in it.
 
@@ -88,7 +93,9 @@ def lower(
     kept = {node.name for node in model.graph.node if node.op_type in delicate}
     if precision == "fp16":
         kept -= set(released)
-    kept |= set(keep) | (head_nodes(model.graph) if heads else set())
+    kept |= set(keep)
+    if heads:
+        kept |= head_nodes(model.graph) | search_nodes(model.graph)
     return _Pass(model, LOW[precision], kept).run()
 
 
@@ -182,6 +189,27 @@ def head_nodes(graph: onnx.GraphProto) -> set[str]:
         while node is not None and node.name not in found:
             found.add(node.name)
             node = None if node.op_type in MAC_OPERATORS else producers.get(node.input[0])
+    return found
+
+
+def search_nodes(graph: onnx.GraphProto) -> set[str]:
+    """Nodes that search nearest codes, of a graph that gives codes: from the distances' matmul on,
+    and what only moves, adds or scales its inputs.
+
+    Distances of thousands of codes lie closer together than half precision can tell.
+    """
+    if _CODES not in (output.name for output in graph.output):
+        return set()
+    producers, found = producers_of(graph), set[str]()
+    waiting = [(node, False) for node in graph.node if node.op_type in _SEARCHES]
+    while waiting:
+        node, after_matmul = waiting.pop()
+        multiplies = node.op_type in MAC_OPERATORS
+        if node.name in found or (multiplies and after_matmul):
+            continue
+        found.add(node.name)
+        before = (producers[name] for name in node.input if name in producers)
+        waiting += [(each, after_matmul or multiplies) for each in before]
     return found
 
 

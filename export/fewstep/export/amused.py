@@ -46,9 +46,11 @@ class Checkpoints:
     Args:
         folder: of the pipeline, with ``transformer``, ``vqvae``, ``text_encoder``, ``tokenizer``
             and ``scheduler``, as ``save_pretrained`` of diffusers writes it.
+        encoder: whether the bundle can edit pictures.
     """
 
     folder: Path
+    encoder: bool = False
 
 
 def load(files: Checkpoints, config: ExportConfig) -> Exportable:
@@ -79,7 +81,9 @@ def load(files: Checkpoints, config: ExportConfig) -> Exportable:
     encoder = read_encoder(
         folder / "text_encoder", folder / "tokenizer", "penultimate", pooled=True
     )
-    tokenizer, read = presets.read(VQModel, folder / "vqvae", constructor_arguments(VQModel, codes))
+    tokenizer, read = presets.read(
+        VQModel, folder / "vqvae", constructor_arguments(VQModel, codes), whole=files.encoder
+    )
     notes = [f"tokenizer: {note}" for note in read.notes]
     transformer, read = presets.read(
         UVit2DModel, folder / "transformer", constructor_arguments(UVit2DModel, sizes)
@@ -87,7 +91,7 @@ def load(files: Checkpoints, config: ExportConfig) -> Exportable:
     notes += [f"transformer: {note}" for note in read.notes]
     networks = _networks(transformer, tokenizer, encoder, sampling, folder)
     found = masked_form.exportable(
-        masked_form.Checkpoints(folder / "transformer", folder / "vqvae"),
+        masked_form.Checkpoints(folder / "transformer", folder / "vqvae", files.encoder),
         config,
         _form(sampling, folder),
         replace(networks, notes=tuple(notes)),

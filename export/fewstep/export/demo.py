@@ -42,5 +42,6 @@ def sample_checkpoints(sample: Path) -> dict[str, Any]:
         "untrained_policy": True,
         "tuned_policy": sorted(weights.glob("policy-*.safetensors")),
         "config": sample / "config.json",
+        "encoder": True,
         "small_decoder": small if small.exists() else None,
     }

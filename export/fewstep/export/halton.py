@@ -55,7 +55,9 @@ def load(files: Checkpoints, config: ExportConfig) -> Exportable:
         CheckpointError: a file or the configuration does not fit.
     """
     masked_form.check_config("Halton-MaskGIT", config, FORM)
-    tokenizer, read = presets.read(LlamaGenVQ, files.tokenizer, config.tokenizer)
+    tokenizer, read = presets.read(
+        LlamaGenVQ, files.tokenizer, config.tokenizer, whole=files.encoder
+    )
     notes = [f"tokenizer: {note}" for note in read.notes]
     transformer, read = presets.read(HaltonTransformer, files.transformer, config.transformer)
     notes += [f"transformer: {note}" for note in read.notes]

@@ -37,10 +37,12 @@ class Checkpoints:
     Args:
         transformer: MAR's checkpoint; the averaged weights (EMA) are taken.
         tokenizer: of the KL autoencoder.
+        encoder: whether the bundle can edit pictures.
     """
 
     transformer: Path
     tokenizer: Path
+    encoder: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def load(files: Checkpoints, config: ExportConfig) -> Exportable:
     config.settings(MarSettings())
     models = load_models(files, config)
     model, notes = describe(models, config, scale)
+    model = model.model_copy(update={"editable": files.encoder})
     return Exportable(
         files.transformer.stem,
         model,
@@ -93,7 +96,9 @@ def load_models(files: Checkpoints, config: ExportConfig) -> Models:
     Raises:
         CheckpointError: a file does not load, or the models do not fit each other.
     """
-    tokenizer, read = presets.read(AutoencoderKL, files.tokenizer, config.tokenizer)
+    tokenizer, read = presets.read(
+        AutoencoderKL, files.tokenizer, config.tokenizer, whole=files.encoder
+    )
     notes = [f"tokenizer: {note}" for note in read.notes]
     transformer, read = presets.read(MAR, files.transformer, config.transformer)
     notes += [f"transformer: {note}" for note in read.notes]

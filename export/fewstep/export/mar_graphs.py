@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fewstep.export.image_encoder import encoder_graphs
 from fewstep.export.models.kl import AutoencoderKL
 from fewstep.export.models.mar import MAR, Block
 from fewstep.export.models.mar_head import TIMESTEPS, DiffLoss
@@ -131,6 +132,17 @@ class Head(nn.Module):
         return out
 
 
+class ImageEncoder(nn.Module):
+    """Image ``[B, 3, H, W]`` in 0…1 → tokens ``[B, L, C]``, row by row: the mean of its latents."""
+
+    def __init__(self, mar: MAR, tokenizer: AutoencoderKL, scale: float) -> None:
+        super().__init__()
+        self.mar, self.tokenizer, self.scale = mar, tokenizer, scale
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.mar.tokens(self.scale * self.tokenizer.mean(2 * image - 1))
+
+
 class Decoder(nn.Module):
     """Tokens ``[B, L, C]``, row by row → image ``[B, 3, H, W]`` in 0…1."""
 
@@ -232,4 +244,5 @@ def graphs(model: MarModel, mar: MAR, tokenizer: AutoencoderKL) -> dict[str, Gra
             ("image",),
             unclamped=decoder.unclamped,
         ),
+        **encoder_graphs(model, ImageEncoder(mar, tokenizer, model.latent_scale)),
     }

@@ -60,6 +60,7 @@ class Checkpoints:
         pixel_range: of the tokenizer, ``LOW:HIGH``; that of the configuration, or 0:1, if empty.
         cached_context: whether the transformer can compute some positions beside others, whose keys
             and values are cached.
+        encoder: whether the bundle can edit pictures.
     """
 
     transformer: Path
@@ -71,6 +72,7 @@ class Checkpoints:
     unconditional_text: Path | None = None
     pixel_range: str = ""
     cached_context: bool = False
+    encoder: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Models:
     ``encoder``: of texts. ``unconditional_text``: states of the empty text ``[L, D]``, float32.
     ``notes``: what was removed from the files or preferred in them. ``stored``: what the policy's
     file says of itself. ``pixels``: the least and the largest pixel value that the tokenizer was
-    trained on. ``cached_context``: as of :class:`Checkpoints`.
+    trained on. ``cached_context``: as of :class:`Checkpoints`; ``editable``: its ``encoder``.
     """
 
     transformer: UViT
@@ -95,6 +97,7 @@ class Models:
     stored: StoredPolicy = StoredPolicy()
     pixels: tuple[float, float] = (0.0, 1.0)
     cached_context: bool = False
+    editable: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,7 @@ def load_models(files: Checkpoints, config: ExportConfig) -> Models:
         policy, found = presets.read(PolicyNet, files.policy, config.policy)
         notes, stored = notes + _notes("policy", found), stored_policy(found, files.policy)
         put_in_order(policy, stored.order)
-    tokenizer, found = presets.read(VQModel, files.tokenizer, config.tokenizer)
+    tokenizer, found = presets.read(VQModel, files.tokenizer, config.tokenizer, whole=files.encoder)
     notes += _notes("tokenizer", found)
     models = Models(
         transformer,
@@ -190,6 +193,7 @@ def load_models(files: Checkpoints, config: ExportConfig) -> Models:
         stored,
         pixels,
         files.cached_context,
+        files.encoder,
     )
     _check_fit(models)
     return models
@@ -277,6 +281,7 @@ def describe(
         at_least_one=at_least_one,
         cached_blocks=transformer.num_blocks if models.cached_context else 0,
         presets={**_presets(models, config), **config.presets},
+        editable=models.editable,
         defaults=defaults,
     )
     return model, notes
@@ -381,3 +386,7 @@ class _From(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return torch.clamp(self.unclamped(tokens), 0.0, 1.0)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Image ``[B, 3, H, W]`` → token ids ``[B, N]``."""
+        return self.tokenizer.encode(self.low + self.span * image)

@@ -34,10 +34,12 @@ class Checkpoints:
     Args:
         transformer: of the network that predicts tokens.
         tokenizer: of the one that decodes them.
+        encoder: whether the bundle can edit pictures.
     """
 
     transformer: Path
     tokenizer: Path
+    encoder: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Networks:
     Args:
         transformer: tokens ``[B, N]`` and class ids ``[B]`` or text states → logits.
         decoder: tokens ``[B, N]`` → image ``[B, 3, H, W]`` in 0…1; ``unclamped`` gives it as it
-            was before it was clamped.
+            was before it was clamped. With ``--encoder``, ``encode`` is the way back.
         grid: rows and columns of tokens.
         codebook_size: codes V.
         width: of the transformer.
@@ -105,9 +107,9 @@ def exportable(
         networks: both.
 
     Raises:
-        CheckpointError: the configuration does not fit.
+        CheckpointError: the configuration does not fit, or the way back does not.
     """
-    model, notes = _describe(config, form, networks)
+    model, notes = _describe(config, form, networks, editable=files.encoder)
     graphs = masked_graphs(model, networks.transformer, networks.decoder)
     checkpoints, contents = checkpoint.named_files(vars(files)), dict[str, bytes]()
     if (encoder := networks.encoder) is not None:
@@ -141,7 +143,7 @@ def _defaults(form: Form) -> MaskedSettings:
 
 
 def _describe(
-    config: ExportConfig, form: Form, networks: Networks
+    config: ExportConfig, form: Form, networks: Networks, *, editable: bool
 ) -> tuple[MaskedModel, tuple[str, ...]]:
     condition, notes = _condition(config, networks)
     defaults = config.settings(_defaults(form))
@@ -160,6 +162,7 @@ def _describe(
             condition=condition,
             at_least_one=form.at_least_one,
             rules=form.rules,
+            editable=editable,
             presets={**_fitting(form, tokens), **config.presets},
             defaults=defaults,
         )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fewstep.export.image_encoder import Codes, encoder_graphs
 from fewstep.export.models import UViT
 from fewstep.export.source import Graph
 from fewstep.runtime.condition import ClassCondition
@@ -27,7 +28,11 @@ def masked_graphs(
             policies. With a cache it is given the positions of the tokens after these, and keys and
             values of others last, and gives those of the tokens last.
         decoder: tokens ``[B, N]`` → image in 0…1; ``unclamped`` as it was before it was clamped.
+            Of an editable model, ``encode`` is the way back.
         policies: networks by the name of their graph.
+
+    Raises:
+        CheckpointError: the way back does not fit.
     """
     generator = torch.Generator().manual_seed(0)
     n, v, policies = model.num_tokens, model.codebook_size, policies or {}
@@ -53,6 +58,7 @@ def masked_graphs(
         "transformer": Graph(transformer, inputs, outputs, dynamic),
         **{name: Graph(network, state, ("action",)) for name, network in policies.items()},
         "decoder": Graph(decoder, {"tokens": tokens}, ("image",), unclamped=unclamped),
+        **encoder_graphs(model, Codes(decoder)),
     }
 
 

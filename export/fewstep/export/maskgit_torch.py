@@ -32,7 +32,7 @@ def load(files: Checkpoints, config: ExportConfig) -> Exportable:
         CheckpointError: a file or the configuration does not fit.
     """
     masked_form.check_config("MaskGIT", config, FORM)
-    tokenizer, read = presets.read(VQVAE, files.tokenizer, config.tokenizer)
+    tokenizer, read = presets.read(VQVAE, files.tokenizer, config.tokenizer, whole=files.encoder)
     notes = [f"tokenizer: {note}" for note in read.notes]
     transformer, read = presets.read(
         BidirectionalTransformer, files.transformer, config.transformer

@@ -25,7 +25,11 @@ _WITHOUT_EFFECT = {"dropout", "attn_resolutions", "double_z"}
 
 
 def read(
-    kind: Callable[..., Model], path: Path, arguments: Mapping[str, Any] | None
+    kind: Callable[..., Model],
+    path: Path,
+    arguments: Mapping[str, Any] | None,
+    *,
+    whole: bool = False,
 ) -> tuple[Model, Checkpoint]:
     """A model from a file, as :func:`load` makes it, and what else the file says.
 
@@ -33,10 +37,11 @@ def read(
         kind: its class.
         path: the checkpoint, in any wrapping.
         arguments: the constructor's; ``None`` for a published size.
+        whole: a tokenizer with its encoder, which is left out otherwise.
 
     Raises:
         CheckpointError: unreadable, unknown arguments, no published size fits, keys, shapes or
-            stored settings differ, or values are not finite numbers.
+            stored settings differ, values are not finite numbers, or there is no encoder.
     """
     content = open_checkpoint(path)
     if tuned.KEY in content.metadata:
@@ -44,7 +49,10 @@ def read(
             f"{path} is a policy that fewstep calibrate policy wrote; instead of --policy pass "
             f"--untrained-policy --tuned-policy {path}"
         )
-    found = wrappers.find(path, content, part_of(kind).wanted(_keys(kind, path, arguments)))
+    keys = _keys(kind, path, arguments)
+    found = wrappers.find(path, content, part_of(kind).wanted(keys, whole=whole))
+    if found is not None and whole:
+        _require_encoder(kind, path, keys, found)
     size, problem = _size(kind, {} if found is None else found.tensors, path, arguments)
     if found is None or size is None:
         _refuse_another(kind, path, content, found)
@@ -58,7 +66,7 @@ def load(
 ) -> Model:
     """A model with the tensors of a checkpoint, frozen and in evaluation mode.
 
-    What is never exported may be missing: a tokenizer then has no encoder.
+    What is seldom exported may be missing: a tokenizer then has no encoder.
 
     Args:
         kind: its class.
@@ -81,7 +89,7 @@ def load(
 def _model(
     kind: Callable[..., Model], state: State, path: Path, arguments: Mapping[str, Any]
 ) -> Model:
-    """A model on the meta device, without what is never exported if ``state`` has not all of it."""
+    """A model on the meta device, without its encoder if ``state`` has not all of that."""
     model = build(kind, arguments, path)
     for name in (each.removesuffix(".") for each in part_of(kind).rules.unused):
         needed = [key for key in model.state_dict() if key.startswith(f"{name}.")]
@@ -114,6 +122,19 @@ def _size(
         f"{path} is none of the published sizes ({names}); describe yours with --config. "
         f"Against the nearest, {nearest}: {problems}"
     )
+
+
+def _require_encoder(
+    kind: Callable[..., nn.Module], path: Path, keys: frozenset[str], found: Checkpoint
+) -> None:
+    """Raise a :class:`CheckpointError` if a tokenizer's file has nothing of its encoder."""
+    for start in part_of(kind).rules.unused:
+        needed = any(key.startswith(start) for key in keys)
+        if needed and not any(key.startswith(start) for key in found.tensors):
+            raise CheckpointError(
+                f"{path} has no weights of the tokenizer's encoder ({start}*): pass the whole "
+                "file, or leave --encoder out"
+            )
 
 
 def _keys(

@@ -45,6 +45,14 @@ class Option:
         return "--" + self.name.replace("_", "-")
 
 
+IMAGE_ENCODER = Option(
+    "encoder",
+    "With the tokenizer's encoder as a graph too, so that the bundle can edit pictures.",
+    "flag",
+)
+"""Of forms whose tokenizer has one."""
+
+
 @dataclass(frozen=True)
 class Graph:
     """A module that becomes one ONNX file.

@@ -63,7 +63,7 @@ def load(files: Checkpoints, config: ExportConfig) -> Exportable:
         CheckpointError: a file or the configuration does not fit.
     """
     masked_form.check_config("1d-tokenizer", config, _form({}))
-    tokenizer, decoder, notes = _tokenizer(files.tokenizer, config)
+    tokenizer, decoder, notes = _tokenizer(files, config)
     transformer, found = _generator(files.transformer, config)
     require_agreement(
         (
@@ -97,9 +97,11 @@ class _Decoded:
             self.tokens, self.grid, self.pixels = side**2, (side, side), model.resolution
 
 
-def _tokenizer(path: Path, config: ExportConfig) -> tuple[nn.Module, _Decoded, tuple[str, ...]]:
-    kind: Any = VQModel if _has(path, _OF_VQGAN) else TiTok
-    model, read = presets.read(kind, path, config.tokenizer)
+def _tokenizer(
+    files: Checkpoints, config: ExportConfig
+) -> tuple[nn.Module, _Decoded, tuple[str, ...]]:
+    kind: Any = VQModel if _has(files.tokenizer, _OF_VQGAN) else TiTok
+    model, read = presets.read(kind, files.tokenizer, config.tokenizer, whole=files.encoder)
     return model, _Decoded(model), tuple(f"tokenizer: {note}" for note in read.notes)
 
 

@@ -52,6 +52,7 @@ class Checkpoints:
         untrained_policy: make a policy network in its place, which follows the recipe until
             ``fewstep calibrate policy`` tunes it.
         tuned_policy: policies that ``fewstep calibrate policy`` wrote, oldest first.
+        encoder: whether the bundle can edit pictures.
     """
 
     transformer: Path
@@ -59,6 +60,7 @@ class Checkpoints:
     policy: Path | None = None
     untrained_policy: bool = False
     tuned_policy: Sequence[Path] = ()
+    encoder: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def load(files: Checkpoints, config: ExportConfig) -> Exportable:
     config.settings(VarSettings())
     models = load_models(files, config)
     model, notes = describe(models, config, untrained=files.untrained_policy)
+    model = model.model_copy(update={"editable": files.encoder})
     networks: dict[str, nn.Module] = {} if models.policy is None else {POLICY: models.policy}
     networks |= {each.name: each.network for each in models.tuned}
     return Exportable(

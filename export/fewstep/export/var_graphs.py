@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fewstep.export.image_encoder import encoder_graphs
 from fewstep.export.models.var import VAR
 from fewstep.export.models.var_quantizer import Phi
 from fewstep.export.models.var_vae import VQVAE
 from fewstep.export.source import Graph
 from fewstep.runtime.families.var.model import VarModel
+from fewstep.runtime.families.var.resize import area, bicubic
 
 
 class Start(nn.Module):
@@ -120,6 +122,38 @@ class NextScale(nn.Module):
         return grown, self.word_embed(words) + F.embedding(positions, self.positions)
 
 
+class ImageEncoder(nn.Module):
+    """Image ``[B, 3, H, W]`` in 0…1 → ids of all scales in turn, ``[B, L]`` int32.
+
+    Maps are resized by the matrices that :class:`NextScale` is given, so that what a token adds to
+    f̂ is what the rest was less by.
+    """
+
+    def __init__(self, model: VarModel, vae: VQVAE) -> None:
+        super().__init__()
+        self.vae, self.sides = vae, model.patch_nums
+        for scale, side in enumerate(model.patch_nums[:-1]):
+            self.register_buffer(f"down_{scale}", torch.from_numpy(area(model.grid, side)))
+            self.register_buffer(f"up_{scale}", torch.from_numpy(bicubic(side, model.grid)))
+
+    def forward(self, image: Tensor) -> Tensor:
+        quantize = self.vae.quantize
+        rest, found = self.vae.latents(2 * image - 1), list[Tensor]()
+        for scale in range(len(self.sides)):
+            ids = quantize.nearest(self._resized(rest, "down", scale))  # [B, s, s]
+            maps = self._resized(quantize.embedding(ids).permute(0, 3, 1, 2), "up", scale)
+            rest = rest - quantize.phi(scale)(maps)
+            found.append(ids.flatten(1))
+        return torch.cat(found, 1).int()
+
+    def _resized(self, maps: Tensor, way: str, scale: int) -> Tensor:
+        """Maps ``[B, C, …]`` of the full grid to a scale's (``down``), or back (``up``)."""
+        if scale == len(self.sides) - 1:
+            return maps
+        matrix: Tensor = getattr(self, f"{way}_{scale}")
+        return matrix @ maps @ matrix.transpose(0, 1)
+
+
 class Decoder(nn.Module):
     """f̂ ``[B, Z, G, G]`` → image ``[B, 3, H, W]`` in 0…1."""
 
@@ -225,4 +259,4 @@ def graphs(
         }
         found |= {name: Graph(each, state, ("action",)) for name, each in policies.items()}
     found["decoder"] = Graph(decoder, {"f_hat": f_hat}, ("image",), unclamped=decoder.unclamped)
-    return found
+    return found | encoder_graphs(model, ImageEncoder(model, vae))

@@ -46,8 +46,8 @@ class Wanted:
         keys: those of the model's state dict that are exported.
         aliases: keys under which another system publishes the same tensors, to the model's.
         alias_of: that system.
-        unused: beginnings of keys that are never exported: absent, extra or different, they are
-            dropped.
+        unused: beginnings of keys that are not exported, those of a tokenizer's encoder where
+            nothing is edited: absent, extra or different, they are dropped.
         beside: matches further keys that may be there and are dropped.
         preferred: ends of prefixes to take before others that fit too, the best first.
         avoided: matches prefixes of another model that has the same keys.

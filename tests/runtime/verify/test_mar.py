@@ -64,7 +64,7 @@ def _by_name(report: Report, rollout: str) -> dict[tuple[str, str], Check]:
 
 def test_a_recording_has_every_run_that_is_judged(mar_bundle: Path) -> None:
     found = recordings(Bundle.read(mar_bundle))
-    assert found.keys() == {"full", "cached"}
+    assert found.keys() == {"full", "cached", "image_encoder"}
     for name, recording in found.items():
         graphs = [run.graph for run in recording.runs.values()]
         assert graphs.count("readout") == _ITERATIONS

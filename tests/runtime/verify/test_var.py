@@ -29,11 +29,13 @@ def test_every_scale_is_compared_also_image_by_image(var_bundle: Path) -> None:
     report = _verify(var_bundle)
     assert report.passed
     found = {(check.graph, check.metric): check for check in report.checks}
-    assert {graph for graph, _ in found} == {"head", "next_scale", "decoder", "policy", "loop"}
+    assert {graph for graph, _ in found} == {
+        *("image_encoder", "head", "next_scale", "decoder", "policy", "loop")
+    }
     assert len(found["head", "kl_nats"].steps) == 4
     assert len(found["next_scale", "latent_error"].steps) == 4
     assert 0 < found["next_scale", "latent_error"].value < 1e-6
-    assert _loop(report).keys() == {"fixed", "policy"}
+    assert _loop(report).keys() == {"fixed", "policy", "image_encoder"}
     assert {check.metric for check in _loop(report).values()} == {"token_agreement"}
     for one, check in zip(_verify(var_bundle, max_batch=1).checks, report.checks, strict=True):
         assert (one.graph, one.metric, len(one.steps)) == (

@@ -58,11 +58,16 @@ class Part:
         """One of it: its title with an article."""
         return f"{'an' if self.title[0].lower() in 'aeiou' else 'a'} {self.title}"
 
-    def wanted(self, keys: Collection[str]) -> Wanted:
-        """What to look for, of a model whose state dict has ``keys``."""
-        exported = frozenset(key for key in keys if not key.startswith(self.rules.unused))
+    def wanted(self, keys: Collection[str], *, whole: bool = False) -> Wanted:
+        """What to look for, of a model whose state dict has ``keys``.
+
+        ``whole``: what is seldom exported is wanted too: a tokenizer's encoder.
+        """
+        unused = () if whole else self.rules.unused
+        exported = frozenset(key for key in keys if not key.startswith(unused))
         aliases = {name: key for key in exported if (name := self.other_name(key)) != key}
-        return replace(self.rules, keys=exported, aliases=aliases, alias_of=self.other_system)
+        system = self.other_system
+        return replace(self.rules, keys=exported, aliases=aliases, alias_of=system, unused=unused)
 
 
 Kind = Callable[..., nn.Module]

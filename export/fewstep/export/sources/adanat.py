@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fewstep.export.source import Exportable, Option
+from fewstep.export.source import IMAGE_ENCODER, Exportable, Option
 from fewstep.runtime.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ MORE = (
         "cached, for --local-steps.",
         "flag",
     ),
+    IMAGE_ENCODER,
 )
 SOURCE = UViTSource(
     "adanat",

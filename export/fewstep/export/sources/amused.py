@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fewstep.export.source import FilesSource, Option
+from fewstep.export.source import IMAGE_ENCODER, FilesSource, Option
 
 SOURCE = FilesSource(
     "amused",
@@ -17,5 +17,6 @@ SOURCE = FilesSource(
             "folder",
             required=True,
         ),
+        IMAGE_ENCODER,
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fewstep.export.source import FilesSource, Option
+from fewstep.export.source import IMAGE_ENCODER, FilesSource, Option
 
 SOURCE = FilesSource(
     "halton",
@@ -12,5 +12,6 @@ SOURCE = FilesSource(
     (
         Option("transformer", "Transformer checkpoint (ImageNet_256_base.pth).", required=True),
         Option("tokenizer", "LlamaGen tokenizer checkpoint (vq_ds16_c2i.pt).", required=True),
+        IMAGE_ENCODER,
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fewstep.export.source import FilesSource, Option
+from fewstep.export.source import IMAGE_ENCODER, FilesSource, Option
 
 SOURCE = FilesSource(
     "mar",
@@ -16,5 +16,6 @@ SOURCE = FilesSource(
             required=True,
         ),
         Option("tokenizer", "KL autoencoder checkpoint (kl16.ckpt).", required=True),
+        IMAGE_ENCODER,
     ),
 )

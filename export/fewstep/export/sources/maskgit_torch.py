@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fewstep.export.source import FilesSource, Option
+from fewstep.export.source import IMAGE_ENCODER, FilesSource, Option
 
 SOURCE = FilesSource(
     "maskgit-torch",
@@ -12,5 +12,6 @@ SOURCE = FilesSource(
     (
         Option("transformer", "Transformer checkpoint (maskgit_imagenet256.ckpt).", required=True),
         Option("tokenizer", "Tokenizer checkpoint (tokenizer_imagenet256.ckpt).", required=True),
+        IMAGE_ENCODER,
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fewstep.export.source import FilesSource, Option
+from fewstep.export.source import IMAGE_ENCODER, FilesSource, Option
 
 SOURCE = FilesSource(
     "titok",
@@ -12,5 +12,6 @@ SOURCE = FilesSource(
     (
         Option("transformer", "Generator checkpoint (generator_titok_*.bin).", required=True),
         Option("tokenizer", "Tokenizer checkpoint (tokenizer_titok_*.bin).", required=True),
+        IMAGE_ENCODER,
     ),
 )

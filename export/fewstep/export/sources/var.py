@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fewstep.export.source import FilesSource, Option
+from fewstep.export.source import IMAGE_ENCODER, FilesSource, Option
 
 SOURCE = FilesSource(
     "var",
@@ -26,5 +26,6 @@ SOURCE = FilesSource(
             "What calibrate policy wrote; repeat for more, the newest last.",
             "files",
         ),
+        IMAGE_ENCODER,
     ),
 )

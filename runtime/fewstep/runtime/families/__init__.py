@@ -22,7 +22,7 @@ from pydantic import PositiveInt
 from fewstep.runtime.condition import ClassCondition, TextCondition
 from fewstep.runtime.decoders import Decoders
 from fewstep.runtime.devices import Array
-from fewstep.runtime.errors import BundleError, choose
+from fewstep.runtime.errors import BundleError, RequestError, choose
 from fewstep.runtime.program import Program
 from fewstep.runtime.prompts import Tokenizer
 from fewstep.runtime.records import Strict, TensorInfo
@@ -53,12 +53,14 @@ class ModelInfo(Strict, ABC):
 
     ``kind`` names the family. ``image_size``: height and width in pixels. ``decoders``: smaller
     ones in the place of the graph ``decoder``, where the family lets requests choose.
+    ``editable``: whether there is an image encoder (:mod:`fewstep.runtime.editing`).
     """
 
     kind: str
     image_size: tuple[PositiveInt, PositiveInt]
     condition: ClassCondition | TextCondition
     decoders: Decoders = {}
+    editable: bool = False
     defaults: Settings
 
     @abstractmethod
@@ -191,7 +193,9 @@ class Family(ABC):
                 ``[B, tokens]`` int32, which the program then encodes.
             seeds: ``[B]``.
             settings: an instance of ``Settings``; the fields that the caller gave are set.
-            edit: what of the images is kept, by names of the family's own.
+            edit: what of the images is kept, by names of the family's own; of an editable model
+                also ``image``, float32 ``[B, 3, H, W]`` in 0 … 1, in the place of given tokens,
+                beside what :meth:`region` or :meth:`variation` gave.
 
         Raises:
             RequestError: what the model cannot serve.
@@ -236,6 +240,31 @@ class Family(ABC):
     @abstractmethod
     def rollouts(self, model: Model) -> dict[str, dict[str, Any]]:
         """Settings of the rollouts that are recorded as golden ones, by name."""
+
+    def region(self, model: Model, pixels: npt.NDArray[np.bool_]) -> dict[str, Array]:
+        """What ``edit`` has beside ``image`` where some pixels ``[B, H, W]`` are painted anew: a
+        token is decided anew if any of them lies in its cell.
+
+        Raises:
+            RequestError: models of the family are not edited, tokens have no place in the picture,
+                or ``pixels`` does not fit.
+        """
+        raise RequestError(f"models of the family {self.kind} cannot edit pictures")
+
+    def variation(
+        self, model: Model, strength: float, seeds: npt.NDArray[np.uint64]
+    ) -> dict[str, Array]:
+        """What ``edit`` has beside ``image`` where a part of all tokens is decided anew.
+
+        Args:
+            model: the bundle's model.
+            strength: above 0; at 1 all are.
+            seeds: ``[B]``; where tokens are chosen at random, they decide.
+
+        Raises:
+            RequestError: models of the family are not edited, or another ``strength``.
+        """
+        raise RequestError(f"models of the family {self.kind} cannot edit pictures")
 
     def complete(self, model: Model, settings: Any) -> dict[str, Any]:
         """Settings that make the same request again, whatever the defaults become."""

@@ -6,6 +6,7 @@ file, ``golden.npz``, the arrays of rollout R are
 
     R/settings               JSON text: what the request set
     R/condition, R/seeds     of its images
+    R/edit/NAME              what of them is kept, for an edit
     R/decisions/BUFFER       [steps, images, …], as in the trace
     R/positions/N            positions that are kept of logits at N positions
     R/runs/I/GRAPH/TENSOR    an output of run I of the program, rows as the graph has them
@@ -51,6 +52,7 @@ class Recording:
     ``condition`` and ``seeds`` are of its images, ``settings`` of its request. ``decisions``:
     arrays ``[steps, images, …]`` by buffer name. ``runs``: by their place in the program, those
     that metrics exist for. ``positions``: which are kept of logits, by how many there are.
+    ``edit``: what of the images is kept, by names of the family's own; empty for a generation.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Recording:
     decisions: Mapping[str, Array]
     runs: Mapping[int, RecordedRun]
     positions: Mapping[int, Array] = field(default_factory=dict)
+    edit: Mapping[str, Array] = field(default_factory=dict)
 
     def kept(self, kind: TensorKind, value: Array) -> Array:
         """The part of an output that a recording has."""
@@ -73,7 +76,7 @@ class Recording:
         """
         chosen = settings_of(model.info.defaults, self.settings)
         condition = model.info.condition.array(self.condition)
-        return family.request(model, condition, self.seeds, chosen)
+        return family.request(model, condition, self.seeds, chosen, self.edit or None)
 
     def arrays(self) -> dict[str, Array]:
         """Its arrays in the file."""
@@ -82,6 +85,7 @@ class Recording:
             "condition": self.condition,
             "seeds": self.seeds,
         }
+        found |= {f"edit/{name}": value for name, value in self.edit.items()}
         found |= {f"decisions/{name}": value for name, value in self.decisions.items()}
         found |= {f"positions/{count}": value for count, value in self.positions.items()}
         for index, run in self.runs.items():
@@ -89,7 +93,13 @@ class Recording:
         return {f"{self.name}/{name}": value for name, value in found.items()}
 
 
-def record(generator: Generator, name: str, settings: Mapping[str, Any], images: int) -> Recording:
+def record(
+    generator: Generator,
+    name: str,
+    settings: Mapping[str, Any],
+    images: int,
+    edit: Mapping[str, Array] | None = None,
+) -> Recording:
     """Record one rollout with a generator's engines.
 
     Args:
@@ -97,11 +107,12 @@ def record(generator: Generator, name: str, settings: Mapping[str, Any], images:
         name: of the rollout.
         settings: of the request.
         images: how many.
+        edit: what of them is kept, as a request has it.
     """
     family, model = generator.family, generator.model
     condition = model.info.condition.examples(images)
     seeds = _SEED + np.arange(images, dtype=np.uint64)
-    start = Recording(name, condition, seeds, settings, {}, {}, _Positions())
+    start = Recording(name, condition, seeds, settings, {}, {}, _Positions(), edit or {})
     decisions = generator.run(start.request(family, model)).trace.decisions
     made = replace(start, decisions=decisions)
     runs = {}
@@ -232,6 +243,7 @@ def _recording(name: str, arrays: Mapping[str, Array]) -> Recording:
         named("decisions"),
         {index: runs[index] for index in sorted(runs)},
         {int(count): value for count, value in named("positions").items()},
+        named("edit"),
     )
 
 

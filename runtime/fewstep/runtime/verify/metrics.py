@@ -17,6 +17,7 @@ kind           metric                meaning
 ``noise``      ``noise_error``       max |ε − ε'| / max(1, max |ε|), of a diffusion that went on
                                      with what it gave
 ``image``      ``psnr_db``           10 log₁₀(1 / mean squared difference), images in 0 … 1
+``tokens``     ``code_agreement``    fraction of equal codes, the nearest ones to an image's latents
 =============  ====================  =======================================================
 """
 
@@ -80,6 +81,11 @@ def psnr_db(actual: Arrays, expected: Arrays) -> list[float]:
     return [_psnr(a, e) for a, e in zip(actual, expected, strict=True)]
 
 
+def agreements(actual: Arrays, expected: Arrays) -> list[float]:
+    """Fraction of equal numbers."""
+    return [float((a == e).mean()) for a, e in zip(actual, expected, strict=True)]
+
+
 Metric = Callable[[Arrays, Arrays], list[float]]
 
 METRICS: Mapping[TensorKind, Mapping[str, Metric]] = {
@@ -94,6 +100,7 @@ METRICS: Mapping[TensorKind, Mapping[str, Metric]] = {
     "states": {"state_error": largest_errors, "state_cosine": cosines},
     "noise": {"noise_error": largest_errors},
     "image": {"psnr_db": psnr_db},
+    "tokens": {"code_agreement": agreements},
 }
 """By the kind of a graph's output; outputs of other kinds are not compared."""
 

@@ -23,11 +23,14 @@ TITLES = {
     "noise_error": "largest noise error",
     "loop_error": "largest error at the end",
     "psnr_db": "PSNR, dB",
+    "code_agreement": "agreement of encoded codes",
     "token_agreement": "token agreement",
 }
 """Metrics as people read them, in the order of a report."""
 
-AT_LEAST = frozenset(("argmax_agreement", "state_cosine", "psnr_db", "token_agreement"))
+AT_LEAST = frozenset(
+    ("argmax_agreement", "state_cosine", "psnr_db", "code_agreement", "token_agreement")
+)
 
 
 @dataclass(frozen=True)

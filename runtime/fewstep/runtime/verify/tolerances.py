@@ -51,6 +51,19 @@ fp16         1.7e-4       1
 int8         2.9e-2       0.999
 ===========  ===========  ============
 
+Codes of pictures were measured on the encoders of ``samples/fashion``, in bf16 as OpenVINO computes
+it: of the golden rollout, and of 100 generated images (N). The search of the nearest code stays in
+fp32 in fp16 graphs, and nothing of an encoder is quantized:
+
+===========  ==============================  ====================================
+precision    512 codes, 8×8 tokens           VAR: 512 codes, 1 … 8 in 6 scales
+===========  ==============================  ====================================
+fp32         1                               1
+fp16         1                               1
+fp16, N      0.9995                          0.995
+bf16         0.945                           0.927
+===========  ==============================  ====================================
+
 bf16 has three bits fewer. What makes f̂ of tokens is never quantized: with int8 it is as in fp32
 or fp16.
 
@@ -87,6 +100,7 @@ class Tolerances:
     state_cosine: float = -math.inf
     noise_error: float = math.inf
     loop_error: float = math.inf
+    code_agreement: float = -math.inf
 
 
 _EIGHT_BITS = Tolerances(
@@ -101,6 +115,7 @@ _EIGHT_BITS = Tolerances(
     noise_error=3e-1,
     loop_error=1.0,
     psnr_db=25.0,
+    code_agreement=0.8,
     token_agreement=0.1,
 )
 
@@ -118,6 +133,7 @@ TOLERANCES: dict[str, Tolerances] = {
         noise_error=1e-4,
         loop_error=5e-2,
         psnr_db=80.0,
+        code_agreement=0.99,
         token_agreement=0.99,
     ),
     # Acceptance tolerances for reduced precision: a flipped token changes every later step, so
@@ -134,6 +150,7 @@ TOLERANCES: dict[str, Tolerances] = {
         noise_error=2e-2,
         loop_error=2e-1,
         psnr_db=40.0,
+        code_agreement=0.95,
         token_agreement=0.5,
     ),
     "bf16": Tolerances(
@@ -148,6 +165,7 @@ TOLERANCES: dict[str, Tolerances] = {
         noise_error=1e-1,
         loop_error=5e-1,
         psnr_db=32.0,
+        code_agreement=0.8,
         token_agreement=0.1,
     ),
     "int8": _EIGHT_BITS,

@@ -244,11 +244,14 @@ _ZEROS = np.zeros(LATENTS)
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        ({}, "given as `latents`, and `given` that says which tokens stay"),
-        ({"latents": _ZEROS}, "given as `latents`, and `given`"),
-        ({"latents": _ZEROS, "given": _first(2), "tokens": 1}, "given as `latents`, and `given`"),
-        ({"tokens": np.zeros((2, 16), int)}, "given as `latents`, and `given`"),
-        (5, "given as `latents`, and `given`"),
+        ({}, "given as `latents` or `image`, and `given` that says which tokens stay"),
+        ({"latents": _ZEROS}, "given as `latents` or `image`, and `given`"),
+        (
+            {"latents": _ZEROS, "given": _first(2), "tokens": 1},
+            "given as `latents` or `image`, and `given`",
+        ),
+        ({"tokens": np.zeros((2, 16), int)}, "given as `latents` or `image`, and `given`"),
+        (5, "given as `latents` or `image`, and `given`"),
         (
             {"latents": _ZEROS[:1], "given": _first(2)},
             r"latents must be \[2, 3, 8, 8\], got \[1, 3, 8, 8\]",
@@ -270,10 +273,6 @@ _ZEROS = np.zeros(LATENTS)
             "as many tokens of every image have to stay, got 2 to 5",
         ),
         ({"latents": _ZEROS, "given": _first(16)}, "all tokens stay: there is nothing to decide"),
-        (
-            {"latents": _ZEROS, "given": _first(12)},
-            "iterations must be 1 … 4, as many as there are tokens to decide, got 6",
-        ),
     ],
 )
 @pytest.mark.filterwarnings("error")
@@ -281,6 +280,15 @@ def test_given_tokens_are_checked(model: Model, edit: Any, words: str) -> None:
     with pytest.raises(RequestError, match=words) as raised:
         _request(model, edit)
     assert "\n" not in str(raised.value)
+
+
+def test_an_edit_has_no_more_iterations_than_tokens_to_decide(model: Model) -> None:
+    """The default is 6: it gives way, and what is asked for does not."""
+    edit = {"latents": _ZEROS, "given": _first(12)}
+    assert len(_request(model, edit).counts) == 4
+    assert len(_request(model, edit, iterations=3).counts) == 3
+    with pytest.raises(RequestError, match=r"iterations must be 1 … 4, as many as .* got 6"):
+        _request(model, edit, iterations=6)
 
 
 def test_defaults_that_do_not_fit_are_said(model: Model) -> None:

@@ -145,12 +145,12 @@ def test_tokens_to_keep_are_part_of_the_request(generator: Generator) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (_edit(mask=None), "need both `given` and `mask`"),
-        (_edit(given=None), "need both `given` and `mask`"),
-        (_edit(more=np.zeros(3)), "need both `given` and `mask`"),
-        (_edit(given=np.zeros((2, 15))), r"must be \[2, 16\], got \[2, 15\] and \[2, 16\]"),
-        (_edit(mask=np.zeros((1, 16))), r"must be \[2, 16\], got \[2, 16\] and \[1, 16\]"),
-        (_edit(given=3), r"must be \[2, 16\], got \[\] and \[2, 16\]"),
+        (_edit(mask=None), "need `mask`, and `given` or `image`"),
+        (_edit(given=None), "need `mask`, and `given` or `image`"),
+        (_edit(more=np.zeros(3)), "need `mask`, and `given` or `image`"),
+        (_edit(given=np.zeros((2, 15))), r"given must be \[2, 16\], got \[2, 15\]"),
+        (_edit(mask=np.zeros((1, 16))), r"mask must be \[2, 16\], got \[1, 16\]"),
+        (_edit(given=3), r"given must be \[2, 16\], got \[\]"),
         (_edit(given=np.full((2, 16), 24), mask=np.zeros((2, 16))), "must be codes, 0 … 23"),
         (_edit(given=np.full((2, 16), -1), mask=np.zeros((2, 16))), "must be codes, 0 … 23"),
     ],

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.runtime.devices import ALIGNMENT, BufferSpec
+from fewstep.runtime.devices import ALIGNMENT, BufferSpec, Role
+from fewstep.runtime.editing import original_buffer
 from fewstep.runtime.families.mar.diffusion import coefficients
 from fewstep.runtime.families.mar.key import MarKey
 from fewstep.runtime.families.mar.model import MarModel
@@ -75,8 +76,11 @@ def buffers(
         "tokens": BufferSpec((batch, tokens, channels), floats),
         "image": BufferSpec((batch, 3, height, across), floats),
     }
+    if key.of_image:
+        found |= original_buffer(info, batch)
     if key.given:
-        found["given_tokens"] = BufferSpec((batch, tokens, channels), floats, "input")
+        role: Role = "internal" if key.of_image else "input"
+        found["given_tokens"] = BufferSpec((batch, tokens, channels), floats, role)
         found["kept"] = BufferSpec((batch, tokens, channels), floats, "output")
     if info.decoder_names:
         found["nothing"] = BufferSpec((1, _UNIT), floats)

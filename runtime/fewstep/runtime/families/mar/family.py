@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from fewstep.runtime.decoders import DECODER, decoder_graph, with_decoder_rollouts
 from fewstep.runtime.devices import Array
+from fewstep.runtime.editing import ORIGINAL, changed, drawn, touched
 from fewstep.runtime.families import Family, Model, Preview
 from fewstep.runtime.families.mar.iterations import counts, recomputed
 from fewstep.runtime.families.mar.key import MarKey
@@ -76,6 +77,7 @@ class MarFamily(Family):
         "embeds": "features",
         "hidden": "features",
         "output": "features",
+        "tokens": "latents",
         "z": "latents",
         "denoised": "noise",
         "image": "image",
@@ -98,6 +100,7 @@ class MarFamily(Family):
         return MarKey(
             batch=batch,
             given=0 if request.given is None else request.given.count,
+            of_image=request.given is not None and request.given.image is not None,
             counts=request.counts,
             spacings=request.spacings,
             largest_timestep=request.largest_timestep,
@@ -122,6 +125,9 @@ class MarFamily(Family):
         for decoder in info.decoders:
             one = _corner(info, batch, 1, guided=False)
             yield replace(one, decoder=decoder_graph(decoder))
+        if info.editable and info.num_tokens > 1:
+            one = _corner(info, batch, 1, guided=False)
+            yield replace(one, given=1, counts=(info.num_tokens - 1,), of_image=True)
 
     def program(self, model: Model, key: MarKey) -> Program:
         return mar_program(model, key)
@@ -142,7 +148,10 @@ class MarFamily(Family):
                 inputs["condition"] = np.concatenate([condition, nothing])
         if request.given is not None:
             inputs["given"] = request.given.where[rows]
-            inputs["given_tokens"] = request.given.tokens[rows]
+            if request.given.image is not None:
+                inputs[ORIGINAL] = request.given.image[rows]
+            elif request.given.tokens is not None:
+                inputs["given_tokens"] = request.given.tokens[rows]
         return inputs
 
     def decisions(
@@ -192,8 +201,9 @@ class MarFamily(Family):
         decoder under the name of its graph."""
         info: MarModel = model.info
         own = resolved(info.presets, info.defaults, settings_of(info.defaults, {}))
+        most = max(1, info.num_tokens // 2)  # half of the tokens stay in that of an edit
         short: dict[str, Any] = {
-            "iterations": min(_GOLDEN_ITERATIONS, info.num_tokens),
+            "iterations": min(_GOLDEN_ITERATIONS, most if info.editable else info.num_tokens),
             "diffusion_steps": _GOLDEN_STEPS,
             # Lists hold a value for every iteration, and fit no other number of these.
             "guidance": _ends(own.guidance),
@@ -205,6 +215,18 @@ class MarFamily(Family):
         full = self.complete(model, settings_of(info.defaults, short))
         parts = {"refresh": 3, "refresh_first": 2, "reuse_guidance": info.can_guide}
         return with_decoder_rollouts({"full": full, "cached": {**full, **parts}}, info.decoders)
+
+    def region(self, model: Model, pixels: npt.NDArray[np.bool_]) -> dict[str, Array]:
+        side = model.info.side
+        return {"given": ~touched(model.info, pixels, side, side)}
+
+    def variation(
+        self, model: Model, strength: float, seeds: npt.NDArray[np.uint64]
+    ) -> dict[str, Array]:
+        """At random."""
+        info: MarModel = model.info
+        anew = drawn(changed(strength, info.num_tokens), info.num_tokens, seeds)
+        return {"given": ~anew.reshape(-1, info.side, info.side)}
 
     def candidates(self, model: Model) -> tuple[dict[str, Any], ...]:
         """Fewer iterations, with diffusion steps that fall (DiSA)."""

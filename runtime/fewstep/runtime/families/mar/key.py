@@ -15,7 +15,7 @@ class MarKey:
 
     ``given``: tokens of an image that stay; then ``counts`` are decided, iteration by iteration.
     ``spacings``, ``largest_timestep``, ``recomputed``, ``reuse_guidance`` and ``decoder`` as of a
-    request.
+    request. ``of_image``: tokens that stay are those of a picture, which is encoded.
     """
 
     batch: int
@@ -27,6 +27,7 @@ class MarKey:
     recomputed: tuple[int, ...] = ()
     reuse_guidance: bool = False
     decoder: str = DECODER
+    of_image: bool = False
 
     @property
     def rows(self) -> int:

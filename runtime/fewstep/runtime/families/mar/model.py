@@ -10,6 +10,7 @@ from typing_extensions import Self
 from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.decoders import Shapes, decoders_described, with_decoders
 from fewstep.runtime.devices import aligned_width
+from fewstep.runtime.editing import editing_described, encoder_shapes
 from fewstep.runtime.families import ModelInfo
 from fewstep.runtime.families.mar.settings import MarSettings
 from fewstep.runtime.presets import Presets, check_presets, presets_described
@@ -122,6 +123,7 @@ class MarModel(ModelInfo):
             for name in names:
                 shapes[graph, f"past_{name}"] = ("past", "batch", cached)
                 shapes[graph, f"new_{name}"] = ("length", "batch", cached)
+        shapes |= encoder_shapes(self, tokens, self.channels)
         return with_decoders(shapes, self.decoders)
 
     def describe(self) -> dict[str, str]:
@@ -135,6 +137,7 @@ class MarModel(ModelInfo):
             "latent scale": f"{self.latent_scale:g}",
             **presets_described(self.presets),
             **decoders_described(self.decoders),
+            **editing_described(self),
         }
 
     @model_validator(mode="after")

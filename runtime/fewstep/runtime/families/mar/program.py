@@ -1,5 +1,6 @@
 """Masked autoregression over continuous tokens as a program.
 
+    [image_encoder(original) → given_tokens              only where tokens of a picture stay]
     random_order → order: given tokens first, then the others in the order of their decision
     iteration i, V tokens known, K decided now:
       encoder(latents[0 : V]) → buffer, embeds
@@ -30,6 +31,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from fewstep.runtime.decoders import DECODER
+from fewstep.runtime.editing import encoding
 from fewstep.runtime.families import Model
 from fewstep.runtime.families.mar.buffers import buffers, tables
 from fewstep.runtime.families.mar.key import MarKey
@@ -61,6 +63,8 @@ class _Operations:
     def all(self) -> Iterator[Op | Repeat]:
         """In their order."""
         key = self._key
+        if key.of_image:
+            yield encoding(View("given_tokens"))
         yield self._order("order")
         if key.reuse_guidance:
             yield self._order("guided_order")

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from fewstep.runtime.decoders import DECODER, chosen_decoder
 from fewstep.runtime.devices import Array
+from fewstep.runtime.editing import checked_image
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.families.mar.iterations import counts, recomputed, refreshes, share
 from fewstep.runtime.families.mar.model import MarModel
@@ -19,11 +20,12 @@ from fewstep.runtime.presets import resolved
 
 @dataclass(frozen=True)
 class Given:
-    """Tokens that stay: ``tokens [B, L, C]`` float32, at ``where [B, L]`` (not 0), as many of every
-    image."""
+    """Tokens that stay, at ``where [B, L]`` (not 0), as many of every image: those of ``tokens
+    [B, L, C]`` float32, or of the pictures ``image [B, 3, H, W]`` float32."""
 
-    tokens: Array
     where: npt.NDArray[np.uint8]
+    tokens: Array | None = None
+    image: Array | None = None
 
     @property
     def count(self) -> int:
@@ -68,17 +70,20 @@ def mar_request(
 ) -> MarRequest:
     """A checked request; arguments as of :meth:`fewstep.runtime.families.Family.request`.
 
-    ``edit``: ``latents [B, c, h, w]``, scaled as the trace has them, and ``given [B, side, side]``,
-    true for the tokens that stay: as many of every image.
+    ``edit``: ``latents [B, c, h, w]``, scaled as the trace has them, or ``image``, and ``given
+    [B, side, side]``, true for the tokens that stay: as many of every image. Iterations that are
+    not asked for are then no more than tokens to decide.
 
     Raises:
         RequestError: what the model cannot serve.
     """
-    settings = resolved(model.presets, model.defaults, settings)
+    asked, settings = settings, resolved(model.presets, model.defaults, settings)
     given = None if edit is None else _given(model, len(condition), edit)
     given = given if given and given.count else None  # nothing is kept
     free = model.num_tokens - (0 if given is None else given.count)
     iterations = settings.iterations
+    if given and "iterations" not in asked.model_fields_set:
+        iterations = min(iterations, free)
     if not 1 <= iterations <= free:
         raise RequestError(
             f"iterations must be 1 … {free}, as many as there are tokens to decide, got "
@@ -145,19 +150,28 @@ def _recomputed(model: MarModel, settings: MarSettings, steps: tuple[int, ...]) 
 
 def _given(model: MarModel, images: int, edit: Mapping[str, Array]) -> Given:
     """Tokens that stay, checked."""
-    if not isinstance(edit, Mapping) or edit.keys() != {"latents", "given"}:
+    known = ({"latents", "given"}, {"image", "given"})
+    if not isinstance(edit, Mapping) or edit.keys() not in known:
         raise RequestError(
-            "what is kept is given as `latents`, and `given` that says which tokens stay"
+            "what is kept is given as `latents` or `image`, and `given` that says which tokens stay"
         )
+    where = _where(model, images, edit)
+    if "image" in edit:
+        return Given(where, image=checked_image(model, images, edit["image"]))
     latents = _array("latents", edit["latents"], (images, *model.latent_shape))
     with np.errstate(all="ignore"):
         numbers = latents.astype(np.float32) if latents.dtype.kind in "fiu" else None
     if numbers is None or not np.isfinite(numbers).all():
         raise RequestError("latents to keep must be finite numbers")
+    return Given(where, tokens_of(model, numbers))
+
+
+def _where(model: MarModel, images: int, edit: Mapping[str, Array]) -> npt.NDArray[np.uint8]:
+    """Which tokens stay, ``[B, L]``, checked."""
     where = _array("given", edit["given"], (images, model.side, model.side))
     if where.dtype.kind not in "biu":
         raise RequestError(f"given must be true or false, got {where.dtype}")
-    flags = (where != 0).reshape(images, -1)
+    flags: npt.NDArray[np.uint8] = (where != 0).reshape(images, -1).astype(np.uint8)
     kept = sorted({*flags.sum(1).tolist()})
     if len(kept) > 1:
         raise RequestError(
@@ -165,7 +179,7 @@ def _given(model: MarModel, images: int, edit: Mapping[str, Array]) -> Given:
         )
     if kept[0] == model.num_tokens:
         raise RequestError("all tokens stay: there is nothing to decide")
-    return Given(tokens_of(model, numbers), flags.astype(np.uint8))
+    return flags
 
 
 def _array(name: str, value: Array, shape: tuple[int, ...]) -> Array:

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.decoders import DECODER, decoder_graph, with_decoder_rollouts
 from fewstep.runtime.devices import Array
-from fewstep.runtime.errors import BundleError
+from fewstep.runtime.editing import ORIGINAL, changed, drawn, touched
+from fewstep.runtime.errors import BundleError, RequestError
 from fewstep.runtime.families import Family, Model, Preview
 from fewstep.runtime.families.masked.local import Group, LocalSteps, places
 from fewstep.runtime.families.masked.model import MaskedModel
@@ -142,6 +143,7 @@ class MaskedFamily(Family):
             unguided=request.unguided if constants else (),
             local=local,
             decoder=request.decoder,
+            of_image=request.image is not None,
         )
 
     def corners(self, model: Model, batch: int) -> Iterator[MaskedKey]:
@@ -160,15 +162,20 @@ class MaskedFamily(Family):
         for decoder in info.decoders:
             graph = decoder_graph(decoder)
             yield MaskedKey(batch, 1, False, None, encodes=encodes, decoder=graph)
+        if info.editable:
+            yield MaskedKey(batch, 1, False, None, reuse=False, encodes=encodes, of_image=True)
 
     def program(self, model: Model, key: MaskedKey) -> Program:
         return masked_program(model, key)
 
     def inputs(self, model: Model, request: MaskedRequest, rows: slice) -> dict[str, npt.ArrayLike]:
-        inputs: dict[str, npt.ArrayLike] = {"seeds": request.seeds[rows], "given": 0, "mask": 1}
+        inputs: dict[str, npt.ArrayLike] = {"seeds": request.seeds[rows]}
         inputs |= _conditions(model, request, rows)
-        if request.given is not None and request.mask is not None:
-            inputs |= {"given": request.given[rows], "mask": request.mask[rows]}
+        inputs["mask"] = 1 if request.mask is None else request.mask[rows]
+        if request.image is not None:
+            inputs[ORIGINAL] = request.image[rows]
+        else:
+            inputs["given"] = 0 if request.given is None else request.given[rows]
         if request.parameters is not None:
             inputs["parameters"] = request.parameters[:, None]
         if request.order is not None:
@@ -226,6 +233,22 @@ class MaskedFamily(Family):
             found["cached"] = settings_of(info.defaults, cached)
         whole = {name: self.complete(model, settings) for name, settings in found.items()}
         return with_decoder_rollouts(whole, info.decoders)
+
+    def region(self, model: Model, pixels: npt.NDArray[np.bool_]) -> dict[str, Array]:
+        info: MaskedModel = model.info
+        if not info.placed:
+            raise RequestError(
+                "tokens of this bundle have no place in the picture, so that no part of it can be "
+                "painted anew by itself: give a strength, the part of all tokens"
+            )
+        return {"mask": touched(info, pixels, *info.grid).reshape(len(pixels), -1)}
+
+    def variation(
+        self, model: Model, strength: float, seeds: npt.NDArray[np.uint64]
+    ) -> dict[str, Array]:
+        """At random."""
+        tokens = model.info.num_tokens
+        return {"mask": drawn(changed(strength, tokens), tokens, seeds)}
 
     def complete(self, model: Model, settings: MaskedSettings) -> dict[str, Any]:
         """With the policy by its own name, and without what it decides."""

@@ -10,6 +10,7 @@ from typing_extensions import Self
 
 from fewstep.runtime.condition import ClassCondition, TextCondition, TextEncoder
 from fewstep.runtime.decoders import Shapes, decoders_described, with_decoders
+from fewstep.runtime.editing import editing_described, encoder_shapes
 from fewstep.runtime.families import ModelInfo
 from fewstep.runtime.families.masked.rules import Rules
 from fewstep.runtime.families.masked.settings import MaskedSettings
@@ -90,6 +91,12 @@ class MaskedModel(ModelInfo):
         return self.grid[0] * self.grid[1]
 
     @property
+    def placed(self) -> bool:
+        """Whether every token has a square of the picture, row by row; those of 1D tokenizers have
+        no place in it."""
+        return self.image_size[0] * self.grid[1] == self.image_size[1] * self.grid[0]
+
+    @property
     def logits_width(self) -> int:
         """Numbers of a position's logits: the codes, and the mask token where it is sampled."""
         return self.codebook_size + self.rules.mask_sampled
@@ -140,7 +147,7 @@ class MaskedModel(ModelInfo):
             shapes |= {(graph, "features"): (n, width)}
             shapes |= {(graph, "step"): (), (graph, "action"): (4,)}
         batched: Shapes = {name: ("batch", *shape) for name, shape in shapes.items()}
-        return with_decoders(batched, self.decoders)
+        return with_decoders(batched, self.decoders) | encoder_shapes(self, n)
 
     def describe(self) -> dict[str, str]:
         """Tokens and policies, for people."""
@@ -153,6 +160,7 @@ class MaskedModel(ModelInfo):
             **cached,
             **presets_described(self.presets),
             **decoders_described(self.decoders),
+            **editing_described(self),
         }
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fewstep.runtime.families.masked.halton import halton_order
 from fewstep.runtime.families.masked.settings import CONFIDENCE
+from fewstep.runtime.philox_words import philox_words
 
 ORDERS = (CONFIDENCE, "halton", "halton-rolled", "random")
 _ROLL = 2**31  # of the random counter, where no step is
@@ -36,12 +37,12 @@ def ranks(
     """
     images, count = len(seeds), grid[0] * grid[1]
     if order == "random":
-        words = _words(seeds, np.arange(count), 0)
+        words = philox_words(seeds, np.arange(count), 0, _ORDER)
         sequence = np.argsort(words, axis=1, kind="stable")
     else:
         sequence = np.broadcast_to(halton_order(*grid).astype(np.int64), (images, count))
     if order == "halton-rolled":
-        rolls = _words(seeds, np.zeros(1), _ROLL)[:, 0] * count >> 32
+        rolls = philox_words(seeds, np.zeros(1), _ROLL, _ORDER)[:, 0] * count >> 32
         sequence = np.stack([np.roll(sequence[0], roll) for roll in rolls])
     result = np.empty((images, count), np.int32)
     if given is None:
@@ -50,24 +51,3 @@ def ranks(
     free = ~np.take_along_axis(given, sequence, 1)
     np.put_along_axis(result, sequence, np.where(free, free.cumsum(1) - 1, -1).astype(np.int32), 1)
     return result
-
-
-def _words(
-    seeds: npt.NDArray[np.uint64], positions: npt.ArrayLike, step: int
-) -> npt.NDArray[np.int64]:
-    """The first words of Philox4x32-10 for the counters (position, step, 0, 2), ``[B, n]``.
-
-    As :mod:`fewstep.runtime.kernels.philox`, for arrays: it runs where no kernel for the CPU does.
-    """
-    low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
-    shape = (len(seeds), np.size(positions))
-    c0 = np.broadcast_to(np.asarray(positions, np.uint64), shape)
-    c1 = np.full(shape, step, np.uint64)
-    c2, c3 = np.zeros(shape, np.uint64), np.full(shape, _ORDER, np.uint64)
-    k0, k1 = seeds[:, None] & low, seeds[:, None] >> half
-    for _ in range(10):
-        first, second = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
-        c0, c1 = (second >> half) ^ c1 ^ k0, second & low
-        c2, c3 = (first >> half) ^ c3 ^ k1, first & low
-        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & low, (k1 + np.uint64(0xBB67AE85)) & low
-    return c0.astype(np.int64)

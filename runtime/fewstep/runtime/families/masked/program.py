@@ -1,6 +1,7 @@
 """Masked decoding as a program.
 
-    start:   initial_tokens(given, mask) → tokens[0]
+    start:   image_encoder(original) → given                     only where tokens of a picture stay
+             initial_tokens(given, mask) → tokens[0]
              text_encoder(ids) → condition                       only where texts are given by ids
     step t:  tokens[t] → transformer_tokens
              transformer(transformer_tokens) → logits, features
@@ -29,6 +30,7 @@ import numpy.typing as npt
 
 from fewstep.runtime.decoders import DECODER
 from fewstep.runtime.devices import BufferSpec, Role
+from fewstep.runtime.editing import encoding, original_buffer
 from fewstep.runtime.families import Model
 from fewstep.runtime.families.masked.local import (
     LocalSteps,
@@ -65,7 +67,8 @@ class MaskedKey:
     order of the positions is an input, and no confidence is computed. ``encodes``: texts are given
     by their ids, which a text encoder reads. ``unguided``: steps of a guided program whose guidance
     is 0, so that they need no unconditional half. ``local``: which steps compute some positions
-    alone; not at ``reuse`` after step 0. ``decoder``: the graph that draws.
+    alone; not at ``reuse`` after step 0. ``decoder``: the graph that draws. ``of_image``: what is
+    given is a picture, which is encoded; not at ``reuse``.
     """
 
     batch: int
@@ -78,6 +81,7 @@ class MaskedKey:
     unguided: tuple[int, ...] = ()
     local: LocalSteps | None = None
     decoder: str = DECODER
+    of_image: bool = False
 
     @property
     def rows(self) -> int:
@@ -139,6 +143,8 @@ def _trial(model: MaskedModel, key: MaskedKey) -> dict[str, npt.ArrayLike]:
 def _operations(model: Model, key: MaskedKey, *, features: bool) -> Iterator[Op]:
     info: MaskedModel = model.info
     tokens, sampled, error = View("tokens"), View("sampled"), View("error")
+    if key.of_image:
+        yield encoding(View("given"))
     yield Launch(
         "initial_tokens",
         {
@@ -330,7 +336,7 @@ def _buffers(model: Model, key: MaskedKey) -> dict[str, BufferSpec]:
     image = model.graphs[key.decoder].outputs["image"].dtype
     return {
         "seeds": BufferSpec((batch,), "uint64", "input"),
-        "given": BufferSpec((batch, n), "int32", "input"),
+        "given": BufferSpec((batch, n), "int32", "internal" if key.of_image else "input"),
         "mask": BufferSpec((batch, n), "uint8", "input"),
         "parameters": BufferSpec((steps, batch, 4), "float32", decided),
         "error": BufferSpec((1,), "int32", "status"),
@@ -341,6 +347,7 @@ def _buffers(model: Model, key: MaskedKey) -> dict[str, BufferSpec]:
         "image": BufferSpec((batch, 3, height, width), image),
         **transformer_buffers(model, key.rows),
         **(local_buffers(model, key.local, key.rows) if key.local else {}),
+        **(original_buffer(info, batch) if key.of_image else {}),
         **(_entries(info, key) if _keeps(model, key) else {}),
         **(_text_buffers(model, key) if key.encodes else {}),
         **(_policy_buffers(info, key) if key.policy else {}),

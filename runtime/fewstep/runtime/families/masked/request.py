@@ -11,6 +11,7 @@ import numpy.typing as npt
 from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.decoders import DECODER, chosen_decoder
 from fewstep.runtime.devices import Array
+from fewstep.runtime.editing import checked_image
 from fewstep.runtime.errors import RequestError, choose
 from fewstep.runtime.families.masked.local import LocalSteps, local_steps
 from fewstep.runtime.families.masked.model import MaskedModel
@@ -30,7 +31,8 @@ class MaskedRequest:
     ``[B, tokens]`` int32. ``negative [L, D]``: states in the place of the empty text's. ``seeds
     [B]`` uint64. ``parameters [T, 4]`` float32 of a fixed schedule, or ``None`` with the name of
     the ``policy`` to follow. ``guided``: whether any step needs the unconditional half. ``given
-    [B, N]`` are ids that stay where ``mask [B, N]`` is 0; without both, every token is generated.
+    [B, N]`` are ids that stay where ``mask [B, N]`` is 0, or ``image [B, 3, H, W]`` float32 a
+    picture whose ids do; without a mask, every token is generated.
     ``order``: of the positions, where it is known before. ``local``: which steps compute their own
     positions alone, if any does. ``decoder``: the graph that draws.
     """
@@ -42,6 +44,7 @@ class MaskedRequest:
     guided: bool
     policy: str | None = None
     given: Array | None = None
+    image: Array | None = None
     mask: Array | None = None
     order: Order | None = None
     local: LocalSteps | None = None
@@ -81,7 +84,7 @@ def masked_request(
     settings: MaskedSettings,
     edit: Mapping[str, Array] | None,
 ) -> MaskedRequest:
-    """A request with these settings; ``edit`` has ``given`` and ``mask``.
+    """A request with these settings; ``edit`` has ``given`` or ``image``, and ``mask``.
 
     Raises:
         RequestError: more steps than tokens, an unknown schedule or decoder, lists for another
@@ -223,20 +226,26 @@ def _mask_ratio(model: MaskedModel, name: str) -> str | PerStep:
 
 def _kept(model: MaskedModel, images: int, kept: Mapping[str, Array]) -> dict[str, Array]:
     """What is kept, checked, in the types of its buffers."""
-    if not isinstance(kept, Mapping) or kept.keys() != {"given", "mask"}:
-        raise RequestError("tokens to keep need both `given` and `mask`")
-    shape = [images, model.num_tokens]
-    try:
-        shapes = {name: list(np.shape(value)) for name, value in kept.items()}
-    except ValueError:  # rows of different lengths
-        raise RequestError(f"tokens to keep and their mask must be arrays {shape}") from None
-    if shapes["given"] != shape or shapes["mask"] != shape:
-        raise RequestError(
-            f"tokens to keep and their mask must be {shape}, got {shapes['given']} and "
-            f"{shapes['mask']}"
-        )
-    ids = np.asarray(kept["given"])[np.asarray(kept["mask"]) == 0]
+    known = ({"given", "mask"}, {"image", "mask"})
+    if not isinstance(kept, Mapping) or kept.keys() not in known:
+        raise RequestError("tokens to keep need `mask`, and `given` or `image`")
+    mask = (_ids("mask", kept["mask"], model, images) != 0).astype(np.uint8)
+    if "image" in kept:
+        return {"image": checked_image(model, images, kept["image"]), "mask": mask}
+    given = _ids("given", kept["given"], model, images)
+    ids = given[mask == 0]
     if ids.size and not (ids.min() >= 0 and ids.max() < model.codebook_size):
         raise RequestError(f"tokens to keep must be codes, 0 … {model.codebook_size - 1}")
-    given, mask = np.asarray(kept["given"]), np.asarray(kept["mask"]) != 0
-    return {"given": given.astype(np.int32), "mask": mask.astype(np.uint8)}
+    return {"given": given.astype(np.int32), "mask": mask}
+
+
+def _ids(name: str, value: object, model: MaskedModel, images: int) -> Array:
+    """A number for every token, ``[B, N]``."""
+    shape = [images, model.num_tokens]
+    try:
+        found = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        found = np.zeros(0, object)
+    if list(found.shape) != shape:
+        raise RequestError(f"tokens to keep: {name} must be {shape}, got {list(found.shape)}")
+    return found

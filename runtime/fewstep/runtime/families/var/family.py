@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from fewstep.runtime.decoders import DECODER, decoder_graph, with_decoder_rollouts
 from fewstep.runtime.devices import Array
+from fewstep.runtime.editing import ORIGINAL, changed, drawn, touched
 from fewstep.runtime.families import Family, Model, Preview
 from fewstep.runtime.families.var.model import VarModel
 from fewstep.runtime.families.var.policies import VarPolicies
@@ -93,7 +94,9 @@ class VarFamily(Family):
         # The conditional half alone lies in the cache as both do only if it is one token.
         one = model.info.counts[0] == 1
         reuse = constants and request.reuse_first and request.guided > 0 and one
-        return VarKey(batch, request.scales, request.guided, request.policy, reuse, request.decoder)
+        of_image = request.image is not None
+        chosen = (request.scales, request.guided, request.policy, reuse, request.decoder, of_image)
+        return VarKey(batch, *chosen)
 
     def corners(self, model: Model, batch: int) -> Iterator[VarKey]:
         info: VarModel = model.info
@@ -104,6 +107,8 @@ class VarFamily(Family):
             yield VarKey(batch, info.scales, info.scales, policy)
         for decoder in info.decoders:
             yield VarKey(batch, 1, 0, decoder=decoder_graph(decoder))
+        if info.editable:
+            yield VarKey(batch, 1, 0, of_image=True)
 
     def program(self, model: Model, key: VarKey) -> Program:
         return var_program(model, key)
@@ -112,15 +117,19 @@ class VarFamily(Family):
         info: VarModel = model.info
         condition = request.condition[rows]
         batch = len(condition)
-        inputs: dict[str, npt.ArrayLike] = {"seeds": request.seeds[rows], "given": FREE}
+        inputs: dict[str, npt.ArrayLike] = {"seeds": request.seeds[rows]}
         if request.guided:
             nothing = np.full_like(condition, info.condition.unconditional_id)
             condition = np.concatenate([condition, nothing])
         inputs["condition"] = condition
         if request.parameters is not None:
             inputs["parameters"] = request.parameters[:, None]
-        if request.given is not None:
+        if request.image is not None and request.mask is not None:
+            inputs |= {ORIGINAL: request.image[rows], "mask": request.mask[rows]}
+        elif request.given is not None:
             inputs["given"] = _rows(info, request.given[rows], request.scales, batch)
+        else:
+            inputs["given"] = FREE
         return inputs
 
     def decisions(
@@ -158,6 +167,23 @@ class VarFamily(Family):
         found = {FIXED: self.complete(model, own)}
         found |= {name: {"schedule": policy_schedule(name)} for name in info.policies}
         return with_decoder_rollouts(found, info.decoders)
+
+    def region(self, model: Model, pixels: npt.NDArray[np.bool_]) -> dict[str, Array]:
+        info: VarModel = model.info
+        maps = (touched(info, pixels, side, side) for side in info.patch_nums)
+        return {"mask": np.concatenate([each.reshape(len(pixels), -1) for each in maps], 1)}
+
+    def variation(
+        self, model: Model, strength: float, seeds: npt.NDArray[np.uint64]
+    ) -> dict[str, Array]:
+        """The last tokens, so that coarse scales stay; of the scale where they begin, at random."""
+        info: VarModel = model.info
+        left = changed(strength, info.num_tokens)
+        parts: list[Array] = []
+        for count in reversed(info.counts):
+            parts.insert(0, drawn(min(left, count), count, seeds))
+            left -= min(left, count)
+        return {"mask": np.concatenate(parts, 1)}
 
     def complete(self, model: Model, settings: VarSettings) -> dict[str, Any]:
         """With all numbers of scales, the policy by its own name, and without what it decides."""

@@ -11,6 +11,7 @@ from typing_extensions import Self
 from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.decoders import Shapes, decoders_described, with_decoders
 from fewstep.runtime.devices import aligned_width
+from fewstep.runtime.editing import editing_described, encoder_shapes
 from fewstep.runtime.families import ModelInfo
 from fewstep.runtime.families.var.settings import VarSettings
 from fewstep.runtime.policies import PolicyInfo, PolicyName, described
@@ -133,7 +134,7 @@ class VarModel(ModelInfo):
         for graph in self.policies:
             shapes[graph, "features"] = ("batch", side * side, width)
             shapes |= {(graph, "step"): ("batch",), (graph, "action"): ("batch", 4)}
-        return with_decoders(shapes, self.decoders)
+        return with_decoders(shapes, self.decoders) | encoder_shapes(self, self.num_tokens)
 
     def describe(self) -> dict[str, str]:
         """Scales and policies, for people."""
@@ -144,6 +145,7 @@ class VarModel(ModelInfo):
             "policy networks": described(self.policies),
             **presets_described(self.presets),
             **decoders_described(self.decoders),
+            **editing_described(self),
         }
 
     @model_validator(mode="after")

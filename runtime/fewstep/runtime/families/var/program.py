@@ -1,5 +1,7 @@
 """Next-scale prediction as a program.
 
+    image_encoder(original) → encoded; initial_tokens → started; gather_rows → given
+                                                             only where tokens of a picture stay
     start(condition) → embeds of scale 0, modulation, head_modulation
     scale s: trunk(embeds, modulation, cache[0 : p]) → hidden, cache[p : p + n]
              features(hidden) → policy(features, s) → action → parameters[s]   only with a policy
@@ -26,6 +28,7 @@ from fewstep.runtime.decoders import DECODER
 from fewstep.runtime.devices import Array, BufferSpec, Role
 from fewstep.runtime.families import Model
 from fewstep.runtime.families.var.model import VarModel
+from fewstep.runtime.families.var.picture import encoded, picture_buffers, places
 from fewstep.runtime.families.var.policies import offsets
 from fewstep.runtime.families.var.request import FREE
 from fewstep.runtime.families.var.resize import area, bicubic
@@ -42,7 +45,8 @@ class VarKey:
 
     ``scales`` are decoded, ``guided`` of them with both halves. ``policy`` is the graph of the
     policy network, or ``None``. With ``reuse_first`` the unconditional half of the first scale,
-    which then is one token, is a constant. ``decoder``: the graph that draws.
+    which then is one token, is a constant. ``decoder``: the graph that draws. ``of_image``: what is
+    given is a picture, which is encoded.
     """
 
     batch: int
@@ -51,6 +55,7 @@ class VarKey:
     policy: str | None = None
     reuse_first: bool = False
     decoder: str = DECODER
+    of_image: bool = False
 
     def rows(self, scale: int) -> int:
         """Rows that the transformer runs with at a scale."""
@@ -61,7 +66,8 @@ def var_program(model: Model, key: VarKey) -> Program:
     """The program for a key."""
     info: VarModel = model.info
     tables = _tables(info, key)
-    initial: dict[str, npt.ArrayLike] = {"given": FREE, **tables}
+    initial: dict[str, npt.ArrayLike] = {**tables}
+    initial |= {"mask": 1} if key.of_image else {"given": FREE}
     if key.policy is None:
         initial["parameters"] = _trial(info, key)
     return Program(
@@ -76,6 +82,8 @@ def var_program(model: Model, key: VarKey) -> Program:
 
 
 def _operations(info: VarModel, key: VarKey) -> Iterator[Op]:
+    if key.of_image:
+        yield from encoded(info, batch=key.batch, scales=key.scales)
     yield from _start(info, key)
     for scale in range(key.scales):
         if key.guided and scale == key.guided:
@@ -251,7 +259,9 @@ def _buffers(model: Model, key: VarKey, tables: Mapping[str, Array]) -> dict[str
     return {
         "condition": BufferSpec((key.rows(0),), "int32", "input"),
         "seeds": BufferSpec((batch,), "uint64", "input"),
-        "given": BufferSpec((scales, batch * most), "int32", "input"),
+        "given": BufferSpec(
+            (scales, batch * most), "int32", "internal" if key.of_image else "input"
+        ),
         "parameters": BufferSpec((scales, batch, 4), "float32", decided),
         **{
             name: BufferSpec(table.shape, _table_dtype(model, name), "input")
@@ -266,12 +276,13 @@ def _buffers(model: Model, key: VarKey, tables: Mapping[str, Array]) -> dict[str
         "pixels": BufferSpec((batch, height, width, 3), "uint8", "output"),
         "image": BufferSpec((batch, 3, height, width), graphs[key.decoder].outputs["image"].dtype),
         **_transformer_buffers(model, key),
+        **(picture_buffers(info, batch) if key.of_image else {}),
         **(_policy_buffers(model, key) if key.policy else {}),
     }
 
 
 def _table_dtype(model: Model, name: str) -> str:
-    if name == "step_ids":
+    if name in ("step_ids", "places"):
         return "int32"
     return model.graphs["features" if name == "resize" else "next_scale"].inputs[name].dtype
 
@@ -330,6 +341,8 @@ def _tables(info: VarModel, key: VarKey) -> dict[str, Array]:
         sides = info.patch_nums[: key.scales]
         found["resize"] = packed([bicubic(side, info.feature_side) for side in sides])
         found["step_ids"] = np.arange(key.scales, dtype=np.int32)[:, None].repeat(key.batch, 1)
+    if key.of_image:
+        found["places"] = places(info, batch=key.batch, scales=key.scales)
     return found
 
 

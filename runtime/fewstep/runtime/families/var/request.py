@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from fewstep.runtime.decoders import DECODER, chosen_decoder
 from fewstep.runtime.devices import Array
+from fewstep.runtime.editing import checked_image
 from fewstep.runtime.errors import RequestError, choose
 from fewstep.runtime.families.var.model import VarModel
 from fewstep.runtime.families.var.settings import FIXED, SAMPLING, VarSettings
@@ -27,7 +28,8 @@ class VarRequest:
     ``condition [B]`` int32, ``seeds [B]`` uint64. ``parameters [S, 4]`` float32 of a fixed
     schedule, columns as :data:`SAMPLING`, or ``None`` with the graph of the ``policy`` to follow.
     ``scales``: to decode, S at most. ``guided``: how many of them run both halves of guidance.
-    ``given [B, L]`` int32: tokens of all scales that stay, :data:`FREE` where there is none.
+    ``given [B, L]`` int32: tokens of all scales that stay, :data:`FREE` where there is none. Or
+    ``image [B, 3, H, W]`` float32: a picture whose tokens stay where ``mask [B, L]`` is 0.
     ``decoder``: the graph that draws.
     """
 
@@ -39,6 +41,8 @@ class VarRequest:
     policy: str | None = None
     reuse_first: bool = False
     given: Array | None = None
+    image: Array | None = None
+    mask: Array | None = None
     decoder: str = DECODER
 
 
@@ -49,7 +53,8 @@ def var_request(
     settings: VarSettings,
     edit: Mapping[str, Array] | None,
 ) -> VarRequest:
-    """A request with these settings; ``edit`` has ``tokens [B, L]``, as ``given`` of the request.
+    """A request with these settings; ``edit`` has ``tokens [B, L]``, as ``given`` of the request,
+    or ``image`` and ``mask``.
 
     Raises:
         RequestError: more scales than there are, a list for another number of them, an unknown
@@ -74,8 +79,8 @@ def var_request(
         guided=min(guided, most),
         policy=policy,
         reuse_first=settings.reuse_first,
-        given=None if edit is None else _given(model, len(condition), edit),
         decoder=chosen_decoder(model.decoders, settings.decoder),
+        **({} if edit is None else _kept(model, len(condition), edit)),
     )
 
 
@@ -109,23 +114,35 @@ def _count(name: str, given: int | None, least: int, most: int) -> int:
     return given
 
 
-def _given(model: VarModel, images: int, edit: Mapping[str, Array]) -> Array:
-    """Tokens that stay ``[B, L]``, checked."""
-    if not isinstance(edit, Mapping) or edit.keys() != {"tokens"}:
-        raise RequestError("tokens to keep are given as `tokens`, those of all scales in turn")
-    shape = [images, model.num_tokens]
-    try:
-        ids = np.asarray(edit["tokens"])
-    except ValueError:  # rows of different lengths
-        ids = np.zeros(0, object)
-    if ids.dtype.kind not in "iu" or list(ids.shape) != shape:
+def _kept(model: VarModel, images: int, edit: Mapping[str, Array]) -> dict[str, Array]:
+    """What stays, checked, in the types of its buffers."""
+    if not isinstance(edit, Mapping) or edit.keys() not in ({"tokens"}, {"image", "mask"}):
         raise RequestError(
-            f"tokens to keep must be integers {shape}, those of all scales in turn, got "
-            f"{ids.dtype} {list(ids.shape)}"
+            "tokens to keep are given as `tokens`, those of all scales in turn, or as those of an "
+            "`image` where `mask` is 0"
         )
+    if "image" in edit:
+        mask = (_ids("mask", edit["mask"], model, images) != 0).astype(np.uint8)
+        return {"image": checked_image(model, images, edit["image"]), "mask": mask}
+    ids = _ids("tokens to keep", edit["tokens"], model, images)
     if ids.min() < FREE or ids.max() >= model.codebook_size:
         raise RequestError(
             f"tokens to keep must be codes, 0 … {model.codebook_size - 1}, or {FREE} where one is "
             "decoded"
         )
-    return ids.astype(np.int32)
+    return {"given": ids.astype(np.int32)}
+
+
+def _ids(name: str, value: object, model: VarModel, images: int) -> Array:
+    """A whole number for every token of all scales, ``[B, L]``."""
+    shape = [images, model.num_tokens]
+    try:
+        ids = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        ids = np.zeros(0, object)
+    if ids.dtype.kind not in "biu" or list(ids.shape) != shape:
+        raise RequestError(
+            f"{name} must be integers {shape}, those of all scales in turn, got "
+            f"{ids.dtype} {list(ids.shape)}"
+        )
+    return ids
