@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.cli.animation import check_suffix, save_animation, step_frames
+from fewstep.cli.animation import check_suffix, save_animation, step_frames, steps_shown
 from fewstep.cli.lettering import fitted
 from fewstep.cli.pictures import grid
 from fewstep.cli.record import read_record
@@ -29,7 +29,7 @@ def _pictures(frame: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 def test_last_frame_shows_the_image_and_earlier_ones_veil_it(generator: Generator) -> None:
     result = generator.generate(class_ids=[2], steps=4, schedule="cosine")
-    frames = step_frames(generator, result, [""])
+    frames = step_frames(steps_shown(generator, result), [""])
     assert len(frames) == 4
     last = _pictures(frames[-1])
     np.testing.assert_array_equal(last, _pictures(grid(result.images[None], [""], _LAST)))
@@ -48,7 +48,7 @@ def test_every_frame_has_room_for_every_caption(
         return Preview("decoder", inputs, "image", nothing, captions[step])
 
     monkeypatch.setattr(generator.family, "preview", preview)
-    frames = step_frames(generator, result, ["bag"])
+    frames = step_frames(steps_shown(generator, result), ["bag"])
     assert len({frame.size for frame in frames}) == 1
     for frame, caption in zip(frames, captions, strict=True):
         ink = np.asarray(frame.convert("L")) < 200
@@ -68,7 +68,7 @@ def test_the_veil_lies_on_what_the_family_calls_undecided(
         return Preview("decoder", inputs, "image", undecided, f"round {step}")
 
     monkeypatch.setattr(generator.family, "preview", preview)
-    last = _pictures(step_frames(generator, result, [""])[-1])
+    last = _pictures(step_frames(steps_shown(generator, result), [""])[-1])
     plain = _pictures(grid(result.images[None], [""], "round 1"))
     left, top = 2 * 6, 0
     changed = (last != plain).any(-1)[top : top + 8, left : left + 8]
@@ -83,14 +83,17 @@ def test_last_frame_is_not_veiled_where_a_policy_leaves_tokens_masked(
     tokens = result.trace.tokens.copy()
     tokens[-1] = result.trace.mask_token
     masked = dataclasses.replace(result, trace=dataclasses.replace(result.trace, tokens=tokens))
-    plain, same = step_frames(generator, result, [""]), step_frames(generator, masked, [""])
+    plain, same = (
+        step_frames(steps_shown(generator, result), [""]),
+        step_frames(steps_shown(generator, masked), [""]),
+    )
     np.testing.assert_array_equal(np.asarray(plain[-1]), np.asarray(same[-1]))
 
 
 def test_frames_are_decoded_in_the_generators_batches(tiny_bundle: Path) -> None:
     with Generator.open(tiny_bundle, threads=1, max_batch=2) as small:
         result = small.generate(class_ids=[0, 1, 2, 3, 4], steps=3, schedule="cosine")
-        frames = step_frames(small, result, [""])
+        frames = step_frames(steps_shown(small, result), [""])
     expected = _pictures(grid(result.images[None], [""], "step 3 of 3: 16 of 16 tokens decided"))
     np.testing.assert_array_equal(_pictures(frames[-1]), expected)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +33,38 @@ def check_suffix(path: Path) -> None:
         raise OutputError(f"{path}: expected a file ending in {SUFFIX}")
 
 
+@dataclass(frozen=True)
+class Step:
+    """Images after a step, ``[B, H, W, 3]``, and what of them may still change, ``[B, rows,
+    columns]``."""
+
+    pixels: Pixels
+    undecided: npt.NDArray[np.bool_]
+    caption: str
+
+
+def steps_shown(generator: Generator, result: Result) -> list[Step]:
+    """What there was of the images after every step.
+
+    Args:
+        generator: the generator that made ``result`` (its engines draw them).
+        result: the images.
+
+    Raises:
+        EngineError: an engine fails.
+    """
+    found = []
+    for number in range(steps_of(result.trace)):
+        preview = generator.family.preview(generator.model, result.trace, number)
+        pixels = decoded(
+            generator.device, generator.engines, preview, generator.max_batch, result.decoder
+        )
+        found.append(Step(pixels, preview.undecided, preview.caption))
+    return found
+
+
 def step_frames(
-    generator: Generator,
-    result: Result,
+    steps: Sequence[Step],
     labels: Sequence[str],
     *,
     scale: int = 1,
@@ -43,31 +73,18 @@ def step_frames(
     """One frame per step: what there is of the images, under a veil where it may still change.
 
     Args:
-        generator: the generator that made ``result`` (its engines draw the frames).
-        result: a result with as many images for every label as for any other, in their order.
+        steps: with as many images for every label as for any other, in their order.
         labels: of the conditions.
         scale: magnification of each image.
         columns: images side by side.
 
     Returns:
         Frames of one size, which has room for any step's caption.
-
-    Raises:
-        EngineError: an engine fails.
     """
-    count, height, width, _ = result.images.shape
-    steps = range(steps_of(result.trace))
-    previews = [generator.family.preview(generator.model, result.trace, step) for step in steps]
-    captions = [each.caption for each in previews]
-    each = count // len(labels)
+    count, height, width, _ = steps[0].pixels.shape
+    captions, each = [step.caption for step in steps], count // len(labels)
     sheet = Sheet.of(labels, each, (height, width), captions, columns=columns, scale=scale)
-    frames = []
-    for preview in previews:
-        pixels = decoded(
-            generator.device, generator.engines, preview, generator.max_batch, result.decoder
-        )
-        frames.append(sheet.draw(_veiled(pixels, preview.undecided), preview.caption))
-    return frames
+    return [sheet.draw(_veiled(step.pixels, step.undecided), step.caption) for step in steps]
 
 
 def save_animation(frames: Sequence[Image.Image], path: Path, record: Record | None = None) -> None:

@@ -18,7 +18,6 @@ from fewstep.cli.common import (
     PrecisionOption,
     ThreadsOption,
     command,
-    errors,
     say_next,
     say_note,
     say_notes,
@@ -27,17 +26,15 @@ from fewstep.cli.common import (
 )
 from fewstep.cli.settings import given
 from fewstep.cli.texts import NegativeOption, TextFileOption, TextOption, Texts
+from fewstep.cli.told import compiled, line_of, summary_of
 from fewstep.runtime.errors import RequestError
 
 if TYPE_CHECKING:
-    from fewstep.cli.order import Order
-    from fewstep.cli.produce import Made, Target
     from fewstep.cli.record import Record
     from fewstep.runtime.generator import Generator
 
 _BATCH = 8
 _AGAIN = "again.png"
-_TOLD = 2.0  # seconds of compilation; loading what is kept takes less
 
 
 def generate_command(
@@ -113,7 +110,7 @@ def generate_command(
     """
     from fewstep.cli import animation, pictures
     from fewstep.cli.order import changed, ordered
-    from fewstep.cli.produce import Target, produce
+    from fewstep.cli.produce import Maker, Target, produce
     from fewstep.cli.record import order_of, read_record
     from fewstep.runtime.best_of import check_best_of
     from fewstep.runtime.bundle import Bundle
@@ -167,13 +164,13 @@ def generate_command(
     ) as generator:
         if record is not None and like is not None:
             _compare(generator, record, like)
-        compiled = _compiled(generator)
-        made = produce(generator, order, settings, target, complete=complete)
+        taken = compiled(generator)
+        made = produce(Maker(generator, best_of), order, settings, target, complete=complete)
         say_notes(generator)
         for note in made.notes:
             say_note(note)
-        summary = _summary(generator, order, complete, made) | {"compile_seconds": compiled}
-    show(summary, [escape(_line(generator, made, target, compiled))], as_json)
+        summary = summary_of(generator, order, complete, made) | {"compile_seconds": taken}
+    show(summary, [escape(line_of(generator, made, target, taken))], as_json)
     if not as_json and like is None and made.images and not _is_again(made.files[0]):
         words: list[object] = ["generate", bundle, "--like", made.files[0]]
         states = [] if order.text is None or order.prompts else ["--text-file", text_file]
@@ -197,58 +194,3 @@ def _compare(generator: Generator, record: Record, like: Path) -> None:
         here = getattr(generator, what)
         if record.get(what) != here:
             say_note(f"{like} was made in {record.get(what)}, this is {here}: images may differ")
-
-
-def _summary(
-    generator: Generator, order: Order, complete: dict[str, Any], made: Made
-) -> dict[str, Any]:
-    """What ``--json`` prints."""
-    asked: dict[str, Any] = {"texts": list(order.conditions)}
-    if order.prompts is not None:
-        asked = {"prompts": [order.prompts[row] for row in order.conditions]}
-        asked["negative"] = order.negative
-    elif order.text is None:
-        asked = {"class_ids": list(order.conditions), "classes": list(order.labels)}
-    return {
-        "files": [str(path) for path in made.files],
-        "images": made.images,
-        "kept": made.kept,
-        **asked,
-        "seeds": list(order.seeds) if made.kept else made.seeds,
-        "settings": complete,
-        "backend": generator.backend,
-        "device": generator.device.name,
-        "precision": generator.precision,
-        "passed_over": generator.passed_over,
-        "notes": [*generator.notes, *made.notes],
-        "timings_ms": made.timings_ms,
-    }
-
-
-def _compiled(generator: Generator) -> float:
-    """Compile the CPU's kernels where that was not done before; seconds that it took."""
-    if generator.device.name != "cpu":
-        return 0.0
-    from fewstep.runtime.kernels.cpu import warm
-    from fewstep.runtime.program import Launch
-
-    family, model = generator.family, generator.model
-    programs = (family.program(model, key) for key in family.corners(model, 1))
-    wanted = {op.kernel for each in programs for op in each.different() if isinstance(op, Launch)}
-    with errors.status("compiling the kernels (once; they are kept)"):
-        return warm(wanted)
-
-
-def _line(generator: Generator, made: Made, target: Target, compiled: float) -> str:
-    """What came about, in one line."""
-    if not made.images:
-        return f"nothing left to make: all {made.kept:,} images are in {target.path}"
-    images = f"{made.images:,} image{'s' if made.images != 1 else ''}"
-    best = f", each the best of {target.best_of}," if target.best_of > 1 else ""
-    kept = f" ({made.kept:,} were there already)" if made.kept else ""
-    once = f", after {compiled:.1f} s to compile the kernels once" if compiled > _TOLD else ""
-    total = made.timings_ms["total"]
-    taken = f"{total:.0f} ms" if total < 10_000 else f"{total / 1e3:.1f} s"
-    how = f"{generator.backend} in {generator.precision} on {generator.device.name}"
-    places = [target.path] + ([] if target.trace is None else [target.trace])
-    return f"{images}{best} in {taken} with {how}{once}{kept} → {', '.join(map(str, places))}"

@@ -80,14 +80,31 @@ def check_page(sheet: Sheet, path: Path) -> None:
     Raises:
         OutputError: it is too large.
     """
-    (width, height), suffix = sheet.page, path.suffix.lower()
-    most = _MOST_SIDE.get(suffix, 2**31 - 1)
-    if width * height > _MOST_PIXELS or max(width, height) > most:
+    width, height = sheet.page
+    if _too_large(width, height, path):
         count = len(sheet.labels) * sheet.each
         raise OutputError(
             f"{path}: {count:,} images make a picture of {width:,} × {height:,} pixels, too large; "
             "name a folder as --out for a file for each, or pass fewer images"
         )
+
+
+def check_image(size: tuple[int, int], scale: int, path: Path) -> None:
+    """Refuse an image of ``size`` (height, width) that its file's format cannot take.
+
+    Raises:
+        OutputError: it is too large.
+    """
+    height, width = size[0] * scale, size[1] * scale
+    if _too_large(width, height, path):
+        raise OutputError(
+            f"{path}: an image of {width:,} × {height:,} pixels is too large: use a smaller --scale"
+        )
+
+
+def _too_large(width: int, height: int, path: Path) -> bool:
+    most = _MOST_SIDE.get(path.suffix.lower(), 2**31 - 1)
+    return width * height > _MOST_PIXELS or max(width, height) > most
 
 
 def file_name(order: Order, k: int, digits: int) -> str:

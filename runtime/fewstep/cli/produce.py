@@ -22,6 +22,7 @@ from fewstep.runtime.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
     from fewstep.runtime.generator import Generator
+    from fewstep.runtime.progress import Progress
     from fewstep.runtime.result import Result
 
 
@@ -31,7 +32,8 @@ _LOOKED_INTO = 5  # images of a folder
 @dataclass(frozen=True)
 class Target:
     """Where images go, and each the best of how many candidates. ``digits``: of the largest
-    condition, for names of files that sort."""
+    condition, for names of files that sort. ``edit``: what pictures say of the one that they were
+    made of."""
 
     path: Path
     trace: Path | None = None
@@ -40,6 +42,7 @@ class Target:
     resume: bool = False
     digits: int = 1
     best_of: int = 1
+    edit: Mapping[str, Any] | None = None
 
     @property
     def is_folder(self) -> bool:
@@ -84,8 +87,9 @@ class Target:
     ) -> Record:
         """What a picture of some images of an order says, all or one; ``seeds``: that they have,
         unless they are the order's."""
-        how = {"scale": self.scale, "columns": self.columns}
-        return record_of(generator, complete, order, rows, seeds, **how, best_of=self.best_of)
+        how: dict[str, Any] = {"scale": self.scale, "columns": self.columns}
+        how |= {"best_of": self.best_of, "edit": self.edit}
+        return record_of(generator, complete, order, rows, seeds, **how)
 
     def check(self, order: Order, size: tuple[int, int], title: str) -> None:
         """Refuse what cannot be written, before any work.
@@ -99,12 +103,15 @@ class Target:
         if self.is_folder:
             if (self.path / MANIFEST_NAME).is_file():
                 raise OutputError(f"{self.path} is a bundle: name another folder as --out")
+            pictures.check_image(size, self.scale or 1, self.file(order, 0))
             require_writable(self.file(order, 0))
         else:
             if self.resume:
                 raise RequestError("--resume goes on with a folder: name one as --out")
             if len(order) > 1:
                 pictures.check_page(self.sheet(order, size, [title]), self.path)
+            else:
+                pictures.check_image(size, self.scale or 1, self.path)
             require_writable(self.path)
         if self.trace is not None:
             if self.resume:
@@ -144,8 +151,25 @@ class Made:
             self.timings_ms[stage] = self.timings_ms.get(stage, 0.0) + each
 
 
+class Maker:
+    """How images are made: each the best of so many candidates."""
+
+    def __init__(self, generator: Generator, best_of: int = 1) -> None:
+        self.generator, self.best_of = generator, best_of
+
+    def make(self, asked: Mapping[str, Any], progress: Progress) -> Result:
+        """Images; ``asked`` as of ``Generator.request``."""
+        from fewstep.runtime.best_of import best_images
+
+        return best_images(self.generator, self.best_of, asked, progress=progress)
+
+    def steps(self, result: Result) -> list[animation.Step]:
+        """How those that were made last came about."""
+        return animation.steps_shown(self.generator, result)
+
+
 def produce(
-    generator: Generator,
+    maker: Maker,
     order: Order,
     settings: Mapping[str, Any],
     target: Target,
@@ -155,7 +179,7 @@ def produce(
     """Make the images of an order and write them.
 
     Args:
-        generator: that makes them.
+        maker: that makes them.
         order: which.
         settings: of the request.
         target: where they go.
@@ -164,7 +188,7 @@ def produce(
     Raises:
         OutputError: the place is not writable, or the folder has images of other settings.
     """
-    made = Made()
+    made, generator = Made(), maker.generator
     wanted = list(range(len(order)))
     if target.is_folder and order.prompts is not None:
         _check_prompts(order, target)
@@ -181,8 +205,8 @@ def produce(
         with counter(len(wanted)) as count:
             for rows in _parts(wanted, at_once):
                 asked = {**order.take(rows), **settings}
-                result = _generated(generator, target.best_of, asked, made.images, count)
-                _write(generator, result, order, rows, target, complete, made)
+                result = maker.make(asked, _counting(count, made.images, len(rows)))
+                _write(maker, result, order, rows, target, complete, made)
                 made.add(result)
     except BaseException:
         if target.is_folder:
@@ -206,19 +230,12 @@ def _say_kept(order: Order, target: Target) -> None:
     )
 
 
-def _generated(
-    generator: Generator, best_of: int, asked: Mapping[str, Any], before: int, count: Count
-) -> Result:
-    from fewstep.runtime.best_of import best_images
-
-    images = len(asked["seed"])
-    return best_images(
-        generator, best_of, asked, progress=lambda _, done: count(before + done * images)
-    )
+def _counting(count: Count, before: int, images: int) -> Progress:
+    return lambda _, done: count(before + done * images)
 
 
 def _write(
-    generator: Generator,
+    maker: Maker,
     result: Result,
     order: Order,
     rows: Sequence[int],
@@ -231,6 +248,7 @@ def _write(
     Pictures say the seeds that images have; files of a folder are named by those of the order.
     """
     seeds: list[int] = result.seeds.tolist()
+    generator = maker.generator
     if target.is_folder:
         for k, seed, pixels in zip(rows, seeds, result.images, strict=True):
             path = target.file(order, k)
@@ -251,7 +269,7 @@ def _write(
         scale = target.scale or pictures.scale_for(result.images.shape[1])
         labels = shown_labels(order)
         frames = animation.step_frames(
-            generator, result, labels, scale=scale, columns=target.columns
+            maker.steps(result), labels, scale=scale, columns=target.columns
         )
         record = target.record(generator, complete, order, rows, seeds)
         animation.save_animation(frames, target.trace, record)

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 from pydantic import ConfigDict, Field, PositiveInt, ValidationError, model_validator
 from typing_extensions import Self
 
 from fewstep import __version__
 from fewstep.cli.common import say_note
 from fewstep.cli.order import Order, labels_of
+from fewstep.runtime.edit.given import UNREADABLE
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.records import Precision, Sha256, Strict
 
@@ -34,14 +34,9 @@ Record = dict[str, Any]
 KEY = "fewstep"
 _DESCRIPTION = 0x010E  # of EXIF
 _MOST_EXIF = 60_000  # a JPEG's segment has 65,533 bytes
-_SET = ("bundle", "settings", "precision", "backend", "text", "negative", "best_of")
+_SET = ("bundle", "settings", "precision", "backend", "text", "negative", "best_of", "edit")
 _DECIDES = (*_SET, "class_ids", "texts", "prompts", "seeds")
 _MOST_SCALE = 64  # as of the command line
-
-_UNREADABLE = (  # what Pillow raises of pictures that are damaged, or far too large
-    *(OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, struct.error),
-    *(ValueError, KeyError, TypeError, EOFError),
-)
 
 _Row = Annotated[int, Field(ge=0)]
 _Seed = Annotated[int, Field(ge=0, lt=2**64)]
@@ -56,6 +51,21 @@ class _Bundle(Strict):
     sha256: Sha256
 
 
+class _Edit(Strict):
+    """What an edited picture says of the one that it was made of: hashes of the files ``image`` and
+    ``mask``, and the options of ``fewstep edit``."""
+
+    model_config = ConfigDict(strict=True)
+
+    image: Sha256
+    mask: Sha256 | None = None
+    box: tuple[int, int, int, int] | None = None
+    outpaint: dict[str, int] | None = None
+    strength: float | None = None
+    fit: str
+    blend: bool
+
+
 class _Written(Strict):
     """What a record has to be.
 
@@ -63,6 +73,7 @@ class _Written(Strict):
     ``columns``: the options as they were given. ``each``: as of
     :class:`fewstep.cli.order.Order`. Older pictures have none of the three. ``best_of``: how many
     candidates there were of each, where there were several; ``seeds`` are those that were kept.
+    ``edit``: of edited pictures.
     """
 
     model_config = ConfigDict(strict=True)
@@ -84,6 +95,7 @@ class _Written(Strict):
     columns: PositiveInt | None = None
     each: PositiveInt = 1
     best_of: PositiveInt | None = None
+    edit: _Edit | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -110,6 +122,7 @@ def record_of(
     scale: int | None = None,
     columns: int | None = None,
     best_of: int = 1,
+    edit: Mapping[str, Any] | None = None,
 ) -> Record:
     """What to write into a picture of some images of an order.
 
@@ -122,6 +135,7 @@ def record_of(
         scale: as it was given.
         columns: as they were given.
         best_of: candidates of each.
+        edit: what to say of the picture that they were made of.
     """
     conditions = [order.conditions[k] for k in wanted]
     if order.text is None:
@@ -145,6 +159,7 @@ def record_of(
         "columns": columns,
         "each": order.each if len(wanted) == len(order) else 1,
         **({"best_of": best_of} if best_of > 1 else {}),
+        **({} if edit is None else {"edit": dict(edit)}),
     }
 
 
@@ -229,11 +244,8 @@ def read_record(path: Path) -> Record:
         with Image.open(path) as image:
             text = image.info.get(KEY) or image.getexif().get(_DESCRIPTION)
             text = text or image.info.get("comment") or ""
-    except _UNREADABLE as error:
-        reason = getattr(error, "strerror", None)  # what else Pillow says is not for users
-        reason = "no such file" if isinstance(error, FileNotFoundError) else reason
-        said = f": {reason}" if reason else ""
-        raise RequestError(f"{path} is no picture that can be read{said}") from error
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
     try:
         found = _Written.model_validate_json(text)
     except ValidationError:
@@ -241,6 +253,15 @@ def read_record(path: Path) -> Record:
             f"{path} does not say how it was made: it is not of fewstep generate, or was edited"
         ) from None
     return found.model_dump(mode="json", exclude_unset=True)
+
+
+def unreadable(path: Path, error: BaseException) -> RequestError:
+    """The error for a file that Pillow does not read."""
+    reason = getattr(error, "strerror", None)  # what else Pillow says is not for users
+    reason = "no such file" if isinstance(error, FileNotFoundError) else reason
+    if isinstance(error, Image.DecompressionBombError):
+        reason = f"it has far more than {Image.MAX_IMAGE_PIXELS:,} pixels"
+    return RequestError(f"{path} is no picture that can be read{f': {reason}' if reason else ''}")
 
 
 def order_of(record: Record, info: Condition, texts: tuple[str, ...] | Array | None) -> Order:
@@ -257,6 +278,10 @@ def order_of(record: Record, info: Condition, texts: tuple[str, ...] | Array | N
     """
     from fewstep.runtime.condition import ClassCondition
 
+    if "edit" in record:
+        raise RequestError(
+            "the picture is an edit of another: make it again with fewstep edit, of that one"
+        )
     seeds, of_classes = tuple(record["seeds"]), isinstance(info, ClassCondition)
     if of_classes != ("class_ids" in record):
         kinds = ("texts", "classes") if of_classes else ("classes", "texts")

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fewstep.cli import common
-from fewstep.cli.animation import save_animation, step_frames
+from fewstep.cli.animation import save_animation, step_frames, steps_shown
 from fewstep.cli.common import command, errors, say_next
 from fewstep.cli.pictures import grid, save
 from fewstep.cli.tables import megabytes, stages_of, verify_table
@@ -104,7 +104,7 @@ def _write_grid(generator: Generator, steps: int, path: Path) -> None:
 def _write_steps(generator: Generator, path: Path) -> None:
     ids, labels = _classes(generator.bundle)
     result = generator.generate(class_ids=np.repeat(ids, 4).tolist(), steps=8, seed=_SEED)
-    save_animation(step_frames(generator, result, labels, scale=_SCALE), path)
+    save_animation(step_frames(steps_shown(generator, result), labels, scale=_SCALE), path)
 
 
 def _contenders(generator: Generator) -> dict[str, bench.Contender]:

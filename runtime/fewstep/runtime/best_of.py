@@ -15,7 +15,6 @@ runs in ONNX Runtime on the CPU, whatever the backend.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -32,7 +31,7 @@ from fewstep.runtime.engines import Engine, run_once
 from fewstep.runtime.errors import BundleError, EngineError, RequestError
 from fewstep.runtime.preview import Callback
 from fewstep.runtime.progress import Progress, no_progress
-from fewstep.runtime.request import batches
+from fewstep.runtime.request import batches, derived_seed
 from fewstep.runtime.result import Result
 
 if TYPE_CHECKING:
@@ -49,12 +48,7 @@ _AT_ONCE = 32  # images that the judge scores together
 
 def candidates(seed: int, count: int) -> list[int]:
     """Seeds of an image's candidates, the first its own."""
-    return [seed, *(_derived(seed, each) for each in range(1, count))]
-
-
-def _derived(seed: int, candidate: int) -> int:
-    text = f"{seed}:candidate:{candidate}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 11
+    return [seed, *(derived_seed(seed, "candidate", each) for each in range(1, count))]
 
 
 def check_best_of(bundle: Bundle, count: object) -> None:

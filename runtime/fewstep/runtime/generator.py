@@ -21,6 +21,7 @@ from fewstep.runtime.best_of import Judge, best_images
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.condition import Described, Text
 from fewstep.runtime.devices import Array, ClosedOnExit, Device, Workspace
+from fewstep.runtime.edit.call import edit as edit_picture
 from fewstep.runtime.engines import Engine, run_once
 from fewstep.runtime.engines.on_gpu import EnginesOnGpu
 from fewstep.runtime.engines.select import Wanted, open_backend
@@ -222,6 +223,8 @@ class Generator(ClosedOnExit):
         result = best_images(self, best_of, every, progress=progress, callback=callback)
         return Pictures(result, tuple(labels))
 
+    edit = edit_picture
+
     def generate(
         self,
         *,
@@ -268,10 +271,7 @@ class Generator(ClosedOnExit):
         """A checked request of the bundle's family; arguments as of :meth:`generate`.
 
         Args:
-            class_ids: as there.
-            text: as there.
-            negative: as there.
-            seed: as there.
+            class_ids, text, negative, seed: as there.
             edit: what of the images is kept, by names of the family's own.
             settings: as there.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -66,6 +67,15 @@ def seeds_of(seed: int | Sequence[int], count: int) -> npt.NDArray[np.uint64]:
     if wrong := [value for value in seeds if not 0 <= value <= _MAX_SEED]:
         raise RequestError(f"seeds must be 0 … 2^64 − 1, got {wrong[0]}")
     return np.array(seeds, np.uint64)
+
+
+def derived_seed(seed: int, what: str, number: int) -> int:
+    """A seed that depends on these alone: the first 53 bits of BLAKE2b of "seed:what:number".
+
+    Digests have 8 bytes, big-endian. Any reader of JSON holds 53 bits exactly.
+    """
+    text = f"{seed}:{what}:{number}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 11
 
 
 def batches(count: int, most: int) -> list[slice]:

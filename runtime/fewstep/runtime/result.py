@@ -55,11 +55,13 @@ _SHOWN = 100  # characters of labels
 class Pictures:
     """What calling a generator returns: its :class:`Result`, with Pillow's images.
 
-    ``labels``: what each image is of, a class's name or ``text 0``.
+    ``labels``: what each image is of, a class's name or ``text 0``. ``box``: left, top, right and
+    bottom of where an edited picture lies, if there are padded edges around it.
     """
 
     result: Result
     labels: tuple[str, ...]
+    box: tuple[int, int, int, int] | None = None
 
     @functools.cached_property
     def images(self) -> list[Image]:

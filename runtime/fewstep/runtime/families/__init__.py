@@ -63,6 +63,12 @@ class ModelInfo(Strict, ABC):
     editable: bool = False
     defaults: Settings
 
+    @property
+    def cell(self) -> tuple[int, int]:
+        """Height and width in pixels of the square that a token draws; of the whole picture, where
+        tokens have no place in it."""
+        return self.image_size
+
     @abstractmethod
     def tensor_shapes(self) -> dict[tuple[str, str], tuple[int | str, ...]]:
         """Shape of every (graph, tensor) that programs bind; a name stands for what may vary."""
@@ -299,6 +305,7 @@ _RESERVED = frozenset(
         *("auto", "cache", "repeat", "force", "wanted", "progress", "callback", "like", "columns"),
         *("scale", "resume", "shard", "report", "seconds", "graph", "best_of"),
         *("images", "updates", "smaller", "name", "weights"),
+        *("image", "mask", "box", "outpaint", "strength", "fit", "blend"),
     )
 )
 """Arguments of ``Generator.generate`` and of the commands that take settings."""

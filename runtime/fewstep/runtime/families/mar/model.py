@@ -47,6 +47,11 @@ class MarModel(ModelInfo):
     defaults: MarSettings = MarSettings()
 
     @property
+    def cell(self) -> tuple[int, int]:
+        height, width = self.image_size
+        return height // self.side, width // self.side
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of an image, L."""
         return self.side**2

@@ -97,6 +97,11 @@ class MaskedModel(ModelInfo):
         return self.image_size[0] * self.grid[1] == self.image_size[1] * self.grid[0]
 
     @property
+    def cell(self) -> tuple[int, int]:
+        (height, width), (rows, columns) = self.image_size, self.grid
+        return (height // rows, width // columns) if self.placed else self.image_size
+
+    @property
     def logits_width(self) -> int:
         """Numbers of a position's logits: the codes, and the mask token where it is sampled."""
         return self.codebook_size + self.rules.mask_sampled

@@ -76,6 +76,12 @@ class VarModel(ModelInfo):
         return self.starts[-1]
 
     @property
+    def cell(self) -> tuple[int, int]:
+        """Of the last scale."""
+        height, width = self.image_size
+        return height // self.grid, width // self.grid
+
+    @property
     def grid(self) -> int:
         """Side of f̂, G."""
         return self.patch_nums[-1]
