@@ -48,6 +48,8 @@ async def made_for(request: Request, job: Job) -> Made:
         await asyncio.wait((made, gone), return_when=asyncio.FIRST_COMPLETED)
         if not made.done():
             raise GoneError("the client has gone")
+        if made.cancelled():
+            raise GoneError("the request was interrupted")
         return made.result()
     finally:
         gone.cancel()
