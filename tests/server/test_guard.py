@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -137,9 +138,13 @@ def test_every_answer_has_the_policy_of_the_page(served: Served, path: str) -> N
 def test_bodies_have_a_limit_whether_they_say_their_length_or_not(
     served: Served, path: str, most: int
 ) -> None:
+    connection = http.client.HTTPConnection(served.url.removeprefix("http://"))
+    connection.putrequest("POST", path)
+    connection.putheader("Content-Length", str(most + 1))
+    connection.endheaders()
+    assert connection.getresponse().status == 413  # before any of it came
+    connection.close()
     headers = {"content-type": "application/json"}
-    said = served.client.post(path, content=b"x", headers=headers | {"content-length": "x"})
-    assert said.status_code in (400, 413)
     parts = (b"x" * (1 << 20) for _ in range((most >> 20) + 1))
     answer = served.client.post(path, content=parts, headers=headers)
     assert answer.status_code == 413 and "MiB" in answer.text
@@ -153,9 +158,7 @@ def test_unknown_paths_and_methods_are_told_in_the_words_of_their_api(served: Se
     assert served.client.get("/sdapi/v1/cmd-flags").json()["detail"]
 
 
-@pytest.mark.parametrize(
-    "path", ["/docs", "/redoc", "/openapi.json", "/../app.py", "/%2e%2e/app.py"]
-)
+@pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json", "/%2e%2e/app.py"])
 def test_nothing_else_is_shown(served: Served, path: str) -> None:
     assert served.client.get(path).status_code == 404
 

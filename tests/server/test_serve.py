@@ -190,9 +190,8 @@ def test_an_absent_package_names_the_extra(
     )
     outcome = fewstep("serve", tiny_bundle)
     assert outcome.code == 1
-    assert (
-        f"{package} is not installed; install it with: pip install 'fewstep[serve]'" in outcome.err
-    )
+    remedy = f"{package} is not installed; install it with: pip install 'fewstep[serve]'"
+    assert remedy in outcome.err
 
 
 def test_models_have_the_names_of_bundles_and_precisions(
