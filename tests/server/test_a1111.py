@@ -74,7 +74,7 @@ def test_what_swarmui_does(served: Served, tiny_bundle: Path) -> None:
     }
     answer = client.post("/sdapi/v1/txt2img", json=wanted).json()
     with Generator.open(tiny_bundle, threads=1) as generator:
-        settings = {"steps": 5, "guidance": 2, "schedule": "linear"}
+        settings: dict[str, Any] = {"steps": 5, "guidance": 2, "schedule": "linear"}
         alone = generator.generate(class_ids=[2], seed=12, **settings)
     assert np.array_equal(np.asarray(_picture(answer["images"][0])), alone.images[0])
 

@@ -144,9 +144,11 @@ def test_bodies_have_a_limit_whether_they_say_their_length_or_not(
     connection.endheaders()
     assert connection.getresponse().status == 413  # before any of it came
     connection.close()
-    headers = {"content-type": "application/json"}
-    parts = (b"x" * (1 << 20) for _ in range((most >> 20) + 1))
-    answer = served.client.post(path, content=parts, headers=headers)
+    form = path.endswith("edits")
+    kind = "multipart/form-data; boundary=x" if form else "application/json"
+    head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    parts = [head if form else b"", *[b"x" * (1 << 20)] * ((most >> 20) + 1)]
+    answer = served.client.post(path, content=iter(parts), headers={"content-type": kind})
     assert answer.status_code == 413 and "MiB" in answer.text
 
 

@@ -140,7 +140,7 @@ def test_a_lost_device_ends_the_server_with_an_error(tiny_bundle: Path, end_of: 
 
 
 def test_ready_is_told_once_all_are_open(tiny_bundle: Path, var_bundle: Path, end_of: Any) -> None:
-    told = list[list[str]]()
+    told = list[list[bool]]()
 
     def ready(models: Any) -> None:
         told.append([each.generator is not None for each in models.values()])

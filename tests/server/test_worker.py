@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,11 +25,11 @@ from fewstep.server.order import Order
 from fewstep.server.worker import Worker
 
 
-def _job(worker: Worker, prompt: str = "shirt", seed: int = 0, **order: object) -> Job:
-    return Order(prompt, seed=seed, **order).job(worker.model, worker.steps_of)  # type: ignore[arg-type]
+def _job(worker: Worker, prompt: str = "shirt", seed: int = 0, **order: Any) -> Job:
+    return Order(prompt, seed=seed, **order).job(worker.model, worker.steps_of)
 
 
-def _alone(bundle: Path, class_id: int, seeds: Sequence[int], **settings: object) -> np.ndarray:
+def _alone(bundle: Path, class_id: int, seeds: Sequence[int], **settings: Any) -> np.ndarray:
     with Generator.open(bundle, threads=1) as generator:
         made = [generator.generate(class_ids=[class_id], seed=s, **settings) for s in seeds]
     return np.concatenate([each.images for each in made])
