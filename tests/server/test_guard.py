@@ -82,6 +82,7 @@ def test_pages_of_other_origins_may_make_nothing(origin: str | None, status: int
         (f"Bearer {KEY} ", 200),
         (f"Bearer {KEY[:-1]}", 401),
         ("Bearer \xe9", 401),
+        ("Basic " + base64.b64encode(b"user:a:key").decode(), 401),
         (KEY, 401),
         ("", 401),
     ],
@@ -89,6 +90,16 @@ def test_pages_of_other_origins_may_make_nothing(origin: str | None, status: int
 def test_a_key_is_a_bearers_or_a_password(authorization: str, status: int) -> None:
     access = Access("0.0.0.0", KEY)
     assert _allowed(access, {"host": "any", "authorization": authorization}) == status
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "Basic"])
+def test_a_key_may_have_any_characters(scheme: str) -> None:
+    key = "schlüssel:日本"
+    value = key.encode().decode("latin-1")
+    if scheme == "Basic":
+        value = base64.b64encode(f"user:{key}".encode()).decode()
+    headers = {"host": "any", "authorization": f"{scheme} {value}"}
+    assert _allowed(Access("0.0.0.0", key), headers) == 200
 
 
 def test_a_server_with_a_key_is_open_to_probes_and_to_the_page_alone(keyed: Served) -> None:

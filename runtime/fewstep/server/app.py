@@ -21,6 +21,7 @@ from fewstep.server.errors import message_of
 from fewstep.server.guard import Access, Guard
 from fewstep.server.metrics import CONTENT_TYPE, Measured, Metrics
 from fewstep.server.models import Models
+from fewstep.server.notes import warnings_noted
 
 PAGE = Path(__file__).parent / "page"
 
@@ -46,7 +47,8 @@ def create_app(models: Models, metrics: Metrics, access: Access | None = None) -
             metrics.watch(worker)
             worker.start()
         try:
-            yield
+            with warnings_noted():
+                yield
         finally:
             for worker in models.values():
                 worker.drain()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hmac
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ class Access:
             )
         if self.key is not None and path.startswith(_APIS) and method != "OPTIONS":
             given = _key_of(headers.get("authorization", ""))
-            if not hmac.compare_digest(given.encode(), self.key.encode()):
+            if not hmac.compare_digest(given, self.key.encode()):
                 raise UnauthorizedError(
                     "this server needs its key: Authorization: Bearer KEY, or as the password of "
                     "Basic authentication"
@@ -95,17 +96,15 @@ def _parts(address: str) -> tuple[str, str]:
         return "", ""
 
 
-def _key_of(authorization: str) -> str:
+def _key_of(authorization: str) -> bytes:
     """The key of a header: OpenAI's clients send a bearer, those of AUTOMATIC1111 a password."""
     scheme, _, value = authorization.partition(" ")
     if scheme.lower() == "bearer":
-        return value.strip()
+        return value.strip().encode("latin-1")
     if scheme.lower() == "basic":
-        try:
-            return base64.b64decode(value, validate=True).decode().partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError):
-            return ""
-    return ""
+        with contextlib.suppress(binascii.Error):
+            return base64.b64decode(value, validate=True).partition(b":")[2]
+    return b""
 
 
 class Guard:
@@ -123,8 +122,9 @@ class Guard:
         self._uploads, self._answer = uploads, answer
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
+        if scope["type"] != "http":  # nothing here is a WebSocket
             return
         path = scope["path"]
         most = MAX_UPLOAD if path in self._uploads else MAX_BODY

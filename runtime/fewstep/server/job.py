@@ -59,7 +59,7 @@ class Job:
     (``class_ids`` or ``text``). ``settings``: complete, with ``negative`` if there is one.
     ``edit``: arguments of ``Generator.edit`` in the place of ``asked``. ``steps``: that there will
     be. ``on_step``: called in the worker's thread after every step. ``shown``: the steps whose
-    images are wanted.
+    images are wanted. ``notes``: what its client should know.
     """
 
     kind: tuple[Any, ...]
@@ -70,6 +70,7 @@ class Job:
     edit: Mapping[str, Any] | None = None
     on_step: Callable[[Step], None] | None = None
     shown: frozenset[int] = frozenset()
+    notes: tuple[str, ...] = ()
     future: Future[Made] = field(default_factory=Future)
     gone: bool = False
     since: float = field(default_factory=time.perf_counter)

@@ -14,6 +14,7 @@ from fewstep.runtime.families import Family, Model, complete_settings, family_of
 from fewstep.runtime.request import checked_request
 from fewstep.server.errors import FieldError
 from fewstep.server.job import Job, Step, shown_steps
+from fewstep.server.notes import noting
 
 MAX_IMAGES = 16
 """Of one request."""
@@ -57,25 +58,25 @@ class Order:
             FieldError: the same, where it is known which field is to blame.
         """
         self._check()
-        info, family = model.info.condition, family_of(model.info.kind)
-        first = self.seed
+        family, first = family_of(model.info.kind), self.seed
         if first is None:
             first = secrets.randbelow(_MOST_SEED)
         seeds = tuple(first + each for each in range(self.count))
-        settings = complete_settings(model, own_settings(family, self.settings))
-        condition, _ = asked(info, self.prompt, self.count)
         negative = {"negative": self.negative} if self.negative else {}
-        whole = {"class_ids": None, "text": None, **condition, **negative}
-        request = checked_request(model, **whole, seed=seeds, settings=settings)
-        steps = steps_of(request)
+        with noting() as notes:
+            settings = complete_settings(model, own_settings(family, self.settings))
+            condition, _ = asked(model.info.condition, self.prompt, self.count)
+            whole = {"class_ids": None, "text": None, **condition, **negative}
+            steps = steps_of(checked_request(model, **whole, seed=seeds, settings=settings))
         shown = shown_steps(self.partial_images, steps) if on_step else frozenset[int]()
         edit = None
         if self.edit is not None:
-            wanted = condition.get("class_ids", condition.get("text", [None]))[0]
+            wanted = next(iter(condition.values()))[0]
             edit = {"wanted": wanted, "count": self.count, "seed": first, **self.edit}
         watched = "watched" if on_step else "plain"
         kind = ("edit" if edit else watched, shown, json.dumps({**settings, **negative}))
-        return Job(kind, condition, seeds, {**settings, **negative}, steps, edit, on_step, shown)
+        told = edit, on_step, shown, tuple(notes)
+        return Job(kind, condition, seeds, {**settings, **negative}, steps, *told)
 
     def _check(self) -> None:
         if not 1 <= self.count <= MAX_IMAGES:

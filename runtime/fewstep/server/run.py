@@ -21,6 +21,7 @@ from fewstep.server.metrics import Metrics
 from fewstep.server.models import Models, named_openings
 from fewstep.server.worker import Opening, Worker
 
+_MOST_CONNECTIONS = 1_000
 _FINISH_S = 60
 """How long what runs may take when the server is told to end."""
 
@@ -79,6 +80,7 @@ class Service:
             log_level="warning",
             access_log=False,
             server_header=False,
+            limit_concurrency=_MOST_CONNECTIONS,
             timeout_graceful_shutdown=_FINISH_S,
         )
         self._server = _Server(config, self.models)

@@ -3,9 +3,9 @@
 Jobs of one kind run together. Nothing waits while there is nothing else to do; where others have
 just come, a batch that has room waits for more for some milliseconds at most.
 
-A job is refused where it would wait longer than one full batch takes, by the times of those that
-ran, or than ``max_wait_s``. So however many ask, those that are taken wait for the batch that runs
-and for one more.
+A job is refused where it would wait for as long as a full batch takes or the one that runs, by the
+times of those before, or for ``max_wait_s``. So however many ask, those that are taken are in the
+batch after the one that runs.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from fewstep.runtime.preview import StepPreview
 from fewstep.runtime.result import Result
 from fewstep.server.errors import BusyError, GoneError, UnavailableError
 from fewstep.server.job import Job, Made, Parameters, Step
+from fewstep.server.notes import note_nothing
 from fewstep.server.order import StepCount
 from fewstep.server.queue import Times, batches, images
 
@@ -73,8 +74,7 @@ class Worker:
         name: of the model.
         opening: opens its generator, in the worker's thread.
         watcher: is told what was made.
-        max_wait_s: the longest that a job may have to wait; ``None``: as long as one full batch
-            takes.
+        max_wait_s: jobs that would wait so long are refused; ``None``: as long as a batch takes.
         changed: called in the worker's thread when it has opened, closed or failed.
     """
 
@@ -133,10 +133,11 @@ class Worker:
             self._require_ready()
             waiting = self._waiting()
             wait_s, most_s = self._wait_s([*waiting, job]), self._most_wait_s(job)
-            if (waiting or self._running) and (wait_s > most_s or len(waiting) >= MAX_JOBS):
+            busy = waiting or self._running
+            if busy and (wait_s >= most_s or len(waiting) >= MAX_JOBS):
                 raise BusyError(
-                    f"busy: a request would wait about {wait_s:.1f} s, at most {most_s:.1f} s are "
-                    "accepted; try again later",
+                    f"busy: a request would wait about {wait_s:.1f} s, {most_s:.1f} s are the "
+                    "most; try again later",
                     max(wait_s - most_s, 0.05),
                 )
             job.since = time.perf_counter()
@@ -180,7 +181,8 @@ class Worker:
     def _most_wait_s(self, job: Job) -> float:
         if self._max_wait_s is not None:
             return self._max_wait_s
-        return self._times.ms(job.kind, self._most) / 1e3
+        running = [(each.kind, images(self._running)) for each in self._running[:1]]
+        return max(self._times.ms(*each) for each in ((job.kind, self._most), *running)) / 1e3
 
     @property
     def _most(self) -> int:
@@ -199,6 +201,7 @@ class Worker:
         except BaseException as error:
             self._fail(error)
             return
+        note_nothing()
         with generator:
             self.generator = generator
             self._changed(self)
@@ -363,7 +366,7 @@ def _part(result: Result, job: Job, at: int, parameters: Parameters | None) -> M
         steps=job.steps,
         parameters=_rows(parameters, rows, job.steps),
         timings_ms=dict(result.timings_ms),
-        notes=result.notes,
+        notes=(*job.notes, *result.notes),
         batch=len(result.images),
     )
 
