@@ -322,8 +322,10 @@ class Generator(ClosedOnExit):
             batch = rows.stop - rows.start
             key = family.key(model, request, batch, constants=self._constants)
             inputs = family.inputs(model, request, rows)
-            watched = callback and (request, key, inputs, rows, callback)
-            outputs = self._run_watched(*watched) if watched else plans.run(key, inputs)
+            if callback is None:
+                outputs = plans.run(key, inputs)
+            else:
+                outputs = self._run_watched(request, key, inputs, rows, callback)
             images.append(outputs[PIXELS])
             decided.append(family.decisions(model, key, outputs))
             progress("generating", rows.stop / len(request.seeds))
@@ -331,9 +333,9 @@ class Generator(ClosedOnExit):
         stages = self.device.timings()
         timings = {**stages, "other": max(0.0, total - sum(stages.values())), "total": total}
         joined = {name: _joined([each[name] for each in decided], 1) for name in decided[0]}
-        said = family.trace(model, joined), timings, family.notes(model, request)
-        made = _joined(images, 0), request.seeds, *said, decoder_of(request)
-        return Result(*made, request=request)
+        trace = family.trace(model, joined)
+        told = family.notes(model, request), decoder_of(request)
+        return Result(_joined(images, 0), request.seeds, trace, timings, *told, request=request)
 
     def conditions(self, request: Any) -> Array:
         """Class ids ``[B]`` of a request, or text states ``[B, L, D]``."""
