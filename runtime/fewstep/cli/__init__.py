@@ -28,6 +28,7 @@ from fewstep.cli import (
     generate,
     inspect,
     models,
+    serve,
     verify,
 )
 from fewstep.cli.app import App, EndOfFileError
@@ -89,6 +90,7 @@ app.command("estimate", cls=SettingsCommand)(estimate.estimate_command)
 app.command("verify")(verify.verify_command)
 app.command("generate", cls=SettingsCommand)(generate.generate_command)
 app.command("edit", cls=SettingsCommand)(edit.edit_command)
+app.command("serve")(serve.serve_command)
 app.command("compare", cls=RepeatedSettingsCommand)(compare.compare_command)
 app.command("evaluate")(evaluate.evaluate_command)
 app.command("bench", cls=RepeatedSettingsCommand)(bench.bench_command)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from pydantic import PositiveInt
 
 from fewstep.runtime.condition import ClassCondition, TextCondition
-from fewstep.runtime.decoders import Decoders
+from fewstep.runtime.decoders import FULL, Decoders
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import BundleError, RequestError, choose
 from fewstep.runtime.program import Program
@@ -282,6 +282,24 @@ class Family(ABC):
         the presets, and what families add."""
         presets: dict[str, dict[str, Any]] = getattr(model.info, "presets", {})
         return ({}, *presets.values())
+
+    def choices(self, model: Model) -> dict[str, tuple[str, ...]]:
+        """What settings that are words may be, by setting; families add their own."""
+        info: Any = model.info
+        known = {"preset": tuple(getattr(info, "presets", {})), "decoder": (FULL, *info.decoders)}
+        return {name: each for name, each in known.items() if name in self.Settings.model_fields}
+
+    def parameters(
+        self, model: Model, request: Any, trace: Any
+    ) -> tuple[tuple[str, ...], Array] | None:
+        """What every step was told: names, and numbers ``[T, images, names]``.
+
+        Args:
+            model: the bundle's model.
+            request: that was served.
+            trace: of it; of steps that were not taken yet, rows hold nothing.
+        """
+        return None
 
     def notes(self, model: Model, request: Any) -> tuple[str, ...]:
         """What to know of the images of a request, a line each."""
