@@ -136,6 +136,7 @@ def test_errors_are_told_in_the_page(server: str, open_page: Open) -> None:
     page.get_by_text("More settings").first.click()
     page.locator("#go").click()
     expect(alert).to_have_text(re.compile("^Top k: .*1"))
+    expect(page.get_by_label("Top k").first).to_be_focused()
     page.get_by_label("Top k").first.fill("")
     page.get_by_label("Steps", exact=True).first.fill("99")
     page.locator("#go").click()

@@ -157,6 +157,7 @@ class Page {
     this.#say("");
     if (error.status === 401) askForKey(error.message);
     else showResults();
+    if (error.input) reveal(error.input);
   }
 
   #say(text) {
@@ -229,9 +230,18 @@ class Page {
 function checkNumbers() {
   for (const input of $("ask").elements) {
     if (input.willValidate && !input.validity.valid && !input.closest("[hidden]")) {
-      throw new ApiError(`${input.labels[0].textContent.trim()}: ${input.validationMessage}`, 0);
+      const name = input.labels[0].textContent.trim();
+      throw Object.assign(new ApiError(`${name}: ${input.validationMessage}`, 0), { input });
     }
   }
+}
+
+/** Bring a field into sight, also out of details. */
+function reveal(input) {
+  for (let each = input.closest("details"); each; each = each.parentElement.closest("details")) {
+    each.open = true;
+  }
+  input.focus();
 }
 
 /** The bytes of a `data:` address; the page's policy lets no request read it. */
