@@ -18,7 +18,8 @@ from typing import Any
 
 from PIL import ImageOps
 
-from fewstep.runtime.families import complete_settings, family_of
+from fewstep.runtime.examples import complete_settings
+from fewstep.runtime.families import family_of
 from fewstep.server.edits import require_editable, share
 from fewstep.server.errors import FieldError
 from fewstep.server.job import Job, Made

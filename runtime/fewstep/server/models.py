@@ -9,7 +9,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from fewstep.runtime.condition import ClassCondition, TextCondition
 from fewstep.runtime.errors import RequestError
-from fewstep.runtime.families import complete_settings, family_of
+from fewstep.runtime.examples import complete_settings
+from fewstep.runtime.families import family_of
 from fewstep.server.errors import UnknownModelError
 from fewstep.server.worker import Opening, Worker
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from fewstep.runtime.asked import asked
 from fewstep.runtime.errors import RequestError
-from fewstep.runtime.families import Family, Model, complete_settings, family_of
+from fewstep.runtime.examples import complete_settings
+from fewstep.runtime.families import Family, Model, family_of
 from fewstep.runtime.request import checked_request
 from fewstep.server.errors import FieldError
 from fewstep.server.job import Job, Step, shown_steps

@@ -302,8 +302,7 @@ class Worker:
         watched = any(job.on_step is not None for job in batch)
         callback = _Callback(generator, batch) if watched else None
         if first.edit is not None:
-            edit: Any = generator.edit  # type: ignore[attr-defined]
-            result = edit(**first.edit, **first.settings, callback=callback).result
+            result = generator.edit(**first.edit, **first.settings, callback=callback).result
         else:
             asked: dict[str, Any] = {
                 name: [each for job in batch for each in job.asked[name]] for name in first.asked

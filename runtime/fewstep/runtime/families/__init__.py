@@ -8,7 +8,6 @@ from ``generate`` to calibration, and knows no family.
 from __future__ import annotations
 
 import importlib
-import json
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Mapping
@@ -26,7 +25,7 @@ from fewstep.runtime.errors import BundleError, RequestError, choose
 from fewstep.runtime.program import Program
 from fewstep.runtime.prompts import Tokenizer
 from fewstep.runtime.records import Strict, TensorInfo
-from fewstep.runtime.settings import Settings, settings_of
+from fewstep.runtime.settings import Settings
 
 if TYPE_CHECKING:
     from fewstep.runtime.bundle import Bundle
@@ -389,27 +388,3 @@ def model_of(bundle: Bundle, graphs: Mapping[str, Tensors] | None = None) -> Mod
         tokenizer = Tokenizer(bundle, condition.encoder)
     graphs = manifest.graphs if graphs is None else graphs
     return Model(manifest.model, graphs, arrays, tokenizer)
-
-
-def example_request(model: Model, settings: Settings, images: int = 1) -> Any:
-    """A request for examples of the model's condition: it checks settings, and needs no engines.
-
-    Raises:
-        RequestError: settings that the model cannot serve.
-    """
-    condition, seeds = model.info.condition.examples(images), np.arange(images, dtype=np.uint64)
-    return family_of(model.info.kind).request(model, condition, seeds, settings)
-
-
-def complete_settings(model: Model, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Given settings with nothing left open, as JSON has them.
-
-    Raises:
-        RequestError: settings that the model cannot serve.
-    """
-    settings = settings_of(model.info.defaults, given)
-    example_request(model, settings)
-    found: dict[str, Any] = json.loads(
-        json.dumps(family_of(model.info.kind).complete(model, settings))
-    )
-    return found

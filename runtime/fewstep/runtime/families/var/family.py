@@ -184,6 +184,7 @@ class VarFamily(Family):
             parts.insert(0, drawn(min(left, count), count, seeds))
             left -= min(left, count)
         return {"mask": np.concatenate(parts, 1)}
+
     def choices(self, model: Model) -> dict[str, tuple[str, ...]]:
         own = [POLICY, *map(policy_schedule, model.info.policies)] if model.info.policies else []
         return {**super().choices(model), "schedule": (FIXED, *own)}
