@@ -68,8 +68,8 @@ def test_a_variation_decides_its_part_anew_and_something_at_least(
     assert (chosen.sum(1) == count).all()
 
 
-@pytest.mark.parametrize("strength", [0, -0.5, 1.01, float("nan"), float("inf")])
-def test_another_strength_is_refused(strength: float) -> None:
+@pytest.mark.parametrize("strength", [0, -0.5, 1.01, float("nan"), float("inf"), "half"])
+def test_another_strength_is_refused(strength: Any) -> None:
     with pytest.raises(RequestError, match="strength must be above 0 and at most 1, got"):
         changed(strength, 16)
 

@@ -194,23 +194,24 @@ def head_nodes(graph: onnx.GraphProto) -> set[str]:
 
 def search_nodes(graph: onnx.GraphProto) -> set[str]:
     """Nodes that search nearest codes, of a graph that gives codes: from the distances' matmul on,
-    and what only moves, adds or scales its inputs.
+    what only moves, adds or scales its inputs, and, where latents add to the distances by
+    themselves, from their last matmul or convolution on.
 
     Distances of thousands of codes lie closer together than half precision can tell.
     """
     if _CODES not in (output.name for output in graph.output):
         return set()
-    producers, found = producers_of(graph), set[str]()
+    producers, found = producers_of(graph), set[tuple[str, bool]]()
     waiting = [(node, False) for node in graph.node if node.op_type in _SEARCHES]
     while waiting:
         node, after_matmul = waiting.pop()
         multiplies = node.op_type in MAC_OPERATORS
-        if node.name in found or (multiplies and after_matmul):
+        if (node.name, after_matmul) in found or (multiplies and after_matmul):
             continue
-        found.add(node.name)
+        found.add((node.name, after_matmul))
         before = (producers[name] for name in node.input if name in producers)
         waiting += [(each, after_matmul or multiplies) for each in before]
-    return found
+    return {name for name, _ in found}
 
 
 def _cast_tensor(tensor: onnx.TensorProto, kind: int, name: str = "") -> onnx.TensorProto:

@@ -10,6 +10,7 @@ that are painted anew, :meth:`fewstep.runtime.families.Family.variation` for a p
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -129,8 +130,8 @@ def changed(strength: float, tokens: int) -> int:
     Raises:
         RequestError: ``strength`` is not above 0, or above 1.
     """
-    if not 0 < strength <= 1:
-        raise RequestError(f"strength must be above 0 and at most 1, got {strength:g}")
+    if not isinstance(strength, Real) or not 0 < strength <= 1:
+        raise RequestError(f"strength must be above 0 and at most 1, got {strength!r}")
     return max(1, round(strength * tokens))
 
 
