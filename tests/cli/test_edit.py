@@ -160,6 +160,8 @@ def _bomb(path: Path) -> None:
             "576,512 × 512 pixels is too large: use a smaller --scale",
         ),
         ("--image in.png --strength 1 --class 1 --out in.png/x.png", "in.png"),
+        ("--image in.png --strength 1 --class 1 --out ./in.png", "in.png is what is edited"),
+        ("--image in.png --mask mask.png --class 1 --out mask.png", "mask.png is what is edited"),
     ],
 )
 def test_bad_words_and_files_are_known_before_engines_load(

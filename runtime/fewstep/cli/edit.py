@@ -125,6 +125,7 @@ def edit_command(
         animation.check_suffix(trace)
     if mask is not None and box is not None:
         raise RequestError("give --mask or --box, not both")
+    _check_kept(image, mask, out_path, trace)
     opened, settings = Bundle.read(bundle), given(context)
     model = model_of(opened)
     chosen, info = settings_of(model.info.defaults, settings), model.info.condition
@@ -170,6 +171,18 @@ def edit_command(
         summary = summary_of(generator, order, complete, made)
     summary |= {"compile_seconds": taken, "edit": said, "box": planned.box}
     show(summary, [escape(line_of(generator, made, target, taken))], as_json)
+
+
+def _check_kept(image: Path, mask: Path | None, *written: Path | None) -> None:
+    """Refuse to write over what is read.
+
+    Raises:
+        RequestError: a file is both.
+    """
+    kept = {each.resolve() for each in (image, mask) if each is not None}
+    for path in written:
+        if path is not None and path.resolve() in kept:
+            raise RequestError(f"{path} is what is edited: name another file to write to")
 
 
 def _read(path: Path) -> Image:
