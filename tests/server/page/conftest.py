@@ -15,6 +15,11 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))
 
 Open = Callable[..., Page]
 
+LONG_MS = 30_000
+"""More than anything here takes, on a busy machine too."""
+
+expect.set_options(timeout=LONG_MS)
+
 
 @pytest.fixture(scope="module")  # a session's would keep an event loop from other tests
 def browser() -> Iterator[Browser]:
@@ -37,12 +42,13 @@ def open_page(browser: Browser) -> Iterator[Open]:
     def opened(address: str, **options: Any) -> Page:
         context = browser.new_context(**options)
         contexts.append(context)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(LONG_MS)
         page = context.new_page()
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda said: problems.append(said.text) if _is_problem(said) else None)
         page.on("request", lambda sent: _check_address(sent.url, address, problems))
         page.goto(address)
+        expect(page.locator("#main, #key-form").filter(visible=True)).to_have_count(1)
         return page
 
     yield opened
@@ -54,7 +60,7 @@ def open_page(browser: Browser) -> Iterator[Open]:
 def generate(page: Page) -> None:
     """Press the button and wait for the pictures."""
     page.locator("#go").click()
-    expect(page.locator("#go")).to_be_enabled(timeout=15_000)
+    expect(page.locator("#go")).to_be_enabled()
     assert page.locator(".problem:visible").all_inner_texts() == []
     expect(page.locator("#status")).to_have_text("Done.")
 

@@ -49,7 +49,7 @@ def full(server: str, browser: Browser) -> Page:
     expect(page.locator("#main")).to_be_visible()
     page.get_by_role("radio", name="Compare").check()
     page.locator("#go").click()
-    expect(page.locator("#status")).to_have_text("Done.", timeout=15_000)
+    expect(page.locator("#status")).to_have_text("Done.")
     for summary in page.locator("summary:visible").all():
         summary.click()
     page.get_by_label("Overlay").first.select_option("order")

@@ -99,7 +99,6 @@ def test_a_variation_and_a_picture_that_grows(edit_server: str, open_page: Open)
 
 def test_models_without_encoder_are_not_offered_for_it(server: str, open_page: Open) -> None:
     page = open_page(server)
-    expect(page.locator("#main")).to_be_visible()
     expect(page.get_by_role("radio", name="Compare")).to_be_visible()
     expect(page.get_by_role("radio", name="Edit")).to_be_hidden()
 

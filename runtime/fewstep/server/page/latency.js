@@ -2,12 +2,15 @@
 
 import { make, short, words } from "./dom.js";
 
+/** Colours of the style sheet. */
+const COLOURS = 9;
+
 /** Stages in the order in which the page met them: each keeps its colour. */
 const seen = [];
 
 function colour(stage) {
   if (!seen.includes(stage)) seen.push(stage);
-  return `stage-${seen.indexOf(stage) % 6}`;
+  return `stage-${seen.indexOf(stage) % COLOURS}`;
 }
 
 /** @param {Object<string, number>} timings milliseconds by stage, and in `total`, and before all in `queue` */
