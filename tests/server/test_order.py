@@ -111,7 +111,7 @@ def test_a_schedule_may_be_its_values(tiny_bundle: Path) -> None:
     "order",
     [{"count": 0}, {"count": 17}, {"seed": 2**64}, {"seed": 2**64 - 1, "count": 2}],
 )
-def test_what_is_out_of_range_is_told(tiny_bundle: Path, order: dict[str, int]) -> None:
+def test_what_is_out_of_range_is_told(tiny_bundle: Path, order: dict[str, Any]) -> None:
     with pytest.raises(FieldError):
         _job(tiny_bundle, **order)
 
