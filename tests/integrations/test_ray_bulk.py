@@ -1,0 +1,162 @@
+"""Bulk generation on a cluster of two machines: every image once, and as one machine makes it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.integrations.conftest import Machines
+
+from fewstep import EngineError, OutputError, RequestError
+from fewstep.integrations.ray.bulk import Made, generate
+
+pytestmark = pytest.mark.slow
+
+COUNT = 300
+_SOME = 40
+_SAME: dict[str, Any] = {"batch": 2, "block": 6, "steps": 3, "backend": "onnxruntime"}
+_WORDS = ["--batch", "2", "--steps", "3", "--backend", "onnxruntime", "--threads", "1"]
+
+_DRIVER = """
+import sys
+import ray
+from fewstep.integrations.ray.bulk import generate
+
+bundle, out, count, address = sys.argv[1:]
+ray.init(address=address, log_to_driver=False)
+generate(bundle, "balanced", count=int(count), out=out, actors=2, {same})
+"""
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def _wait(done: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < end, "nothing happened for a minute"
+        time.sleep(0.01)
+
+
+def _some(folder: Path) -> Callable[[], bool]:
+    return lambda: len([*folder.glob("*.png")]) >= _SOME
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files that one machine makes."""
+    out = tmp_path_factory.mktemp("alone") / "set"
+    words = ["generate", tiny_bundle, "--class", "balanced", "--count", COUNT, "--out", out]
+    command = [sys.executable, "-m", "fewstep", *map(str, words), *_WORDS]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return _contents(out)
+
+
+def test_parquet_has_the_same_pictures_and_parts_are_made_again(
+    machines: Machines, tiny_bundle: Path, alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    import pyarrow.parquet as parquet
+
+    out, count = tmp_path / "set", 10
+
+    def run(**others: Any) -> Made:
+        asked = {"count": count, "format": "parquet", **_SAME, **others}
+        return generate(tiny_bundle, "balanced", out=out, actors=1, **asked)
+
+    assert run().made == count
+    parts = ["images-000000000-000000005.parquet", "images-000000006-000000009.parquet"]
+    assert sorted(path.name for path in out.iterdir()) == parts
+    table = parquet.read_table(out)
+    assert table["seed"].to_pylist() == [*range(count)]
+    assert table["condition"].to_pylist() == [k % 5 for k in range(count)]
+    pictures = zip(table["file_name"].to_pylist(), table["image"].to_pylist(), strict=True)
+    for name, png in pictures:
+        assert alone[name] == png
+    (out / parts[1]).unlink()
+    again = run()
+    assert (again.made, again.kept) == (4, 6)
+    assert parquet.read_table(out) == table
+    with pytest.raises(OutputError, match="made otherwise .*steps 3 there, 2 here"):
+        run(steps=2)
+    with pytest.raises(OutputError, match="files of another run"):
+        run(block=4)
+    with pytest.raises(EngineError, match="no engines of tensorrt; build them"):
+        run(backend="tensorrt")
+
+
+def test_a_killed_run_is_continued(
+    machines: Machines, tiny_bundle: Path, alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Whole batches are decoded again where some of their images are there."""
+    out = tmp_path / "set"
+    same = ", ".join(f"{name}={value!r}" for name, value in _SAME.items())
+    words = [tiny_bundle, out, COUNT, machines.address]
+    command = [sys.executable, "-c", _DRIVER.format(same=same), *map(str, words)]
+    driver = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    try:
+        _wait(_some(out))
+    finally:
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+    left = _contents(out)
+    assert len(left) < COUNT
+    next(out.glob("*.png")).unlink()
+    made = generate(tiny_bundle, "balanced", count=COUNT, out=out, actors=2, **_SAME)
+    assert made.made + made.kept == COUNT and made.kept > 0 and made.made > 0
+    assert _contents(out) == alone
+
+
+def test_a_machine_is_killed(
+    machines: Machines, tiny_bundle: Path, alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    import ray
+
+    out = tmp_path / "set"
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(
+            generate, tiny_bundle, "balanced", count=COUNT, out=out, actors=2, **_SAME
+        )
+        _wait(lambda: _some(out)() or run.done())
+        machines.kill_second()
+        before = len([*out.glob("*.png")])
+        made = run.result(timeout=100)
+    assert _SOME <= before < COUNT
+    assert made.made + made.kept == COUNT
+    assert _contents(out) == alone
+    assert sum(node["Alive"] for node in ray.nodes()) == 1
+
+
+def test_bad_requests_start_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+
+    def refused(match: str, wanted: Any = "balanced", **others: Any) -> None:
+        with pytest.raises((RequestError, OutputError), match=match):
+            generate(tiny_bundle, wanted, out=out, **others)
+
+    refused("block must be a multiple of batch, got 9 and 8", block=9)
+    refused("num_cpus must be at least 1", num_cpus=0)
+    refused("unknown class 'trousers'", "trousers")
+    refused("unknown setting 'stepz'.*'steps'", stepz=3)
+    refused("unknown format 'jpeg'", format="jpeg")
+    assert not out.exists()
+    out.mkdir()
+    (out / "class-0-shirt-seed-0.png").write_bytes(b"")
+    refused("has images already: pass resume=True", resume=False)
+    refused("files of another run", format="parquet")
+
+
+def test_without_ray_the_extra_is_named(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray.data", None)
+    with pytest.raises(ImportError, match=r"ray is not installed.*fewstep\[ray\]"):
+        generate(tiny_bundle, "shirt", out=tmp_path / "set")
