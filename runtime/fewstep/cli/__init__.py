@@ -24,6 +24,7 @@ from fewstep.cli import (
     estimate,
     evaluate,
     export,
+    export_triton,
     generate,
     inspect,
     models,
@@ -82,6 +83,7 @@ app.command("doctor")(doctor.doctor_command)
 app.command("demo")(demo.demo_command)
 app.command("models")(models.models_command)
 app.add_typer(export.app, name="export")
+app.command("export-triton")(export_triton.export_triton_command)
 app.command("build")(build.build_command)
 app.add_typer(calibrate.app, name="calibrate")
 app.command("inspect", cls=SettingsCommand)(inspect.inspect_command)
