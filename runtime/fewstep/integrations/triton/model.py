@@ -21,18 +21,19 @@ from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import DeviceError, FewstepError, RequestError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.preview import Callback, StepPreview, steps_of
+from fewstep.server.job import shown_steps
 
 
 @dataclass(frozen=True)
 class _Asked:
     """What a request asks for. ``condition [B, …]``, ``seeds [B]``; ``number``: of the request;
-    ``every``: steps from one partial image to the next, 0 for none."""
+    ``partial``: how many images before the last step it wants to see."""
 
     number: int
     condition: Array
     seeds: Array
     settings: dict[str, Any]
-    every: int
+    partial: int
 
     @property
     def group(self) -> str:
@@ -114,16 +115,16 @@ class TritonPythonModel:
         condition = self._rows(request, self._input)
         assert condition is not None  # Triton refuses requests without
         seeds = self._rows(request, "seed")
-        every = self._one(request, "partial_every", 0) if self._partial else 0
+        partial = self._one(request, "partial_images", 0) if self._partial else 0
         settings = self._settings(self._one(request, "settings", b"{}"))
         if (negative := self._one(request, "negative", None)) is not None:
             settings["negative"] = _text(negative)
-        if every < 0:
-            raise RequestError(f"partial_every must be at least 0, got {every}")
+        if partial < 0:
+            raise RequestError(f"partial_images must be at least 0, got {partial}")
         rows = len(condition)
         seeds = np.zeros(rows, np.uint64) if seeds is None else seeds.reshape(rows)
         condition = condition if self._input == "text" else condition.reshape(rows)
-        return _Asked(number, condition, seeds, settings, int(every))
+        return _Asked(number, condition, seeds, settings, partial)
 
     def _settings(self, given: bytes) -> dict[str, Any]:
         try:
@@ -163,11 +164,12 @@ class TritonPythonModel:
         rows = [slice(end - len(each.seeds), end) for each, end in zip(group, ends, strict=True)]
 
         def after_step(step: int, preview: StepPreview) -> None:
+            steps = steps_of(preview.trace)
             for asked, part in zip(group, rows, strict=True):
-                if asked.every and (step + 1) % asked.every == 0:
+                if step in shown_steps(asked.partial, steps) and step + 1 < steps:
                     answer(asked.number, self._images(asked, preview.pixels[part], step), False)
 
-        callback: Callback | None = after_step if any(each.every for each in group) else None
+        callback: Callback | None = after_step if any(each.partial for each in group) else None
         result = self._generator.run(self._checked(group), callback=callback)
         last = steps_of(result.trace) - 1
         for asked, part in zip(group, rows, strict=True):

@@ -7,7 +7,7 @@
 Inputs, a row an image: ``class_id [B, 1]`` int32, or ``prompt [B, 1]`` (and ``negative``), or
 ``text [B, L, D]`` float32 where the bundle has no text encoder; ``seed [B, 1]`` uint64 (0);
 ``settings [B, 1]``, a JSON object, the same for all images of a request; with partial images
-``partial_every [B, 1]`` int32, after every how many steps (0, none).
+``partial_images [B, 1]`` int32, how many of them, spread over the steps (0).
 
 Outputs: ``image [B, H, W, 3]`` uint8, ``seed [B, 1]`` uint64, ``step [B, 1]`` int32 (0 … T − 1),
 ``final [B, 1]`` bool.
@@ -121,7 +121,7 @@ def _config(bundle: Bundle, name: str, served: Served, where: str) -> Iterator[s
     yield f"input {{ {_tensor('seed', 'UINT64', 1)} optional: true }}"
     yield f"input {{ {_tensor('settings', 'STRING', 1)} optional: true }}"
     if served.partial:
-        yield f"input {{ {_tensor('partial_every', 'INT32', 1)} optional: true }}"
+        yield f"input {{ {_tensor('partial_images', 'INT32', 1)} optional: true }}"
     yield f"output {{ {_tensor('image', 'UINT8', height, width, 3)} }}"
     yield f"output {{ {_tensor('seed', 'UINT64', 1)} }}"
     yield f"output {{ {_tensor('step', 'INT32', 1)} }}"

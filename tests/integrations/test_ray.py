@@ -1,9 +1,13 @@
-"""Bulk generation on a cluster of two machines: every image once, and as one machine makes it."""
+"""On a cluster of two machines: a bulk run makes every image once, and as one machine makes it,
+whatever happens; a deployment answers as the server does."""
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,18 +16,25 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
+import numpy as np
 import pytest
+from PIL import Image
 from tests.integrations.conftest import Machines
 
-from fewstep import EngineError, OutputError, RequestError
+import fewstep
+from fewstep import OutputError, RequestError
 from fewstep.integrations.ray.bulk import Made, generate
+from fewstep.integrations.ray.serving import application
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 COUNT = 300
 _SOME = 40
 _SAME: dict[str, Any] = {"batch": 2, "block": 6, "steps": 3, "backend": "onnxruntime"}
 _WORDS = ["--batch", "2", "--steps", "3", "--backend", "onnxruntime", "--threads", "1"]
+
+_PLAIN = {"backend": "onnxruntime", "num_cpus": "1"}
 
 _DRIVER = """
 import sys
@@ -47,8 +58,8 @@ def _wait(done: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def _some(folder: Path) -> Callable[[], bool]:
-    return lambda: len([*folder.glob("*.png")]) >= _SOME
+def _count(folder: Path) -> int:
+    return len([*folder.glob("*.png")])
 
 
 @pytest.fixture(scope="module")
@@ -89,48 +100,68 @@ def test_parquet_has_the_same_pictures_and_parts_are_made_again(
         run(steps=2)
     with pytest.raises(OutputError, match="files of another run"):
         run(block=4)
-    with pytest.raises(EngineError, match="no engines of tensorrt; build them"):
-        run(backend="tensorrt")
 
 
-def test_a_killed_run_is_continued(
+def test_a_deployment_answers_as_the_server_does(
+    machines: Machines, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    from ray import serve
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port, "access_log": False})
+    try:
+        serve.run(application({"bundle": tiny_bundle, "max_replicas": "2", **_PLAIN}))
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            listed = client.get("/v1/models").json()["data"]
+            assert [each["id"] for each in listed] == ["tiny"]
+            asked = {"prompt": "bag", "n": 2, "seed": 5, "steps": 3}
+            answer = client.post("/v1/images/generations", json=asked).json()
+            streamed = {**asked, "n": 1, "stream": True, "partial_images": 1}
+            with client.stream("POST", "/v1/images/generations", json=streamed) as stream:
+                events = [each for each in stream.iter_lines() if each.startswith("event: ")]
+            refused = client.post("/v1/images/generations", json={"prompt": "trousers"})
+        status = serve.status().applications["default"].deployments["tiny"]
+    finally:
+        serve.shutdown()
+    pngs = [base64.b64decode(each["b64_json"]) for each in answer["data"]]
+    found = np.stack([np.asarray(Image.open(io.BytesIO(each))) for each in pngs])
+    with fewstep.open(tiny_bundle, threads=1, backend="onnxruntime") as generator:
+        expected = generator.generate(class_ids=[2, 2], seed=5, steps=3).images
+    np.testing.assert_array_equal(found, expected)
+    names = ["image_generation.partial_image", "image_generation.completed"]
+    assert [each.removeprefix("event: ") for each in events] == names
+    assert refused.status_code == 400 and "unknown class" in refused.json()["error"]["message"]
+    assert status.status == "HEALTHY"
+
+
+def test_a_run_is_killed_and_then_a_machine(
     machines: Machines, tiny_bundle: Path, alone: dict[str, bytes], tmp_path: Path
 ) -> None:
     """Whole batches are decoded again where some of their images are there."""
+    import ray
+
     out = tmp_path / "set"
     same = ", ".join(f"{name}={value!r}" for name, value in _SAME.items())
     words = [tiny_bundle, out, COUNT, machines.address]
     command = [sys.executable, "-c", _DRIVER.format(same=same), *map(str, words)]
     driver = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
     try:
-        _wait(_some(out))
+        _wait(lambda: _count(out) >= _SOME)
     finally:
         os.killpg(driver.pid, signal.SIGKILL)
         driver.wait()
-    left = _contents(out)
-    assert len(left) < COUNT
     next(out.glob("*.png")).unlink()
-    made = generate(tiny_bundle, "balanced", count=COUNT, out=out, actors=2, **_SAME)
-    assert made.made + made.kept == COUNT and made.kept > 0 and made.made > 0
-    assert _contents(out) == alone
-
-
-def test_a_machine_is_killed(
-    machines: Machines, tiny_bundle: Path, alone: dict[str, bytes], tmp_path: Path
-) -> None:
-    import ray
-
-    out = tmp_path / "set"
     with ThreadPoolExecutor(1) as pool:
-        run = pool.submit(
-            generate, tiny_bundle, "balanced", count=COUNT, out=out, actors=2, **_SAME
-        )
-        _wait(lambda: _some(out)() or run.done())
+        how = {"count": COUNT, "out": out, "actors": 2, **_SAME}
+        run = pool.submit(generate, tiny_bundle, "balanced", **how)
+        _wait(lambda: _count(out) >= 3 * _SOME or run.done())
         machines.kill_second()
-        before = len([*out.glob("*.png")])
+        before = _count(out)
         made = run.result(timeout=100)
-    assert _SOME <= before < COUNT
-    assert made.made + made.kept == COUNT
+    assert 3 * _SOME <= before < COUNT
+    assert made.made + made.kept == COUNT and made.kept > 0 and made.made > 0
     assert _contents(out) == alone
     assert sum(node["Alive"] for node in ray.nodes()) == 1
 
@@ -152,6 +183,17 @@ def test_bad_requests_start_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
     (out / "class-0-shirt-seed-0.png").write_bytes(b"")
     refused("has images already: pass resume=True", resume=False)
     refused("files of another run", format="parquet")
+
+
+def test_bad_applications_are_refused(tiny_bundle: Path) -> None:
+    for given, said in (
+        ({"bundel": "x"}, "bundel"),
+        ({"bundle": tiny_bundle, "max_replicas": "none"}, "max_replicas"),
+        ({"bundle": tiny_bundle, "min_replicas": 3}, "min_replicas must be at most max_replicas"),
+        ({"bundle": tiny_bundle, "host": "0.0.0.0"}, "give an api_key"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            application(given)
 
 
 def test_without_ray_the_extra_is_named(
