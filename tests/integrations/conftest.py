@@ -40,9 +40,9 @@ def machines() -> Iterator[Machines]:
     ray = pytest.importorskip("ray", reason="Ray is not installed")
     from ray.cluster_utils import Cluster
 
-    plain = {"object_store_memory": _STORE, "node_ip_address": "127.0.0.1"}
+    plain: dict[str, Any] = {"object_store_memory": _STORE, "node_ip_address": "127.0.0.1"}
     head = {"num_cpus": 2, "include_dashboard": False, "_system_config": _SOON}
-    cluster = Cluster(initialize_head=True, head_node_args={**plain, **head})
+    cluster: Any = Cluster(initialize_head=True, head_node_args={**plain, **head})
     try:
         second = cluster.add_node(num_cpus=1, **plain)
         ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)

@@ -4,6 +4,7 @@ whatever happens; a deployment answers as the server does."""
 from __future__ import annotations
 
 import base64
+import importlib
 import io
 import os
 import signal
@@ -105,8 +106,7 @@ def test_parquet_has_the_same_pictures_and_parts_are_made_again(
 def test_a_deployment_answers_as_the_server_does(
     machines: Machines, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    from ray import serve
-
+    serve: Any = importlib.import_module("ray.serve")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -140,8 +140,7 @@ def test_a_run_is_killed_and_then_a_machine(
     machines: Machines, tiny_bundle: Path, alone: dict[str, bytes], tmp_path: Path
 ) -> None:
     """Whole batches are decoded again where some of their images are there."""
-    import ray
-
+    ray: Any = importlib.import_module("ray")
     out = tmp_path / "set"
     same = ", ".join(f"{name}={value!r}" for name, value in _SAME.items())
     words = [tiny_bundle, out, COUNT, machines.address]

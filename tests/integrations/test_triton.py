@@ -86,7 +86,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> None:
         get_input_tensor_by_name=_input,
         using_decoupled_model_transaction_policy=_decoupled,
     )
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", module)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", module)
 
 
 def _opened(bundle: Path, *, partial: bool = False, batch: int = 4) -> TritonPythonModel:

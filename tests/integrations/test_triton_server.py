@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.skipif(FOLDER not in os.environ, reason=f"no Triton server: {FOLDER} is not set"),
 ]
 
-_STEPS = {"steps": 4}
+_STEPS: dict[str, Any] = {"steps": 4}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,8 @@ def test_images_are_those_of_the_generator(
 
 def test_requests_at_once_are_batched(server: httpx.Client, generator: fewstep.Generator) -> None:
     """Some with other settings and a bad one among them."""
-    wanted = [(k % 5, k, {"steps": 2 + k % 2}) for k in range(24)]
+    steps = [2 + k % 2 for k in range(24)]
+    wanted = [(k % 5, k, dict[str, Any](steps=each)) for k, each in enumerate(steps)]
     asked = [_asked([one], [seed], settings) for one, seed, settings in wanted]
     asked.insert(7, _asked([99], [0], _STEPS))
     with ThreadPoolExecutor(8) as pool:

@@ -61,7 +61,7 @@ def serving(folder: Path, repository: Path, log: Path) -> Iterator[str]:
         "LD_LIBRARY_PATH": os.pathsep.join(libraries),
         "PATH": os.pathsep.join([str(folder / "venv" / "bin"), os.environ["PATH"]]),
     }
-    command = [folder / _PROGRAM, "--model-repository", repository]
+    command: list[str | Path] = [folder / _PROGRAM, "--model-repository", repository]
     command += ["--backend-directory", (folder / _BACKEND).parent, "--allow-grpc", "false"]
     command += ["--allow-metrics", "false", "--http-address", "127.0.0.1", "--http-port", str(port)]
     with log.open("wb") as output:
