@@ -130,13 +130,14 @@ def test_requests_with_the_same_settings_are_decoded_together(
         _Request(class_id=[[0]], seed=[[1]], settings=_settings(steps=2)),
         _Request(class_id=[[0], [1]], settings=_settings(steps=2) + _settings(steps=3)),
         _Request(class_id=[[0]], settings=[[b"[1]"]]),
-        _Request(class_id=[[0]], settings=_settings(seed=1)),
+        _Request(class_id=[[0]], settings=[[b'{"self": 1}']]),
+        _Request(class_id=[[0]], settings=_settings(schedule="/etc/passwd.yaml")),
     ]
     answers = model.execute(requests)
     model.finalize()
     assert answers is not None
     together = generator.generate(class_ids=[3, 1, 0], seed=[7, 2**63, 1], steps=2)
-    first, wrong, plain, last, two, listed, own = answers
+    first, wrong, plain, last, two, listed, own, file = answers
     np.testing.assert_array_equal(first["image"], together.images[:2])
     np.testing.assert_array_equal(last["image"], together.images[2:])
     np.testing.assert_array_equal(plain["image"], generator.generate(class_ids=[4]).images)
@@ -146,7 +147,8 @@ def test_requests_with_the_same_settings_are_decoded_together(
         (wrong, "class ids must be 0 … 4, got 9"),
         (two, "settings must be the same for all images of a request"),
         (listed, "settings must be a JSON object, got [1]"),
-        (own, "seed: give it as an input"),
+        (own, "unknown setting 'self'"),
+        (file, "a request cannot name files"),
     ):
         assert said in answer.error.message and answer.error.code == _Error.INVALID_ARG
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fewstep.cli.order import Order, ordered
 from fewstep.integrations.ray import ray_module
 from fewstep.integrations.ray.places import Block, check_place, place_of
@@ -96,8 +98,14 @@ def generate(
     block = _BATCHES * batch if block is None else block
     if batch < 1 or block < 1 or block % batch:
         raise RequestError(f"block must be a multiple of batch, got {block} and {batch}")
-    if num_cpus < 1:
-        raise RequestError(f"num_cpus must be at least 1, got {num_cpus}")
+    if not isinstance(num_cpus, int) or num_cpus < 1 or num_gpus < 0:
+        raise RequestError(
+            f"num_cpus must be an integer of at least 1 and num_gpus at least 0, got {num_cpus} "
+            f"and {num_gpus}"
+        )
+    least, most = (actors, actors) if isinstance(actors, int) else actors
+    if not 1 <= least <= most:
+        raise RequestError(f"actors must be at least 1, or (least, most), got {actors}")
     opened = Bundle.read(bundle)
     model = model_of(opened)
     chosen = settings_of(model.info.defaults, settings)
@@ -118,7 +126,6 @@ def generate(
         opened={**how, "max_batch": batch, "threads": num_cpus},
     )
     data = ray_module("ray.data")
-    least, most = (actors, actors) if isinstance(actors, int) else actors
     stage = data.from_arrow(rows_of(blocks)).map_batches(
         Maker,
         fn_constructor_args=[job],
@@ -132,7 +139,7 @@ def generate(
     try:
         for row in stage.iter_rows():
             if row["error"]:
-                raise getattr(errors, row["error"])(row["message"])
+                raise getattr(errors, row["error"], errors.FewstepError)(row["message"])
             rows.append(row)
     finally:
         sweep(place.folder)  # what killed actors left half-written
@@ -141,16 +148,17 @@ def generate(
 
 def _order(model: Model, wanted: Any, count: int, seed: int, negative: str | None) -> Order:
     """The order that a call asks for."""
-    if isinstance(wanted, Order):
-        if negative is not None:
-            return replace(wanted, negative=negative)
-        return wanted
     info = model.info.condition
+    if isinstance(wanted, Order):
+        if count != 1 or seed or negative is not None:
+            raise RequestError("an order says count, seed and negative itself: leave them out")
+        return wanted
     if isinstance(info, ClassCondition):
-        several = [wanted] if isinstance(wanted, (str, int)) else wanted
-        return ordered(info, [str(each) for each in several], None, count, seed)
-    prompts = prompts_of(wanted)
-    texts = condition_of(info, None, wanted) if prompts is None else tuple(prompts)
+        if negative is not None:
+            raise RequestError("this bundle is class-conditional: leave negative out")
+        return ordered(info, [*map(str, np.atleast_1d(wanted).tolist())], None, count, seed)
+    states, prompts = condition_of(info, None, wanted, model.tokenizer), prompts_of(wanted)
+    texts = states if prompts is None else tuple(prompts)
     return ordered(info, None, texts, count, seed, negative=negative)
 
 

@@ -21,6 +21,7 @@ from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import DeviceError, FewstepError, RequestError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.preview import Callback, StepPreview, steps_of
+from fewstep.runtime.request import checked_request
 from fewstep.server.job import shown_steps
 
 
@@ -33,12 +34,13 @@ class _Asked:
     condition: Array
     seeds: Array
     settings: dict[str, Any]
+    negative: str | None
     partial: int
 
     @property
     def group(self) -> str:
         """The same for requests that can be decoded together."""
-        return json.dumps(self.settings, sort_keys=True)
+        return json.dumps([self.settings, self.negative], sort_keys=True)
 
 
 class TritonPythonModel:
@@ -72,8 +74,10 @@ class TritonPythonModel:
             self._generator.close()
             raise DeviceError(f"the engines take {most} images: set max_batch_size: {most}")
         info = self._generator.model.info.condition
-        self._by_class = isinstance(info, ClassCondition)
-        self._input = "class_id" if self._by_class else "prompt" if info.encoder else "text"
+        if isinstance(info, ClassCondition):
+            self._input = "class_id"
+        else:
+            self._input = "prompt" if info.encoder else "text"
 
     def execute(self, requests: Sequence[Any]) -> list[Any] | None:
         """Make the images of some requests.
@@ -117,14 +121,14 @@ class TritonPythonModel:
         seeds = self._rows(request, "seed")
         partial = self._one(request, "partial_images", 0) if self._partial else 0
         settings = self._settings(self._one(request, "settings", b"{}"))
-        if (negative := self._one(request, "negative", None)) is not None:
-            settings["negative"] = _text(negative)
+        negative = self._one(request, "negative", None)
         if partial < 0:
             raise RequestError(f"partial_images must be at least 0, got {partial}")
         rows = len(condition)
         seeds = np.zeros(rows, np.uint64) if seeds is None else seeds.reshape(rows)
         condition = condition if self._input == "text" else condition.reshape(rows)
-        return _Asked(number, condition, seeds, settings, partial)
+        negative = None if negative is None else _text(negative)
+        return _Asked(number, condition, seeds, settings, negative, partial)
 
     def _settings(self, given: bytes) -> dict[str, Any]:
         try:
@@ -133,9 +137,8 @@ class TritonPythonModel:
             found = None
         if not isinstance(found, dict):
             raise RequestError(f"settings must be a JSON object, got {_text(given)}")
-        own = {"class_ids", "text", "seed", "edit", "negative"}.intersection(found)
-        if own:
-            raise RequestError(f"{', '.join(sorted(own))}: give it as an input, not as a setting")
+        if (file := self._generator.family.Settings.file_of(found)) is not None:
+            raise RequestError(f"a request cannot name files, got {file!r}")
         return found
 
     def _rows(self, request: Any, name: str) -> Array | None:
@@ -155,9 +158,14 @@ class TritonPythonModel:
         wanted: Any = np.concatenate([each.condition for each in group])
         if self._input == "prompt":
             wanted = [_text(each) for each in wanted]
-        condition = {"class_ids" if self._by_class else "text": wanted}
-        seeds = np.concatenate([each.seeds for each in group])
-        return self._generator.request(**condition, seed=seeds.tolist(), **group[0].settings)
+        return checked_request(
+            self._generator.model,
+            class_ids=wanted if self._input == "class_id" else None,
+            text=None if self._input == "class_id" else wanted,
+            seed=np.concatenate([each.seeds for each in group]).tolist(),
+            settings=group[0].settings,
+            negative=group[0].negative,
+        )
 
     def _make(self, group: Sequence[_Asked], answer: Callable[..., None]) -> None:
         ends = np.cumsum([len(each.seeds) for each in group]).tolist()
