@@ -22,6 +22,9 @@ from fewstep.server.models import Models, named_openings
 from fewstep.server.run import listening
 from fewstep.server.worker import Opening, Worker
 
+KEY = "a key"
+"""Of servers that have one."""
+
 LONG_S = 60.0
 """More than anything here takes."""
 

@@ -24,10 +24,10 @@ from PIL import Image
 from tests.integrations.conftest import Machines
 
 import fewstep
-from fewstep import OutputError, RequestError
+from fewstep import DeviceLostError, OutputError, RequestError
 from fewstep.cli.order import Order
 from fewstep.integrations.ray.bulk import Made, generate
-from fewstep.integrations.ray.serving import application
+from fewstep.integrations.ray.serving import Replica, Served, application, replica_app
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
@@ -197,6 +197,16 @@ def test_bad_applications_are_refused(tiny_bundle: Path) -> None:
     ):
         with pytest.raises(RequestError, match=said):
             application(given)
+
+
+def test_a_replica_that_lost_its_device_is_not_healthy(tiny_bundle: Path) -> None:
+    replica = Replica()
+    replica.app = replica_app(Served(bundle=tiny_bundle))
+    replica.check_health()
+    (worker,) = replica.app.state.models.values()
+    worker.failure = DeviceLostError("the GPU has fallen off the bus")
+    with pytest.raises(DeviceLostError, match="fallen off"):
+        replica.check_health()
 
 
 def test_without_ray_the_extra_is_named(

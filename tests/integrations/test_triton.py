@@ -7,6 +7,7 @@ server.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import types
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.conftest import Terminal
+from tests.prompts import with_encoder
 
 import fewstep
 from fewstep.integrations.triton.model import TritonPythonModel
@@ -183,6 +185,20 @@ def test_text_states_are_an_input(tiny_text_bundle: Path) -> None:
     assert answers is not None
     with fewstep.open(tiny_text_bundle, backend="onnxruntime", threads=1) as generator:
         expected = generator.generate(text=states, seed=[0, 0]).images
+    np.testing.assert_array_equal(answers[0]["image"], expected)
+
+
+def test_prompts_are_an_input(tiny_text_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(tiny_text_bundle, tmp_path / "bundle"))
+    with_encoder(bundle)
+    model = _opened(bundle)
+    asked = [[b"a red dog"], [b"a cat"]]
+    answers = model.execute([_Request(prompt=asked, negative=[[b"green"]] * 2)])
+    model.finalize()
+    assert answers is not None
+    with fewstep.open(bundle, backend="onnxruntime", threads=1) as generator:
+        texts = [each.decode() for (each,) in asked]
+        expected = generator.generate(text=texts, seed=[0, 0], negative="green").images
     np.testing.assert_array_equal(answers[0]["image"], expected)
 
 

@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.serving import Served, opening, serving
+from tests.serving import KEY, Served, opening, serving
 
 from fewstep.server.guard import Access
-
-KEY = "a key"
 
 
 @pytest.fixture(scope="session")

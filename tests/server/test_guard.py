@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.server.conftest import KEY
-from tests.serving import Served, opening, serving
+from tests.serving import KEY, Served, opening, serving
 
 from fewstep.runtime.errors import FewstepError
 from fewstep.server import app as app_module

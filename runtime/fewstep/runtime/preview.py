@@ -32,8 +32,8 @@ class StepPreview:
     caption: str
     undecided: npt.NDArray[np.bool_]
     decode: Callable[[], npt.NDArray[np.uint8]]
-    request: Any
-    trace: Any
+    request: Any = None
+    trace: Any = None
 
     @functools.cached_property
     def pixels(self) -> npt.NDArray[np.uint8]:

@@ -13,11 +13,12 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from fewstep import __version__
 from fewstep.runtime.errors import FewstepError
 from fewstep.server import a1111, openai_api
-from fewstep.server.errors import message_of
+from fewstep.server.errors import GoneError, message_of, status_of
 from fewstep.server.guard import Access, Guard
 from fewstep.server.metrics import CONTENT_TYPE, Measured, Metrics
 from fewstep.server.models import Models
@@ -107,6 +108,9 @@ def _add_errors(app: FastAPI) -> None:
     async def foreseen(request: Request, error: Exception) -> Response:
         return _error_response(request.url.path, error)
 
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=status_of(GoneError()))
+
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         said = FewstepError(f"{request.method} {request.url.path}: {error.detail}")
@@ -114,6 +118,7 @@ def _add_errors(app: FastAPI) -> None:
 
     app.add_exception_handler(FewstepError, foreseen)
     app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(ClientDisconnect, gone)
     app.add_exception_handler(Exception, foreseen)
 
 

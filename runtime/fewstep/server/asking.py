@@ -53,6 +53,7 @@ async def made_for(request: Request, job: Job) -> Made:
         return made.result()
     finally:
         gone.cancel()
+        made.cancel()  # nobody asks how it ends
         job.leave()
 
 

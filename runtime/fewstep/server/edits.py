@@ -19,7 +19,7 @@ from fewstep.server.worker import Worker
 
 FITS = ("crop", "pad", "stretch")
 _SIDES = ("left", "top", "right", "bottom")
-_MOST_GROWN = 4096
+_MOST_GROWN = 1024
 
 
 def edit_of(

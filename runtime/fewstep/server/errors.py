@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fewstep.runtime.errors import BundleError, FewstepError, RequestError
+from fewstep.runtime.errors import FewstepError, OutOfMemoryError, RequestError
 
 
 class BusyError(FewstepError):
@@ -58,7 +58,7 @@ _STATUS: tuple[tuple[type[FewstepError], int], ...] = (
     (GoneError, 499),
     (UnknownModelError, 404),
     (RequestError, 400),
-    (BundleError, 400),  # what the bundle lacks, as a judge
+    (OutOfMemoryError, 503),
 )
 
 

@@ -37,7 +37,7 @@ class Made:
 @dataclass(frozen=True)
 class Step:
     """The images of a job after a step, 0 … ``steps`` − 1; of a job with more images than a batch,
-    those from ``first`` on.
+    those from ``first`` on. Where an edit has several windows, numbers go on from one to the next.
 
     ``undecided [B, rows, columns]``: true where a picture may still change. ``parameters``: of the
     steps up to this one. ``pixels [B, H, W, 3]`` uint8, if they were wanted.

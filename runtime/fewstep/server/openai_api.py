@@ -13,6 +13,8 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.datastructures import UploadFile
@@ -109,7 +111,7 @@ async def _answer(request: Request, worker: Worker, asked: Asked, kind: str) -> 
             "created": int(time.time()),
             "background": "opaque",
             "output_format": asked.format,
-            "size": size_of(worker),
+            "size": _size(made.pixels),
             "data": [
                 {"b64_json": image, "seed": seed}
                 for image, seed in zip(images, made.seeds, strict=True)
@@ -124,7 +126,6 @@ async def _events(
 ) -> AsyncIterator[bytes]:
     shared = {
         "created_at": int(time.time()),
-        "size": size_of(worker),
         "output_format": asked.format,
         "quality": "auto",
         "background": "opaque",
@@ -145,6 +146,7 @@ async def _events(
                 event = {
                     "b64_json": await asyncio.to_thread(_encoded, pixels, asked),
                     "partial_image_index": shown[index],
+                    "size": _size(step.pixels),
                     **shared,
                     "fewstep": {
                         "index": index,
@@ -155,10 +157,12 @@ async def _events(
                 shown[index] += 1
                 yield _event(f"{kind}.partial_image", event)
         made = job.future.result()
+        size = _size(made.pixels)
         for index, (pixels, seed) in enumerate(zip(made.pixels, made.seeds, strict=True)):
             image = await asyncio.to_thread(_encoded, pixels, asked)
             told = {"index": index, "seed": seed, **_told(worker, made)}
-            yield _event(f"{kind}.completed", {"b64_json": image, **shared, "fewstep": told})
+            event = {"b64_json": image, "size": size, **shared, "fewstep": told}
+            yield _event(f"{kind}.completed", event)
     except Exception as error:  # the status was sent: a stream says it in an event
         yield _event("error", {"error": error_object(error)})
     finally:
@@ -175,10 +179,9 @@ def _encoded(pixels: Any, asked: Asked) -> str:
     return encoded(pixels, asked.format, quality=asked.quality)
 
 
-def size_of(worker: Worker) -> str:
-    """The size of a model's images, as OpenAI writes it."""
-    height, width = worker.model.info.image_size
-    return f"{width}x{height}"
+def _size(pixels: npt.NDArray[np.uint8]) -> str:
+    """The size of images ``[B, H, W, 3]``, as OpenAI writes it."""
+    return f"{pixels.shape[2]}x{pixels.shape[1]}"
 
 
 def _told(worker: Worker, made: Made) -> dict[str, Any]:

@@ -290,6 +290,7 @@ class Worker:
             end = time.perf_counter()
             self._times.add(batch[0].kind, images(batch), (end - start) * 1e3)
             self._watcher.batch(self.name, images(batch), made[0].timings_ms)
+            self._running = []  # before its clients come back
             for job, each in zip(batch, made, strict=True):
                 waited = start - job.since
                 self._watcher.waited(self.name, waited)
@@ -328,13 +329,14 @@ class _Callback:
         if all(job.gone for job in self._batch):
             raise _AbandonedError
         parameters = _parameters(self._generator, preview.request, preview.trace)
+        step = number % self._batch[0].steps  # a large picture is painted in several windows
         for job, at in _places(self._batch):
             rows = range(max(at, preview.rows.start), min(at + job.count, preview.rows.stop))
             if job.on_step is None or job.gone or not rows:
                 continue
             here = slice(rows.start - preview.rows.start, rows.stop - preview.rows.start)
-            pixels = preview.pixels[here] if number in job.shown else None
-            said = _rows(parameters, here, number + 1)
+            pixels = preview.pixels[here] if step in job.shown else None
+            said = _rows(parameters, here, step + 1)
             undecided = preview.undecided[here]
             job.on_step(Step(number, rows.start - at, preview.caption, undecided, said, pixels))
 
@@ -349,7 +351,8 @@ def _places(batch: Sequence[Job]) -> list[tuple[Job, int]]:
 
 
 def _parameters(generator: Generator, request: Any, trace: Any) -> Parameters | None:
-    return generator.family.parameters(generator.model, request, trace)
+    told = request is not None and trace is not None
+    return generator.family.parameters(generator.model, request, trace) if told else None
 
 
 def _rows(parameters: Parameters | None, rows: slice, steps: int) -> Parameters | None:

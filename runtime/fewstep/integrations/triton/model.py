@@ -133,7 +133,7 @@ class TritonPythonModel:
     def _settings(self, given: bytes) -> dict[str, Any]:
         try:
             found = json.loads(given)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
             raise RequestError(f"settings must be a JSON object, got {_text(given)}")
