@@ -4,8 +4,8 @@ Jobs of one kind run together. Nothing waits while there is nothing else to do; 
 just come, a batch that has room waits for more for some milliseconds at most.
 
 A job is refused where it would wait for as long as a full batch takes or the one that runs, by the
-times of those before, or for ``max_wait_s``. So however many ask, those that are taken are in the
-batch after the one that runs.
+times of those before, or for ``max_wait_s``. So however many ask, those that are taken wait no
+longer than that; jobs of one kind are in the batch after the one that runs.
 """
 
 from __future__ import annotations
