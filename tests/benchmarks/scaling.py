@@ -1,6 +1,7 @@
 """What many GPUs make, cost and need, by arithmetic from a few numbers (docs/scaling.md).
 
     python -m tests.benchmarks.scaling --image-ms 9.26 --batch 8 --gpus 1 100 10000 --price 2.5
+    python -m tests.benchmarks.scaling --tasks 2000         # what Ray's driver schedules a second
 
 Measured here, in CPU time, which other programs disturb least: making a PNG of an image, and an
 answer of OpenAI's API out of it. Given by options: milliseconds of an image on a GPU, with full
@@ -17,10 +18,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from fewstep.integrations.ray import ray_module
 from fewstep.integrations.ray.stage import png_of
 from fewstep.runtime.devices import Array
 
@@ -137,6 +140,26 @@ def examples(size: int) -> dict[str, list[Array]]:
     return {"smooth with noise of 4": smooth, "noise": noise}
 
 
+def scheduled(tasks: int) -> float:
+    """Empty tasks of Ray Data for one actor, a second, on this machine."""
+
+    class Nothing:
+        def __call__(self, rows: Any) -> Any:
+            return rows
+
+    ray, data, arrow = (ray_module(name) for name in ("ray", "ray.data", "pyarrow"))
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        rows = data.from_arrow([arrow.table({"task": [each]}) for each in range(tasks)])
+        pool = data.ActorPoolStrategy(size=1)
+        stage = rows.map_batches(Nothing, batch_format="pyarrow", compute=pool, num_cpus=1)
+        start = time.perf_counter()
+        assert sum(1 for _ in stage.iter_rows()) == tasks
+        return tasks / (time.perf_counter() - start)
+    finally:
+        ray.shutdown()
+
+
 def _read(folder: Path) -> list[Array]:
     found = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(folder.glob("*.png"))]
     if not found:
@@ -166,7 +189,11 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="of the images measured")
     parser.add_argument("--images", type=Path, help="folder of PNGs to measure with instead")
     parser.add_argument("--block", type=int, default=128, help="images of a block")
+    parser.add_argument("--tasks", type=int, help="schedule so many by Ray, and nothing else")
     asked = parser.parse_args()
+    if asked.tasks is not None:
+        print(f"{scheduled(asked.tasks):.0f} tasks a second, the actor's start included")
+        return
     sets = examples(asked.size) if asked.images is None else {"given": _read(asked.images)}
     found = {name: measured(images) for name, images in sets.items()}
     for name, work in found.items():
