@@ -15,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reor
 PYTHON_VERSION ?= $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 CUDA_VERSION ?= 13.0
 
-.PHONY: setup check test coverage test-gpu gpu-kit demo demo-emoji wheel sample-bundle lint format clean
+.PHONY: setup check test chromium coverage test-gpu gpu-kit demo demo-emoji wheel sample-bundle lint format clean
 
 setup: $(INSTALLED)
 
@@ -38,6 +38,12 @@ check: setup lint
 # Everything: before you push, and in CI.
 test: setup lint
 	$(PYTEST)
+
+# A browser for the tests of the web page, which are skipped without one; nothing where there is one.
+chromium:
+	@command -v chromium chromium-browser || \
+	  { echo "installing chromium, which needs root: apt-get install chromium"; \
+	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
 
 # Which lines no test runs.
 coverage: setup

@@ -72,6 +72,11 @@ WHERE_IS = {
     "which classes and seeds a run makes": "balanced",
     "what a PNG says of itself": "PngInfo",
     "seeds of candidates, and which is kept": "def candidates(",
+    "which requests run together, and how long one waits": "def batches(",
+    "who is refused for lack of room; the thread of a generator": "raise BusyError(",
+    "who may ask the server, and how much": "class Access:",
+    "bulk generation on many machines": "def generate(",
+    "what Triton runs": "class TritonPythonModel",
     "wrapped checkpoints": "def is_ema(",
 }
 """Rows of the table in ``docs/architecture.md``, with what the file they name has to have."""

@@ -13,7 +13,8 @@ from fewstep.export.config import ExportConfig
 from fewstep.export.masked import Models, Recipe, describe
 from fewstep.export.models import UViT, VQModel
 from fewstep.export.parts import part_of
-from fewstep.runtime.families import Model, example_request
+from fewstep.runtime.examples import example_request
+from fewstep.runtime.families import Model
 from fewstep.runtime.families.masked.settings import MaskedSettings
 from fewstep.runtime.settings import settings_of
 

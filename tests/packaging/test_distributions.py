@@ -58,6 +58,7 @@ def test_data_and_sources_of_kernels_are_in_the_wheel(names: list[str]) -> None:
     kernels = {Path(name).name for name in names if name.endswith((".cu", ".cuh"))}
     assert {"kernels.cu", "sample_tokens.cu", "philox.cuh"} <= kernels
     assert {"fewstep/export/imagenet_classes.txt", "fewstep/export/published.json"} <= set(names)
+    assert {"fewstep/server/page/index.html", "fewstep/server/page/app.js"} <= set(names)
 
 
 def test_the_tree_and_the_source_distribution_give_the_same_wheel(

@@ -27,7 +27,8 @@ from fewstep.export.torch_engine import TorchEngine
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices.cpu import CpuDevice
 from fewstep.runtime.errors import CheckpointError, RequestError, choose
-from fewstep.runtime.families import Model, example_request
+from fewstep.runtime.examples import example_request
+from fewstep.runtime.families import Model
 from fewstep.runtime.files import replacing_folder, sha256
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.manifest import MANIFEST_NAME, CheckpointInfo, Manifest, Provenance

@@ -17,7 +17,8 @@ from fewstep.export.models.kl import AutoencoderKL
 from fewstep.export.models.mar import MAR
 from fewstep.export.source import Exportable
 from fewstep.runtime.errors import CheckpointError, RequestError
-from fewstep.runtime.families import Model, example_request
+from fewstep.runtime.examples import example_request
+from fewstep.runtime.families import Model
 from fewstep.runtime.families.mar.model import MarModel
 from fewstep.runtime.families.mar.settings import UNGUIDED, MarSettings
 

@@ -25,9 +25,11 @@ from fewstep.cli import (
     estimate,
     evaluate,
     export,
+    export_triton,
     generate,
     inspect,
     models,
+    serve,
     verify,
 )
 from fewstep.cli.app import App, EndOfFileError
@@ -82,6 +84,7 @@ app.command("doctor")(doctor.doctor_command)
 app.command("demo")(demo.demo_command)
 app.command("models")(models.models_command)
 app.add_typer(export.app, name="export")
+app.command("export-triton")(export_triton.export_triton_command)
 app.command("build")(build.build_command)
 app.add_typer(calibrate.app, name="calibrate")
 app.command("inspect", cls=SettingsCommand)(inspect.inspect_command)
@@ -89,6 +92,7 @@ app.command("estimate", cls=SettingsCommand)(estimate.estimate_command)
 app.command("verify")(verify.verify_command)
 app.command("generate", cls=SettingsCommand)(generate.generate_command)
 app.command("edit", cls=SettingsCommand)(edit.edit_command)
+app.command("serve")(serve.serve_command)
 app.command("compare", cls=RepeatedSettingsCommand)(compare.compare_command)
 app.command("evaluate")(evaluate.evaluate_command)
 app.command("bench", cls=RepeatedSettingsCommand)(bench.bench_command)

@@ -267,6 +267,12 @@ def policy_module() -> Any:
     return _module("calibration", "policy.tune", needs, extra="policy")
 
 
+def serve_module() -> Any:
+    """The module that serves over HTTP, when its dependencies are installed."""
+    needs = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
+    return _module("server", "run", needs, extra="serve")
+
+
 def _module(package: str, name: str, needs: tuple[str, ...], extra: str = "") -> Any:
     for each in needs:
         if importlib.util.find_spec(each) is None:

@@ -288,20 +288,31 @@ def _absent(
     absent = []
     for k in range(len(order)):
         path = target.file(order, k)
-        if path.name not in there:
+        if path.name not in there or not is_there(
+            path, target.record(generator, complete, order, [k])
+        ):
             absent.append(k)
-            continue
-        ours = target.record(generator, complete, order, [k])
-        try:
-            theirs = read_record(path)
-        except RequestError as error:
-            raise OutputError(f"{error}; remove it, or choose another folder") from error
-        if not same(ours, theirs):
-            raise OutputError(
-                f"{path} was made otherwise ({difference(ours, theirs)}): give the same settings, "
-                "or choose another folder"
-            )
     return absent
+
+
+def is_there(path: Path, ours: Record) -> bool:
+    """Whether a picture is there, which says the same of itself.
+
+    Raises:
+        OutputError: it says something else, or nothing.
+    """
+    if not path.is_file():
+        return False
+    try:
+        theirs = read_record(path)
+    except RequestError as error:
+        raise OutputError(f"{error}; remove it, or choose another folder") from error
+    if not same(ours, theirs):
+        raise OutputError(
+            f"{path} was made otherwise ({difference(ours, theirs)}): give the same settings, "
+            "or choose another folder"
+        )
+    return True
 
 
 def _check_prompts(order: Order, target: Target) -> None:

@@ -325,7 +325,7 @@ class Generator(ClosedOnExit):
             if callback is None:
                 outputs = plans.run(key, inputs)
             else:
-                outputs = self._run_watched(key, inputs, range(rows.start, rows.stop), callback)
+                outputs = self._run_watched(request, key, inputs, rows, callback)
             images.append(outputs[PIXELS])
             decided.append(family.decisions(model, key, outputs))
             progress("generating", rows.stop / len(request.seeds))
@@ -334,8 +334,8 @@ class Generator(ClosedOnExit):
         timings = {**stages, "other": max(0.0, total - sum(stages.values())), "total": total}
         joined = {name: _joined([each[name] for each in decided], 1) for name in decided[0]}
         trace = family.trace(model, joined)
-        notes = family.notes(model, request)
-        return Result(_joined(images, 0), request.seeds, trace, timings, notes, decoder_of(request))
+        told = family.notes(model, request), decoder_of(request)
+        return Result(_joined(images, 0), request.seeds, trace, timings, *told, request=request)
 
     def conditions(self, request: Any) -> Array:
         """Class ids ``[B]`` of a request, or text states ``[B, L, D]``."""
@@ -349,7 +349,7 @@ class Generator(ClosedOnExit):
         return _joined([each["text"] for each in made], 0)
 
     def _run_watched(
-        self, key: Any, inputs: Mapping[str, Any], rows: range, callback: Callback
+        self, request: Any, key: Any, inputs: Mapping[str, Any], rows: slice, callback: Callback
     ) -> dict[str, Array]:
         """Run the plan for a key and call back for every step, between them where it can stop."""
 
@@ -358,7 +358,8 @@ class Generator(ClosedOnExit):
             preview = self.family.preview(self.model, trace, step)
             parts = (self.device, self.engines, preview, self.max_batch, decoder_of(key))
             decode = functools.partial(decoded, *parts)
-            callback(step, StepPreview(rows, preview.caption, preview.undecided, decode))
+            said = preview.caption, preview.undecided, decode, request, trace
+            callback(step, StepPreview(range(rows.start, rows.stop), *said))
 
         return self.plans.run(key, inputs, after_step)
 

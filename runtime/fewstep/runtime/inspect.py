@@ -9,7 +9,8 @@ from typing import Any
 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import RequestError
-from fewstep.runtime.families import Model, example_request, family_of, model_of
+from fewstep.runtime.examples import example_request
+from fewstep.runtime.families import Model, family_of, model_of
 from fewstep.runtime.program import Launch, Op, Program, Repeat, Run, View
 from fewstep.runtime.settings import settings_of
 

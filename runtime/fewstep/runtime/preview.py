@@ -24,13 +24,16 @@ class StepPreview:
     """The images of a batch after a step; they are decoded when they are first asked for.
 
     ``rows``: of the request, that the batch has. ``caption``: of the step, for people.
-    ``undecided [B, rows, columns]``: true where a picture may still change.
+    ``undecided [B, rows, columns]``: true where a picture may still change. ``request``: that is
+    served. ``trace``: of the batch, whose later steps hold nothing yet.
     """
 
     rows: range
     caption: str
     undecided: npt.NDArray[np.bool_]
     decode: Callable[[], npt.NDArray[np.uint8]]
+    request: Any = None
+    trace: Any = None
 
     @functools.cached_property
     def pixels(self) -> npt.NDArray[np.uint8]:

@@ -26,7 +26,7 @@ class Result:
     ``sampling``, ``other``) and in ``total``, over the whole request. ``notes``: what to know of
     the images, a line each. ``decoder``: the graph that drew them, where requests choose one.
     ``scores [B, N]``: of all candidates of the image, where each is the best of N
-    (:mod:`fewstep.runtime.best_of`).
+    (:mod:`fewstep.runtime.best_of`). ``request``: that was served, of the bundle's family.
     """
 
     images: npt.NDArray[np.uint8]
@@ -36,6 +36,7 @@ class Result:
     notes: tuple[str, ...] = ()
     decoder: str | None = None
     scores: npt.NDArray[np.float32] | None = None
+    request: Any = None
 
     def __repr__(self) -> str:
         shape, total = list(self.images.shape), self.timings_ms.get("total", 0.0)

@@ -51,6 +51,22 @@ def ramp(value: object) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
+class Alias:
+    """What a setting of diffusers' pipelines is called here, where its number is ``less`` less."""
+
+    name: str
+    less: int = 0
+
+    def __str__(self) -> str:
+        less = f" ({self.less} less: its 10 is {10 - self.less})" if self.less else ""
+        return f"{self.name}{less}"
+
+    def value(self, theirs: float) -> float:
+        """The number here; none is below 0."""
+        return max(0, theirs - self.less)
+
+
+@dataclass(frozen=True)
 class PerStep:
     """One number for every step, finite and at least 0, in the order of the steps.
 
@@ -195,7 +211,7 @@ class Settings(Strict):
     """
 
     lists: ClassVar[frozenset[str]] = frozenset()
-    diffusers: ClassVar[Mapping[str, str]] = {}
+    diffusers: ClassVar[Mapping[str, Alias]] = {}
 
     @classmethod
     def expanded(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -205,6 +221,12 @@ class Settings(Strict):
             RequestError: what it stands for cannot be read, or is given twice.
         """
         return given
+
+    @classmethod
+    def file_of(cls, given: Mapping[str, Any]) -> str | None:
+        """The file that :meth:`expanded` would read for what was given, if any. Who takes settings
+        from strangers refuses it."""
+        return None
 
 
 Chosen = TypeVar("Chosen", bound=Settings)

@@ -16,7 +16,8 @@ from fewstep.calibration.policy.features import DEFAULT
 from fewstep.calibration.policy.rewards import ADVERSARIAL, check_reward
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import BundleError, CalibrationError, RequestError, choose
-from fewstep.runtime.families import example_request, family_of, model_of
+from fewstep.runtime.examples import example_request
+from fewstep.runtime.families import family_of, model_of
 from fewstep.runtime.policies import PolicyRules, policies_of, policy_for, rules_of
 from fewstep.runtime.settings import settings_of
 

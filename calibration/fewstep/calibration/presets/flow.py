@@ -28,7 +28,8 @@ from fewstep.runtime.condition import ClassCondition
 from fewstep.runtime.devices import Array
 from fewstep.runtime.doctor import diagnose, processor_name
 from fewstep.runtime.errors import RequestError
-from fewstep.runtime.families import Model, complete_settings, family_of, model_of
+from fewstep.runtime.examples import complete_settings
+from fewstep.runtime.families import Model, family_of, model_of
 from fewstep.runtime.files import require_writable_bundle
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.load import OthersLoad

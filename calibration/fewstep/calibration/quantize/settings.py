@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import RequestError, choose
-from fewstep.runtime.families import complete_settings, model_of, quantized_graphs
+from fewstep.runtime.examples import complete_settings
+from fewstep.runtime.families import model_of, quantized_graphs
 from fewstep.runtime.records import (
     AutoChoice,
     GraphInfo,

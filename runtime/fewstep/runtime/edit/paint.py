@@ -129,7 +129,10 @@ class _Canvas:
                 return _painted_over(pixels[rows], place, preview.pixels, weights)
 
             caption = window + preview.caption
-            callback(before + step, StepPreview(preview.rows, caption, undecided, decode))
+            seen = StepPreview(
+                preview.rows, caption, undecided, decode, preview.request, preview.trace
+            )
+            callback(before + step, seen)
 
         return watch
 

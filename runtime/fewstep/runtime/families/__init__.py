@@ -8,7 +8,6 @@ from ``generate`` to calibration, and knows no family.
 from __future__ import annotations
 
 import importlib
-import json
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Mapping
@@ -20,13 +19,13 @@ import numpy.typing as npt
 from pydantic import PositiveInt
 
 from fewstep.runtime.condition import ClassCondition, TextCondition
-from fewstep.runtime.decoders import Decoders
+from fewstep.runtime.decoders import FULL, Decoders
 from fewstep.runtime.devices import Array
 from fewstep.runtime.errors import BundleError, RequestError, choose
 from fewstep.runtime.program import Program
 from fewstep.runtime.prompts import Tokenizer
 from fewstep.runtime.records import Strict, TensorInfo
-from fewstep.runtime.settings import Settings, settings_of
+from fewstep.runtime.settings import Settings
 
 if TYPE_CHECKING:
     from fewstep.runtime.bundle import Bundle
@@ -284,6 +283,24 @@ class Family(ABC):
         presets: dict[str, dict[str, Any]] = getattr(model.info, "presets", {})
         return ({}, *presets.values())
 
+    def choices(self, model: Model) -> dict[str, tuple[str, ...]]:
+        """What settings that are words may be, by setting; families add their own."""
+        info: Any = model.info
+        known = {"preset": tuple(getattr(info, "presets", {})), "decoder": (FULL, *info.decoders)}
+        return {name: each for name, each in known.items() if name in self.Settings.model_fields}
+
+    def parameters(
+        self, model: Model, request: Any, trace: Any
+    ) -> tuple[tuple[str, ...], Array] | None:
+        """What every step was told: names, and numbers ``[T, images, names]``.
+
+        Args:
+            model: the bundle's model.
+            request: that was served.
+            trace: of it; of steps that were not taken yet, rows hold nothing.
+        """
+        return None
+
     def notes(self, model: Model, request: Any) -> tuple[str, ...]:
         """What to know of the images of a request, a line each."""
         return ()
@@ -372,27 +389,3 @@ def model_of(bundle: Bundle, graphs: Mapping[str, Tensors] | None = None) -> Mod
         tokenizer = Tokenizer(bundle, condition.encoder)
     graphs = manifest.graphs if graphs is None else graphs
     return Model(manifest.model, graphs, arrays, tokenizer)
-
-
-def example_request(model: Model, settings: Settings, images: int = 1) -> Any:
-    """A request for examples of the model's condition: it checks settings, and needs no engines.
-
-    Raises:
-        RequestError: settings that the model cannot serve.
-    """
-    condition, seeds = model.info.condition.examples(images), np.arange(images, dtype=np.uint64)
-    return family_of(model.info.kind).request(model, condition, seeds, settings)
-
-
-def complete_settings(model: Model, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Given settings with nothing left open, as JSON has them.
-
-    Raises:
-        RequestError: settings that the model cannot serve.
-    """
-    settings = settings_of(model.info.defaults, given)
-    example_request(model, settings)
-    found: dict[str, Any] = json.loads(
-        json.dumps(family_of(model.info.kind).complete(model, settings))
-    )
-    return found

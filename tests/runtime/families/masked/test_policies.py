@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fewstep.runtime.errors import RequestError
-from fewstep.runtime.families import example_request
+from fewstep.runtime.examples import example_request
 from fewstep.runtime.families.masked.model import MaskedModel, MaskedPolicyInfo
 from fewstep.runtime.families.masked.policies import MaskedPolicies
 from fewstep.runtime.families.masked.schedule import Schedule

@@ -182,6 +182,12 @@ class MarFamily(Family):
     def trace(self, model: Model, decisions: Mapping[str, Array]) -> MarTrace:
         return MarTrace(**decisions, model=model.info)
 
+    def parameters(
+        self, model: Model, request: MarRequest, trace: MarTrace
+    ) -> tuple[tuple[str, ...], Array]:
+        images = trace.sampled.shape[1]
+        return ("guidance", "temperature"), request.parameters[:, None].repeat(images, 1)
+
     def preview(self, model: Model, trace: MarTrace, step: int) -> Preview:
         info: MarModel = model.info
         tokens = trace.tokens[step]

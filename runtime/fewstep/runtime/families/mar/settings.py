@@ -16,6 +16,7 @@ from fewstep.runtime.families.mar.diffusion import ANNEALED_END, TIMESTEPS, time
 from fewstep.runtime.settings import (
     PLAIN_ENDS,
     PRESET,
+    Alias,
     PerStep,
     RampOrList,
     Settings,
@@ -71,9 +72,9 @@ class MarSettings(Settings):
     lists: ClassVar[frozenset[str]] = frozenset(
         ("diffusion_steps", "guidance", "temperature", "recompute")
     )
-    diffusers: ClassVar[Mapping[str, str]] = {
-        "num_inference_steps": "iterations",
-        "guidance_scale": "guidance",
+    diffusers: ClassVar[Mapping[str, Alias]] = {
+        "num_inference_steps": Alias("iterations"),
+        "guidance_scale": Alias("guidance"),
     }
 
     preset: str | None = PRESET

@@ -17,17 +17,23 @@ from fewstep.runtime.errors import BundleError, RequestError
 from fewstep.runtime.families import Family, Model, Preview
 from fewstep.runtime.families.masked.local import Group, LocalSteps, places
 from fewstep.runtime.families.masked.model import MaskedModel
+from fewstep.runtime.families.masked.order import ORDERS
 from fewstep.runtime.families.masked.policies import MaskedPolicies
 from fewstep.runtime.families.masked.program import DECISIONS, MaskedKey, masked_program
 from fewstep.runtime.families.masked.request import MaskedRequest, masked_request, schedule_of
+from fewstep.runtime.families.masked.schedule import MASK_RATIOS
 from fewstep.runtime.families.masked.settings import CONFIDENCE, MaskedSettings
-from fewstep.runtime.policies import policy_schedule
+from fewstep.runtime.policies import POLICY, policy_schedule
 from fewstep.runtime.presets import resolved
 from fewstep.runtime.program import Program
 from fewstep.runtime.settings import settings_of
 
 if TYPE_CHECKING:
     from fewstep.runtime.bundle import Bundle
+
+PARAMETERS = ("mask_ratio", "masking_temperature", "sampling_temperature", "guidance")
+PARAMETERS_IN_ORDER = ("guidance", "top_k", "top_p", "sampling_temperature")
+"""Columns of the parameters of a trace, as the kernels have them, which need numba."""
 
 _GOLDEN_STEPS = 4  # mask ratios from all to few, in half the time of the usual eight
 
@@ -273,6 +279,19 @@ class MaskedFamily(Family):
         if info.defaults.order == CONFIDENCE and len(info.grid) == 2:
             found += [{"steps": n, "order": _IN_ORDER} for n in _STEPS_IN_ORDER if n <= most]
         return tuple(found)
+
+    def choices(self, model: Model) -> dict[str, tuple[str, ...]]:
+        own = [POLICY, *map(policy_schedule, model.info.policies)] if model.info.policies else []
+        return {
+            **super().choices(model),
+            "schedule": (*MASK_RATIOS, *own),
+            "order": ORDERS,
+        }
+
+    def parameters(
+        self, model: Model, request: MaskedRequest, trace: MaskedTrace
+    ) -> tuple[tuple[str, ...], Array]:
+        return PARAMETERS if request.order is None else PARAMETERS_IN_ORDER, trace.parameters
 
     def notes(self, model: Model, request: MaskedRequest) -> tuple[str, ...]:
         """That a policy was never trained, or for another number of steps than it runs; that a

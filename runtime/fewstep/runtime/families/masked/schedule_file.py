@@ -47,11 +47,11 @@ def expanded(given: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         RequestError: an unreadable file, fields or numbers that do not fit, a setting given twice.
     """
-    source = given.get("schedule")
+    source, file = given.get("schedule"), named_file(given)
     if isinstance(source, Mapping):
         name, fields = "the schedule", source
-    elif isinstance(source, (str, Path)) and Path(source).suffix.lower() in SUFFIXES:
-        name, fields = str(source), _read(Path(source))
+    elif file is not None:
+        name, fields = file, _read(Path(file))
     else:
         return given
     found = _autonat(name, fields) if fields.keys() & _AUTONAT.keys() else _own(name, fields)
@@ -64,6 +64,13 @@ def expanded(given: Mapping[str, Any]) -> Mapping[str, Any]:
             f"{name} gives {', '.join(twice)} already: leave it out, or change it there"
         )
     return {**others, **found}
+
+
+def named_file(given: Mapping[str, Any]) -> str | None:
+    """The file that the schedule is, if it is one."""
+    source = given.get("schedule")
+    is_file = isinstance(source, (str, Path)) and Path(source).suffix.lower() in SUFFIXES
+    return str(source) if is_file else None
 
 
 def _read(path: Path) -> Mapping[str, Any]:

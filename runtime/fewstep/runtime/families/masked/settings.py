@@ -9,8 +9,8 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 
 from fewstep.runtime.decoders import DECODER_SETTING
-from fewstep.runtime.families.masked.schedule_file import expanded
-from fewstep.runtime.settings import PRESET, PerStep, RampOrList, Settings, Whole
+from fewstep.runtime.families.masked.schedule_file import expanded, named_file
+from fewstep.runtime.settings import PRESET, Alias, PerStep, RampOrList, Settings, Whole
 
 CONFIDENCE = "confidence"
 """The order that is not known before: the most confident positions first."""
@@ -31,9 +31,9 @@ class MaskedSettings(Settings):
     bring its own."""
 
     lists: ClassVar[frozenset[str]] = frozenset(("schedule", *RAMPS, "softmax_temperature"))
-    diffusers: ClassVar[Mapping[str, str]] = {
-        "num_inference_steps": "steps",
-        "guidance_scale": "guidance (1 less: its 10 is 9)",
+    diffusers: ClassVar[Mapping[str, Alias]] = {
+        "num_inference_steps": Alias("steps"),
+        "guidance_scale": Alias("guidance", less=1),
     }
 
     @classmethod
@@ -45,6 +45,10 @@ class MaskedSettings(Settings):
             RequestError: it cannot be read, or a setting is given twice.
         """
         return expanded(given)
+
+    @classmethod
+    def file_of(cls, given: Mapping[str, Any]) -> str | None:
+        return named_file(given)
 
     preset: str | None = PRESET
     steps: Whole = Field(default=8, description="Transformer passes.")

@@ -18,7 +18,7 @@ from fewstep.runtime.families.var.policies import VarPolicies
 from fewstep.runtime.families.var.program import VarKey, var_program
 from fewstep.runtime.families.var.request import FREE, VarRequest, policy_of, var_request
 from fewstep.runtime.families.var.settings import FIXED, SAMPLING, VarSettings
-from fewstep.runtime.policies import policy_schedule
+from fewstep.runtime.policies import POLICY, policy_schedule
 from fewstep.runtime.presets import resolved
 from fewstep.runtime.program import Program
 from fewstep.runtime.settings import settings_of
@@ -188,6 +188,15 @@ class VarFamily(Family):
             parts.insert(0, drawn(min(left, count), count, seeds))
             left -= min(left, count)
         return {"mask": np.concatenate(parts, 1)}
+
+    def choices(self, model: Model) -> dict[str, tuple[str, ...]]:
+        own = [POLICY, *map(policy_schedule, model.info.policies)] if model.info.policies else []
+        return {**super().choices(model), "schedule": (FIXED, *own)}
+
+    def parameters(
+        self, model: Model, request: VarRequest, trace: VarTrace
+    ) -> tuple[tuple[str, ...], Array]:
+        return SAMPLING, trace.parameters
 
     def complete(self, model: Model, settings: VarSettings) -> dict[str, Any]:
         """With all numbers of scales, the policy by its own name, and without what it decides."""

@@ -14,6 +14,7 @@ from fewstep.runtime.errors import RequestError
 from fewstep.runtime.settings import (
     PLAIN_ENDS,
     PRESET,
+    Alias,
     PerStep,
     RampOrList,
     Settings,
@@ -55,9 +56,9 @@ class VarSettings(Settings):
     measured with."""
 
     lists: ClassVar[frozenset[str]] = frozenset(SAMPLING)
-    diffusers: ClassVar[Mapping[str, str]] = {
-        "num_inference_steps": "scales",
-        "guidance_scale": "guidance (1 less: its 5 is 4)",
+    diffusers: ClassVar[Mapping[str, Alias]] = {
+        "num_inference_steps": Alias("scales"),
+        "guidance_scale": Alias("guidance", less=1),
     }
 
     preset: str | None = PRESET

@@ -1,0 +1,129 @@
+"""From what is asked of a model, in words of any API, to a job that is checked without engines."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fewstep.runtime.asked import asked
+from fewstep.runtime.errors import RequestError
+from fewstep.runtime.examples import complete_settings
+from fewstep.runtime.families import Family, Model, family_of
+from fewstep.runtime.request import checked_request
+from fewstep.server.errors import FieldError
+from fewstep.server.job import Job, Step, shown_steps
+from fewstep.server.notes import noting
+
+MAX_IMAGES = 16
+"""Of one request."""
+
+MAX_PROMPT = 4_000
+"""Characters of a prompt."""
+
+_MOST_SEED = 2**32  # of seeds that are drawn: any reader of JSON holds them exactly
+_MOST_PROGRAMS = 256
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is asked of a model.
+
+    ``settings``: of its family, by their names here or in diffusers. ``edit``: arguments of
+    ``Generator.edit`` about the picture. ``seed``: ``None`` draws one. ``partial_images``: how many
+    images before the last are wanted.
+    """
+
+    prompt: str
+    count: int = 1
+    seed: int | None = None
+    negative: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    edit: Mapping[str, Any] | None = None
+    partial_images: int = 0
+
+    def job(
+        self, model: Model, steps_of: StepCount, on_step: Callable[[Step], None] | None = None
+    ) -> Job:
+        """The job, checked.
+
+        Args:
+            model: that it is for.
+            steps_of: requests of the model.
+            on_step: called in the worker's thread after every step.
+
+        Raises:
+            RequestError: what the model cannot serve.
+            FieldError: the same, where it is known which field is to blame.
+        """
+        self._check()
+        family, first = family_of(model.info.kind), self.seed
+        if first is None:
+            first = secrets.randbelow(_MOST_SEED)
+        seeds = tuple(first + each for each in range(self.count))
+        negative = {"negative": self.negative} if self.negative else {}
+        with noting() as notes:
+            settings = complete_settings(model, own_settings(family, self.settings))
+            condition, _ = asked(model.info.condition, self.prompt, self.count)
+            whole = {"class_ids": None, "text": None, **condition, **negative}
+            steps = steps_of(checked_request(model, **whole, seed=seeds, settings=settings))
+        shown = shown_steps(self.partial_images, steps) if on_step else frozenset[int]()
+        edit = None
+        if self.edit is not None:
+            wanted = next(iter(condition.values()))[0]
+            edit = {"wanted": wanted, "count": self.count, "seed": first, **self.edit}
+        watched = "watched" if on_step else "plain"
+        kind = ("edit" if edit else watched, shown, json.dumps({**settings, **negative}))
+        told = edit, on_step, shown, tuple(notes)
+        return Job(kind, condition, seeds, {**settings, **negative}, steps, *told)
+
+    def _check(self) -> None:
+        if not 1 <= self.count <= MAX_IMAGES:
+            raise FieldError("n", f"n must be 1 … {MAX_IMAGES}, got {self.count}")
+        if len(self.prompt) > MAX_PROMPT or len(self.negative or "") > MAX_PROMPT:
+            raise FieldError("prompt", f"a prompt may have at most {MAX_PROMPT:,} characters")
+        if not 0 <= (self.seed or 0) <= 2**64 - self.count:
+            raise FieldError("seed", f"seeds must be 0 … 2^64 − 1, got {self.seed}")
+
+
+def own_settings(family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by their own names: those of diffusers are translated, their numbers too.
+
+    Raises:
+        FieldError: one is given by both names, is no number, or names a file.
+    """
+    found = {}
+    for name, value in given.items():
+        alias = family.Settings.diffusers.get(name)
+        if alias is None:
+            found[name] = value
+            continue
+        if alias.name in given:
+            raise FieldError(name, f"{name} is {alias.name} here: give one of them")
+        try:
+            found[alias.name] = alias.value(value) if alias.less else value
+        except TypeError:
+            raise FieldError(name, f"{name} must be a number, got {value!r}") from None
+    if (file := family.Settings.file_of(found)) is not None:
+        raise RequestError(f"a request cannot name files, got {file!r}")
+    return found
+
+
+class StepCount:
+    """How many steps requests of a model take, by the programs that they need."""
+
+    def __init__(self, model: Model) -> None:
+        self._model, self._family = model, family_of(model.info.kind)
+        self._known: dict[Hashable, int] = {}
+
+    def __call__(self, request: Any) -> int:
+        """Steps of a checked request."""
+        key = self._family.key(self._model, request, 1)
+        if key not in self._known:
+            if len(self._known) >= _MOST_PROGRAMS:
+                self._known.clear()
+            program = self._family.program(self._model, key)
+            self._known[key] = max(op.step for op in program.ops) + 1
+        return self._known[key]

@@ -1,0 +1,32 @@
+"""What locust runs for ``serve.py``: users who ask for an image each, so many a second together.
+
+Imports nothing of fewstep, since locust may live in another environment. Answers are counted by
+their status, so that refusals are not among the times of images.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from typing import Any
+
+from locust import FastHttpUser, constant_throughput, task  # type: ignore[import-not-found]
+
+_RATE = float(os.environ.get("SERVE_RATE", "1"))  # images a second of one user
+_PROMPTS = os.environ.get("SERVE_PROMPTS", "0").split(",")
+_seeds = itertools.count()
+
+
+class Painter(FastHttpUser):  # type: ignore[misc]
+    """Asks at its rate, however long answers take, unless one takes longer than that."""
+
+    wait_time = constant_throughput(_RATE)
+    network_timeout = connection_timeout = 60.0
+
+    @task  # type: ignore[untyped-decorator]
+    def image(self) -> None:
+        seed = next(_seeds)
+        asked: dict[str, Any] = {"prompt": _PROMPTS[seed % len(_PROMPTS)], "seed": seed}
+        with self.client.post("/v1/images/generations", json=asked, catch_response=True) as answer:
+            answer.request_meta["name"] = str(answer.status_code)
+            answer.success()
