@@ -135,7 +135,8 @@ def edited(
         generator.edit(image, int(label), seed=seed + i, **asked).pixels[0]
         for i, (image, label) in enumerate(zip(images, labels, strict=True))
     ]
-    return np.stack(made).mean(3).round().astype(np.uint8)
+    grey: Images = np.stack(made).mean(3).round().astype(np.uint8)
+    return grey
 
 
 def inpainting(

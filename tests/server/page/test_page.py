@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from playwright.sync_api import Page, expect
 from tests.prompts import with_encoder
-
 from tests.server.page.conftest import Open, downloaded, generate
 from tests.serving import KEY, Served, opening, serving
 
