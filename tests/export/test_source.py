@@ -76,7 +76,7 @@ def test_options_are_known_without_torch() -> None:
         "assert not {'torch', 'onnx', 'onnxscript', 'numba'} & sys.modules.keys()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.stderr, done.stdout) == ("", "[9, 9, 1, 2, 2, 8, 2, 2, 5]\n")
+    assert (done.stderr, done.stdout) == ("", "[10, 10, 2, 3, 3, 9, 3, 3, 6]\n")
 
 
 def test_what_is_given_arrives_by_name(fewstep: Terminal, other: None, tmp_path: Path) -> None:

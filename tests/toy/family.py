@@ -34,7 +34,7 @@ TOTAL = sum(SCALES)
 class ToySettings(Settings):
     """What a request for the toy may set."""
 
-    strength: Ramp = Field(default=(1.0, 2.0), description="Guidance scale over the scales.")
+    pull: Ramp = Field(default=(1.0, 2.0), description="Guidance scale over the scales.")
     heat: float = Field(default=1.0, ge=0, description="Sampling temperature.")
 
 
@@ -120,8 +120,8 @@ class ToyFamily(Family):
         edit: Mapping[str, Array] | None = None,
     ) -> ToyRequest:
         parameters = np.zeros((len(SCALES), 4), np.float32)
-        parameters[:, 2], parameters[:, 3] = settings.heat, settings.strength
-        return ToyRequest(condition, seeds, parameters, any(settings.strength))
+        parameters[:, 2], parameters[:, 3] = settings.heat, settings.pull
+        return ToyRequest(condition, seeds, parameters, any(settings.pull))
 
     def key(
         self, model: Model, request: ToyRequest, batch: int, *, constants: bool = True

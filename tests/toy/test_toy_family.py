@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from tests.conftest import Terminal
 
 
-def _decoded(model: Toy, class_id: int, strength: tuple[float, float]) -> list[torch.Tensor]:
+def _decoded(model: Toy, class_id: int, pull: tuple[float, float]) -> list[torch.Tensor]:
     """The likeliest tokens of one image, by PyTorch: both halves of guidance, scale by scale."""
     condition = torch.tensor([class_id, CLASSES], dtype=torch.int32)
     codes = torch.full((2, 1), CODES, dtype=torch.int32)
     past, decided = torch.zeros((0, 2, model.trunk.entry.out_features)), []
     for scale, _ in enumerate(SCALES):
         logits, present = model.trunk(codes, condition, past)
-        guided = logits[0] + strength[scale] * (logits[0] - logits[1])
+        guided = logits[0] + pull[scale] * (logits[0] - logits[1])
         tokens = guided.argmax(-1).to(torch.int32)
         decided.append(tokens)
         past = torch.cat([past, present])
@@ -47,7 +47,7 @@ def test_generation_is_what_torch_decodes(toy_bundle: Path, toy_checkpoint: Path
     model = Toy().eval()
     model.load_state_dict(torch.load(toy_checkpoint, weights_only=True))
     with Generator.open(toy_bundle) as generator:
-        made = generator.generate(class_ids=[0, 1, 2], heat=0.0, strength=(0.5, 1.5))
+        made = generator.generate(class_ids=[0, 1, 2], heat=0.0, pull=(0.5, 1.5))
     for image, class_id in enumerate([0, 1, 2]):
         first, second = _decoded(model, class_id, (0.5, 1.5))
         np.testing.assert_array_equal(made.trace.tokens[0, image, :1], first)
@@ -108,7 +108,7 @@ def test_bench_times_the_stages_of_its_graphs(toy_bundle: Path) -> None:
         ("inspect",),
         ("inspect", "--plan", "--heat", "0.5"),
         ("verify",),
-        ("bench", "--runs", "1", "--strength", "1:2"),
+        ("bench", "--runs", "1", "--pull", "1:2"),
         ("estimate", "--device", "orin-nano", "--batch", "2"),
     ],
 )
@@ -122,7 +122,7 @@ def test_commands_take_its_bundles(
 
 def test_generate_writes_its_pictures(fewstep: Terminal, toy_bundle: Path, tmp_path: Path) -> None:
     out, trace = tmp_path / "toy.png", tmp_path / "toy.gif"
-    given = ("--class", 0, "--class", 1, "--strength", "1:3", "--out", out, "--trace", trace)
+    given = ("--class", 0, "--class", 1, "--pull", "1:3", "--out", out, "--trace", trace)
     outcome = fewstep("generate", toy_bundle, *given, "--json")
     assert outcome.code == 0, outcome.err
     assert json.loads(outcome.out)["images"] == 2

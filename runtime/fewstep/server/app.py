@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, Response
-from fastapi.staticfiles import StaticFiles
+from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -67,8 +66,7 @@ def create_app(models: Models, metrics: Metrics, access: Access | None = None) -
     app.include_router(openai_api.router(models))
     app.include_router(a1111.router(models))
     _add_health(app, models, metrics)
-    if PAGE.is_dir():
-        app.mount("/", StaticFiles(directory=PAGE, html=True), "page")
+    _add_page(app)
     _add_errors(app)
     # The last one added is the first to be asked.
     app.add_middleware(Guard, access=access, uploads=UPLOADS, answer=_error_response)
@@ -102,6 +100,17 @@ def _add_health(app: FastAPI, models: Models, metrics: Metrics) -> None:
     @app.get("/metrics")
     async def measured() -> Response:
         return Response(metrics.text(), media_type=CONTENT_TYPE)
+
+
+def _add_page(app: FastAPI) -> None:
+    """A route for every file of the page, so that no path of a request is looked up on the disk."""
+
+    def route_of(file: Path) -> Callable[[], FileResponse]:
+        return lambda: FileResponse(file, headers={"cache-control": "no-cache"})
+
+    for file in sorted(PAGE.iterdir()) if PAGE.is_dir() else ():
+        path = "/" if file.name == "index.html" else f"/{file.name}"
+        app.api_route(path, methods=["GET", "HEAD"], response_model=None)(route_of(file))
 
 
 def _add_errors(app: FastAPI) -> None:
