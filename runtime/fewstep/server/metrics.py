@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -65,10 +65,11 @@ class Metrics:
         self._queue.labels(worker.name).set_function(lambda: worker.queued)
         self._ready.labels(worker.name).set_function(lambda: worker.ready)
 
-    def batch(self, model: str, count: int, timings_ms: Mapping[str, float]) -> None:
-        """Count a batch in."""
-        self._images.labels(model).inc(count)
-        self._batch.labels(model).observe(count)
+    def batch(self, model: str, sizes: Sequence[int], timings_ms: Mapping[str, float]) -> None:
+        """Count in what was made, in batches of some sizes."""
+        self._images.labels(model).inc(sum(sizes))
+        for size in sizes:
+            self._batch.labels(model).observe(size)
         for stage, ms in timings_ms.items():
             self._stages.labels(model, stage).observe(ms / 1e3)
 
