@@ -23,6 +23,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.engines.on_gpu import Gpu
+from fewstep.runtime.engines.select import Wanted, require_possible
 from fewstep.runtime.errors import DeviceLostError, FewstepError
 from fewstep.runtime.families import Model, model_of
 from fewstep.runtime.generator import Generator
@@ -68,6 +70,19 @@ class Opening:
     precision: str = "auto"
     threads: int = 0
     max_batch: int = 8
+
+    def check(self) -> None:
+        """Refuse what can be refused without opening anything.
+
+        Raises:
+            RequestError: unknown options, or some that do not go together.
+            DeviceError: no such GPU, or no driver.
+            MissingDependencyError: what the GPU needs is not installed.
+        """
+        wanted = Wanted.parse(self.backend, self.device, self.precision, self.threads)
+        require_possible(self.bundle, wanted)
+        if wanted.device == "cuda":
+            Gpu.at(wanted.ordinal)
 
     def __call__(self) -> Generator:
         options = {name: getattr(self, name) for name in ("backend", "device", "precision")}
