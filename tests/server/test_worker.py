@@ -358,7 +358,7 @@ def _stops_after_one_batch(bundle: Path, end: Any) -> Job:
             batches.append(1)
             return run(*args)
 
-        generator.plans.run = counted  # type: ignore[method-assign]
+        generator.plans.run = counted  # type: ignore[assignment, method-assign]
         end(worker, job)
         gate.gate.set()
         until(job.future.done)

@@ -101,7 +101,7 @@ class Order:
         )
         known = np.zeros((_GRID, _GRID), np.bool_)
         area = (_GRID + top + bottom) * (_GRID + left + right) - known.size
-        found = math.ceil(area / known.size)  # at least
+        found: int = math.ceil(area / known.size)  # at least
         if found <= most:
             unknown = np.pad(known, ((top, bottom), (left, right)), constant_values=True)
             places = windows(unknown, known.shape, (1, 1), (top, left))
