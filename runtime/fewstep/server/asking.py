@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -14,6 +15,10 @@ from fewstep.server.errors import FieldError, GoneError
 from fewstep.server.job import Job, Made
 
 Item = TypeVar("Item")
+
+_MOST_VALUES = 20_000
+"""Of a body of JSON, by its commas, colons and brackets. Pictures in base64 have none; what has
+many more would hold up everything else while it is read, in any thread."""
 
 
 async def json_of(request: Request) -> dict[str, Any]:
@@ -26,13 +31,26 @@ async def json_of(request: Request) -> dict[str, Any]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise FieldError("body", "the header Content-Type must be application/json")
+    body = await request.body()
+    if sum(map(body.count, (b",", b":", b"[", b"{"))) > _MOST_VALUES:
+        raise FieldError("body", f"the body has more than {_MOST_VALUES:,} values")
     try:
-        found = json.loads(await request.body())
+        text = body.decode("utf-8-sig")
+        found = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair is no text
     except (ValueError, RecursionError) as error:
-        raise FieldError("body", "the body must be JSON") from error
+        raise FieldError("body", "the body must be JSON in UTF-8, of finite numbers") from error
     if not isinstance(found, dict):
         raise FieldError("body", "the body must be a JSON object")
     return found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
 
 
 async def made_for(request: Request, job: Job) -> Made:
