@@ -103,9 +103,8 @@ def _name(fields: Mapping[str, Any]) -> str | None:
 async def _answer(request: Request, worker: Worker, asked: Asked, kind: str) -> Response:
     if asked.stream:
         updates = asyncio.Queue[Step | None]()
-        unsent = _Unsent()
-        job = asked.order.job(worker.model, worker.steps_of, unsent.limiting(posting(updates)))
-        post = posting(updates)
+        post, unsent = posting(updates), _Unsent()
+        job = asked.order.job(worker.model, worker.steps_of, unsent.limiting(post))
         job.future.add_done_callback(lambda _: post(None))
         worker.submit(job)
         return _Stream(_events(worker, asked, job, updates, unsent, kind))
