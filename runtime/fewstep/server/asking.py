@@ -20,6 +20,9 @@ _MOST_VALUES = 20_000
 """Of a body of JSON, by its commas, colons and brackets. Pictures in base64 have none; what has
 many more would hold up everything else while it is read, in any thread."""
 
+_SMALL = 1 << 16
+"""Bytes of a body that is read at once."""
+
 
 async def json_of(request: Request) -> dict[str, Any]:
     """The object that the body of a request is.
@@ -32,17 +35,27 @@ async def json_of(request: Request) -> dict[str, Any]:
     if kind != "application/json":
         raise FieldError("body", "the header Content-Type must be application/json")
     body = await request.body()
+    found = _parsed(body) if len(body) < _SMALL else await asyncio.to_thread(_parsed, body)
+    if not isinstance(found, dict):
+        raise FieldError("body", "the body must be a JSON object")
+    return found
+
+
+def _parsed(body: bytes) -> Any:
+    """JSON of a body.
+
+    Raises:
+        FieldError: it is none, has too many values, a number that is not finite, or half of a
+            surrogate pair, which is no text.
+    """
     if sum(map(body.count, (b",", b":", b"[", b"{"))) > _MOST_VALUES:
         raise FieldError("body", f"the body has more than {_MOST_VALUES:,} values")
     try:
-        text = body.decode("utf-8-sig")
-        found = json.loads(text, parse_float=_finite, parse_constant=_finite)
-        if "\\ud" in text or "\\uD" in text:
-            json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        found = json.loads(body.decode("utf-8-sig"), parse_float=_finite, parse_constant=_finite)
+        if b"\\u" in body:
+            json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise FieldError("body", "the body must be JSON in UTF-8, of finite numbers") from error
-    if not isinstance(found, dict):
-        raise FieldError("body", "the body must be a JSON object")
     return found
 
 
