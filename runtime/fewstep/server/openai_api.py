@@ -12,7 +12,6 @@ import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,7 @@ from fewstep.server.worker import Worker
 
 EDITS = "/v1/images/edits"
 
-_MOST_UNSENT = 32 << 20  # bytes of pixels of a stream that wait to be sent
+_MOST_UNSENT = 32 << 20  # bytes of a stream's steps that wait to be sent
 _MOST_CELLS = 128  # rows or columns that say what is undecided
 
 _KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error"}
@@ -130,32 +129,36 @@ def _response(worker: Worker, asked: Asked, made: Made) -> JSONResponse:
 
 
 class _Unsent:
-    """Pixels of steps that wait to be sent. A client that reads too slowly misses some steps."""
+    """Steps that wait to be sent. A client that reads too slowly misses some."""
 
     def __init__(self) -> None:
         self._bytes, self._lock = 0, threading.Lock()
 
     def limiting(self, post: Callable[[Step], None]) -> Callable[[Step], None]:
-        """Posts steps without their pixels while too many wait."""
+        """Posts steps that have pixels, where not too many wait."""
 
         def limited(step: Step) -> None:
-            post(step if self._takes(step) else replace(step, pixels=None))
+            if self._takes(step):
+                post(step)
 
         return limited
 
     def sent(self, step: Step) -> None:
         """A step waits no longer."""
-        if step.pixels is not None:
-            with self._lock:
-                self._bytes -= step.pixels.nbytes
+        with self._lock:
+            self._bytes -= _bytes(step)
 
     def _takes(self, step: Step) -> bool:
         if step.pixels is None:
-            return True
+            return False
         with self._lock:
-            room = not self._bytes or self._bytes + step.pixels.nbytes <= _MOST_UNSENT
-            self._bytes += step.pixels.nbytes if room else 0
+            room = not self._bytes or self._bytes + _bytes(step) <= _MOST_UNSENT
+            self._bytes += _bytes(step) if room else 0
         return room
+
+
+def _bytes(step: Step) -> int:
+    return 0 if step.pixels is None else step.pixels.nbytes + step.undecided.nbytes
 
 
 class _Stream(StreamingResponse):
@@ -191,8 +194,7 @@ async def _events(
     shown = dict.fromkeys(range(job.count), 0)
     try:
         while (step := await updates.get()) is not None:
-            if step.pixels is None:
-                continue
+            assert step.pixels is not None
             for row in range(len(step.pixels)):
                 index = step.first + row
                 about = {**shared, "partial_image_index": shown[index]}
