@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from tests.serving import LONG_S, Gated, Served, gated, serving, until
 
+from fewstep.cli.record import bundle_record, order_of, read_record
 from fewstep.runtime.generator import Generator
 from fewstep.server import openai_api
 from fewstep.server.job import Step
@@ -92,6 +93,25 @@ def test_formats(served: Served, kind: Any) -> None:
     assert answer.data is not None and answer.data[0].b64_json is not None
     picture = Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json)))
     assert picture.format == kind.upper() and picture.size == (8, 8)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_images_say_how_they_were_made(
+    served: Served, tiny_bundle: Path, tmp_path: Path, kind: Any
+) -> None:
+    answer = _client(served).images.generate(
+        prompt="Bag", n=2, output_format=kind, extra_body={"seed": 5, "steps": 4, "guidance": "0:2"}
+    )
+    assert answer.data is not None and answer.data[1].b64_json is not None
+    file = tmp_path / f"image.{kind}"
+    file.write_bytes(base64.b64decode(answer.data[1].b64_json))
+    record = read_record(file)
+    with Generator.open(tiny_bundle, threads=1) as opened:
+        order = order_of(record, opened.model.info.condition, None)
+        again = opened.generate(**order.take([0]), **record["settings"]).images
+        assert record["bundle"] == bundle_record(opened.bundle) and order.seeds == (6,)
+    if kind == "png":
+        assert np.array_equal(_pixels(answer.data[1].b64_json), again[0])
 
 
 def test_the_async_client_and_many_at_once(served: Served) -> None:

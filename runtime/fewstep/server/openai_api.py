@@ -36,6 +36,7 @@ from fewstep.server.job import Job, Made, Parameters, Step
 from fewstep.server.models import Models, described
 from fewstep.server.openai_fields import Asked, asked_of
 from fewstep.server.pictures import decoding, encoded
+from fewstep.server.recorded import recorded
 from fewstep.server.worker import Worker
 
 EDITS = "/v1/images/edits"
@@ -109,10 +110,10 @@ async def _answer(request: Request, worker: Worker, asked: Asked, kind: str) -> 
         return _Stream(_events(worker, asked, job, updates, unsent, kind))
     job = asked.order.job(worker.model, worker.steps_of)
     made = await made_for(request, worker.submit(job))
-    return await asyncio.to_thread(_response, worker, asked, made)
+    return await asyncio.to_thread(_response, worker, asked, job, made)
 
 
-def _response(worker: Worker, asked: Asked, made: Made) -> JSONResponse:
+def _response(worker: Worker, asked: Asked, job: Job, made: Made) -> JSONResponse:
     return JSONResponse(
         {
             "created": int(time.time()),
@@ -120,8 +121,8 @@ def _response(worker: Worker, asked: Asked, made: Made) -> JSONResponse:
             "output_format": asked.format,
             "size": _size(made.pixels),
             "data": [
-                {"b64_json": _encoded(pixels, asked), "seed": seed}
-                for pixels, seed in zip(made.pixels, made.seeds, strict=True)
+                {"b64_json": _whole(worker, asked, job, made, index), "seed": seed}
+                for index, seed in enumerate(made.seeds)
             ],
             "fewstep": _told(worker, asked, made),
         }
@@ -203,7 +204,7 @@ async def _events(
             unsent.sent(step)
         made = job.future.result()
         for index in range(len(made.pixels)):
-            yield await asyncio.to_thread(_completed, worker, asked, made, index, shared, kind)
+            yield await asyncio.to_thread(_completed, worker, asked, job, made, index, shared, kind)
     except Exception as error:  # the status was sent: a stream says it in an event
         yield _event("error", {"error": error_object(error)})
     finally:
@@ -234,11 +235,17 @@ def _partial(
 
 
 def _completed(
-    worker: Worker, asked: Asked, made: Made, index: int, about: Mapping[str, Any], kind: str
+    worker: Worker,
+    asked: Asked,
+    job: Job,
+    made: Made,
+    index: int,
+    about: Mapping[str, Any],
+    kind: str,
 ) -> bytes:
     """The last event of an image."""
     told = {"index": index, "seed": made.seeds[index], **_told(worker, asked, made)}
-    image, size = _encoded(made.pixels[index], asked), _size(made.pixels)
+    image, size = _whole(worker, asked, job, made, index), _size(made.pixels)
     return _event(f"{kind}.completed", {"b64_json": image, "size": size, **about, "fewstep": told})
 
 
@@ -260,6 +267,12 @@ def _event(kind: str, data: Mapping[str, Any]) -> bytes:
 
 def _encoded(pixels: Any, asked: Asked) -> str:
     return encoded(pixels, asked.format, quality=asked.quality)
+
+
+def _whole(worker: Worker, asked: Asked, job: Job, made: Made, index: int) -> str:
+    """An image that is done, which says how it was made."""
+    record = recorded(worker, job, made.seeds[index])
+    return encoded(made.pixels[index], asked.format, quality=asked.quality, record=record)
 
 
 def _size(pixels: npt.NDArray[np.uint8]) -> str:

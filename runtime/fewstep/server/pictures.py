@@ -7,7 +7,7 @@ import base64
 import binascii
 import io
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar, get_args
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, PngImagePlugin
 
+from fewstep.cli.record import save_options
 from fewstep.server.errors import FieldError
 
 Format = Literal["png", "jpeg", "webp"]
@@ -100,6 +101,7 @@ def encoded(
     *,
     quality: int | None = None,
     text: str | None = None,
+    record: Mapping[str, Any] | None = None,
 ) -> str:
     """An image's file in base64.
 
@@ -108,6 +110,7 @@ def encoded(
         kind: of the file.
         quality: of a JPEG or WebP, 0 … 100.
         text: ``parameters`` of a PNG, where AUTOMATIC1111 has what an image was made of.
+        record: the same where fewstep has it (:mod:`fewstep.cli.record`).
     """
     options: dict[str, Any] = {"quality": _QUALITY if quality is None else quality}
     if kind == "png":
@@ -116,6 +119,8 @@ def encoded(
         info = PngImagePlugin.PngInfo()
         info.add_text("parameters", text)
         options["pnginfo"] = info
+    if record is not None:
+        options |= save_options(record, f".{kind}")
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, **options)
     return base64.b64encode(file.getvalue()).decode("ascii")
