@@ -7,7 +7,7 @@ import base64
 import binascii
 import io
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar, get_args
 
@@ -101,7 +101,7 @@ def encoded(
     *,
     quality: int | None = None,
     text: str | None = None,
-    record: Mapping[str, Any] | None = None,
+    record: dict[str, Any] | None = None,
 ) -> str:
     """An image's file in base64.
 
