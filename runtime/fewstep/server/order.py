@@ -13,7 +13,7 @@ from fewstep.runtime.errors import RequestError
 from fewstep.runtime.examples import complete_settings
 from fewstep.runtime.families import Family, Model, family_of
 from fewstep.runtime.request import checked_request
-from fewstep.server.errors import FieldError
+from fewstep.server.errors import FieldError, blamed
 from fewstep.server.job import Job, Step, shown_steps
 from fewstep.server.notes import noting
 
@@ -65,10 +65,20 @@ class Order:
         seeds = tuple(first + each for each in range(self.count))
         negative = {"negative": self.negative} if self.negative else {}
         with noting() as notes:
-            settings = complete_settings(model, own_settings(family, self.settings))
-            condition, _ = asked(model.info.condition, self.prompt, self.count)
+            try:
+                settings = complete_settings(model, own_settings(family, self.settings))
+            except RequestError as error:
+                raise blamed(error, family.Settings.model_fields) from error
+            try:
+                condition, _ = asked(model.info.condition, self.prompt, self.count)
+            except RequestError as error:
+                raise FieldError("prompt", str(error)) from error
             whole = {"class_ids": None, "text": None, **condition, **negative}
-            steps = steps_of(checked_request(model, **whole, seed=seeds, settings=settings))
+            try:
+                request = checked_request(model, **whole, seed=seeds, settings=settings)
+            except RequestError as error:
+                raise blamed(error, family.Settings.model_fields) from error
+            steps = steps_of(request)
         shown = shown_steps(self.partial_images, steps) if on_step else frozenset[int]()
         edit = None
         if self.edit is not None:
