@@ -138,9 +138,7 @@ def _remask(
     return out
 
 
-def _decode(
-    count: int, steps: int, started: npt.NDArray[np.uint8], least: int = 1
-) -> list[int]:
+def _decode(count: int, steps: int, started: npt.NDArray[np.uint8], least: int = 1) -> list[int]:
     """Tokens that each step leaves masked, as MaskGIT's loop does, for a cosine schedule."""
     rng = np.random.default_rng(0)
     masked, left = started != 0, []

@@ -7,8 +7,8 @@ With M tokens masked at the start, mask ratio γ and confidences sorted ascendin
 
 Strictly less, as in the official AdaNAT sampler: k positions are masked, fewer on a tie with the
 k-th. M·γ is taken in float32, as there. M is all N tokens there; in an edit it is those that are
-decided anew, so that they are decided over all steps, as MaskGIT's are. Where ties are masked, as in 1d-tokenizer and AutoNAT,
-confidence ≤ sorted[k − 1] is masked, which is k positions or more.
+decided anew, so that they are decided over all steps, as MaskGIT's are. Where ties are masked, as
+in 1d-tokenizer and AutoNAT, confidence ≤ sorted[k − 1] is masked, which is k positions or more.
 
 Where every step has to decide at least one token, with m tokens masked before the step, as in
 MaskGIT (``parallel_decode.py`` of google-research/maskgit):
