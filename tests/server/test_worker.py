@@ -68,7 +68,7 @@ def test_settings_that_say_the_same_are_one_kind_and_edits_run_alone(tiny_bundle
         kinds |= {_job(worker, settings={"num_inference_steps": str(default)}).kind}
         assert len(kinds) == 1
         assert _job(worker, settings={"steps": 2}).kind not in kinds
-        assert not _job(worker, edit={"image": None}).joins
+        assert not _job(worker, edit={"image": np.zeros((8, 8, 3), np.uint8)}).joins
 
 
 def test_one_alone_does_not_wait(tiny_bundle: Path) -> None:

@@ -77,7 +77,7 @@ def serve_command(
     from fewstep.server.guard import Access
     from fewstep.server.worker import Opening
 
-    access = Access(host, api_key or None, tuple(cors_origin or ()))
+    access = Access(host, api_key, tuple(cors_origin or ()))
     if not access.is_local and access.key is None:
         raise RequestError(
             f"whoever reaches {host} could use the server: pass --api-key, or FEWSTEP_API_KEY in "
