@@ -120,6 +120,26 @@ def test_what_is_out_of_range_is_told(tiny_bundle: Path, order: dict[str, Any]) 
         _job(tiny_bundle, **order)
 
 
+@pytest.mark.parametrize(
+    ("outpaint", "count", "windows"),
+    [({"left": 0, "top": 4}, 1, 1), ({"left": 16}, 2, 4), ({"right": 8, "bottom": 8}, 1, 5)],
+)
+def test_windows_of_an_edit_are_counted(
+    edit_bundle: Path, outpaint: dict[str, int], count: int, windows: int
+) -> None:
+    job = _job(edit_bundle, count=count, edit={"image": None, "outpaint": outpaint})
+    assert (job.windows, job.load) == (windows, windows * count)
+    assert job.timed != _job(edit_bundle, count=count).timed
+
+
+@pytest.mark.parametrize(("pixels", "count"), [(1024, 1), (1024, 16), (40, 16)])
+def test_edits_of_too_many_windows_are_refused(edit_bundle: Path, pixels: int, count: int) -> None:
+    sides = dict.fromkeys(("left", "top", "right", "bottom"), pixels)
+    with pytest.raises(FieldError, match="128 in all are the most") as refused:
+        _job(edit_bundle, count=count, edit={"image": None, "outpaint": sides})
+    assert refused.value.field == "outpaint"
+
+
 def test_texts_and_negative_texts_are_prompts(text_bundle: Path) -> None:
     with working(opening(text_bundle, max_batch=4)) as worker:
         wanted = [("bag", None), ("shoe", "red"), ("bag", "red")]
