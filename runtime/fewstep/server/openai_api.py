@@ -107,7 +107,7 @@ async def _answer(request: Request, worker: Worker, asked: Asked, kind: str) -> 
         job = asked.order.job(worker.model, worker.steps_of, unsent.limiting(post))
         job.future.add_done_callback(lambda _: post(None))
         worker.submit(job)
-        return _Stream(_events(worker, asked, job, updates, unsent, kind))
+        return _Stream(_events(worker, asked, job, updates, unsent, kind), job)
     job = asked.order.job(worker.model, worker.steps_of)
     made = await made_for(request, worker.submit(job))
     return await asyncio.to_thread(_response, worker, asked, job, made)
@@ -163,18 +163,19 @@ def _bytes(step: Step) -> int:
 
 
 class _Stream(StreamingResponse):
-    """Events, whose source ends with the connection."""
+    """Events of a job; both end with the connection."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], job: Job) -> None:
         super().__init__(
             events, media_type="text/event-stream", headers={"cache-control": "no-cache"}
         )
-        self._events = events
+        self._events, self._job = events, job
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
+            self._job.leave()  # the events may not even have begun
             await self._events.aclose()
 
 
@@ -208,7 +209,6 @@ async def _events(
     except Exception as error:  # the status was sent: a stream says it in an event
         yield _event("error", {"error": error_object(error)})
     finally:
-        job.leave()
         while not updates.empty():  # an error may keep all this until the next collection
             updates.get_nowait()
 

@@ -82,7 +82,8 @@ def application(given: dict[str, Any]) -> Any:
         raise RequestError(found_wrong(error, "the application")) from error
     from fewstep.server.guard import Access
 
-    if not Access(served.host).is_local and served.api_key is None:
+    access = Access(served.host, served.api_key)
+    if not access.is_local and access.key is None:
         raise RequestError(f"whoever reaches {served.host} could use the server: give an api_key")
     name = Bundle.read(served.bundle).manifest.name
 
