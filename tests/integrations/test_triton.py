@@ -6,6 +6,7 @@ server.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -25,6 +26,7 @@ from fewstep.integrations.triton.model import TritonPythonModel
 from fewstep.integrations.triton.repository import Served, write_model
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.devices import Array
+from fewstep.runtime.records import BuildOptions, EngineInfo
 
 _FINAL = 1
 
@@ -205,14 +207,14 @@ def test_prompts_are_an_input(tiny_text_bundle: Path, tmp_path: Path) -> None:
 def test_command_writes_a_model_whole(fewstep: Terminal, tiny_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "models"
     words = ["--gpus", "0,1", "--instances", 2, "--batch", 16, "--partial-images"]
-    done = fewstep("export-triton", tiny_bundle, out, *words, "--precision", "fp16")
+    done = fewstep("export-triton", tiny_bundle, out, *words, "--precision", "fp32")
     assert done.code == 0, done.err
     config = (out / "tiny" / "config.pbtxt").read_text()
     assert "max_batch_size: 16\n" in config and "decoupled: true" in config
     assert "instance_group { count: 2 kind: KIND_GPU gpus: [0, 1] }\n" in config
     assert 'name: "image" data_type: TYPE_UINT8 dims: [8, 8, 3]' in config
     assert 'key: "bundle" value { string_value: "bundle" }' in config
-    assert 'key: "precision" value { string_value: "fp16" }' in config
+    assert 'key: "precision" value { string_value: "fp32" }' in config
     assert not Bundle.read(out / "tiny" / "1" / "bundle").damage()
     again = fewstep("export-triton", tiny_bundle, out)
     assert again.code == 1 and "exists already" in again.err
@@ -237,3 +239,59 @@ def test_bad_models_write_nothing(tiny_bundle: Path, bundle_copy: Path, tmp_path
     refused("GPUs from 0 on", Served(gpus=(-1,)))
     (bundle_copy / "decoder.onnx").write_bytes(b"")
     refused("decoder.onnx has 0 bytes", bundle=Bundle.read(bundle_copy))
+
+
+def test_models_that_nothing_could_open_are_not_written(tiny_bundle: Path, tmp_path: Path) -> None:
+    """In the words of what opens a bundle, which here is not done."""
+    out, bundle = tmp_path / "models", Bundle.read(tiny_bundle)
+
+    def refused(match: str, **served: Any) -> None:
+        with pytest.raises(fewstep.FewstepError, match=match):
+            write_model(bundle, out, Served(**served))
+        assert not out.exists()
+
+    refused("there are no int8 graphs; make them with: fewstep calibrate", precision="int8")
+    refused("there are no fp16 graphs; make them with", precision="fp16", backend="onnxruntime")
+    refused("unknown precision 'fp31'", precision="fp31")
+    refused("unknown backend 'tensorflow'", backend="tensorflow")
+    refused("runs on GPUs: name them with --gpus", backend="tensorrt")
+    refused("runs on the CPU: leave out --gpus", backend="openvino", gpus=(0,))
+    refused("has no engines of tensorrt; build them", backend="tensorrt", gpus=(0,))
+    refused("threads", threads=-1)
+    built = bundle.manifest.model_copy(update={"engines": (_engine(4),)})
+    bundle = dataclasses.replace(bundle, manifest=built)
+    refused("take 4 images at most: pass --batch 4", gpus=(0,))
+    refused("has no fp16 engines of tensorrt", backend="tensorrt", precision="fp16", gpus=(0,))
+    write_model(bundle, out, Served(batch=4, gpus=(0,)))
+
+
+def _engine(max_batch: int) -> EngineInfo:
+    """A record of an engine that is not there."""
+    return EngineInfo(
+        file="decoder.engine",
+        backend="tensorrt",
+        version="11.0",
+        graph="decoder",
+        precision="fp32",
+        graph_sha256="0" * 64,
+        compute_capabilities=("9.0",),
+        profiles=(),
+        options=BuildOptions(max_batch=max_batch),
+        seconds=1,
+        peak_memory_bytes=0,
+    )
+
+
+def test_models_lie_in_folders_of_their_own(
+    fewstep: Terminal, tiny_bundle: Path, bundle_copy: Path, tmp_path: Path
+) -> None:
+    before = sorted(bundle_copy.rglob("*"))
+    for out in (bundle_copy, bundle_copy / "models"):
+        done = fewstep("export-triton", tiny_bundle, out)
+        assert done.code == 1 and "is a bundle: name another folder" in done.err
+    assert sorted(bundle_copy.rglob("*")) == before
+    picture = tmp_path / "pullover.png"
+    picture.write_bytes(b"")
+    for out in (picture, picture / "models"):
+        done = fewstep("export-triton", tiny_bundle, out)
+        assert done.code == 1 and f"{picture} is a file: name a folder" in done.err

@@ -66,8 +66,13 @@ def test_a_file_is_marked_with_a_brush(edit_server: str, open_page: Open) -> Non
     expect(page.get_by_role("alert").filter(has_text="Choose a picture")).to_be_visible()
     page.locator("#file").set_input_files([_photo()])
     expect(page.locator("#picture-size")).to_have_text("16 × 12 pixels")
+    hint = page.locator("#paint-hint")
+    expect(hint).to_be_visible()
+    page.locator("#go").click()
+    expect(page.get_by_role("alert").filter(has_text="Mark a part of the picture")).to_be_visible()
     page.get_by_label("Brush").fill("25")  # of 16 pixels
     _stroke(page, (0, 2), (16, 2))
+    expect(hint).to_be_hidden()
     _stroke(page, (0, 9), (16, 9))
     page.get_by_role("button", name="Undo").click()
     page.get_by_label("Erase").check()
@@ -95,6 +100,35 @@ def test_a_variation_and_a_picture_that_grows(edit_server: str, open_page: Open)
     page.locator("#grow-right").fill("4")
     generate(page)
     assert downloaded(page, "Download shirt, seed 0").size == (_SIZE + 4, _SIZE)
+    page.get_by_label("Strength of a variation").fill("0.5")
+    page.locator("#go").click()
+    expect(page.get_by_role("alert").filter(has_text="changes the whole picture")).to_be_visible()
+    page.locator("#file").set_input_files([{**_photo(), "name": "other.png"}])
+    expect(page.locator("#grow-right")).to_have_value("")  # of the picture before
+    generate(page)
+
+
+def test_the_result_is_in_sight_wherever_the_form_is(edit_server: str, open_page: Open) -> None:
+    """Beside a form that is longer than the window."""
+    page = open_page(edit_server, viewport={"width": 1280, "height": 600})
+    page.get_by_role("radio", name="Edit").check()
+    page.locator("#file").set_input_files([_photo()])
+    page.get_by_label("Strength of a variation").fill("0.5")
+    page.get_by_text("The request as a command").scroll_into_view_if_needed()
+    generate(page)
+    assert page.evaluate("scrollY") > 100
+    expect(page.locator(".picture img")).to_be_in_viewport(ratio=0.5)
+
+
+def test_a_large_picture_is_made_smaller(edit_server: str, open_page: Open) -> None:
+    page = open_page(edit_server)
+    page.get_by_role("radio", name="Edit").check()
+    file = io.BytesIO()
+    Image.new("RGB", (4096, 8)).save(file, "png")
+    photo: FilePayload = {"name": "a.png", "mimeType": "image/png", "buffer": file.getvalue()}
+    page.locator("#file").set_input_files([photo])
+    size = page.locator("#picture-size")
+    expect(size).to_have_text("2048 × 4 pixels, made smaller from 4096 × 8")
 
 
 def test_models_without_encoder_are_not_offered_for_it(server: str, open_page: Open) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from fewstep.server.app import PAGE
+from fewstep.server.order import MAX_IMAGES
 
 _TEXTS = {path.name: path.read_text("utf-8") for path in PAGE.iterdir()}
 
@@ -24,6 +25,11 @@ def test_elements_that_modules_look_for_are_in_the_page() -> None:
     for name, text in _TEXTS.items():
         assert set(re.findall(r'\$\("([^"]+)"\)', text)) <= ids, name
         assert set(re.findall(r"\bparts\.(\w+)", text)) <= parts, name
+
+
+def test_limits_of_fields_are_those_of_the_server() -> None:
+    found = re.search(r'id="count"[^>]*\bmax="(\d+)"', _TEXTS["index.html"])
+    assert found is not None and int(found[1]) == MAX_IMAGES
 
 
 def test_nothing_is_inline_or_from_elsewhere() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from playwright.sync_api import Page, expect
+from PIL import Image
+from playwright.sync_api import Page, Route, expect
 from tests.prompts import with_encoder
 from tests.server.page.conftest import Open, downloaded, generate
 from tests.serving import KEY, Served, opening, serving
@@ -121,6 +125,90 @@ def test_side_by_side(server: str, open_page: Open) -> None:
     for panel in panels.all():
         expect(panel.locator("figcaption").first).to_contain_text("seed 0")
         expect(panel.locator(".total")).to_be_visible()
+    page.get_by_text("The request as a command").click()
+    command = page.get_by_label("Command", exact=True)
+    expect(command).to_contain_text('"model":"tiny VAR"')
+    assert re.findall('"schedule":"([^"]+)"', command.inner_text()) == ["linear", "policy"]
+    same = page.get_by_text("Both sides are the same")
+    expect(same).to_be_hidden()
+    page.get_by_label("Model", exact=True).nth(1).select_option("tiny")
+    page.get_by_label("Schedule").nth(1).select_option("linear")
+    expect(same).to_be_visible()
+    page.get_by_role("radio", name="Generate").check()
+    expect(page.locator("#status")).to_have_text("")
+    generate(page)
+    expect(panels.nth(1)).to_be_hidden()
+
+
+def test_the_last_result_stays_until_there_is_another(server: str, open_page: Open) -> None:
+    page = open_page(server)
+    generate(page)
+    panel = page.locator(".panel").first
+    picture, problem = panel.locator("img"), panel.locator(".problem")
+    source = picture.get_attribute("src")
+    page.get_by_label("Steps", exact=True).first.fill("99")
+    page.get_by_role("spinbutton", name="Pictures").fill("2")
+    page.locator("#go").click()
+    expect(problem).to_have_text(re.compile("99"))
+    expect(picture).to_have_count(1)
+    assert picture.get_attribute("src") == source
+    above, below = problem.bounding_box(), picture.bounding_box()
+    assert above and below and above["y"] < below["y"]
+    page.get_by_label("Steps", exact=True).first.fill("2")
+    generate(page)
+    expect(picture).to_have_count(2)
+
+
+def test_events_are_read_by_their_shapes(server: str, open_page: Open) -> None:
+    """Parameters of all images or of the event's own, which may be a list alone; cells that are
+    coarser than before."""
+    page = open_page(server)
+    page.route("**/v1/images/generations", _events)
+    page.get_by_role("spinbutton", name="Pictures").fill("2")
+    generate(page)
+    panel = page.locator(".panel").first
+    panel.get_by_text("As a table").click()
+    cells = panel.locator("tbody td")
+    assert cells.all_inner_texts() == ["0.1", "0.2", "0.3", "0.4"]
+    panel.locator("[data-part=which]").select_option("1")
+    assert cells.all_inner_texts() == ["0.5", "0.6", "0.7", "0.8"]
+    panel.get_by_label("Overlay").select_option("order")
+    sizes = "all => all.map(each => [each.width, each.height])"
+    assert panel.locator(".picture canvas").evaluate_all(sizes) == [[4, 4], [4, 4]]
+
+
+def _events(route: Route) -> None:
+    """A stream of two images of two steps and two parameters."""
+    fine = [[1, 0, 1, 0]] * 4
+    images = [[[0.1, 0.2], [0.3, 0.4]], [[0.5, 0.6], [0.7, 0.8]]]
+    shapes: list[list[Any]] = [
+        [[images[0][0]], [images[0][1]]],  # [T][1][P]
+        images[1],  # [T][P]
+        [[*pair] for pair in zip(*images, strict=True)],  # [T][B][P]
+    ]
+    shown = [(0, 0, shapes[0][:1], fine), (1, 0, shapes[1][:1], fine)]
+    shown += [(0, 1, shapes[0], [[1, 0], [0, 0]]), (1, 1, shapes[2], [[0, 0], [0, 0]])]
+    events: list[dict[str, Any]] = [
+        _event("partial_image", index, step=step, parameters=parameters, undecided=undecided)
+        for index, step, parameters, undecided in shown
+    ]
+    events += [_event("completed", index, parameters=shapes[index]) for index in (0, 1)]
+    body = "".join(f"data: {json.dumps(each)}\n\n" for each in events)
+    route.fulfill(content_type="text/event-stream", body=body)
+
+
+def _event(kind: str, index: int, **told: Any) -> dict[str, Any]:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "png")
+    known = {"index": index, "seed": index, "steps": 2, "parameter_names": ["one", "other"]}
+    if kind == "partial_image":
+        known["caption"] = "a caption"
+    return {
+        "type": f"image_generation.{kind}",
+        "b64_json": base64.b64encode(file.getvalue()).decode(),
+        "output_format": "png",
+        "fewstep": {**known, **told},
+    }
 
 
 def test_errors_are_told_in_the_page(server: str, open_page: Open) -> None:
@@ -137,6 +225,10 @@ def test_errors_are_told_in_the_page(server: str, open_page: Open) -> None:
     expect(alert).to_have_text(re.compile("^Top k: .*1"))
     expect(page.get_by_label("Top k").first).to_be_focused()
     page.get_by_label("Top k").first.fill("")
+    page.get_by_role("spinbutton", name="Pictures").fill("17")
+    page.locator("#go").click()
+    expect(alert).to_have_text("Pictures: 1 to 16.")
+    page.get_by_role("spinbutton", name="Pictures").fill("")
     page.get_by_label("Steps", exact=True).first.fill("99")
     page.locator("#go").click()
     expect(alert).to_have_text(re.compile("99"))
@@ -164,7 +256,10 @@ def test_a_server_with_a_key_is_asked_with_it(keyed: Served, open_page: Open) ->
     expect(page.get_by_label("API key")).to_be_focused()
     page.keyboard.type("wrong")
     page.keyboard.press("Enter")
-    expect(page.locator("#problem")).to_be_visible()
+    expect(page.locator("#problem")).to_have_text("That key is wrong.")
+    page.keyboard.type("ключ")
+    page.keyboard.press("Enter")
+    expect(page.locator("#problem")).to_have_text("That key is wrong.")
     expect(page.locator("#main")).to_be_hidden()
     page.get_by_label("API key").fill(KEY)
     page.keyboard.press("Enter")

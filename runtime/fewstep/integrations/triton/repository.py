@@ -15,6 +15,7 @@ Outputs: ``image [B, H, W, 3]`` uint8, ``seed [B, 1]`` uint64, ``step [B, 1]`` i
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
@@ -24,7 +25,9 @@ from pathlib import Path
 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.condition import ClassCondition, Condition
-from fewstep.runtime.errors import RequestError
+from fewstep.runtime.engines.select import Wanted, no_engines
+from fewstep.runtime.engines.tensorrt_api import MODULES
+from fewstep.runtime.errors import EngineError, OutputError, RequestError
 from fewstep.runtime.files import replacing_folder
 from fewstep.runtime.manifest import MANIFEST_NAME
 
@@ -75,9 +78,11 @@ def write_model(
         The model's folder.
 
     Raises:
-        RequestError: a name that no folder of Triton can have, or numbers out of range.
-        BundleError: the bundle is damaged.
-        OutputError: the place is not writable, or has a model of this name.
+        RequestError: a name that no folder of Triton can have, numbers out of range, or a backend
+            that does not run there.
+        BundleError: the bundle is damaged, or has no graphs in the precision.
+        EngineError: the bundle has no such engines, or they take fewer images.
+        OutputError: the place is not writable, inside of a bundle, or has a model of this name.
     """
     name = bundle.manifest.name if name is None else name
     if not _NAME.fullmatch(name):
@@ -87,7 +92,9 @@ def write_model(
         )
     if min(served.batch, served.instances) < 1 or min(served.gpus, default=0) < 0:
         raise RequestError("expected at least 1 image, at least 1 instance, and GPUs from 0 on")
+    _require_runnable(bundle, served)
     place = repository / name
+    _require_apart(place)
     with replacing_folder(place, overwrite=overwrite, marker=CONFIG) as folder:
         version = folder / "1"
         version.mkdir()
@@ -98,6 +105,51 @@ def write_model(
         (folder / CONFIG).write_text(text, encoding="utf-8")
         (version / "model.py").write_text(_MODEL, encoding="utf-8")
     return place
+
+
+def _require_runnable(bundle: Bundle, served: Served) -> None:
+    """Refuse what no machine opens. What this one has is not asked: Triton may be elsewhere."""
+    backend, precision = served.backend, served.precision
+    Wanted.parse(backend, "auto", precision, served.threads)
+    if backend in MODULES and not served.gpus:
+        raise RequestError(f"backend {backend} runs on GPUs: name them with --gpus")
+    if backend == "openvino" and served.gpus:
+        raise RequestError("backend openvino runs on the CPU: leave out --gpus")
+    engines = [
+        info
+        for info in bundle.manifest.engines
+        if served.gpus
+        and backend in ("auto", info.backend)
+        and precision in ("auto", info.precision)
+    ]
+    if engines:
+        most = max(info.options.max_batch for info in engines)
+        if served.batch > most:
+            raise EngineError(
+                f"the engines of {bundle.path} take {most} images at most: pass --batch {most}, or "
+                f"build them with: fewstep build --max-batch {served.batch}"
+            )
+    elif backend in MODULES:
+        raise no_engines(bundle, backend, precision)
+    elif precision not in ("auto", "bf16", "fp16") or not _has_openvino(served):
+        for graph in bundle.manifest.graphs:
+            bundle.graph(graph, "fp32" if precision == "auto" else precision)
+
+
+def _has_openvino(served: Served) -> bool:
+    """Whether OpenVINO may run it, which makes bf16 and fp16 of the fp32 graphs."""
+    named = served.backend == "openvino"
+    here = served.backend == "auto" and importlib.util.find_spec("openvino") is not None
+    return named or (here and not served.gpus)
+
+
+def _require_apart(place: Path) -> None:
+    """Refuse a model whose folder lies inside of a bundle, or of a file."""
+    for folder in place.absolute().resolve().parents:
+        if (folder / MANIFEST_NAME).is_file():
+            raise OutputError(f"{folder} is a bundle: name another folder for Triton's models")
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"{folder} is a file: name a folder for Triton's models")
 
 
 def _copy(bundle: Bundle, target: Path) -> None:

@@ -79,9 +79,12 @@ function encoded(fields) {
   return { body: form, headers: {} };
 }
 
+/** UTF-8 as a header carries it: a letter a byte. */
+const bytesOf = (text) => String.fromCharCode(...new TextEncoder().encode(text));
+
 async function send(path, options) {
   const headers = { ...options.headers };
-  if (hasKey()) headers.Authorization = `Bearer ${sessionStorage.getItem(KEY)}`;
+  if (hasKey()) headers.Authorization = `Bearer ${bytesOf(sessionStorage.getItem(KEY))}`;
   let answer;
   try {
     // Without credentials no browser asks for a password by itself.

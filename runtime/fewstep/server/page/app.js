@@ -1,8 +1,8 @@
 /** The page of `fewstep serve`: reads the form, runs requests one after the other, shows the answers. */
 
-import { ApiError, events, keepKey, models } from "./api.js";
+import { ApiError, events, hasKey, keepKey, models } from "./api.js";
 import { Combobox } from "./combobox.js";
-import { command, copyText } from "./curl.js";
+import { commands, copyText } from "./curl.js";
 import { $, make, setText } from "./dom.js";
 import { edits, Painter, receive } from "./painter.js";
 import { Panel } from "./panel.js";
@@ -22,11 +22,12 @@ class Page {
     this.painter = new Painter();
     this.panels = [0, 1].map(() => new Panel($("results"), (url) => this.#editThis(url)));
     this.running = null;
+    this.turn = 0;
     $("ask").addEventListener("submit", (event) => {
       event.preventDefault();
       this.#run();
     });
-    $("ask").addEventListener("change", () => this.#shape());
+    $("ask").addEventListener("change", () => this.#changed());
     $("stop").addEventListener("click", () => this.running?.abort());
     $("random").addEventListener("click", () => {
       $("seed").value = String(crypto.getRandomValues(new Uint32Array(1))[0]);
@@ -65,6 +66,12 @@ class Page {
     this.classes.set(options);
   }
 
+  /** What was said of the last request is not of what is in the form. */
+  #changed() {
+    if (!this.running) this.#say("");
+    this.#shape();
+  }
+
   /** What of the form is there depends on the mode and on the model. */
   #shape() {
     const { editable } = this.form.model.fewstep;
@@ -73,6 +80,7 @@ class Page {
     $("edit").hidden = this.mode !== "edit";
     $("other").hidden = this.mode !== "compare";
     $("count-field").hidden = this.mode === "compare";
+    $("same").hidden = JSON.stringify(this.form.values()) !== JSON.stringify(this.other.values());
     setText($("go"), { generate: "Generate", edit: "Edit", compare: "Compare" }[this.mode]);
     this.#command();
   }
@@ -84,13 +92,14 @@ class Page {
     if (!/^\d+$/.test(seed) || Number(seed) > LARGEST_SEED) {
       throw new ApiError(`The seed must be a whole number, 0 to ${LARGEST_SEED}.`, 0);
     }
-    const n = this.mode === "compare" ? 1 : Number($("count").value);
+    const n = this.mode === "compare" ? 1 : Number($("count").value || 1);
     const shared = { ...this.#wanted(), n, seed: Number(seed) };
     const forms = this.mode === "compare" ? [this.form, this.other] : [this.form];
     let edited = {};
     if (this.mode === "edit") {
       if (!this.painter.ready) throw new ApiError("Choose a picture to edit first.", 0);
       edited = await edits(this.painter);
+      checkEdit(edited, this.painter);
     }
     const path = this.mode === "edit" ? "v1/images/edits" : "v1/images/generations";
     return forms.map((form) => ({ path, form, fields: { ...form.values(), ...shared, ...edited } }));
@@ -110,7 +119,7 @@ class Page {
     let panel = this.panels[0];
     try {
       const requests = await this.#requests();
-      for (const each of this.panels) each.clear();
+      showResults();
       for (const [index, request] of requests.entries()) {
         panel = this.panels[index];
         await this.#stream(panel, request, this.running.signal);
@@ -132,9 +141,10 @@ class Page {
     const partial = $("steps").checked ? MOST_PARTIAL : 0;
     panel.start(titleOf(fields), { count: fields.n, label, editable, partial });
     let done = 0;
-    showResults();
     this.#say("Waiting for the server …");
     for await (const event of events(path, { ...fields, stream: true, partial_images: partial }, signal)) {
+      // The last result stays until there is another, which is then the only one.
+      if (panel === this.panels[0] && panel.waits) this.panels[1].clear();
       if (event.type.endsWith(".partial_image")) {
         panel.partial(event);
         $("progress").value = (event.fewstep.step + 1) / event.fewstep.steps;
@@ -153,9 +163,9 @@ class Page {
   }
 
   #failed(panel, error) {
-    panel.fail(error.message);
+    panel.fail(error.status === 401 ? keyProblem() : error.message);
     this.#say("");
-    if (error.status === 401) askForKey(error.message);
+    if (error.status === 401) askForKey();
     else showResults();
     if (error.input) reveal(error.input);
   }
@@ -183,6 +193,7 @@ class Page {
 
   async #take(blob) {
     try {
+      this.#changed();
       await this.painter.take(blob);
       $("file-problem").textContent = "";
     } catch (error) {
@@ -190,18 +201,21 @@ class Page {
     }
   }
 
-  /** Show the request as a command, or what is wrong with it; tells whether it is one. */
+  /** Show the requests as commands, or what is wrong with them; tells whether they are some. */
   async #command() {
     if (!$("command").open) return false;
-    let request;
+    const turn = ++this.turn;
+    let requests = [];
+    let text = "";
     try {
-      [request] = await this.#requests();
+      requests = await this.#requests();
+      text = commands(requests);
     } catch (error) {
-      $("curl").textContent = error.message;
-      return false;
+      text = error.message;
     }
-    $("curl").textContent = command(request.path, request.fields);
-    const files = Object.entries(request.fields).filter(([, value]) => value instanceof Blob);
+    if (turn !== this.turn) return false; // the form has changed meanwhile
+    $("curl").textContent = text;
+    const files = Object.entries(requests[0]?.fields ?? {}).filter(([, value]) => value instanceof Blob);
     for (const link of $("curl-files").children) URL.revokeObjectURL(link.href);
     const links = files.map(([name, blob]) =>
       make("a", {
@@ -212,7 +226,7 @@ class Page {
       }),
     );
     $("curl-files").replaceChildren(...links);
-    return true;
+    return requests.length > 0;
   }
 
   async #copy() {
@@ -231,8 +245,25 @@ function checkNumbers() {
   for (const input of $("ask").elements) {
     if (input.willValidate && !input.validity.valid && !input.closest("[hidden]")) {
       const name = input.labels[0].textContent.trim();
-      throw Object.assign(new ApiError(`${name}: ${input.validationMessage}`, 0), { input });
+      const { rangeUnderflow, rangeOverflow } = input.validity;
+      const range = (rangeUnderflow || rangeOverflow) && input.max !== "";
+      const problem = range ? `${input.min} to ${input.max}.` : input.validationMessage;
+      throw Object.assign(new ApiError(`${name}: ${problem}`, 0), { input });
     }
+  }
+}
+
+/** Refuse an edit that says nothing of what is made anew, or two things, in the words of the page. */
+function checkEdit({ mask, outpaint, strength, blend }, painter) {
+  if (strength === undefined && !mask && !outpaint && !painter.isClear()) {
+    throw new ApiError("Mark a part of the picture (paint on it), let it grow, or give a strength.", 0);
+  }
+  if (strength !== undefined && (mask || outpaint || blend)) {
+    throw new ApiError(
+      "A strength changes the whole picture: leave it empty, or clear the marks, do not let the picture " +
+        "grow, and do not keep pixels.",
+      0,
+    );
   }
 }
 
@@ -251,9 +282,10 @@ function blobOf(url) {
   return new Blob([bytes], { type: head.slice(5).split(";")[0] });
 }
 
-/** Where the pictures are below the form, they come into sight. */
+/** The pictures come into sight: they are below the form, or scroll beside it. */
 function showResults() {
   if (matchMedia("(max-width: 46rem)").matches) $("results").scrollIntoView();
+  else $("results").scrollTop = 0;
 }
 
 function titleOf(fields) {
@@ -267,10 +299,13 @@ function problem(message) {
   $("problem").hidden = message === "";
 }
 
-function askForKey(message) {
-  problem(message);
+const keyProblem = () => (hasKey() ? "That key is wrong." : "This server needs its key.");
+
+function askForKey() {
+  problem(keyProblem());
   $("key-form").hidden = false;
   $("key").focus();
+  $("key").select();
 }
 
 async function start() {
@@ -283,7 +318,7 @@ async function start() {
     else page = new Page(served);
     if (served.some((each) => !each.fewstep.backend)) setTimeout(start, OPENING_MS);
   } catch (error) {
-    if (error.status === 401) askForKey(error.message);
+    if (error.status === 401) askForKey();
     else problem(error.message);
   }
 }

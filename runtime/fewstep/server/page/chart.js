@@ -6,13 +6,13 @@ const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [180, 92, 32, 6, 8, 18];
 
 /**
  * @param {string[]} names of the parameters
- * @param {number[][][]} steps `[T][B][P]`: of every step, image and parameter
+ * @param {number[][][]} images `[B][T][P]`: of every image, as far as it is, step and parameter
  * @param {number} total steps that there will be
  * @param {number} image the one whose line is strong
  */
-export function charts(names, steps, total, image) {
+export function charts(names, images, total, image) {
   return names.map((name, parameter) => {
-    const lines = steps[0].map((_, row) => steps.map((step) => step[row][parameter]));
+    const lines = images.map((steps) => steps.map((step) => step[parameter]));
     const title = make("figcaption", { textContent: words(name) });
     return make("figure", { className: "chart" }, title, chart(words(name), lines, total, image));
   });
@@ -37,7 +37,7 @@ function chart(name, lines, total, image) {
     draw("text", { x: LEFT, y: HEIGHT - 3 }, "1"),
     draw("text", { x: WIDTH - RIGHT, y: HEIGHT - 3, "text-anchor": "end" }, `${total}`),
   );
-  const others = lines.filter((_, row) => row !== image);
+  const others = lines.filter((line, row) => row !== image && line.length);
   for (const line of others) graph.append(path(line, x, y, "other"));
   graph.append(path(strong, x, y, "line"));
   for (const [step, value] of strong.entries()) {
@@ -52,15 +52,15 @@ function path(line, x, y, name) {
   return draw("polyline", { class: name, points: points.join(" ") });
 }
 
-/** The same as rows of a table, for one image. */
-export function table(names, steps, image) {
+/** The same as rows of a table, for one image: `[T][P]`. */
+export function table(names, steps) {
   const head = ["Step", ...names.map(words)].map((name) => make("th", { scope: "col", textContent: name }));
   const rows = steps.map((step, index) =>
     make(
       "tr",
       {},
       make("th", { scope: "row", textContent: String(index + 1) }),
-      ...step[image].map((value) => make("td", { textContent: short(value) })),
+      ...step.map((value) => make("td", { textContent: short(value) })),
     ),
   );
   const body = make("tbody", {}, ...rows);

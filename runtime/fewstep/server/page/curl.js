@@ -1,12 +1,11 @@
-/** A request as a command for a terminal. */
+/** Requests as commands for a terminal. */
 
 import { address, hasKey } from "./api.js";
 
-/**
- * @param {string} path of the API
- * @param {object} fields of the request; Blobs are files of their fields' names
- */
-export function command(path, fields) {
+/** @param {{path: string, fields: object}[]} requests Blobs are files of their fields' names */
+export const commands = (requests) => requests.map(command).join("\n\n");
+
+function command({ path, fields }) {
   const lines = [`curl ${quoted(address(path))}`];
   if (hasKey()) lines.push('-H "Authorization: Bearer $FEWSTEP_API_KEY"');
   if (Object.values(fields).some((value) => value instanceof Blob)) {

@@ -19,18 +19,25 @@ export function veil(canvas, undecided) {
  * The step at which each cell was decided for good, from light to dark.
  *
  * @param {HTMLCanvasElement} canvas above the picture
- * @param {number[][][]} steps what was undecided after every step
+ * @param {number[][][]} steps what was undecided after every step, in cells that may be coarser
  */
 export function order(canvas, steps) {
   canvas.classList.add("tiny");
   const last = Math.max(1, steps.length - 1);
-  const decided = steps[0].map((row, y) =>
-    row.map((_, x) => steps.findLastIndex((undecided) => undecided[y][x]) + 1),
+  const finest = steps.reduce((one, other) => (other.length > one.length ? other : one));
+  const decided = finest.map((row, y) =>
+    row.map((_, x) => steps.findLastIndex((cells) => at(cells, y / finest.length, x / row.length)) + 1),
   );
   paint(canvas, decided, (step) => {
     const between = (first, index) => first + ((LAST[index] - first) * step) / last;
     return [...FIRST.map(between), 190];
   });
+}
+
+/** The cell at a place, whose sides are 0 to 1. */
+function at(cells, down, across) {
+  const row = cells[Math.floor(down * cells.length)];
+  return row?.[Math.floor(across * row.length)];
 }
 
 function paint(canvas, cells, colour) {

@@ -34,20 +34,31 @@ export class Painter {
     } catch {
       throw new Error("This file is no picture that the browser can read; take a PNG, JPEG or WebP.");
     }
+    const { width: wide, height: high } = bitmap;
     const scale = Math.min(1, LARGEST / Math.max(bitmap.width, bitmap.height));
     const [width, height] = [bitmap.width, bitmap.height].map((side) => Math.max(1, Math.round(side * scale)));
     this.source = new OffscreenCanvas(width, height);
-    this.source.getContext("2d").drawImage(bitmap, 0, 0, width, height);
+    this.source.getContext("2d", { willReadFrequently: true }).drawImage(bitmap, 0, 0, width, height);
     this.ink = new OffscreenCanvas(width, height);
     this.ink.getContext("2d", { willReadFrequently: true });
     [this.canvas.width, this.canvas.height] = [width, height];
     this.canvas.classList.toggle("tiny", Math.max(width, height) < TINY);
     $("painter").hidden = false;
-    $("picture-size").textContent = `${width} × ${height} pixels`;
+    const smaller = scale < 1 ? `, made smaller from ${wide} × ${high}` : "";
+    $("picture-size").textContent = `${width} × ${height} pixels${smaller}`;
     for (const [id, value] of Object.entries({ left: 0, top: 0, right: width, bottom: height })) {
       $(`box-${id}`).value = String(value);
+      $(`grow-${id}`).value = "";
     }
+    $("box-problem").textContent = "";
     this.#set([]);
+  }
+
+  /** Whether the picture has transparency, which is painted anew where nothing else is said. */
+  isClear() {
+    const { width, height } = this.source;
+    const { data } = this.source.getContext("2d").getImageData(0, 0, width, height);
+    return data.some((value, at) => at % 4 === 3 && value < 255);
   }
 
   /** The picture as it is sent. */
@@ -87,6 +98,7 @@ export class Painter {
     });
     for (const end of ["pointerup", "pointercancel"]) {
       this.canvas.addEventListener(end, () => {
+        if (stroke) this.#tell();
         stroke = null;
       });
     }
@@ -116,12 +128,20 @@ export class Painter {
       ? ""
       : `A box needs left < right ≤ ${width} and top < bottom ≤ ${height}.`;
     if (fits) this.#set([...this.marks, { box: [left, top, right, bottom], erase: $("erase").checked }]);
+    else this.#tell();
   }
 
   #set(marks) {
     this.marks = marks;
     $("undo").disabled = $("clear").disabled = marks.length === 0;
+    $("paint-hint").hidden = marks.length > 0;
     this.#draw();
+    this.#tell();
+  }
+
+  /** As any field of the form. */
+  #tell() {
+    this.canvas.dispatchEvent(new Event("change", { bubbles: true }));
   }
 
   #draw() {

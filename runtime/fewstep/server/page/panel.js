@@ -27,20 +27,36 @@ export class Panel {
   clear() {
     this.pictures = [];
     this.known = {};
+    this.next = null;
     this.element.hidden = true;
+    this.element.classList.remove("old");
+    this.parts.title.textContent = "";
     for (const name of ["problem", "timeline", "facts"]) this.parts[name].hidden = true;
     this.parts.pictures.replaceChildren();
     this.parts.notes.replaceChildren();
   }
 
+  /** Whether a request began of which there is nothing to see. */
+  get waits() {
+    return this.next !== null;
+  }
+
   /**
-   * Empty frames for the pictures of a request.
+   * Wait for the pictures of a request: the last result stays until then, else there are empty frames.
    *
    * @param {string} title of the panel
    * @param {{count: number, label: string, editable: boolean, partial: number}} asked
    *   `partial`: pictures before the last, at most
    */
   start(title, asked) {
+    const old = this.pictures.length > 0;
+    if (!old) this.#empty(title, asked);
+    this.next = { title, asked };
+    this.element.classList.toggle("old", old);
+    this.parts.problem.hidden = true;
+  }
+
+  #empty(title, asked) {
     this.clear();
     this.asked = asked;
     this.element.hidden = false;
@@ -55,24 +71,32 @@ export class Panel {
 
   /** What there is of a picture after a step. */
   partial(event) {
-    this.known = { ...this.known, ...event.fewstep };
-    this.#frame(event, false);
-    this.#facts();
+    this.#take(event, false);
   }
 
   /** A picture that is done. */
   completed(event) {
-    this.known = { ...this.known, ...event.fewstep };
-    this.#frame(event, true);
-    this.#facts();
+    this.#take(event, true);
   }
 
-  /** What went wrong, in words; what there is of the pictures stays. */
+  /** What went wrong, in words; pictures stay, of this request or of the last one. */
   fail(message) {
+    this.next = null;
     this.element.hidden = false;
+    this.element.classList.remove("old");
     this.parts.problem.hidden = false;
     this.parts.problem.textContent = message;
-    for (const { view } of this.pictures) view.classList.remove("waiting");
+    for (const { view, frames } of this.pictures) if (!frames.length) view.parentElement.remove();
+    this.pictures = this.pictures.filter(({ frames }) => frames.length);
+  }
+
+  #take(event, done) {
+    if (this.next) this.#empty(this.next.title, this.next.asked);
+    const { index, parameters } = event.fewstep;
+    this.known = { ...this.known, ...event.fewstep };
+    this.pictures[index].parameters = ofImage(parameters ?? [], index);
+    this.#frame(event, done);
+    this.#facts();
   }
 
   #add() {
@@ -85,7 +109,7 @@ export class Panel {
     });
     const caption = make("figcaption", {});
     this.parts.pictures.append(make("figure", { className: "picture" }, view, caption));
-    this.pictures.push({ image, canvas, view, caption, frames: [] });
+    this.pictures.push({ image, canvas, view, caption, frames: [], parameters: [] });
   }
 
   #frame(event, done) {
@@ -141,21 +165,26 @@ export class Panel {
 
   #facts() {
     const { timings_ms: timings, parameter_names: names, notes } = this.known;
-    const steps = this.known.parameters ?? [];
+    const images = this.pictures.map(({ parameters }) => parameters);
+    const image = Math.min(Number(this.parts.which.value), images.length - 1);
+    const steps = images[image] ?? [];
     this.parts.facts.hidden = !timings && !steps.length;
     this.parts.time.hidden = !timings;
     this.parts.shown.hidden = !this.asked.partial;
     if (timings) this.parts.latency.replaceChildren(...latency(timings));
     this.parts.chosen.hidden = !steps.length;
     if (steps.length) {
-      const image = Math.min(Number(this.parts.which.value), steps[0].length - 1);
-      this.parts.charts.replaceChildren(...charts(names, steps, this.known.steps, image));
-      this.parts.table.replaceChildren(table(names, steps, image));
+      this.parts.charts.replaceChildren(...charts(names, images, this.known.steps, image));
+      this.parts.table.replaceChildren(table(names, steps));
     }
     const lines = (notes ?? []).map((note) => make("li", { textContent: note }));
     this.parts.notes.replaceChildren(...lines);
   }
 }
+
+/** Parameters of one image `[T][P]`, of its own or of those of all images `[T][B][P]`. */
+const ofImage = (parameters, index) =>
+  parameters.map((step) => (Array.isArray(step[0]) ? (step[index] ?? step[0]) : step));
 
 /** Cells of which none may change. */
 const nothing = (cells) => cells.map((row) => row.map(() => 0));
