@@ -88,8 +88,8 @@ class Counted:
 
     batches: list[int] = field(default_factory=list)
 
-    def batch(self, model: str, count: int, timings_ms: Mapping[str, float]) -> None:
-        self.batches.append(count)
+    def batch(self, model: str, sizes: Sequence[int], timings_ms: Mapping[str, float]) -> None:
+        self.batches.extend(sizes)
 
     def waited(self, model: str, seconds: float) -> None:
         """Nothing to count."""

@@ -58,7 +58,7 @@ WHERE_IS = {
     "normal noise": "def normals(",
     "choice of the backend": "def open_backend(",
     "choice of the decoder": "def chosen_decoder(",
-    "default guidance": "guidance: RampOrList = Field(",
+    "default guidance": "guidance: Annotated[RampOrList, at_most(_MOST)] = Field(",
     "fp16 overflow": "LARGEST_FP16 = ",
     "out of memory": "except OutOfMemoryError",
     "stale engine": "def why_engine_stale(",

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
+import time
 from typing import Any
 
 from locust import FastHttpUser, constant_throughput, task  # type: ignore[import-not-found]
@@ -22,6 +24,10 @@ class Painter(FastHttpUser):  # type: ignore[misc]
 
     wait_time = constant_throughput(_RATE)
     network_timeout = connection_timeout = 60.0
+
+    def on_start(self) -> None:
+        """Begin at some time of the period: users that all ask at once are another load."""
+        time.sleep(random.uniform(0, 1 / _RATE))
 
     @task  # type: ignore[untyped-decorator]
     def image(self) -> None:

@@ -58,7 +58,7 @@ def _remask(
             "confidence": confidence.astype(np.float32),
             "sampled": np.arange(batch * count, dtype=np.int32).reshape(batch, count),
             "parameters": parameters,
-            "mask": np.zeros((batch, count), np.uint8) if mask is None else mask,
+            "mask": np.ones((batch, count), np.uint8) if mask is None else mask,
         },
         outputs={"next_tokens": np.full((halves * batch, count), -1, np.int32)},
         mask_token=_MASK,

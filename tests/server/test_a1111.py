@@ -142,6 +142,8 @@ def test_progress_and_interrupt(tiny_bundle: Path) -> None:
         ("txt2img", {"prompt": ["0"]}, 400, "prompt must be a text"),
         ("txt2img", {"prompt": "0", "steps": 50}, 400, "steps must be 1 … 16"),
         ("txt2img", {"prompt": "0", "steps": "x"}, 400, "steps must be a number"),
+        ("txt2img", {"prompt": "0", "steps": 10**400}, 400, "steps must be"),
+        ("txt2img", {"prompt": "0", "cfg_scale": 10**400}, 400, "guidance must be"),
         ("txt2img", {"prompt": "0", "batch_size": 9, "n_iter": 9}, 400, "n must be 1 … 16"),
         ("txt2img", {"prompt": "0", "batch_size": 0}, 400, "batch_size must be"),
         ("txt2img", {"prompt": "0", "override_settings": {"sd_model_checkpoint": "x"}}, 404, "'x'"),

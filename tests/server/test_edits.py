@@ -1,5 +1,5 @@
 """Edits by OpenAI's API and AUTOMATIC1111's: what reaches ``Generator.edit`` of a picture, its mask
-and its settings. The generator's is a stand-in here that notes its arguments."""
+and its settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.serving import Served, opening, serving
 
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.result import Pictures
-from fewstep.server import a1111_fields, edits
+from fewstep.server import openai_api
 
 
 def _client(served: Served) -> openai.OpenAI:
@@ -30,26 +30,33 @@ def _png(size: tuple[int, int] = (8, 8), colour: object = "red", mode: str = "RG
     return file.getvalue()
 
 
+def _jpeg(scans: int) -> bytes:
+    """A progressive JPEG whose last scan is repeated until it has so many."""
+    file = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(file, "jpeg", progressive=True)
+    data = file.getvalue()[:-2]
+    last = data[data.rindex(b"\xff\xda") :]
+    return data + last * (scans - data.count(b"\xff\xda")) + b"\xff\xd9"
+
+
+_EDITS = "/v1/images/edits"
 Asked = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def server(tiny_bundle: Path) -> Iterator[tuple[Served, Asked]]:
+def server(edit_bundle: Path) -> Iterator[tuple[Served, Asked]]:
     """A server whose model edits, and what its generator was asked for."""
     asked: Asked = []
+    edit = Generator.edit
 
-    def edit(self: Generator, image: Any, wanted: Any = None, **given: Any) -> Pictures:
+    def noted(self: Generator, image: Any, wanted: Any = None, **given: Any) -> Pictures:
         asked.append({"image": image, "wanted": wanted, **given})
-        count, seed = given.pop("count"), given.pop("seed")
-        others = ("mask", "outpaint", "strength", "fit", "blend")
-        rest = {name: value for name, value in given.items() if name not in others}
-        return self([wanted], count=count, seed=seed, **rest)
+        return edit(self, image, wanted, **given)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Generator, "edit", edit, raising=False)
-        patched.setattr(edits, "is_editable", lambda worker: True)
-        patched.setattr(a1111_fields, "require_editable", lambda worker: None)
-        with serving([opening(tiny_bundle)]) as served:
+        patched.setattr(Generator, "edit", noted)
+        with serving([opening(edit_bundle)]) as served:
             yield served, asked
 
 
@@ -81,11 +88,9 @@ def test_an_edit_has_its_picture_its_mask_and_its_settings(editing: tuple[Served
     )
     assert answer.data is not None and len(answer.data) == 2
     (one,) = asked
-    assert one["image"].getpixel((0, 0)) == (255, 0, 0) and one["wanted"] == 2
-    painted = np.asarray(one["mask"])
-    assert set(np.unique(painted)) == {0, 255}
-    assert np.array_equal(np.argwhere(painted).min(0), [1, 2]) and (painted > 0).sum() == 9
-    assert (one["fit"], one["blend"], one["outpaint"]) == ("pad", True, {"left": 4, "top": 2})
+    assert np.array_equal(one["image"], np.full((8, 8, 3), (255, 0, 0))) and one["wanted"] == 2
+    assert np.array_equal(np.argwhere(one["mask"]).min(0), [1, 2]) and one["mask"].sum() == 9
+    assert one["outpaint"] == {"left": 4, "top": 2, "right": 0, "bottom": 0} and one["blend"]
     assert (one["count"], one["seed"], one["steps"]) == (2, 3, 4)
 
 
@@ -118,7 +123,15 @@ def test_an_edit_streams_with_its_own_events(editing: tuple[Served, Asked]) -> N
         ({"image": _png()}, {"outpaint": "left"}, "outpaint"),
         ({"image": _png()}, {"outpaint": "left:99999"}, "outpaint"),
         ({"image": _png()}, {"blend": "maybe"}, "blend"),
-        ({"image": _png()}, {"image_url": "file:///etc/passwd"}, "image_url"),
+        ({"image": _png()}, {"outpaint": f"left:{'9' * 5_000}"}, "outpaint"),
+        ({"image": _png()}, {"box": "1,2,3"}, "box"),
+        ({"image": _png(), "mask": _png((8, 8), "white")}, {"box": "1,2,3,4"}, "box"),
+        ({"image": _png()}, {"mask": "a text"}, "mask"),
+        ({"image": _png(), "mask": _png((8, 9), "white")}, {}, "mask"),
+        ({"image": _png(), "mask": _png((8, 8), "black")}, {}, "mask"),
+        ({"image": _png((4_000, 4_000), 1, "1")}, {"box": "0,0,9,9", "fit": "none", "n": "2"}, "n"),
+        ({"image": _jpeg(40)}, {"strength": "0.5"}, "image"),
+        ({"image": _png()}, {"strength": "0.5", "image_url": "file:///etc/passwd"}, "image_url"),
     ],
 )
 def test_bad_edits_are_told_by_their_field(
@@ -127,9 +140,93 @@ def test_bad_edits_are_told_by_their_field(
     served, asked = editing
     sent = {name: (f"{name}.png", data, "image/png") for name, data in files.items()}
     form = {"prompt": "0", **fields}
-    answer = served.client.post("/v1/images/edits", data=form, files=sent)
+    answer = served.client.post(_EDITS, data=form, files=sent)
     assert answer.status_code == 400 and not asked
     assert answer.json()["error"]["param"] == param
+
+
+def _edited(served: Served, files: dict[str, bytes], **fields: str) -> dict[str, Any]:
+    sent = {name: (name, data) for name, data in files.items()}
+    answer = served.client.post(_EDITS, data={"prompt": "0", "seed": "3", **fields}, files=sent)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        ((8, 8), {"outpaint": "left:4,top:2"}),
+        ((9, 13), {"box": (1, 2, 6, 9), "fit": "pad", "blend": True}),
+        ((19, 13), {"box": (1, 2, 6, 9), "outpaint": "right:5", "fit": "none"}),
+        ((10, 30), {"box": (2, 12, 7, 16), "outpaint": "bottom:3", "fit": "crop"}),
+        ((10, 30), {"strength": 0.5, "fit": "stretch"}),
+    ],
+)
+def test_pictures_that_are_fitted_before_they_wait_become_what_the_generator_makes(
+    editing: tuple[Served, Asked], edit_bundle: Path, size: tuple[int, int], options: dict[str, Any]
+) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (*size[::-1], 3), np.uint8)
+    picture, file = Image.fromarray(pixels), io.BytesIO()
+    picture.save(file, "png")
+    fields = {name: str(value).strip("()").lower() for name, value in options.items()}
+    answer = _edited(editing[0], {"image": file.getvalue()}, n="2", **fields)
+    mask = {"mask": options["box"]} if "box" in options else {}
+    rest = {name: value for name, value in options.items() if name != "box"}
+    with Generator.open(edit_bundle, threads=1) as generator:
+        made = generator.edit(picture, 0, count=2, seed=3, **mask, **rest)
+    for each, image in zip(answer["data"], made.pixels, strict=True):
+        found = np.asarray(Image.open(io.BytesIO(base64.b64decode(each["b64_json"]))))
+        assert np.array_equal(found, image)
+    assert answer["fewstep"].get("box") == (made.box and list(made.box))
+
+
+def test_an_opaque_mask_says_it_by_its_brightness(editing: tuple[Served, Asked]) -> None:
+    served, asked = editing
+    mask = Image.new("RGBA", (8, 8), (0, 0, 0, 255))
+    mask.paste((255, 255, 255, 255), (2, 1, 5, 4))
+    file = io.BytesIO()
+    mask.save(file, "png")
+    _edited(served, {"image": _png(), "mask": file.getvalue()})
+    assert asked[0]["mask"].sum() == 9
+
+
+def test_usual_progressive_pictures_are_taken(editing: tuple[Served, Asked]) -> None:
+    _edited(editing[0], {"image": _jpeg(0)}, strength="0.5")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"strenght": "0.5"}, "did you mean 'strength'"),
+        ({}, "nothing to paint anew"),
+        ({"strength": "0.5", "blend": "true"}, "leave out blend"),
+    ],
+)
+def test_what_is_wrong_with_an_edit_is_told(
+    editing: tuple[Served, Asked], fields: dict[str, str], said: str
+) -> None:
+    sent, form = {"image": ("a", _png())}, {"prompt": "0", **fields}
+    if "strenght" in fields:
+        form["box"] = "0,0,4,4"
+    answer = editing[0].client.post(_EDITS, data=form, files=sent)
+    assert answer.status_code == 400 and said in answer.json()["error"]["message"].lower()
+
+
+def test_one_picture_is_taken(editing: tuple[Served, Asked]) -> None:
+    sent = [("image[]", ("a", _png())), ("image[]", ("b", _png()))]
+    answer = editing[0].client.post(_EDITS, data={"prompt": "0"}, files=sent)
+    error = answer.json()["error"]
+    assert error["param"] == "image" and "one picture" in error["message"]
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (128, 128), (129, 300), (2304, 1)])
+def test_what_is_undecided_is_sent_by_few_cells(shape: tuple[int, int]) -> None:
+    undecided = np.random.default_rng(0).random(shape) < 0.001
+    undecided[-1, -1] = True
+    found = openai_api._thinned(undecided)
+    assert max(found.shape) <= 128 and found[-1, -1] and found.mean() >= undecided.mean()
+    assert found is undecided or max(shape) > 128
 
 
 # AUTOMATIC1111's
@@ -153,7 +250,7 @@ def test_img2img_varies_a_picture(editing: tuple[Served, Asked]) -> None:
     )
     assert answer.status_code == 200 and len(answer.json()["images"]) == 2
     (one,) = asked
-    assert (one["strength"], one["fit"], one["wanted"]) == (0.4, "crop", 3)
+    assert (one["strength"], one["wanted"]) == (0.4, 3)
     assert (one["seed"], one["count"]) == (7, 2) and "mask" not in one
     assert "init_images" not in answer.json()["parameters"]
 
@@ -174,9 +271,9 @@ def test_img2img_paints_where_its_mask_is_white(
         mask=_base64(file.getvalue()),
         inpainting_mask_invert=inverted,
     )
-    painted = np.asarray(asked[0]["mask"].convert("L")) > 0
+    painted = asked[0]["mask"]
     assert painted[:, :4].all() != bool(inverted) and painted[:, 4:].all() == bool(inverted)
-    assert "strength" not in asked[0] and asked[0]["fit"] == "stretch"
+    assert "strength" not in asked[0]
 
 
 @pytest.mark.parametrize(
@@ -190,6 +287,8 @@ def test_img2img_paints_where_its_mask_is_white(
         {"init_images": [3]},
         {"init_images": [_base64(_png())], "mask": "?"},
         {"init_images": [_base64(_png())], "denoising_strength": 3},
+        {"init_images": [_base64(_png())], "denoising_strength": 10**400},
+        {"init_images": [_base64(_png())], "mask": _base64(_png((8, 8), "black"))},
         {"init_images": [_base64(_png())], "resize_mode": 9},
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import http.client
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 from tests.serving import KEY, Served, opening, serving
 
-from fewstep.runtime.errors import FewstepError
+from fewstep.runtime.errors import FewstepError, RequestError
 from fewstep.server import app as app_module
+from fewstep.server import openai_api
 from fewstep.server.guard import MAX_BODY, MAX_UPLOAD, Access
 
 _IMAGE = "/v1/images/generations"
@@ -81,6 +83,7 @@ def test_pages_of_other_origins_may_make_nothing(origin: str | None, status: int
         (f"Bearer {KEY} ", 200),
         (f"Bearer {KEY[:-1]}", 401),
         ("Bearer \xe9", 401),
+        ("Basic \xe9", 401),
         ("Basic " + base64.b64encode(b"user:a:key").decode(), 401),
         (KEY, 401),
         ("", 401),
@@ -116,10 +119,47 @@ def test_a_server_with_a_key_is_open_to_probes_and_to_the_page_alone(keyed: Serv
     assert options.json()["sd_model_checkpoint"] == "tiny"
 
 
+def test_a_wrong_key_is_told_apart_from_none(keyed: Served) -> None:
+    for headers, said in (({}, "needs its key"), ({"authorization": "Bearer x"}, "not this")):
+        answer = keyed.client.get("/v1/models", headers=headers)
+        assert answer.status_code == 401 and said in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        *(("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("localhost", True)),
+        *(("127.example.org", False), ("0.0.0.0", False), ("::", False), ("10.0.0.1", False)),
+    ],
+)
+def test_which_addresses_only_this_machine_reaches(host: str, local: bool) -> None:
+    assert Access(host).is_local == local
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["foo", "https://", "https://a.example/page", "a.example", "ftp://a", "http://a@b", ""],
+)
+def test_what_is_no_origin_is_refused(origin: str) -> None:
+    with pytest.raises(RequestError, match="origin of a page"):
+        Access(origins=(origin,))
+
+
+def test_an_empty_key_is_refused() -> None:
+    with pytest.raises(RequestError, match="empty"):
+        Access("0.0.0.0", "")
+
+
+def test_all_origins_may_be_named() -> None:
+    access = Access(origins=("*",))
+    assert _allowed(access, {"host": "127.0.0.1", "origin": "https://any.example"}) == 200
+
+
 def test_cors_is_for_the_origins_that_are_named(keyed: Served, served: Served) -> None:
     def preflight(server: Served, origin: str) -> Any:
         headers = {"origin": origin, "access-control-request-method": "POST"}
-        headers["access-control-request-headers"] = "authorization, content-type"
+        asked = "authorization, content-type, x-stainless-os"
+        headers["access-control-request-headers"] = asked
         return server.client.options(_IMAGE, headers=headers)
 
     allowed = preflight(keyed, "https://page.example")
@@ -130,6 +170,7 @@ def test_cors_is_for_the_origins_that_are_named(keyed: Served, served: Served) -
     own = {"origin": "https://page.example", "authorization": f"Bearer {KEY}"}
     answer = keyed.client.post(_IMAGE, json={"prompt": "0"}, headers=own)
     assert answer.headers["access-control-allow-origin"] == "https://page.example"
+    assert "Retry-After" in answer.headers["access-control-expose-headers"]
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/nothing", "/sdapi/v1/options"])
@@ -162,12 +203,43 @@ def test_bodies_have_a_limit_whether_they_say_their_length_or_not(
     assert answer.status_code == 413 and "MiB" in answer.text
 
 
+def test_a_length_of_too_many_digits_is_refused(served: Served) -> None:
+    with socket.create_connection(("127.0.0.1", served.client.base_url.port)) as connection:
+        head = f"POST {_IMAGE} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {'9' * 5_000}\r\n\r\n"
+        connection.sendall(head.encode())
+        assert connection.recv(64).split()[1] in (b"400", b"413")
+
+
+def test_a_websocket_is_refused(served: Served) -> None:
+    headers = {"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+    headers["sec-websocket-key"] = base64.b64encode(b"0" * 16).decode()
+    assert served.client.get("/", headers=headers).status_code in (200, 403)
+
+
+def test_answers_to_defects_have_all_headers(
+    keyed: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*given: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(openai_api, "asked_of", broken)
+    own = {"origin": "https://page.example", "authorization": f"Bearer {KEY}"}
+    answer = keyed.client.post(_IMAGE, json={"prompt": "0"}, headers=own)
+    assert answer.status_code == 500 and answer.json()["error"]["type"] == "server_error"
+    assert answer.headers["access-control-allow-origin"] == "https://page.example"
+    assert "content-security-policy" in answer.headers
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
 def test_unknown_paths_and_methods_are_told_in_the_words_of_their_api(served: Served) -> None:
     unknown = served.client.get("/v1/images")
     assert unknown.status_code == 404 and unknown.json()["error"]["message"]
     method = served.client.get(_IMAGE)
     assert method.status_code == 405 and method.json()["error"]["type"] == "invalid_request_error"
     assert served.client.get("/sdapi/v1/cmd-flags").json()["detail"]
+    for path in ("/v1/images/variations", "/v1/chat/completions", "/nothing"):
+        answer = served.post(path)
+        assert answer.status_code == 404 and answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json", "/%2e%2e/app.py"])
@@ -218,6 +290,8 @@ def test_metrics_count_requests_images_and_stages(served: Served) -> None:
 
 
 def test_health_and_readiness(served: Served) -> None:
+    for path in ("/health", "/ready"):
+        assert served.client.head(path).status_code == 200
     assert served.client.get("/health").json()["status"] == "ok"
     ready = served.client.get("/ready").json()
     assert ready == {"ready": True, "models": {"tiny": True, "tiny VAR": True}}

@@ -8,6 +8,7 @@ import io
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ import pytest
 from PIL import Image
 from tests.serving import LONG_S, Gated, Served, gated, serving, until
 
+from fewstep.cli.record import bundle_record, order_of, read_record
 from fewstep.runtime.generator import Generator
+from fewstep.server import openai_api
+from fewstep.server.job import Step
 
 
 def _client(served: Served, **options: Any) -> openai.OpenAI:
@@ -91,6 +95,25 @@ def test_formats(served: Served, kind: Any) -> None:
     assert picture.format == kind.upper() and picture.size == (8, 8)
 
 
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_images_say_how_they_were_made(
+    served: Served, tiny_bundle: Path, tmp_path: Path, kind: Any
+) -> None:
+    answer = _client(served).images.generate(
+        prompt="Bag", n=2, output_format=kind, extra_body={"seed": 5, "steps": 4, "guidance": "0:2"}
+    )
+    assert answer.data is not None and answer.data[1].b64_json is not None
+    file = tmp_path / f"image.{kind}"
+    file.write_bytes(base64.b64decode(answer.data[1].b64_json))
+    record = read_record(file)
+    with Generator.open(tiny_bundle, threads=1) as opened:
+        order = order_of(record, opened.model.info.condition, None)
+        again = opened.generate(**order.take([0]), **record["settings"]).images
+        assert record["bundle"] == bundle_record(opened.bundle) and order.seeds == (6,)
+    if kind == "png":
+        assert np.array_equal(_pixels(answer.data[1].b64_json), again[0])
+
+
 def test_the_async_client_and_many_at_once(served: Served) -> None:
     async def every() -> list[Any]:
         async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none") as client:
@@ -134,7 +157,7 @@ def test_a_stream_shows_steps_and_ends_with_the_image(
         4,
     )
     for each in partial:
-        assert np.shape(each.fewstep["parameters"]) == (each.fewstep["step"] + 1, 2, 4)
+        assert np.shape(each.fewstep["parameters"]) == (each.fewstep["step"] + 1, 1, 4)
         assert "of 8" in each.fewstep["caption"]
     found = [_pixels(each.b64_json) for each in last]
     assert np.array_equal(found, alone(3, [4, 5], steps=8))
@@ -149,6 +172,34 @@ def test_events_are_server_sent_ones(served: Served) -> None:
     for block in blocks:
         event, data = block.split("\n")
         assert event == f"event: {json.loads(data.removeprefix('data: '))['type']}"
+
+
+def test_an_image_beyond_the_first_batch_is_told_its_own_parameters(served: Served) -> None:
+    stream = _client(served).images.generate(
+        prompt="0", n=9, stream=True, partial_images=1, extra_body={"seed": 4}
+    )
+    events: list[Any] = list(stream)
+    whole = np.array(events[-1].fewstep["parameters"])
+    assert {each.fewstep["index"] for each in events[:9]} == {*range(9)}
+    for each in events[:9]:
+        index, steps = each.fewstep["index"], each.fewstep["step"] + 1
+        assert np.array_equal(each.fewstep["parameters"], whole[:steps, index : index + 1])
+
+
+def test_pixels_that_nobody_reads_do_not_pile_up() -> None:
+    posted: list[Step] = []
+    unsent = openai_api._Unsent()
+    post = unsent.limiting(posted.append)
+    pixels = np.zeros((1, 1 << 10, 1 << 12, 3), np.uint8)
+    step = Step(0, 0, "", np.zeros((1, 1, 1), np.bool_), None, pixels)
+    for _ in range(9):
+        post(step)
+        post(replace(step, pixels=None))
+    assert len(posted) == 2
+    for each in posted[:2]:
+        unsent.sent(each)
+    post(step)
+    assert len(posted) == 3 and all(each.pixels is pixels for each in posted)
 
 
 def test_all_steps_of_a_var_are_shown_where_more_are_wanted(served: Served) -> None:
@@ -222,7 +273,7 @@ def test_every_listed_choice_is_taken(served: Served) -> None:
 @pytest.mark.parametrize(
     ("fields", "param", "said"),
     [
-        ({"prompt": "trousers"}, None, "unknown class 'trousers'"),
+        ({"prompt": "trousers"}, "prompt", "unknown class 'trousers'"),
         ({"prompt": 3}, "prompt", "prompt must be a class or a text"),
         ({}, "prompt", "prompt must be"),
         ({"prompt": "0", "n": 17}, "n", "n must be a whole number, 1 … 16"),
@@ -233,8 +284,10 @@ def test_every_listed_choice_is_taken(served: Served) -> None:
         ({"prompt": "0", "quality": "hd"}, "quality", "auto"),
         ({"prompt": "0", "background": "transparent"}, "background", "opaque"),
         ({"prompt": "0", "setps": 3}, "setps", "unknown parameter 'setps'"),
-        ({"prompt": "0", "steps": 10**9}, None, "steps must be 1 … 16"),
-        ({"prompt": "0", "steps": "many"}, None, "steps must be an integer"),
+        ({"prompt": "0", "steps": 10**9}, "steps", "steps must be 1 … 16"),
+        ({"prompt": "0", "guidance": 1e308}, "guidance", "guidance must be at most 1,000,000"),
+        ({"prompt": "0", "guidance": 10**400}, "guidance", "guidance must be"),
+        ({"prompt": "0", "steps": "many"}, "steps", "steps must be an integer"),
         ({"prompt": "0", "steps": 3, "num_inference_steps": 3}, "num_inference_steps", "one of"),
         ({"prompt": "0", "guidance_scale": [1]}, "guidance_scale", "a number"),
         ({"prompt": "0", "schedule": "/etc/schedule.json"}, None, "cannot name files"),
@@ -272,11 +325,24 @@ def test_errors_are_the_exceptions_of_the_client(served: Served) -> None:
     assert no.value.code == "model_not_editable"
 
 
-@pytest.mark.parametrize("body", ["", "{", "[]", "[" * 100_000, '{"prompt": "0", "steps": NaN}'])
-def test_bodies_that_are_no_requests(served: Served, body: str) -> None:
+@pytest.mark.parametrize(
+    "body",
+    [
+        *("", "{", "[]", "[" * 100_000, '{"prompt": "0", "steps": NaN}'),
+        *('{"prompt": "0", "guidance": 1e999}', '{"prompt": "0", "guidance": -Infinity}'),
+        *('{"\\ud800": 1}', '{"prompt": "0", "model": "\\uD800"}', b'{"prompt": "\xed\xa0\x80"}'),
+        *('{"prompt": "0", "user": [' + "[]," * 30_000 + "[]]}", '{"seed": ' + "1" * 5_000 + "}"),
+    ],
+)
+def test_bodies_that_are_no_requests(served: Served, body: str | bytes) -> None:
     headers = {"content-type": "application/json"}
     answer = served.client.post("/v1/images/generations", content=body, headers=headers)
     assert answer.status_code == 400 and answer.json()["error"]["message"]
+
+
+def test_a_text_may_have_characters_beyond_the_first_plane(served: Served) -> None:
+    answer = served.post("/v1/images/generations", prompt="0", user="\U0001f600")
+    assert answer.status_code == 200
 
 
 def test_what_a_form_may_send_is_no_request(served: Served) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from tests.exported import copy_of
 from tests.serving import LONG_S, opening, serving, working
 
+from fewstep.cli.record import order_of, read_record
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.families import Model, family_of, model_of
@@ -20,6 +22,8 @@ from fewstep.server.errors import FieldError
 from fewstep.server.job import Job
 from fewstep.server.models import settings_described
 from fewstep.server.order import Order, StepCount
+from fewstep.server.pictures import encoded
+from fewstep.server.recorded import recorded
 
 
 def _job(bundle: Path, prompt: str = "0", **order: Any) -> Job:
@@ -116,6 +120,26 @@ def test_what_is_out_of_range_is_told(tiny_bundle: Path, order: dict[str, Any]) 
         _job(tiny_bundle, **order)
 
 
+@pytest.mark.parametrize(
+    ("outpaint", "count", "windows"),
+    [({"left": 0, "top": 4}, 1, 1), ({"left": 16}, 2, 4), ({"right": 8, "bottom": 8}, 1, 5)],
+)
+def test_windows_of_an_edit_are_counted(
+    edit_bundle: Path, outpaint: dict[str, int], count: int, windows: int
+) -> None:
+    job = _job(edit_bundle, count=count, edit={"image": None, "outpaint": outpaint})
+    assert (job.windows, job.load) == (windows, windows * count)
+    assert job.timed != _job(edit_bundle, count=count).timed
+
+
+@pytest.mark.parametrize(("pixels", "count"), [(1024, 1), (1024, 16), (40, 16)])
+def test_edits_of_too_many_windows_are_refused(edit_bundle: Path, pixels: int, count: int) -> None:
+    sides = dict.fromkeys(("left", "top", "right", "bottom"), pixels)
+    with pytest.raises(FieldError, match="128 in all are the most") as refused:
+        _job(edit_bundle, count=count, edit={"image": None, "outpaint": sides})
+    assert refused.value.field == "outpaint"
+
+
 def test_texts_and_negative_texts_are_prompts(text_bundle: Path) -> None:
     with working(opening(text_bundle, max_batch=4)) as worker:
         wanted = [("bag", None), ("shoe", "red"), ("bag", "red")]
@@ -129,6 +153,20 @@ def test_texts_and_negative_texts_are_prompts(text_bundle: Path) -> None:
         for (text, no), each in zip(wanted, made, strict=True):
             alone = generator.generate(text=[text] * 2, negative=no, seed=3)
             assert np.array_equal(each.pixels, alone.images)
+
+
+def test_an_image_of_a_text_says_its_text(text_bundle: Path, tmp_path: Path) -> None:
+    with working(opening(text_bundle)) as worker:
+        job = Order("bag", count=2, seed=3, negative="red").job(worker.model, worker.steps_of)
+        made = worker.submit(job).future.result(LONG_S)
+        file = tmp_path / "image.png"
+        image = encoded(made.pixels[1], record=recorded(worker, job, made.seeds[1]))
+        file.write_bytes(base64.b64decode(image))
+    record = read_record(file)
+    with Generator.open(text_bundle, threads=1) as generator:
+        order = order_of(record, generator.model.info.condition, None)
+        again = generator.generate(**order.take([0]), **record["settings"])
+        assert np.array_equal(again.images[0], made.pixels[1]) and order.prompts == ("bag",)
 
 
 def test_what_a_request_is_warned_of_is_a_note_of_its_own_answer(

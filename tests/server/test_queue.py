@@ -2,52 +2,156 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import heapq
+import itertools
+import math
+import random
+from dataclasses import dataclass, field
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fewstep.server.job import shown_steps
-from fewstep.server.queue import Times, batches, images
+from fewstep.server.queue import Line, Times, images
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Job:
     kind: str
     count: int
     joins: bool = True
+    until: float = math.inf
+    since: float = 0.0
+
+    @property
+    def timed(self) -> str:
+        return self.kind
+
+    @property
+    def load(self) -> int:
+        return self.count
 
 
+_MOST = 8
 _JOBS = st.lists(
-    st.builds(_Job, st.sampled_from("abc"), st.integers(1, 6), st.booleans()), max_size=12
+    st.builds(_Job, st.sampled_from("abc"), st.integers(1, _MOST + 2), st.booleans()), max_size=24
 )
 
 
-@given(_JOBS, st.integers(1, 8))
-def test_batches_hold_every_job_once_of_one_kind_and_no_more_than_fit(
-    jobs: list[_Job], most: int
-) -> None:
-    found = batches(jobs, most)
-    assert sorted(map(id, sum(found, []))) == sorted(map(id, jobs))
-    for batch in found:
+def _seconds(count: int) -> float:
+    """Of a batch of so many images."""
+    return 0.02 + 0.01 * count
+
+
+def _line() -> Line[_Job]:
+    """Nobody, with times that are known."""
+    times = Times()
+    for kind, count in itertools.product("abcdefgh", range(1, _MOST + 1)):
+        times.add(kind, count, 1e3 * _seconds(count))
+    return Line(times)
+
+
+def _enter(line: Line[_Job], job: _Job, running: list[_Job], since: float, now: float) -> bool:
+    """Whether a job is taken."""
+    place = line.place(job, _MOST, running, now - since, now)
+    if (line.batches or running) and place.wait_s >= place.most_s:
+        return False
+    job.since = now
+    line.add(job, place, now)
+    return True
+
+
+@given(_JOBS)
+def test_batches_hold_every_job_once_of_one_kind_and_no_more_than_fit(jobs: list[_Job]) -> None:
+    line = _line()
+    taken = [job for job in jobs if _enter(line, job, [], 0, 0)]
+    assert sorted(map(id, sum(line.batches, []))) == sorted(map(id, taken))
+    for batch in line.batches:
         assert len({job.kind for job in batch}) == 1
-        assert len(batch) == 1 or (images(batch) <= most and all(job.joins for job in batch))
-
-
-@given(_JOBS, st.integers(1, 8))
-def test_the_first_that_came_is_in_the_first_batch_and_kinds_keep_their_order(
-    jobs: list[_Job], most: int
-) -> None:
-    found = batches(jobs, most)
-    firsts = [jobs.index(batch[0]) for batch in found]
+        assert len(batch) == 1 or (images(batch) <= _MOST and all(job.joins for job in batch))
+        assert [jobs.index(job) for job in batch] == sorted(map(jobs.index, batch))
+    firsts = [jobs.index(batch[0]) for batch in line.batches]
     assert firsts == sorted(firsts)
-    assert all([jobs.index(j) for j in batch] == sorted(map(jobs.index, batch)) for batch in found)
 
 
 def test_who_fits_fills_a_batch_that_a_larger_one_does_not_fit_into() -> None:
-    jobs = [_Job("a", 3), _Job("b", 1), _Job("a", 2), _Job("a", 1)]
-    assert [[jobs.index(job) for job in batch] for batch in batches(jobs, 4)] == [[0, 3], [1], [2]]
+    line = _line()
+    jobs = [_Job("a", 5), _Job("b", 1), _Job("a", 4), _Job("a", 1), _Job("c", 9), _Job("c", 1)]
+    assert all(_enter(line, job, [], 0, 0) for job in jobs)
+    found = [[jobs.index(job) for job in batch] for batch in line.batches]
+    assert found == [[0, 3], [1], [2], [4], [5]]
+
+
+def test_nobody_is_overtaken_beyond_its_limit() -> None:
+    line = _line()
+    line.max_wait_s = 0.07
+    first, behind = _Job("a", 1), _Job("b", 1)
+    assert _enter(line, first, [], 0, 0) and _enter(line, behind, [], 0, 0)
+    joined = [_enter(line, _Job("a", 1), [], 0, 0) for _ in range(7)]
+    assert joined == [True] * 4 + [False] * 3  # 20 + 5 × 10 ms, and those behind at 70 wait no more
+    assert images(line.batches[0]) == 5
+
+
+@dataclass
+class _Seen:
+    """Of one client: jobs that were made, refusals in a row at most, waits and times in all."""
+
+    made: int = 0
+    row: int = 0
+    worst: int = 0
+    beyond: float = 0.0
+    took: list[float] = field(default_factory=list)
+
+
+def _load(clients: list[tuple[str, int]], seconds: float) -> list[_Seen]:
+    """Clients of some kind and count that ask again and again, by a clock of its own."""
+    line, seen = _line(), [_Seen() for _ in clients]
+    running, since, ends, jitter = list[_Job](), 0.0, 0.0, random.Random(0)
+    owners = dict[int, int]()
+    events = [(jitter.random() / 100, at) for at in range(len(clients))]
+    heapq.heapify(events)
+    while events and events[0][0] < seconds:
+        now, at = heapq.heappop(events)
+        if at < 0:
+            for job in running:
+                owner = owners.pop(id(job))
+                seen[owner].made += 1
+                seen[owner].took.append(now - job.since)
+                heapq.heappush(events, (now + 1e-3 * jitter.random(), owner))
+            running = []
+        else:
+            job = _Job(*clients[at])
+            if _enter(line, job, running, since, now):
+                owners[id(job)], seen[at].row = at, 0
+            else:
+                seen[at].row += 1
+                seen[at].worst = max(seen[at].worst, seen[at].row)
+                heapq.heappush(events, (now + 0.02 + 0.02 * jitter.random(), at))
+        if not running and line.batches:
+            running, since = line.batches.pop(0), now
+            for job in running:
+                each = seen[owners[id(job)]]
+                each.beyond = max(each.beyond, now - job.until)
+            ends = now + _seconds(images(running))
+            heapq.heappush(events, (ends, -1))
+    return seen
+
+
+def test_large_requests_and_other_settings_do_not_starve_beside_many_small_ones() -> None:
+    seen = _load([("a", 1)] * 16 + [("a", 6), ("a", 8), ("b", 1)], 20)
+    assert max(each.worst for each in seen[16:]) <= 3
+    small = sum(each.made for each in seen[:16]) / 16
+    assert all(small / 3 < each.made < 3 * small for each in seen[16:])
+    assert max(each.beyond for each in seen) < 1e-6
+
+
+def test_ten_times_the_load_of_one_kind_leaves_the_tail_of_what_is_taken() -> None:
+    def tail(clients: int) -> float:
+        took = sorted(t for each in _load([("a", 1)] * clients, 8) for t in each.took)
+        return took[int(0.99 * len(took))]
+
+    assert tail(160) < 1.1 * tail(16)
+    assert tail(160) <= 2 * _seconds(_MOST) + 1e-6
 
 
 def test_times_follow_what_was_measured() -> None:
@@ -63,18 +167,20 @@ def test_times_follow_what_was_measured() -> None:
     assert times.ms("unknown", 2) == 2 * times.ms("unknown", 1) > 0
 
 
-def test_a_job_waits_for_the_batches_before_its_own() -> None:
-    times = Times()
-    times.add("a", 1, 10.0)
-    times.add("b", 1, 100.0)
+def test_a_job_waits_for_the_batches_before_its_own_and_what_runs() -> None:
+    line = _line()
 
-    def wait(jobs: Sequence[_Job]) -> float:
-        return times.wait_ms(jobs, 4)
+    def wait(job: _Job, *running: _Job, took: float = 0) -> float:
+        return round(line.place(job, _MOST, running, took, 0).wait_s, 6)
 
-    assert wait([_Job("a", 1)]) == 0
-    assert wait([_Job("a", 1), _Job("a", 1)]) == 0  # they run together
-    assert wait([_Job("a", 1), _Job("b", 1)]) == 10
-    assert wait([_Job("b", 1), _Job("b", 1, joins=False), _Job("a", 2)]) == 200
+    assert wait(_Job("a", 1)) == 0
+    _enter(line, _Job("a", 1), [], 0, 0)
+    assert wait(_Job("a", 1)) == 0  # they run together
+    assert wait(_Job("b", 1)) == _seconds(1)
+    assert wait(_Job("a", 1, joins=False)) == _seconds(1)
+    runs = _Job("b", 8)
+    assert wait(_Job("a", 1), runs, took=0.04) == round(_seconds(8) - 0.04, 6)
+    assert wait(_Job("a", 1), runs, took=1.1) == 1  # overdue by a second
 
 
 @given(st.integers(0, 40), st.integers(1, 20))

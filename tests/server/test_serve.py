@@ -74,6 +74,7 @@ def test_it_says_where_it_listens_serves_and_ends_with_what_runs(
         process.send_signal(signal.SIGTERM)
         thread.join()
     assert process.wait(LONG_S) == 0
+    assert process.stdout.read().startswith("ending: what runs is finished")
     assert statuses in ([200], [503])  # it ran, or had not come so far
     assert process.stderr.read() == ""
 
@@ -166,16 +167,41 @@ def test_bad_command_lines_are_told_in_one_line(
             ((tiny_bundle, "--port", port), "cannot listen on 127.0.0.1"),
             ((tiny_bundle, "--host", "256.0.0.1", "--api-key", "x"), "cannot listen on 256"),
             ((tiny_bundle, "--port", 70_000), "70000"),
+            ((tiny_bundle, "--precision", "fp99"), "fp99"),
+            ((tiny_bundle, "--device", "gpu"), "gpu"),
+            ((tiny_bundle, "--backend", "tensorrt", "--device", "cpu"), "needs device cuda"),
+            ((tiny_bundle, "--device", "cuda:77"), ""),  # without a driver, or without so many
         ):
             outcome = fewstep("serve", *words)
             assert outcome.code in (1, 2) and said in outcome.err, words
             assert outcome.err.count("\n") == 1 and not outcome.out
 
 
+def test_requests_are_said_to_those_who_want_more(tiny_bundle: Path, end_of: Any) -> None:
+    lines, ends = list[tuple[str, int]](), list[int]()
+
+    def say(line: str, status: int) -> None:
+        lines.append((line, status))
+
+    opening = Opening(Bundle.read(tiny_bundle), threads=1)
+    service = Service([opening], Access(), log=say, ending=lambda: ends.append(1))
+
+    def beside(url: str) -> None:
+        until(lambda: service.models.first.ready)
+        httpx.get(f"{url}/nothing%0aelse")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    end_of(service, beside)
+    assert len(lines) == 1 and lines[0][1] == 404 and ends == [1]
+    assert re.fullmatch(r"GET /nothing\\nelse 404 \d+ ms", lines[0][0])
+
+
 def test_a_precision_that_is_not_there_ends_it(fewstep: Terminal, tiny_bundle: Path) -> None:
-    outcome = fewstep("serve", tiny_bundle, "--precision", "int8", "--port", 0)
+    twice = (tiny_bundle, tiny_bundle.parent / "." / tiny_bundle.name)
+    outcome = fewstep("serve", *twice, "--precision", "int8", "--port", 0)
     assert outcome.code == 1 and outcome.out.startswith("listening on")
-    assert "int8" in outcome.err and outcome.err.count("\n") == 1
+    note, error = outcome.err.splitlines()
+    assert "more than once" in note and "int8" in error
 
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client", "python_multipart"])
@@ -202,5 +228,6 @@ def test_models_have_the_names_of_bundles_and_precisions(
     several = [Opening(tiny, precision=each) for each in ("fp32", "int8")]
     assert [*named_openings(several)] == ["tiny:fp32", "tiny:int8"]
     assert [*named_openings([Opening(tiny), Opening(copy)])] == ["tiny", "copy"]
+    assert [*named_openings([Opening(copy)])] == ["tiny"]
     with pytest.raises(RequestError, match="two models would be called"):
         named_openings([Opening(tiny), Opening(tiny)])

@@ -17,12 +17,14 @@ import numpy as np
 import pytest
 from tests.serving import LONG_S, Counted, Gated, gated, opening, until, working
 
+from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import DeviceLostError, EngineError
 from fewstep.runtime.generator import Generator
+from fewstep.server import worker as worker_module
 from fewstep.server.errors import BusyError, GoneError, UnavailableError
 from fewstep.server.job import Job, Step
 from fewstep.server.order import Order
-from fewstep.server.worker import Worker
+from fewstep.server.worker import Opening, Worker
 
 
 def _job(worker: Worker, prompt: str = "shirt", seed: int = 0, **order: Any) -> Job:
@@ -114,7 +116,7 @@ def test_steps_are_told_with_parameters_and_the_images_that_are_wanted(tiny_bund
         order = Order("shoe", count=3, seed=4, partial_images=2, settings={"steps": 6})
         job = order.job(worker.model, worker.steps_of, steps.append)
         made = worker.submit(job).future.result(LONG_S)
-    assert made.steps == 6 and made.batch == 3
+    assert made.steps == 6 and made.batch == 2
     seen = [(each.number, each.first) for each in steps]
     assert seen == [(number, first) for first in (0, 2) for number in range(6)]
     shown = [each for each in steps if each.pixels is not None]
@@ -131,7 +133,9 @@ def test_steps_are_told_with_parameters_and_the_images_that_are_wanted(tiny_bund
 # Who is refused
 
 
-def test_the_queue_takes_one_full_batch_beside_the_one_that_runs(tiny_bundle: Path) -> None:
+def test_the_queue_takes_one_full_batch_beside_the_one_that_runs_and_one_of_other_settings(
+    tiny_bundle: Path,
+) -> None:
     gate = gated(tiny_bundle, max_batch=4)
     with working(gate) as worker:
         for _ in range(30):  # what runs is far from done
@@ -143,12 +147,34 @@ def test_the_queue_takes_one_full_batch_beside_the_one_that_runs(tiny_bundle: Pa
         with pytest.raises(BusyError, match="busy") as refused:
             worker.submit(_job(worker))
         assert 0 < refused.value.retry_after_s <= 120
-        other = _job(worker, settings={"steps": 2})
+        worker.submit(_job(worker, settings={"steps": 2}))
         with pytest.raises(BusyError):
-            worker.submit(other)
+            worker.submit(_job(worker, settings={"steps": 3}))
         taken[0].leave()
         worker.submit(_job(worker))  # in its place
         gate.gate.set()
+
+
+def test_who_takes_longer_than_expected_is_expected_to_take_longer_still(tiny_bundle: Path) -> None:
+    gate = gated(tiny_bundle)
+    with working(gate) as worker:
+        worker._times.add(_job(worker).kind, 8, 100.0)
+        worker.submit(_job(worker))
+        gate.entered.wait(LONG_S)
+        worker._since -= 2.0
+        with pytest.raises(BusyError, match=r"about [12]\.\d s"):
+            worker.submit(_job(worker))
+        gate.gate.set()
+
+
+def test_requests_of_eight_settings_at_once_are_taken_by_an_idle_worker(tiny_bundle: Path) -> None:
+    gate = gated(tiny_bundle)
+    with working(gate) as worker:
+        for each in range(1, 9):
+            worker._times.add(_job(worker, settings={"steps": each}).kind, 1, 30.0)
+        jobs = [worker.submit(_job(worker, settings={"steps": each})) for each in range(1, 9)]
+        gate.gate.set()
+        assert {job.future.result(LONG_S).steps for job in jobs} == set(range(1, 9))
 
 
 def test_an_idle_worker_takes_whatever_fits_a_request(tiny_bundle: Path) -> None:
@@ -255,6 +281,118 @@ def test_a_bundle_that_cannot_be_opened_is_told(tiny_bundle: Path) -> None:
         assert worker.failure is not None and "int8" in str(worker.failure)
         with pytest.raises(UnavailableError, match="int8"):
             worker.submit(_job(worker))
+
+
+def test_a_defect_of_the_worker_itself_fails_what_runs_and_what_waits(
+    tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken(Counted):
+        def batch(self, *told: Any) -> None:
+            raise ZeroDivisionError
+
+    gate = gated(tiny_bundle)
+    with working(gate, max_wait_s=LONG_S, watcher=Broken()) as worker:
+        jobs = [worker.submit(_job(worker))]
+        gate.entered.wait(LONG_S)
+        jobs.append(worker.submit(_job(worker)))
+        gate.gate.set()
+        for job in jobs:
+            with pytest.raises(UnavailableError, match="ZeroDivisionError"):
+                job.future.result(LONG_S)
+        assert not worker.ready and worker.failure is not None
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_while_jobs_are_tried_alone_they_count_as_running(tiny_bundle: Path) -> None:
+    running = list[int]()
+
+    def fail() -> None:
+        running.append(len(worker.running))
+        if len(running) == 2:
+            raise EngineError("too much at once")
+
+    gate = gated(tiny_bundle, then=fail)
+    with working(gate, max_wait_s=LONG_S) as worker:
+        worker.submit(_job(worker))
+        gate.entered.wait(LONG_S)
+        jobs = [worker.submit(_job(worker, seed=each)) for each in (1, 2)]
+        gate.gate.set()
+        for job in jobs:
+            job.future.result(LONG_S)
+    assert running == [1, 2, 2, 1]
+
+
+def test_models_open_one_after_the_other(tiny_bundle: Path) -> None:
+    open_now, most = list[int](), list[int]()
+
+    @dataclasses.dataclass(frozen=True)
+    class Slow(Opening):
+        def __call__(self) -> Generator:
+            open_now.append(1)
+            most.append(len(open_now))
+            time.sleep(0.02)
+            open_now.pop()
+            return super().__call__()
+
+    both = [Worker(str(each), Slow(Bundle.read(tiny_bundle)), Counted()) for each in range(2)]
+    for each in both:
+        each.start()
+    until(lambda: all(each.ready for each in both))
+    for each in both:
+        each.stop()
+    assert most == [1, 1]
+
+
+def _stops_after_one_batch(bundle: Path, end: Any) -> Job:
+    """A job of three batches that nobody watches; ``end`` is done while the first one is made."""
+    gate = gated(bundle, max_batch=1)
+    batches = list[int]()
+    with working(gate) as worker:
+        job = worker.submit(_job(worker, count=3))
+        gate.entered.wait(LONG_S)
+        generator = worker.generator
+        assert generator is not None
+        run = generator.plans.run
+
+        def counted(*args: Any) -> Any:
+            batches.append(1)
+            return run(*args)
+
+        generator.plans.run = counted  # type: ignore[method-assign]
+        end(worker, job)
+        gate.gate.set()
+        until(job.future.done)
+        until(lambda: not worker.running or worker._stopping)
+    assert len(batches) == 1
+    return job
+
+
+def test_a_job_that_nobody_watches_stops_after_a_batch_when_its_client_goes(
+    tiny_bundle: Path,
+) -> None:
+    job = _stops_after_one_batch(tiny_bundle, lambda worker, job: job.leave())
+    assert isinstance(job.future.exception(), GoneError)
+
+
+def test_what_runs_too_long_is_ended_when_the_server_ends(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "FINISH_S", 0.0)
+    job = _stops_after_one_batch(tiny_bundle, lambda worker, job: worker.drain())
+    assert isinstance(job.future.exception(), UnavailableError)
+
+
+def test_stopping_does_not_wait_forever(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "FINISH_S", 0.0)
+    monkeypatch.setattr(worker_module, "_CLOSE_S", 0.05)
+    gate = gated(tiny_bundle)
+    with working(gate) as worker:
+        worker.submit(_job(worker))
+        gate.entered.wait(LONG_S)
+        worker.stop()
+        assert "did not end in time" in str(worker.failure)
+        gate.gate.set()
+        worker._thread.join()
 
 
 def test_draining_finishes_what_runs_and_refuses_the_rest(tiny_bundle: Path) -> None:

@@ -17,10 +17,11 @@ from fewstep.runtime.settings import Settings
 
 _MOST_IMAGES = 100_000
 _FIRST = "the first argument of a call"
+SECOND = "the second argument of edit"
 
 
 def asked(
-    info: Condition, wanted: Described | None, count: int
+    info: Condition, wanted: Described | None, count: int, *, place: str = _FIRST
 ) -> tuple[dict[str, Any], list[str]]:
     """Classes or texts, as arguments of ``Generator.generate``.
 
@@ -29,6 +30,7 @@ def asked(
         wanted: a class id or name, or several; a prompt, or several; or text states
             ``[B, L, D]``.
         count: images of each.
+        place: where ``wanted`` is given.
 
     Returns:
         The arguments, for ``count`` images of each class or text in turn; and a label for each
@@ -42,7 +44,7 @@ def asked(
         raise RequestError(f"count must be an integer of at least 1, got {count!r}")
     if wanted is None:
         what = "a prompt" if isinstance(info, TextCondition) else "a class"
-        raise RequestError(f"nothing to generate: give {what}, or several, as {_FIRST}")
+        raise RequestError(f"nothing to generate: give {what}, or several, as {place}")
     if isinstance(info, TextCondition):
         prompts = prompts_of(wanted)
         if prompts is None:
@@ -65,7 +67,12 @@ def asked(
 
 
 def check_names(
-    info: Condition, settings: type[Settings], given: Collection[str], *, call: bool = False
+    info: Condition,
+    settings: type[Settings],
+    given: Collection[str],
+    *,
+    call: bool = False,
+    edit: bool = False,
 ) -> None:
     """Refuse arguments that have another name here.
 
@@ -74,14 +81,16 @@ def check_names(
         settings: of its family.
         given: names of the arguments that are none of ``Generator.generate`` or of a call.
         call: whether it is a call, whose first argument says what to generate.
+        edit: whether it is one of ``Generator.edit``.
 
     Raises:
         RequestError: arguments of diffusers' pipelines, or of ``generate`` in a call.
     """
     condition = "text" if isinstance(info, TextCondition) else "class_ids"
+    place = SECOND if edit else _FIRST
     if call and (other := [each for each in ("text", "class_ids") if each in given]):
-        raise RequestError(f"{other[0]} is for generate: here it is {_FIRST}, without a name")
-    first = _FIRST if call else condition
+        raise RequestError(f"{other[0]} is for generate: here it is {place}, without a name")
+    first = place if call else condition
     known = {
         "prompt": first,
         "class_labels": first,
@@ -90,6 +99,7 @@ def check_names(
         "negative_prompt_embeds": "negative, as states [L, D]",
         "num_images_per_prompt": "count" if call else "a list with as many of each",
         "generator": "seed",
+        "mask_image": "mask" if edit else "mask, of Generator.edit",
         **settings.diffusers,
     }
     if theirs := [f"{each} is {known[each]}" for each in given if each in known]:

@@ -22,10 +22,12 @@ from fewstep.server.job import Job, Step
 from fewstep.server.models import Models
 from fewstep.server.openai_api import error_headers
 from fewstep.server.order import Order
-from fewstep.server.pictures import encoded
+from fewstep.server.pictures import decoding, encoded
 from fewstep.server.worker import Worker
 
 IMG2IMG = "/sdapi/v1/img2img"
+
+_PICTURES = ("init_images", "mask")  # that are held no longer than needed, and not answered
 
 
 @dataclass
@@ -91,8 +93,10 @@ def router(models: Models) -> APIRouter:
     async def img2img(request: Request) -> JSONResponse:
         given = await json_of(request)
         worker = _worker(models, session, given)
-        edit = await asyncio.to_thread(edit_of, worker, given)
-        return await _answer(request, session, worker, given, order_of(worker, given, edit))
+        edit = await decoding(lambda: edit_of(worker, given))
+        order = order_of(worker, given, edit.about)
+        given = {name: value for name, value in given.items() if name not in _PICTURES}
+        return await _answer(request, session, worker, given, order)
 
     return routes
 
@@ -129,10 +133,9 @@ async def _answer(
         return [encoded(each, text=t) for each, t in zip(made.pixels, texts, strict=True)]
 
     images = await asyncio.to_thread(files) if given.get("send_images", True) else []
-    pictures = ("init_images", "mask")
-    parameters = {name: value for name, value in given.items() if name not in pictures}
     info = info_of(worker, order, job, made, texts)
-    return JSONResponse({"images": images, "parameters": parameters, "info": info})
+    said = {"images": images, "parameters": given, "info": info}
+    return await asyncio.to_thread(JSONResponse, said)
 
 
 def _progress(session: _Session) -> dict[str, Any]:

@@ -18,14 +18,15 @@ from typing import Any
 
 from PIL import ImageOps
 
+from fewstep.runtime.errors import brief
 from fewstep.runtime.examples import complete_settings
 from fewstep.runtime.families import family_of
-from fewstep.server.edits import require_editable, share
+from fewstep.server.edits import Planned, planned, require_editable, share
 from fewstep.server.errors import FieldError
 from fewstep.server.job import Job, Made
 from fewstep.server.openai_fields import whole
 from fewstep.server.order import MAX_IMAGES, Order
-from fewstep.server.pictures import painted_anew, picture_of_base64
+from fewstep.server.pictures import picture_of_base64
 from fewstep.server.worker import Worker
 
 _FITS = {0: "stretch", 1: "crop", 2: "pad", 3: "stretch"}  # by resize_mode
@@ -41,12 +42,11 @@ def order_of(
     Raises:
         FieldError: a field that is honoured does not fit.
     """
-    size, rounds = (whole(given, name, 1, MAX_IMAGES) or 1 for name in ("batch_size", "n_iter"))
     seed = given.get("seed")
     drawn = seed is None or seed == -1
     return Order(
         prompt=_text(given, "prompt"),
-        count=size * rounds,
+        count=_count(given),
         seed=None if drawn else whole(given, "seed", 0, 2**64 - 1),
         negative=_negative(worker, given),
         settings=_settings(worker, given),
@@ -54,11 +54,12 @@ def order_of(
     )
 
 
-def edit_of(worker: Worker, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of ``Generator.edit`` about the picture of an ``img2img``.
+def edit_of(worker: Worker, given: Mapping[str, Any]) -> Planned:
+    """The edit of an ``img2img``.
 
     Raises:
         FieldError: the model cannot edit, or a picture or number does not fit.
+        RequestError: the mask is of another size, or covers nothing.
     """
     require_editable(worker)
     pictures = given.get("init_images")
@@ -67,18 +68,23 @@ def edit_of(worker: Worker, given: Mapping[str, Any]) -> dict[str, Any]:
     fit = _FITS.get(whole(given, "resize_mode", 0, 3) or 0)
     found: dict[str, Any] = {"image": picture_of_base64(pictures[0], "init_images"), "fit": fit}
     if given.get("mask"):
-        mask = painted_anew(picture_of_base64(given["mask"], "mask").convert("RGB"))
+        mask = picture_of_base64(given["mask"], "mask").convert("RGB")  # what is transparent is not
         found["mask"] = ImageOps.invert(mask) if given.get("inpainting_mask_invert") else mask
     else:
         strength = given.get("denoising_strength")
         found["strength"] = share("denoising_strength", _STRENGTH if strength is None else strength)
-    return found
+    return planned(worker, found, _count(given))
 
 
 def samplers_of(worker: Worker) -> list[str]:
     """The schedules of a model, which are the samplers of the web UI."""
     model = worker.model
     return [*family_of(model.info.kind).choices(model).get("schedule", (_SAMPLER,))]
+
+
+def _count(given: Mapping[str, Any]) -> int:
+    size, rounds = (whole(given, name, 1, MAX_IMAGES) or 1 for name in ("batch_size", "n_iter"))
+    return size * rounds
 
 
 def _settings(worker: Worker, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,8 +99,8 @@ def _settings(worker: Worker, given: Mapping[str, Any]) -> dict[str, Any]:
         if value is None or alias is None or alias.name not in left:
             continue
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not math.isfinite(value):
-            raise FieldError(theirs, f"{theirs} must be a number, got {value!r}")
+        if not number or not abs(value) < math.inf:
+            raise FieldError(theirs, f"{theirs} must be a number, got {brief(value)}")
         found[name] = value
     return found
 

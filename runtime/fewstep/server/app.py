@@ -75,14 +75,15 @@ def create_app(models: Models, metrics: Metrics, access: Access | None = None) -
             CORSMiddleware,
             allow_origins=[*access.origins],
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["*"],  # OpenAI's client sends some of its own
+            expose_headers=["Retry-After", "Retry-After-Ms"],
         )
     app.add_middleware(Measured, metrics=metrics)
     return app
 
 
 def _add_health(app: FastAPI, models: Models, metrics: Metrics) -> None:
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> JSONResponse:
         """Whether the process is of use; a lost device makes it none."""
         failed = {name: message_of(w.failure) for name, w in models.items() if w.failure}
@@ -90,7 +91,7 @@ def _add_health(app: FastAPI, models: Models, metrics: Metrics) -> None:
             return JSONResponse({"status": "failed", "models": failed}, 503)
         return JSONResponse({"status": "ok", "version": __version__})
 
-    @app.get("/ready")
+    @app.api_route("/ready", methods=["GET", "HEAD"])
     async def ready() -> JSONResponse:
         """Whether all models take requests."""
         opened = {name: worker.ready for name, worker in models.items()}
@@ -128,7 +129,6 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(FewstepError, foreseen)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(ClientDisconnect, gone)
-    app.add_exception_handler(Exception, foreseen)
 
 
 def _error_response(path: str, error: Any, status: int | None = None) -> Response:

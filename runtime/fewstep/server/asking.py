@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -14,6 +15,13 @@ from fewstep.server.errors import FieldError, GoneError
 from fewstep.server.job import Job, Made
 
 Item = TypeVar("Item")
+
+_MOST_VALUES = 20_000
+"""Of a body of JSON, by its commas, colons and brackets. Pictures in base64 have none; what has
+many more would hold up everything else while it is read, in any thread."""
+
+_SMALL = 1 << 16
+"""Bytes of a body that is read at once."""
 
 
 async def json_of(request: Request) -> dict[str, Any]:
@@ -26,13 +34,36 @@ async def json_of(request: Request) -> dict[str, Any]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise FieldError("body", "the header Content-Type must be application/json")
-    try:
-        found = json.loads(await request.body())
-    except (ValueError, RecursionError) as error:
-        raise FieldError("body", "the body must be JSON") from error
+    body = await request.body()
+    found = _parsed(body) if len(body) < _SMALL else await asyncio.to_thread(_parsed, body)
     if not isinstance(found, dict):
         raise FieldError("body", "the body must be a JSON object")
     return found
+
+
+def _parsed(body: bytes) -> Any:
+    """JSON of a body.
+
+    Raises:
+        FieldError: it is none, has too many values, a number that is not finite, or half of a
+            surrogate pair, which is no text.
+    """
+    if sum(map(body.count, (b",", b":", b"[", b"{"))) > _MOST_VALUES:
+        raise FieldError("body", f"the body has more than {_MOST_VALUES:,} values")
+    try:
+        found = json.loads(body.decode("utf-8-sig"), parse_float=_finite, parse_constant=_finite)
+        if b"\\u" in body:
+            json.dumps(found, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise FieldError("body", "the body must be JSON in UTF-8, of finite numbers") from error
+    return found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
 
 
 async def made_for(request: Request, job: Job) -> Made:

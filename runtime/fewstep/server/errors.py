@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from fewstep.runtime.errors import FewstepError, OutOfMemoryError, RequestError
 
 
@@ -43,6 +45,13 @@ class FieldError(RequestError):
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
         self.field = field
+
+
+def blamed(error: RequestError, fields: Collection[str]) -> RequestError:
+    """The same with its field, where its message begins with the name of one."""
+    name = str(error).partition(" ")[0]
+    known = name in fields and not isinstance(error, FieldError)
+    return FieldError(name, str(error)) if known else error
 
 
 class UneditableError(FieldError):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,8 @@ class Made:
     """The images of a job.
 
     ``pixels [B, H, W, 3]`` uint8. ``steps``: that were taken. ``timings_ms``: of the batch that
-    made them, by stage, and in ``queue`` what the job waited. ``batch``: images of that batch.
+    made them, by stage, and in ``queue`` what the job waited. ``batch``: how many images were made
+    together, of this job and others; of more than fit, as many as do.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -58,8 +60,9 @@ class Job:
     ``asked``: classes or texts, one an image, by the name of the argument of ``Generator.request``
     (``class_ids`` or ``text``). ``settings``: complete, with ``negative`` if there is one.
     ``edit``: arguments of ``Generator.edit`` in the place of ``asked``. ``steps``: that there will
-    be. ``on_step``: called in the worker's thread after every step. ``shown``: the steps whose
-    images are wanted. ``notes``: what its client should know.
+    be, in each of so many ``windows``. ``on_step``: called in the worker's thread after every step.
+    ``shown``: the steps whose images are wanted. ``notes``: what its client should know. ``until``:
+    when it is to run, if others come (:mod:`fewstep.server.queue`).
     """
 
     kind: tuple[Any, ...]
@@ -71,6 +74,8 @@ class Job:
     on_step: Callable[[Step], None] | None = None
     shown: frozenset[int] = frozenset()
     notes: tuple[str, ...] = ()
+    windows: int = 1
+    until: float = math.inf
     future: Future[Made] = field(default_factory=Future)
     gone: bool = False
     since: float = field(default_factory=time.perf_counter)
@@ -85,8 +90,18 @@ class Job:
         """Whether others of its kind may run with it; edits run alone."""
         return self.edit is None
 
+    @property
+    def timed(self) -> Hashable:
+        """What its time is known by; how many windows there are comes with ``load``."""
+        return (self.kind, self.count) if self.edit is not None else self.kind
+
+    @property
+    def load(self) -> int:
+        """Images in all windows."""
+        return self.count * self.windows
+
     def leave(self) -> None:
-        """Nobody wants it any more: it does not run, or stops after a step if somebody watches."""
+        """Nobody wants it any more: it does not run, or stops as soon as it can."""
         self.gone = True
         self.future.cancel()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -18,9 +18,14 @@ Scope = Any
 
 
 class Metrics:
-    """Requests by route and status, and what workers do."""
+    """Requests by route and status, and what workers do.
 
-    def __init__(self) -> None:
+    Args:
+        log: is told of every request, in a line, and of its status.
+    """
+
+    def __init__(self, log: Callable[[str, int], None] = lambda line, status: None) -> None:
+        self._log = log
         registry = self.registry = CollectorRegistry()
         self._requests = Counter(
             "fewstep_http_requests", "Requests.", ("route", "method", "status"), registry=registry
@@ -65,10 +70,11 @@ class Metrics:
         self._queue.labels(worker.name).set_function(lambda: worker.queued)
         self._ready.labels(worker.name).set_function(lambda: worker.ready)
 
-    def batch(self, model: str, count: int, timings_ms: Mapping[str, float]) -> None:
-        """Count a batch in."""
-        self._images.labels(model).inc(count)
-        self._batch.labels(model).observe(count)
+    def batch(self, model: str, sizes: Sequence[int], timings_ms: Mapping[str, float]) -> None:
+        """Count in what was made, in batches of some sizes."""
+        self._images.labels(model).inc(sum(sizes))
+        for size in sizes:
+            self._batch.labels(model).observe(size)
         for stage, ms in timings_ms.items():
             self._stages.labels(model, stage).observe(ms / 1e3)
 
@@ -88,9 +94,12 @@ class Metrics:
         self._seconds.labels(route).observe(seconds)
         if status == 429:
             self._refused.labels(route).inc()
+        path = scope["path"].encode("unicode_escape").decode()[:_MOST_PATH]
+        self._log(f"{method} {path} {status} {seconds * 1e3:.0f} ms", status)
 
 
 _METHODS = frozenset(("GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH"))
+_MOST_PATH = 200  # characters of a line
 
 
 class Measured:

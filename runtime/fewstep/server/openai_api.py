@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import threading
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,10 +35,14 @@ from fewstep.server.errors import (
 from fewstep.server.job import Job, Made, Parameters, Step
 from fewstep.server.models import Models, described
 from fewstep.server.openai_fields import Asked, asked_of
-from fewstep.server.pictures import encoded
+from fewstep.server.pictures import decoding, encoded
+from fewstep.server.recorded import recorded
 from fewstep.server.worker import Worker
 
 EDITS = "/v1/images/edits"
+
+_MOST_UNSENT = 32 << 20  # bytes of a stream's steps that wait to be sent
+_MOST_CELLS = 128  # rows or columns that say what is undecided
 
 _KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error"}
 _CODES: tuple[tuple[type[Exception], str], ...] = (
@@ -73,13 +78,16 @@ def router(models: Models) -> APIRouter:
             files: dict[str, bytes] = {}
             for name, value in form.multi_items():
                 found: dict[str, Any] = files if isinstance(value, UploadFile) else fields
-                if name.removesuffix("[]") in found:
-                    raise FieldError(name, f"{name} is given more than once")
+                name = name.removesuffix("[]")
+                if name in found:
+                    most = "one picture is taken" if name == "image" else "give it once"
+                    raise FieldError(name, f"{name} is given more than once: {most}")
                 data = await value.read() if isinstance(value, UploadFile) else value
-                found[name.removesuffix("[]")] = data
+                found[name] = data
         worker = models.named(_name(fields))
-        about = await asyncio.to_thread(edit_of, worker, fields, files)
-        asked = asked_of(worker, fields, about)
+        edit = await decoding(lambda: edit_of(worker, fields, files))
+        files.clear()
+        asked = asked_of(worker, fields, edit.about, edit.box)
         return await _answer(request, worker, asked, "image_edit")
 
     return routes
@@ -95,17 +103,17 @@ def _name(fields: Mapping[str, Any]) -> str | None:
 async def _answer(request: Request, worker: Worker, asked: Asked, kind: str) -> Response:
     if asked.stream:
         updates = asyncio.Queue[Step | None]()
-        post = posting(updates)
-        job = asked.order.job(worker.model, worker.steps_of, post)
+        post, unsent = posting(updates), _Unsent()
+        job = asked.order.job(worker.model, worker.steps_of, unsent.limiting(post))
         job.future.add_done_callback(lambda _: post(None))
         worker.submit(job)
-        events = _events(worker, asked, job, updates, kind)
-        return StreamingResponse(
-            events, media_type="text/event-stream", headers={"cache-control": "no-cache"}
-        )
+        return _Stream(_events(worker, asked, job, updates, unsent, kind))
     job = asked.order.job(worker.model, worker.steps_of)
     made = await made_for(request, worker.submit(job))
-    images = await asyncio.to_thread(lambda: [_encoded(each, asked) for each in made.pixels])
+    return await asyncio.to_thread(_response, worker, asked, job, made)
+
+
+def _response(worker: Worker, asked: Asked, job: Job, made: Made) -> JSONResponse:
     return JSONResponse(
         {
             "created": int(time.time()),
@@ -113,17 +121,71 @@ async def _answer(request: Request, worker: Worker, asked: Asked, kind: str) -> 
             "output_format": asked.format,
             "size": _size(made.pixels),
             "data": [
-                {"b64_json": image, "seed": seed}
-                for image, seed in zip(images, made.seeds, strict=True)
+                {"b64_json": _whole(worker, asked, job, made, index), "seed": seed}
+                for index, seed in enumerate(made.seeds)
             ],
-            "fewstep": _told(worker, made),
+            "fewstep": _told(worker, asked, made),
         }
     )
 
 
+class _Unsent:
+    """Steps that wait to be sent. A client that reads too slowly misses some."""
+
+    def __init__(self) -> None:
+        self._bytes, self._lock = 0, threading.Lock()
+
+    def limiting(self, post: Callable[[Step], None]) -> Callable[[Step], None]:
+        """Posts steps that have pixels, where not too many wait."""
+
+        def limited(step: Step) -> None:
+            if self._takes(step):
+                post(step)
+
+        return limited
+
+    def sent(self, step: Step) -> None:
+        """A step waits no longer."""
+        with self._lock:
+            self._bytes -= _bytes(step)
+
+    def _takes(self, step: Step) -> bool:
+        if step.pixels is None:
+            return False
+        with self._lock:
+            room = not self._bytes or self._bytes + _bytes(step) <= _MOST_UNSENT
+            self._bytes += _bytes(step) if room else 0
+        return room
+
+
+def _bytes(step: Step) -> int:
+    return 0 if step.pixels is None else step.pixels.nbytes + step.undecided.nbytes
+
+
+class _Stream(StreamingResponse):
+    """Events, whose source ends with the connection."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(
+            events, media_type="text/event-stream", headers={"cache-control": "no-cache"}
+        )
+        self._events = events
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._events.aclose()
+
+
 async def _events(
-    worker: Worker, asked: Asked, job: Job, updates: asyncio.Queue[Step | None], kind: str
-) -> AsyncIterator[bytes]:
+    worker: Worker,
+    asked: Asked,
+    job: Job,
+    updates: asyncio.Queue[Step | None],
+    unsent: _Unsent,
+    kind: str,
+) -> AsyncGenerator[bytes, None]:
     shared = {
         "created_at": int(time.time()),
         "output_format": asked.format,
@@ -133,40 +195,68 @@ async def _events(
     shown = dict.fromkeys(range(job.count), 0)
     try:
         while (step := await updates.get()) is not None:
-            if step.pixels is None:
-                continue
-            said = {
-                "step": step.number,
-                "steps": job.steps,
-                "caption": step.caption,
-                **_parameters(step.parameters),
-            }
-            for row, pixels in enumerate(step.pixels):
+            assert step.pixels is not None
+            for row in range(len(step.pixels)):
                 index = step.first + row
-                event = {
-                    "b64_json": await asyncio.to_thread(_encoded, pixels, asked),
-                    "partial_image_index": shown[index],
-                    "size": _size(step.pixels),
-                    **shared,
-                    "fewstep": {
-                        "index": index,
-                        **said,
-                        "undecided": step.undecided[row].astype(int).tolist(),
-                    },
-                }
+                about = {**shared, "partial_image_index": shown[index]}
                 shown[index] += 1
-                yield _event(f"{kind}.partial_image", event)
+                yield await asyncio.to_thread(_partial, asked, job, step, row, about, kind)
+            unsent.sent(step)
         made = job.future.result()
-        size = _size(made.pixels)
-        for index, (pixels, seed) in enumerate(zip(made.pixels, made.seeds, strict=True)):
-            image = await asyncio.to_thread(_encoded, pixels, asked)
-            told = {"index": index, "seed": seed, **_told(worker, made)}
-            event = {"b64_json": image, "size": size, **shared, "fewstep": told}
-            yield _event(f"{kind}.completed", event)
+        for index in range(len(made.pixels)):
+            yield await asyncio.to_thread(_completed, worker, asked, job, made, index, shared, kind)
     except Exception as error:  # the status was sent: a stream says it in an event
         yield _event("error", {"error": error_object(error)})
     finally:
         job.leave()
+        while not updates.empty():  # an error may keep all this until the next collection
+            updates.get_nowait()
+
+
+def _partial(
+    asked: Asked, job: Job, step: Step, row: int, about: Mapping[str, Any], kind: str
+) -> bytes:
+    """The event of an image after a step, of which it is the one at ``row``."""
+    assert step.pixels is not None
+    names, numbers = step.parameters or ((), None)
+    own = None if numbers is None else (names, numbers[:, row : row + 1])
+    told = {
+        "index": step.first + row,
+        "step": step.number,
+        "steps": job.steps,
+        "caption": step.caption,
+        **_parameters(own),
+        "undecided": _thinned(step.undecided[row]).astype(int).tolist(),
+    }
+    image, size = _encoded(step.pixels[row], asked), _size(step.pixels)
+    return _event(
+        f"{kind}.partial_image", {"b64_json": image, "size": size, **about, "fewstep": told}
+    )
+
+
+def _completed(
+    worker: Worker,
+    asked: Asked,
+    job: Job,
+    made: Made,
+    index: int,
+    about: Mapping[str, Any],
+    kind: str,
+) -> bytes:
+    """The last event of an image."""
+    told = {"index": index, "seed": made.seeds[index], **_told(worker, asked, made)}
+    image, size = _whole(worker, asked, job, made, index), _size(made.pixels)
+    return _event(f"{kind}.completed", {"b64_json": image, "size": size, **about, "fewstep": told})
+
+
+def _thinned(undecided: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """``[rows, columns]``, each at most ``_MOST_CELLS``: true where any cell of several is."""
+    step = -(-max(undecided.shape) // _MOST_CELLS)
+    if step == 1:
+        return undecided
+    rows, columns = (np.arange(0, length, step) for length in undecided.shape)
+    found: npt.NDArray[np.bool_] = np.logical_or.reduceat(undecided, rows, 0)
+    return np.logical_or.reduceat(found, columns, 1)
 
 
 def _event(kind: str, data: Mapping[str, Any]) -> bytes:
@@ -179,12 +269,18 @@ def _encoded(pixels: Any, asked: Asked) -> str:
     return encoded(pixels, asked.format, quality=asked.quality)
 
 
+def _whole(worker: Worker, asked: Asked, job: Job, made: Made, index: int) -> str:
+    """An image that is done, which says how it was made."""
+    record = recorded(worker, job, made.seeds[index])
+    return encoded(made.pixels[index], asked.format, quality=asked.quality, record=record)
+
+
 def _size(pixels: npt.NDArray[np.uint8]) -> str:
     """The size of images ``[B, H, W, 3]``, as OpenAI writes it."""
     return f"{pixels.shape[2]}x{pixels.shape[1]}"
 
 
-def _told(worker: Worker, made: Made) -> dict[str, Any]:
+def _told(worker: Worker, asked: Asked, made: Made) -> dict[str, Any]:
     """What only this server knows of images."""
     return {
         "model": worker.name,
@@ -192,6 +288,7 @@ def _told(worker: Worker, made: Made) -> dict[str, Any]:
         "timings_ms": {stage: round(ms, 3) for stage, ms in made.timings_ms.items()},
         "batch": made.batch,
         "notes": list(made.notes),
+        **({} if asked.box is None else {"box": list(asked.box)}),
         **_parameters(made.parameters),
     }
 

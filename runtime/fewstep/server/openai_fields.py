@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+from fewstep.runtime.edit.given import Box
 from fewstep.runtime.errors import choose
 from fewstep.runtime.families import family_of
 from fewstep.server.errors import FieldError
@@ -29,25 +30,36 @@ ONE_MEANING: Mapping[str, tuple[str, ...]] = {
 
 WITHOUT_EFFECT = ("user", "safety_identifier", "input_fidelity")
 
+EDIT = ("mask", "box", "strength", "outpaint", "fit", "blend")
+"""Of edits, beside ``image``: see :mod:`fewstep.server.edits`, which takes them out."""
+
 _OWN = (
     *("prompt", "model", "n", "size", "output_format", "output_compression", "stream"),
     *("partial_images", "seed", "negative_prompt"),
 )
 _MOST_PARTIAL = 1_000
+_SHOWN = 60  # characters of what was given
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A request for images: of what, and how they are sent."""
+    """A request for images: of what, and how they are sent.
+
+    ``box``: where the picture of an edit lies in its images, if it was padded.
+    """
 
     order: Order
     stream: bool
     format: Format
     quality: int | None
+    box: Box | None = None
 
 
 def asked_of(
-    worker: Worker, fields: Mapping[str, Any], edit: Mapping[str, Any] | None = None
+    worker: Worker,
+    fields: Mapping[str, Any],
+    edit: Mapping[str, Any] | None = None,
+    box: Box | None = None,
 ) -> Asked:
     """What the fields of a request ask for.
 
@@ -55,6 +67,7 @@ def asked_of(
         worker: of the model.
         fields: of JSON or of a form.
         edit: of an edit, what is about its picture.
+        box: where that lies in the images, if it was padded.
 
     Raises:
         FieldError: an unknown field, or one that does not fit.
@@ -65,7 +78,8 @@ def asked_of(
     known = {*_OWN, *ONE_MEANING, *WITHOUT_EFFECT, *settings}
     for name in given:
         if name not in known:
-            raise FieldError(name, choose("parameter", name, known))
+            others = () if edit is None else ("image", *EDIT)
+            raise FieldError(name, choose("parameter", name[:_SHOWN], {*known, *others}))
     for name, meanings in ONE_MEANING.items():
         _choice(given, name, meanings)
     height, width = worker.model.info.image_size
@@ -81,7 +95,7 @@ def asked_of(
     )
     output = cast(Format, _choice(given, "output_format", FORMATS) or "png")
     quality = whole(given, "output_compression", 0, 100)
-    return Asked(order, truth(given, "stream"), output, quality)
+    return Asked(order, truth(given, "stream"), output, quality, box)
 
 
 def whole(given: Mapping[str, Any], name: str, least: int, most: int) -> int | None:
@@ -132,4 +146,4 @@ def _text(given: Mapping[str, Any], name: str, *, required: bool = False) -> str
 
 def _brief(value: object) -> str:
     text = repr(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

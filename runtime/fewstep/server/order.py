@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import secrets
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from fewstep.runtime.asked import asked
+from fewstep.runtime.edit.windows import growth_of, windows
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.examples import complete_settings
 from fewstep.runtime.families import Family, Model, family_of
 from fewstep.runtime.request import checked_request
-from fewstep.server.errors import FieldError
+from fewstep.server.errors import FieldError, blamed
 from fewstep.server.job import Job, Step, shown_steps
 from fewstep.server.notes import noting
 
 MAX_IMAGES = 16
 """Of one request."""
 
+MAX_WINDOWS = 128
+"""Of all images of one edit together: what grows is painted in windows of the model's size."""
+
 MAX_PROMPT = 4_000
 """Characters of a prompt."""
 
 _MOST_SEED = 2**32  # of seeds that are drawn: any reader of JSON holds them exactly
 _MOST_PROGRAMS = 256
+_GRID = 8  # parts of a window's side, by which windows are counted
 
 
 @dataclass(frozen=True)
@@ -65,19 +74,56 @@ class Order:
         seeds = tuple(first + each for each in range(self.count))
         negative = {"negative": self.negative} if self.negative else {}
         with noting() as notes:
-            settings = complete_settings(model, own_settings(family, self.settings))
-            condition, _ = asked(model.info.condition, self.prompt, self.count)
+            try:
+                settings = complete_settings(model, own_settings(family, self.settings))
+            except RequestError as error:
+                raise blamed(error, family.Settings.model_fields) from error
+            try:
+                condition, _ = asked(model.info.condition, self.prompt, self.count)
+            except RequestError as error:
+                raise FieldError("prompt", str(error)) from error
             whole = {"class_ids": None, "text": None, **condition, **negative}
-            steps = steps_of(checked_request(model, **whole, seed=seeds, settings=settings))
+            try:
+                request = checked_request(model, **whole, seed=seeds, settings=settings)
+            except RequestError as error:
+                raise blamed(error, family.Settings.model_fields) from error
+            steps = steps_of(request)
         shown = shown_steps(self.partial_images, steps) if on_step else frozenset[int]()
-        edit = None
+        edit, in_windows = None, 1
         if self.edit is not None:
+            in_windows = self._windows(model, self.edit.get("outpaint"))
             wanted = next(iter(condition.values()))[0]
             edit = {"wanted": wanted, "count": self.count, "seed": first, **self.edit}
         watched = "watched" if on_step else "plain"
         kind = ("edit" if edit else watched, shown, json.dumps({**settings, **negative}))
-        told = edit, on_step, shown, tuple(notes)
+        told = edit, on_step, shown, tuple(notes), in_windows
         return Job(kind, condition, seeds, {**settings, **negative}, steps, *told)
+
+    def _windows(self, model: Model, outpaint: Mapping[str, Any] | None) -> int:
+        """In about how many windows each image of an edit is painted; refuses too many."""
+        if outpaint is None:
+            return 1
+        height, width = model.info.image_size
+        growth, most = growth_of(outpaint), MAX_WINDOWS // self.count
+        left, top, right, bottom = (
+            math.ceil(_GRID * pixels / side)
+            for pixels, side in zip(growth.values(), (width, height) * 2, strict=True)
+        )
+        known = np.zeros((_GRID, _GRID), np.bool_)
+        area = (_GRID + top + bottom) * (_GRID + left + right) - known.size
+        found = math.ceil(area / known.size)  # at least
+        if found <= most:
+            unknown = np.pad(known, ((top, bottom), (left, right)), constant_values=True)
+            places = windows(unknown, known.shape, (1, 1), (top, left))
+            found = sum(1 for _ in itertools.islice(places, most + 1))
+        if found > most:
+            raise FieldError(
+                "outpaint",
+                f"outpaint would take more than {most} windows of {width}x{height} for each of "
+                f"{self.count} images, {MAX_WINDOWS} in all are the most: let the picture grow by "
+                "less, or ask for fewer images",
+            )
+        return found
 
     def _check(self) -> None:
         if not 1 <= self.count <= MAX_IMAGES:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import io
 import struct
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, PngImagePlugin
 
+from fewstep.cli.record import save_options
 from fewstep.server.errors import FieldError
 
 Format = Literal["png", "jpeg", "webp"]
@@ -20,12 +24,27 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 MAX_PIXELS = 4096 * 4096
 """Of an uploaded picture, once it is unpacked."""
 
+_MOST_SCANS = 32
+"""Of a JPEG: each is decoded over the whole picture, and may be a few bytes. Encoders make about
+ten."""
+
+_DECODING = ThreadPoolExecutor(2, "pictures")
+"""Threads of their own, so that pictures that are slow to decode hold up none that go out."""
+
+Given = TypeVar("Given")
+
 _TAKEN = ("PNG", "JPEG", "WEBP")
+_JPEG, _SCAN = b"\xff\xd8", b"\xff\xda"  # how one and its scans begin; no data has the second
 _QUALITY = 90
 _UNREADABLE = (  # what Pillow raises of pictures that are damaged, or far too large
     *(OSError, Image.DecompressionBombError, SyntaxError, struct.error, ValueError),
     *(KeyError, TypeError, EOFError, OverflowError, MemoryError),
 )
+
+
+async def decoding(read: Callable[[], Given]) -> Given:
+    """What a function gives that decodes pictures, of which two run at a time."""
+    return await asyncio.get_running_loop().run_in_executor(_DECODING, read)
 
 
 def picture_of(data: bytes, field: str) -> Image.Image:
@@ -36,7 +55,7 @@ def picture_of(data: bytes, field: str) -> Image.Image:
         field: that they came in.
 
     Raises:
-        FieldError: they are none, or it has too many pixels.
+        FieldError: they are none, or it has too many pixels or scans.
     """
     try:
         picture = Image.open(io.BytesIO(data), formats=_TAKEN)
@@ -44,6 +63,10 @@ def picture_of(data: bytes, field: str) -> Image.Image:
         if width * height > MAX_PIXELS:
             raise FieldError(
                 field, f"{field} has {width}x{height} pixels, at most {MAX_PIXELS:,} are taken"
+            )
+        if data[:2] == _JPEG and data.count(_SCAN) > _MOST_SCANS:
+            raise FieldError(
+                field, f"{field} is a JPEG of more than {_MOST_SCANS} scans: save it again"
             )
         picture.load()
     except FieldError:
@@ -72,21 +95,13 @@ def picture_of_base64(text: object, field: str) -> Image.Image:
     return picture_of(data, field)
 
 
-def painted_anew(mask: Image.Image) -> Image.Image:
-    """A mask as ``Generator.edit`` takes it, white where the picture is painted anew, from one that
-    says so by its transparency, as OpenAI's, or is white there already."""
-    if "A" not in mask.getbands() and "transparency" not in mask.info:
-        return mask.convert("L").point(lambda value: 255 * (value >= 128))
-    alpha = mask.convert("RGBA").getchannel("A")
-    return alpha.point(lambda value: 255 * (value == 0))
-
-
 def encoded(
     pixels: npt.NDArray[np.uint8],
     kind: Format = "png",
     *,
     quality: int | None = None,
     text: str | None = None,
+    record: dict[str, Any] | None = None,
 ) -> str:
     """An image's file in base64.
 
@@ -95,6 +110,7 @@ def encoded(
         kind: of the file.
         quality: of a JPEG or WebP, 0 … 100.
         text: ``parameters`` of a PNG, where AUTOMATIC1111 has what an image was made of.
+        record: the same where fewstep has it (:mod:`fewstep.cli.record`).
     """
     options: dict[str, Any] = {"quality": _QUALITY if quality is None else quality}
     if kind == "png":
@@ -103,6 +119,8 @@ def encoded(
         info = PngImagePlugin.PngInfo()
         info.add_text("parameters", text)
         options["pnginfo"] = info
+    if record is not None:
+        options |= save_options(record, f".{kind}")
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, **options)
     return base64.b64encode(file.getvalue()).decode("ascii")

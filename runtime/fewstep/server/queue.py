@@ -1,14 +1,36 @@
-"""Which jobs run together, and how long they take, as far as that is known.
+"""The line of jobs: which run together, who may stand in it, and how long that takes.
 
 Jobs of the same kind are images of the same complete settings, so one batch makes them: images
 have seeds of their own, and do not depend on what is made beside them.
+
+**Who is refused.** A job has a limit, and is refused if it would wait that long. Let F be the time
+of a full batch of its settings, or of the batch that runs, if that takes longer.
+
+* The limit is F for who begins another batch where others of the same settings and size wait.
+  With requests of one kind, whatever the load, that is one full batch behind the one that runs:
+  what is accepted has its images after 2 F at most. Arrivals at capacity fill batches too, and
+  wait for most of the one that runs, so ten times the load hardly changes the tail of what is
+  accepted.
+* It is 2 F, or half a second if that is more, for the first of its settings and size, and for who
+  joins a batch that waits. A flood of one kind cannot use that: it has one such place. What differs
+  in settings cannot run together, so that a few mixed requests at once make a line of many small
+  batches, which F alone would refuse. The price: under mixed load requests wait up to this limit,
+  at capacity as at ten times that.
+
+**Who goes before whom.** Batches run in the order of their first jobs. A newcomer joins the first
+batch of its kind that has room, which lengthens the wait of all behind: so only if none of them
+gets beyond its own limit by that.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+MIXED_S = 0.5
+"""Of a limit that allows for other settings: at least so long, whatever a batch takes."""
 
 _KINDS = 64  # whose times are kept
 _NEWEST = 0.4  # weight of the newest time
@@ -16,7 +38,11 @@ _UNKNOWN_MS = 1_000.0  # of an image, before any was made
 
 
 class Countable(Protocol):
-    """What has to be known of a job: ``kind``, and whether others of it may ``join``."""
+    """What has to be known of a job: ``kind``, and whether others of it may ``join``; ``count``
+    images; ``timed`` and ``load``: what its time is known by, and in proportion to; ``until``: the
+    time by which it is to run, if others come."""
+
+    until: float
 
     @property
     def kind(self) -> Hashable: ...
@@ -27,31 +53,14 @@ class Countable(Protocol):
     @property
     def count(self) -> int: ...
 
+    @property
+    def timed(self) -> Hashable: ...
+
+    @property
+    def load(self) -> int: ...
+
 
 Queued = TypeVar("Queued", bound=Countable)
-
-
-def batches(jobs: Sequence[Queued], most: int) -> list[list[Queued]]:
-    """Jobs in the batches that they will run in: each time the first, and those that may join it.
-
-    Args:
-        jobs: in the order of their arrival.
-        most: images of a batch; a job with more of them runs alone.
-    """
-    left, found = list(jobs), list[list[Queued]]()
-    while left:
-        first, rest = left[0], list[Queued]()
-        taken, images = [first], first.count
-        for job in left[1:]:
-            same = job.joins and first.joins and job.kind == first.kind
-            if same and images + job.count <= most:
-                taken.append(job)
-                images += job.count
-            else:
-                rest.append(job)
-        found.append(taken)
-        left = rest
-    return found
 
 
 def images(batch: Sequence[Countable]) -> int:
@@ -60,37 +69,117 @@ def images(batch: Sequence[Countable]) -> int:
 
 
 class Times:
-    """Milliseconds of batches, by their kind and number of images: newer ones count more."""
+    """Milliseconds of batches, by their kind and load: newer ones count more."""
 
     def __init__(self) -> None:
         self._kinds: OrderedDict[Hashable, dict[int, float]] = OrderedDict()
-        self._image_ms: float | None = None
+        self._unit_ms: float | None = None
 
-    def add(self, kind: Hashable, count: int, ms: float) -> None:
-        """Count in what a batch of ``count`` images took."""
+    def add(self, kind: Hashable, load: int, ms: float) -> None:
+        """Count in what a batch took. ``load``: its images, of edits times windows."""
         known = self._kinds.setdefault(kind, {})
-        known[count] = _newer(known.get(count), ms)
-        self._image_ms = _newer(self._image_ms, ms / count)
+        known[load] = _newer(known.get(load), ms)
+        self._unit_ms = _newer(self._unit_ms, ms / load)
         self._kinds.move_to_end(kind)
         while len(self._kinds) > _KINDS:
             self._kinds.popitem(last=False)
 
-    def ms(self, kind: Hashable, count: int) -> float:
-        """What a batch will take: as the last ones did, or in proportion to the nearest size."""
+    def ms(self, kind: Hashable, load: int) -> float:
+        """What a batch will take: as the last ones did, or in proportion to the nearest load."""
         known = self._kinds.get(kind)
         if not known:
-            return count * (_UNKNOWN_MS if self._image_ms is None else self._image_ms)
-        near = min(known, key=lambda each: (abs(each - count), each))
-        return known[near] * count / near
+            return load * (_UNKNOWN_MS if self._unit_ms is None else self._unit_ms)
+        near = min(known, key=lambda each: (abs(each - load), each))
+        return known[near] * load / near
 
-    def wait_ms(self, jobs: Sequence[Countable], most: int) -> float:
-        """How long the last of some jobs waits for those before it."""
-        found = 0.0
-        for batch in batches(jobs, most):
-            if any(job is jobs[-1] for job in batch):
-                return found
-            found += self.ms(batch[0].kind, images(batch))
-        return found
+    def seconds(self, batch: Sequence[Countable]) -> float:
+        """The same of some jobs."""
+        return self.ms(batch[0].timed, sum(job.load for job in batch)) / 1e3 if batch else 0.0
+
+
+@dataclass(frozen=True)
+class Place(Generic[Queued]):
+    """Where a job would stand: with the jobs of ``batch``, or behind all. ``wait_s``: until it
+    runs; ``most_s``: its limit."""
+
+    batch: list[Queued] | None
+    wait_s: float
+    most_s: float
+
+
+@dataclass
+class Line(Generic[Queued]):
+    """Jobs that wait, in the batches that they will run in.
+
+    Args:
+        times: of batches.
+        max_wait_s: everybody's limit, if one is given.
+        gone: whether a job need not run any more.
+    """
+
+    times: Times
+    max_wait_s: float | None = None
+    gone: Callable[[Queued], bool] = lambda job: False
+    batches: list[list[Queued]] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Queued]:
+        """Jobs that wait; from other threads too."""
+        return (job for each in tuple(self.batches) for job in tuple(each) if not self.gone(job))
+
+    def tidy(self) -> None:
+        """Drop who has gone."""
+        kept = ([job for job in batch if not self.gone(job)] for batch in self.batches)
+        self.batches = [batch for batch in kept if batch]
+
+    def place(
+        self, job: Queued, most: int, running: Sequence[Queued], took_s: float, now: float
+    ) -> Place[Queued]:
+        """The place for a newcomer.
+
+        Args:
+            job: that comes.
+            most: images of a batch; a job with more of them runs alone.
+            running: jobs that run.
+            took_s: how long they have.
+            now: by the clock of ``until``.
+        """
+        self.tidy()
+        run_s = self.times.seconds(running)
+        # What takes longer than it was to take by x, is expected to take x more.
+        waits = [abs(run_s - took_s) if running else 0.0]
+        for batch in self.batches:
+            waits.append(waits[-1] + self.times.seconds(batch))
+        most_s = self._limit_s(job, most, run_s, joins=True)
+        for at, batch in enumerate(self.batches):
+            if _fits(job, batch, most):
+                more = self.times.seconds([*batch, job]) - self.times.seconds(batch)
+                behind = zip(self.batches[at + 1 :], waits[at + 1 :], strict=False)
+                ends = ((min(each.until for each in later), wait) for later, wait in behind)
+                if more <= 0 or all(now + wait + more <= end for end, wait in ends):
+                    return Place(batch, waits[at], most_s)
+        return Place(None, waits[-1], self._limit_s(job, most, run_s, joins=False))
+
+    def add(self, job: Queued, place: Place[Queued], now: float) -> None:
+        """Let a job stand in its place."""
+        job.until = now + max(place.most_s, place.wait_s)
+        if place.batch is None:
+            self.batches.append([job])
+        else:
+            place.batch.append(job)
+
+    def _limit_s(self, job: Queued, most: int, run_s: float, *, joins: bool) -> float:
+        if self.max_wait_s is not None:
+            return self.max_wait_s
+        full_s = max(self.times.ms(job.timed, most) / 1e3, run_s)
+        if not joins and any((each.kind, each.count) == (job.kind, job.count) for each in self):
+            return full_s
+        return max(2 * full_s, MIXED_S)
+
+
+def _fits(job: Countable, batch: Sequence[Countable], most: int) -> bool:
+    first = batch[0]
+    same = job.joins and first.joins and job.kind == first.kind
+    return same and images(batch) + job.count <= most
 
 
 def _newer(known: float | None, new: float) -> float:

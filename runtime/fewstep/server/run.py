@@ -1,7 +1,8 @@
 """Listens, serves, and ends well.
 
 SIGTERM and SIGINT: no new connection is taken, requests that wait are answered with 503, those that
-run are finished, generators are closed in their threads. A second one ends at once.
+run are finished if they take no longer than ``FINISH_S``, generators are closed in their threads. A
+second one ends at once.
 """
 
 from __future__ import annotations
@@ -19,11 +20,9 @@ from fewstep.server.app import create_app
 from fewstep.server.guard import Access
 from fewstep.server.metrics import Metrics
 from fewstep.server.models import Models, named_openings
-from fewstep.server.worker import Opening, Worker
+from fewstep.server.worker import FINISH_S, Opening, Worker
 
 _MOST_CONNECTIONS = 1_000
-_FINISH_S = 60
-"""How long what runs may take when the server is told to end."""
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -56,6 +55,8 @@ class Service:
         access: who may ask.
         max_wait_s: as of :class:`fewstep.server.worker.Worker`.
         ready: called with the models when all are open.
+        ending: called when a signal came, before it waits for what runs.
+        log: as of :class:`fewstep.server.metrics.Metrics`.
     """
 
     def __init__(
@@ -65,8 +66,10 @@ class Service:
         *,
         max_wait_s: float | None = None,
         ready: Callable[[Models], None] = lambda models: None,
+        ending: Callable[[], None] = lambda: None,
+        log: Callable[[str, int], None] = lambda line, status: None,
     ) -> None:
-        metrics = Metrics()
+        metrics = Metrics(log)
         self.models = Models(
             Worker(name, each, metrics, max_wait_s=max_wait_s, changed=self._changed)
             for name, each in named_openings(openings).items()
@@ -81,15 +84,16 @@ class Service:
             access_log=False,
             server_header=False,
             limit_concurrency=_MOST_CONNECTIONS,
-            timeout_graceful_shutdown=_FINISH_S,
+            timeout_graceful_shutdown=round(FINISH_S),
         )
-        self._server = _Server(config, self.models)
+        self._server = _Server(config, self.models, ending)
 
     def run(self, listener: socket.socket) -> None:
         """Serve until a signal comes or a model fails.
 
         Raises:
-            FewstepError: a model could not be opened, or its device was lost.
+            FewstepError: a model could not be opened, its device was lost, or what ran did not end
+                in time.
         """
         self._server.run(sockets=[listener])
         failures = [each.failure for each in self.models.values() if each.failure]
@@ -110,9 +114,9 @@ class Service:
 class _Server(uvicorn.Server):
     """Of uvicorn, which tells workers of signals, and after which the process ends as usual."""
 
-    def __init__(self, config: uvicorn.Config, models: Models) -> None:
+    def __init__(self, config: uvicorn.Config, models: Models, ending: Callable[[], None]) -> None:
         super().__init__(config)
-        self._models = models
+        self._models, self._ending = models, ending
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -128,6 +132,8 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse what waits, finish what runs."""
+        if not any(worker.failure for worker in self._models.values()):
+            self._ending()
         for worker in self._models.values():
             worker.drain()
         await super().shutdown(sockets)

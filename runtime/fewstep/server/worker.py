@@ -3,19 +3,19 @@
 Jobs of one kind run together. Nothing waits while there is nothing else to do; where others have
 just come, a batch that has room waits for more for some milliseconds at most.
 
-A job is refused where it would wait for as long as a full batch takes or the one that runs, by the
-times of those before, or for ``max_wait_s``. So however many ask, those that are taken wait no
-longer than that; jobs of one kind are in the batch after the one that runs.
+A job is refused where it would wait too long, by the times of those before: how long that is, and
+who goes before whom, says :mod:`fewstep.server.queue`.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import InvalidStateError
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,16 +23,18 @@ from typing import Any, Protocol
 import numpy as np
 
 from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.engines.on_gpu import Gpu
+from fewstep.runtime.engines.select import Wanted, require_possible
 from fewstep.runtime.errors import DeviceLostError, FewstepError
 from fewstep.runtime.families import Model, model_of
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.preview import StepPreview
-from fewstep.runtime.result import Result
+from fewstep.runtime.request import batches
+from fewstep.server.batch import AbandonedError, Watch, parameters_of, part, places
 from fewstep.server.errors import BusyError, GoneError, UnavailableError
-from fewstep.server.job import Job, Made, Parameters, Step
+from fewstep.server.job import Job, Made
 from fewstep.server.notes import note_nothing
 from fewstep.server.order import StepCount
-from fewstep.server.queue import Times, batches, images
+from fewstep.server.queue import Line, Times, images
 
 WINDOW_S = 0.004
 """How long a batch with room waits for more, where others have just come."""
@@ -40,11 +42,20 @@ WINDOW_S = 0.004
 MAX_JOBS = 256
 """That wait; each takes some memory, whatever its time."""
 
+FINISH_S = 60.0
+"""How long what runs may take when the server is told to end."""
+
+_CLOSE_S = 15.0
+"""How long the window and the batch that were under way then may take, and closing."""
+
+_OPENING = threading.Lock()
+"""Of opening: who measures which backend is the fastest must not be slowed down by others."""
+
 
 class Watcher(Protocol):
     """Who counts what a worker does; see :class:`fewstep.server.metrics.Metrics`."""
 
-    def batch(self, model: str, count: int, timings_ms: Mapping[str, float]) -> None: ...
+    def batch(self, model: str, sizes: Sequence[int], timings_ms: Mapping[str, float]) -> None: ...
 
     def waited(self, model: str, seconds: float) -> None: ...
 
@@ -60,6 +71,19 @@ class Opening:
     threads: int = 0
     max_batch: int = 8
 
+    def check(self) -> None:
+        """Refuse what can be refused without opening anything.
+
+        Raises:
+            RequestError: unknown options, or some that do not go together.
+            DeviceError: no such GPU, or no driver.
+            MissingDependencyError: what the GPU needs is not installed.
+        """
+        wanted = Wanted.parse(self.backend, self.device, self.precision, self.threads)
+        require_possible(self.bundle, wanted)
+        if wanted.device == "cuda":
+            Gpu.at(wanted.ordinal)
+
     def __call__(self) -> Generator:
         options = {name: getattr(self, name) for name in ("backend", "device", "precision")}
         return Generator.open(
@@ -74,7 +98,7 @@ class Worker:
         name: of the model.
         opening: opens its generator, in the worker's thread.
         watcher: is told what was made.
-        max_wait_s: jobs that would wait so long are refused; ``None``: as long as a batch takes.
+        max_wait_s: jobs that would wait so long are refused; ``None``: as ``queue`` has it.
         changed: called in the worker's thread when it has opened, closed or failed.
     """
 
@@ -93,11 +117,11 @@ class Worker:
         self.generator: Generator | None = None
         self.failure: FewstepError | None = None
         self._opening, self._watcher, self._changed = opening, watcher, changed
-        self._max_wait_s = max_wait_s
         self._times = Times()
-        self._jobs, self._arrivals = deque[Job](), deque[float](maxlen=2)
+        self._line = Line[Job](self._times, max_wait_s, lambda job: job.future.done())
+        self._arrivals = deque[float](maxlen=2)
         self._running, self._since, self._last = list[Job](), 0.0, (0, 0.0)
-        self._stopping = False
+        self._stopping, self._deadline = False, math.inf
         self._condition = threading.Condition()
         self._thread = threading.Thread(target=self._live, name=f"worker {name}", daemon=True)
 
@@ -115,7 +139,7 @@ class Worker:
     @property
     def queued(self) -> int:
         """Jobs that wait."""
-        return len(self._waiting())
+        return len(tuple(self._line))
 
     @property
     def running(self) -> Sequence[Job]:
@@ -131,33 +155,42 @@ class Worker:
         """
         with self._condition:
             self._require_ready()
-            waiting = self._waiting()
-            wait_s, most_s = self._wait_s([*waiting, job]), self._most_wait_s(job)
-            busy = waiting or self._running
-            if busy and (wait_s >= most_s or len(waiting) >= MAX_JOBS):
+            now = time.perf_counter()
+            took_s = now - self._since
+            place = self._line.place(job, self._most, self._running, took_s, now)
+            full = self.queued >= MAX_JOBS
+            if (self.queued or self._running) and (place.wait_s >= place.most_s or full):
                 raise BusyError(
-                    f"busy: a request would wait about {wait_s:.1f} s, {most_s:.1f} s are the "
-                    "most; try again later",
-                    max(wait_s - most_s, 0.05),
+                    f"busy: a request would wait about {place.wait_s:.1f} s, {place.most_s:.1f} s "
+                    "are the most; try again later",
+                    max(place.wait_s - place.most_s, 0.05),
                 )
-            job.since = time.perf_counter()
-            self._jobs.append(job)
-            self._arrivals.append(job.since)
+            job.since = now
+            self._line.add(job, place, now)
+            self._arrivals.append(now)
             self._condition.notify()
         return job
 
     def drain(self) -> None:
-        """Take no more, refuse those that wait; what runs is finished."""
+        """Take no more, refuse those that wait; what runs is finished, if it takes no longer than
+        ``FINISH_S``. What nobody waits for any more is not."""
         with self._condition:
-            self._stopping = True
+            if not self._stopping:
+                self._stopping, self._deadline = True, time.perf_counter() + FINISH_S
             self._refuse_waiting(UnavailableError("the server is shutting down"))
             self._condition.notify()
 
     def stop(self) -> None:
-        """:meth:`drain`, and wait until the generator is closed."""
+        """:meth:`drain`, and wait until the generator is closed; not forever, which then is its
+        ``failure``."""
         self.drain()
+        if not self._thread.is_alive():
+            return
+        self._thread.join(max(0.0, self._deadline - time.perf_counter()) + _CLOSE_S)
         if self._thread.is_alive():
-            self._thread.join()
+            self.failure = self.failure or UnavailableError(
+                f"{self.name}: what runs did not end in time; the process ends without it"
+            )
 
     def _require_ready(self) -> None:
         if self.failure is not None:
@@ -167,40 +200,32 @@ class Worker:
         if self.generator is None:
             raise UnavailableError(f"{self.name} is being opened; see /ready")
 
-    def _waiting(self) -> list[Job]:
-        return [job for job in tuple(self._jobs) if not job.future.done()]
-
-    def _wait_s(self, jobs: Sequence[Job]) -> float:
-        """How long the last of some jobs waits, for what runs and for those before it."""
-        left = 0.0
-        if running := self._running:
-            took = time.perf_counter() - self._since
-            left = max(0.0, self._times.ms(running[0].kind, images(running)) / 1e3 - took)
-        return left + self._times.wait_ms(jobs, self._most) / 1e3
-
-    def _most_wait_s(self, job: Job) -> float:
-        if self._max_wait_s is not None:
-            return self._max_wait_s
-        running = [(each.kind, images(self._running)) for each in self._running[:1]]
-        return max(self._times.ms(*each) for each in ((job.kind, self._most), *running)) / 1e3
-
     @property
     def _most(self) -> int:
         return self._opening.max_batch if self.generator is None else self.generator.max_batch
 
     def _refuse_waiting(self, error: FewstepError) -> None:
-        while self._jobs:
-            _settle(self._jobs.popleft(), error)
+        _settle_all(self._line, error)
+        self._line.tidy()
 
     # The worker's own thread
 
     def _live(self) -> None:
         try:
-            generator = self._opening()
-            self._warm_up(generator)
+            self._serve_all()
         except BaseException as error:
             self._fail(error)
-            return
+
+    def _serve_all(self) -> None:
+        with _OPENING:  # one after the other
+            if self._stopping:
+                return
+            generator = self._opening()
+            try:
+                self._warm_up(generator)
+            except BaseException:
+                generator.close()
+                raise
         note_nothing()
         with generator:
             self.generator = generator
@@ -215,6 +240,7 @@ class Worker:
             error = UnavailableError(f"{type(error).__name__}: {error}")
         with self._condition:
             self.failure = error
+            _settle_all(self._running, UnavailableError(f"{self.name}: {error}"))
             self._refuse_waiting(UnavailableError(f"{self.name}: {error}"))
         self._changed(self)
 
@@ -236,8 +262,8 @@ class Worker:
             self._running = []
             until: float | None = None
             while True:
-                self._jobs = deque(self._waiting())
-                if not self._jobs:
+                self._line.tidy()
+                if not self._line.batches:
                     if self._stopping:
                         return []
                     self._condition.wait()
@@ -247,16 +273,14 @@ class Worker:
                 if now >= until or not self._others_come(now):
                     break
                 self._condition.wait(until - now)
-            batch = batches(tuple(self._jobs), self._most)[0]
+            batch = self._line.batches.pop(0)
             batch = [job for job in batch if job.future.set_running_or_notify_cancel()]
-            for job in batch:
-                self._jobs.remove(job)
             self._running, self._since = batch, time.perf_counter()
         return batch or self._next()
 
     def _others_come(self, now: float) -> bool:
         """Whether the next batch has room, and others came just before."""
-        first = batches(tuple(self._jobs), self._most)[0]
+        first = self._line.batches[0]
         if not first[0].joins or images(first) >= self._most or self._stopping:
             return False
         jobs, ended = self._last
@@ -268,28 +292,28 @@ class Worker:
         start = time.perf_counter()
         try:
             made = self._made(generator, batch)
-        except _AbandonedError:
-            for job in batch:
-                _settle(job, GoneError("the request was interrupted"))
+        except AbandonedError:
+            _settle_all(batch, GoneError("the request was interrupted"))
         except DeviceLostError as error:
-            for job in batch:
-                _settle(job, UnavailableError(f"{self.name}: {error}"))
+            _settle_all(batch, UnavailableError(f"{self.name}: {error}"))
             self._fail(error)
             return
         except FewstepError as error:
             if len(batch) > 1:  # together they may be too much, or one is to blame
-                for job in batch:
-                    self._serve(generator, [job])
+                for at, job in enumerate(batch):
+                    if self.failure is None:
+                        self._running, self._since = batch[at:], time.perf_counter()
+                        self._serve(generator, [job])
                 return
             _settle(batch[0], error)
         except Exception as error:  # a defect, which must not end all that come after
             traceback.print_exception(error, file=sys.stderr)
-            for job in batch:
-                _settle(job, error)
+            _settle_all(batch, error)
         else:
             end = time.perf_counter()
-            self._times.add(batch[0].kind, images(batch), (end - start) * 1e3)
-            self._watcher.batch(self.name, images(batch), made[0].timings_ms)
+            load = sum(job.load for job in batch)
+            self._times.add(batch[0].timed, load, (end - start) * 1e3)
+            self._watcher.batch(self.name, self._sizes(images(batch)), made[0].timings_ms)
             self._running = []  # before its clients come back
             for job, each in zip(batch, made, strict=True):
                 waited = start - job.since
@@ -300,77 +324,29 @@ class Worker:
 
     def _made(self, generator: Generator, batch: list[Job]) -> list[Made]:
         first = batch[0]
+        watch = Watch(generator, batch, lambda: self._deadline)
+        watch.check()
         watched = any(job.on_step is not None for job in batch)
-        callback = _Callback(generator, batch) if watched else None
+        options: dict[str, Any] = {
+            "progress": watch.progress,
+            "callback": watch.step if watched else None,
+        }
         if first.edit is not None:
-            result = generator.edit(**first.edit, **first.settings, callback=callback).result
+            result = generator.edit(**first.edit, **first.settings, **options).result
         else:
             asked: dict[str, Any] = {
                 name: [each for job in batch for each in job.asked[name]] for name in first.asked
             }
             seeds = [seed for job in batch for seed in job.seeds]
             request = generator.request(**asked, seed=seeds, **first.settings)
-            result = generator.run(request, callback=callback)
-        parameters = _parameters(generator, result.request, result.trace)
-        return [_part(result, job, at, parameters) for job, at in _places(batch)]
+            result = generator.run(request, **options)
+        parameters = parameters_of(generator, result.request, result.trace)
+        most = max(self._sizes(len(result.images)))
+        return [part(result, job, at, parameters, most) for job, at in places(batch)]
 
-
-class _AbandonedError(Exception):
-    """Everybody who asked for the images of a batch has gone."""
-
-
-class _Callback:
-    """Tells the jobs of a batch of every step, and stops it when all have gone."""
-
-    def __init__(self, generator: Generator, batch: Sequence[Job]) -> None:
-        self._generator, self._batch = generator, batch
-
-    def __call__(self, number: int, preview: StepPreview) -> None:
-        if all(job.gone for job in self._batch):
-            raise _AbandonedError
-        parameters = _parameters(self._generator, preview.request, preview.trace)
-        step = number % self._batch[0].steps  # a large picture is painted in several windows
-        for job, at in _places(self._batch):
-            rows = range(max(at, preview.rows.start), min(at + job.count, preview.rows.stop))
-            if job.on_step is None or job.gone or not rows:
-                continue
-            here = slice(rows.start - preview.rows.start, rows.stop - preview.rows.start)
-            pixels = preview.pixels[here] if step in job.shown else None
-            said = _rows(parameters, here, step + 1)
-            undecided = preview.undecided[here]
-            job.on_step(Step(number, rows.start - at, preview.caption, undecided, said, pixels))
-
-
-def _places(batch: Sequence[Job]) -> list[tuple[Job, int]]:
-    """Jobs, with the row of each one's first image."""
-    at, found = 0, []
-    for job in batch:
-        found.append((job, at))
-        at += job.count
-    return found
-
-
-def _parameters(generator: Generator, request: Any, trace: Any) -> Parameters | None:
-    told = request is not None and trace is not None
-    return generator.family.parameters(generator.model, request, trace) if told else None
-
-
-def _rows(parameters: Parameters | None, rows: slice, steps: int) -> Parameters | None:
-    return parameters and (parameters[0], parameters[1][:steps, rows])
-
-
-def _part(result: Result, job: Job, at: int, parameters: Parameters | None) -> Made:
-    """What a job gets of a result."""
-    rows = slice(at, at + job.count)
-    return Made(
-        pixels=result.images[rows],
-        seeds=tuple(result.seeds[rows].tolist()),
-        steps=job.steps,
-        parameters=_rows(parameters, rows, job.steps),
-        timings_ms=dict(result.timings_ms),
-        notes=(*job.notes, *result.notes),
-        batch=len(result.images),
-    )
+    def _sizes(self, count: int) -> list[int]:
+        """The batches of the generator's that so many images are made in."""
+        return [rows.stop - rows.start for rows in batches(count, self._most)]
 
 
 def _settle(job: Job, outcome: Made | BaseException) -> None:
@@ -382,3 +358,8 @@ def _settle(job: Job, outcome: Made | BaseException) -> None:
             job.future.set_result(outcome)
     except InvalidStateError:
         pass
+
+
+def _settle_all(jobs: Iterable[Job], error: BaseException) -> None:
+    for job in tuple(jobs):
+        _settle(job, error)

@@ -58,6 +58,33 @@ def test_masks_and_pictures_have_one_geometry(how: str, height: int, width: int)
         assert fit.mask(np.ones_like(mask)).sum() == (right - left) * (bottom - top)
 
 
+@given(_ways, _sides, _sides, st.integers(0, 2**32 - 1))
+def test_any_pixel_of_a_mask_counts_where_it_shrinks(
+    how: str, height: int, width: int, seed: int
+) -> None:
+    """The pixel that a masked one's centre falls into is in the mask."""
+    fit = fit_of(how, (8 * height, 12 * width), _SIZE)
+    mask = np.random.default_rng(seed).random((8 * height, 12 * width)) < 0.02
+    found = fit.mask(mask)
+    left, top, right, bottom = fit.target
+    each = [(fit.source[2] - fit.source[0]) / (right - left)]
+    each += [(fit.source[3] - fit.source[1]) / (bottom - top)]
+    for row, column in np.argwhere(mask):
+        x, y = ((at + 0.5 - fit.source[k]) / each[k] for k, at in enumerate((column, row)))
+        if min(each) >= 1 and 0 <= x < right - left and 0 <= y < bottom - top:
+            assert found[top + int(y), left + int(x)]
+
+
+def test_a_stroke_as_thin_as_a_pixel_stays_where_a_mask_shrinks() -> None:
+    mask = np.zeros((512, 512), bool)
+    mask[255:258] = True
+    found = fit_of("crop", (512, 512), (32, 32)).mask(mask)
+    assert found.sum(0).tolist() == [2] * 32 and found[15:17].all()
+    mask[255] = False
+    assert fit_of("stretch", (512, 512), (32, 32)).mask(mask)[16].all()
+    assert fit_of("stretch", (512, 512), (32, 32)).mask(mask).sum() == 32
+
+
 def test_crop_takes_the_middle() -> None:
     pixels = _noise(8, 20)
     found = fit_of("crop", (8, 20), _SIZE).image(Image.fromarray(pixels))

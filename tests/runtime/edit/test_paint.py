@@ -279,17 +279,18 @@ def test_callbacks_see_every_step_of_the_whole_picture(
         ({"strength": True}, "strength must be above 0"),
         ({"strength": "much"}, "got 'much'"),
         ({"strength": float("nan")}, "got nan"),
-        ({"strength": 0.5, "mask": (0, 0, 1, 1)}, "leave out mask, or it"),
-        ({"strength": 0.5, "outpaint": "left:2"}, "leave out outpaint, or it"),
-        ({"strength": 0.5, "blend": True}, "leave out blend, or it"),
+        ({"strength": 0.5, "mask": (0, 0, 1, 1)}, "leave out the mask or box, or it"),
+        ({"strength": 0.5, "outpaint": "left:2"}, "leave out the sides to outpaint, or it"),
+        ({"strength": 0.5, "blend": True}, "leave out blending, or it"),
         ({"outpaint": "left:2", "fit": "none"}, "fit none needs a picture of at least 8 × 8"),
-        ({"outpaint": "left:40000000"}, "more than 33,554,432"),
+        ({"outpaint": "left:40000000"}, "more than 33,554,432: let it grow by less$"),
         ({"outpaint": "up:1"}, "unknown side"),
         ({"mask": (0, 0, 1, 1), "fit": "fill"}, "unknown fit 'fill'"),
         ({"mask": (0, 0, 1, 5)}, "fit crop cuts it off .use pad or stretch"),
         ({"mask": np.ones((8, 8), np.bool_)}, "as large as the image, 20 × 5, got 8 × 8"),
         ({"mask": (9, 0, 11, 5), "best_of": 2}, "unknown setting 'best_of'"),
-        ({"mask": (9, 0, 11, 5), "prompt": "bag"}, "prompt is the first argument of a call"),
+        ({"mask": (9, 0, 11, 5), "prompt": "bag"}, "prompt is the second argument of edit"),
+        ({"mask_image": (9, 0, 11, 5)}, "got arguments of diffusers; here mask_image is mask"),
     ],
 )
 def test_what_does_not_go_together_is_refused(
@@ -300,15 +301,35 @@ def test_what_does_not_go_together_is_refused(
 
 
 def test_something_has_to_be_wanted(masked: Generator) -> None:
-    with pytest.raises(RequestError, match="give a class"):
+    with pytest.raises(RequestError, match="give a class.* second argument of edit"):
         masked.edit(_noise(), strength=0.5)
 
 
-def test_too_thin_a_mask_is_said(masked: Generator) -> None:
+def test_a_thin_mask_counts(masked: Generator) -> None:
     mask = np.zeros((800, 800), np.bool_)
     mask[:, 1] = True
-    with pytest.raises(RequestError, match="thinner than a pixel"):
-        masked.edit(_noise(800, 800), 2, mask=mask)
+    planned = edit_of(masked.model, _noise(800, 800), mask=mask)
+    assert planned.anew is not None
+    assert planned.anew[:, 0].all() and not planned.anew[:, 1:].any()
+
+
+def test_too_large_a_picture_says_what_helps(masked: Generator) -> None:
+    image = Image.new("RGB", (6000, 6000))
+    with pytest.raises(RequestError, match="33,554,432: use another fit than none$"):
+        edit_of(masked.model, image, mask=(0, 0, 1, 1), fit="none")
+
+
+@pytest.mark.parametrize("how", [{"mask": (2, 1, 5, 4)}, {"strength": 0.5}])
+def test_transparency_that_says_nothing_is_noted(masked: Generator, how: dict[str, Any]) -> None:
+    holed = np.dstack([_noise(), np.full((8, 8), 255, np.uint8)])
+    assert not masked.edit(holed, 2, **how).notes
+    holed[2, 3, 3] = 0  # inside of the mask
+    assert bool(masked.edit(holed, 2, **how).notes) == ("strength" in how)
+    holed[7, 7, 3] = 0
+    for blend in (False, "mask" in how):
+        (note,) = masked.edit(holed, 2, blend=blend, **how).notes
+        assert "transparent parts of the image count as white" in note
+    assert not masked.edit(holed, 2).notes
 
 
 def test_a_bundle_without_encoder_says_what_it_lacks(generator: Generator) -> None:

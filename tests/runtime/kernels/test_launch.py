@@ -269,12 +269,10 @@ def test_bytes_of_the_copied_rows(period: int, read: int) -> None:
 
 @pytest.mark.parametrize(("rows", "written"), [(2, 1), (4, 2)])
 def test_bytes_of_the_masking(rows: int, written: int) -> None:
-    """Read: a confidence and a sampled token, and with the rule of at least one token whether it
-    was masked at the start. Written: a token per row."""
+    """Read: a confidence, a sampled token, and whether it was masked at the start. Written: a token
+    per row."""
     arguments = shapes.remask(2, rows, 256)
     assert bytes_of("remask", arguments) == 2 * 256 * (4 + 4 + 1 + 4 * written)
-    arguments["at_least_one"] = 0
-    assert bytes_of("remask", arguments) == 2 * 256 * (4 + 4 + 4 * written)
 
 
 def test_bytes_of_the_policys_parameters() -> None:

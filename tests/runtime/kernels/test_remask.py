@@ -129,7 +129,7 @@ def _remask(
         confidence=confidence,
         sampled=np.tile(np.arange(count, dtype=np.int32), (batch, 1)),
         parameters=parameters,
-        mask=np.zeros((batch, count), np.uint8) if mask is None else mask,
+        mask=np.ones((batch, count), np.uint8) if mask is None else mask,
         mask_token=_MASK,
         at_least_one=int(mask is not None) if least is None else least,
         next_tokens=out,
@@ -138,14 +138,14 @@ def _remask(
     return out
 
 
-def _decode(count: int, steps: int, started: npt.NDArray[np.uint8]) -> list[int]:
+def _decode(count: int, steps: int, started: npt.NDArray[np.uint8], least: int = 1) -> list[int]:
     """Tokens that each step leaves masked, as MaskGIT's loop does, for a cosine schedule."""
     rng = np.random.default_rng(0)
     masked, left = started != 0, []
     for step in range(steps):
         confidence = np.where(masked, rng.standard_normal(count), np.inf)[None].astype(np.float32)
         ratio = np.array([math.cos(math.pi * (step + 1) / steps / 2)], np.float32)
-        masked = _remask(confidence, ratio, mask=started[None])[0] == _MASK
+        masked = _remask(confidence, ratio, mask=started[None], least=least)[0] == _MASK
         left.append(int(masked.sum()))
     return left
 
@@ -169,6 +169,12 @@ def test_the_rule_is_that_of_maskgit(seed: int, count: int, steps: int) -> None:
         now = min(max(1, min(now - 1, wanted)), now, count - 1)
         expected.append(now)
     assert _decode(count, steps, started) == expected
+
+
+def test_an_edit_of_few_tokens_is_decided_over_all_steps() -> None:
+    """⌊4·cos(π(t + 1)/16)⌋ of 4 tokens stay masked, whatever the picture has besides."""
+    started = (np.arange(64) < 4).astype(np.uint8)
+    assert _decode(64, 8, started, AT_LEAST_ONE.index("no")) == [3, 3, 3, 2, 2, 1, 0, 0]
 
 
 @given(case=_cases(), start=st.integers(0, 2**20))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fewstep.runtime.asked import asked, check_names
+from fewstep.runtime.asked import SECOND, asked, check_names
 from fewstep.runtime.condition import Described
 from fewstep.runtime.preview import Callback
 from fewstep.runtime.progress import Progress, no_progress
@@ -73,8 +73,8 @@ def edit(
     from fewstep.runtime.edit.paint import painted
 
     info = self.model.info
-    check_names(info.condition, type(info.defaults), settings, call=True)
-    condition, labels = asked(info.condition, wanted, count)
+    check_names(info.condition, type(info.defaults), settings, call=True, edit=True)
+    condition, labels = asked(info.condition, wanted, count, place=SECOND)
     planned = edit_of(
         self.model,
         image,

@@ -22,7 +22,7 @@ class Edit:
     ``pixels [H, W, 3]``: the picture, fitted and grown; what it grew by repeats its edges. ``anew
     [H, W]``: what is painted anew; without it a ``strength`` of all tokens is. ``blend``: whether
     what is kept is put back over the result. ``growth``: by side, if the picture grew. ``box``:
-    where it lies, if there are padded edges around it.
+    where it lies, if there are padded edges around it. ``notes``: what to know of it.
     """
 
     pixels: Pixels
@@ -31,6 +31,7 @@ class Edit:
     blend: bool
     growth: dict[str, int] | None = None
     box: Box | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -66,7 +67,7 @@ def edit_of(
     region = _region(picture, mask, strength)
     if region is None and outpaint is None and strength is None:
         raise RequestError(
-            "nothing to paint anew: give mask (an image or a box), outpaint or strength, or an "
+            "nothing to paint anew: give a mask, a box, sides to outpaint or a strength; or an "
             "image with transparency"
         )
     if strength is not None:
@@ -76,7 +77,13 @@ def edit_of(
     growth = None if outpaint is None else growth_of(outpaint)
     left, top, right, bottom = (0, 0, 0, 0) if growth is None else growth.values()
     height, width = fitted.size
-    _check_size((height + top + bottom, width + left + right), model.info.image_size, strength)
+    _check_size(
+        (height + top + bottom, width + left + right),
+        model.info.image_size,
+        strength,
+        fit=fit,
+        grows=growth is not None,
+    )
     if growth is not None:
         room = ((top, bottom), (left, right))
         anew = np.zeros(fitted.size, np.bool_) if anew is None else anew
@@ -86,7 +93,7 @@ def edit_of(
         family_of(model.info.kind).region(model, np.ones((1, *model.info.image_size), np.bool_))
     x0, y0, x1, y1 = fitted.target
     box = (x0 + left, y0 + top, x1 + left, y1 + top) if fitted.padded else None
-    return Edit(pixels, anew, strength, blend, growth, box)
+    return Edit(pixels, anew, strength, blend, growth, box, _notes(picture, region))
 
 
 def _check_model(model: Model) -> None:
@@ -104,11 +111,26 @@ def _region(picture: Picture, mask: object, strength: float | None) -> Bools | N
     return None if strength is not None else picture.transparent
 
 
+def _notes(picture: Picture, region: Bools | None) -> tuple[str, ...]:
+    """That transparency does not say what is painted anew, where something else does."""
+    if picture.transparent is None:
+        return ()
+    left = picture.transparent if region is None else picture.transparent & ~region
+    if not left.any():
+        return ()
+    what = "the strength says" if region is None else "the mask or box says"
+    return (f"{what} what is painted anew: transparent parts of the image count as white",)
+
+
 def _check_strength(strength: object, mask: object, outpaint: object, blend: bool) -> None:
     is_number = isinstance(strength, (int, float, np.integer, np.floating))
     if not is_number or isinstance(strength, bool) or not 0 < strength <= 1:  # type: ignore[operator]
         raise RequestError(f"strength must be above 0 and at most 1, got {strength!r}")
-    others = (("mask", mask is not None), ("outpaint", outpaint is not None), ("blend", blend))
+    others = (
+        ("the mask or box", mask is not None),
+        ("the sides to outpaint", outpaint is not None),
+        ("blending", blend),
+    )
     if given := [name for name, there in others if there]:
         raise RequestError(
             f"strength changes tokens all over the picture: leave out {' and '.join(given)}, or it"
@@ -123,18 +145,27 @@ def _fitted(region: Bools | None, fitted: Fit) -> Bools | None:
     if not found.any():
         raise RequestError(
             "nothing is left of what is to be painted anew: fit crop cuts it off (use pad or "
-            "stretch), or it is thinner than a pixel of the bundle's"
+            "stretch)"
         )
     return found
 
 
-def _check_size(size: tuple[int, int], window: tuple[int, int], strength: float | None) -> None:
+def _check_size(
+    size: tuple[int, int],
+    window: tuple[int, int],
+    strength: float | None,
+    *,
+    fit: str,
+    grows: bool,
+) -> None:
     """Refuse a picture that no window covers, or that is too large."""
     height, width = size
+    ways = ["let it grow by less"] if grows else []
+    ways += ["use another fit than none"] if fit == "none" else []
     if height * width > MOST_PIXELS:
         raise RequestError(
-            f"the picture would have {width:,} × {height:,} pixels, more than {MOST_PIXELS:,}: let "
-            "it grow by less, or use another fit than none"
+            f"the picture would have {width:,} × {height:,} pixels, more than {MOST_PIXELS:,}: "
+            f"{' or '.join(ways)}"
         )
     if height < window[0] or width < window[1]:
         raise RequestError(

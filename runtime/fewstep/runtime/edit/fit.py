@@ -3,7 +3,8 @@
 ``crop`` takes the largest part of the bundle's proportions, from the middle. ``pad`` takes the
 whole picture, in the middle, and repeats its edges around it. ``stretch`` takes the whole picture
 and changes its proportions. ``none`` changes nothing. Colours are resampled by Lanczos's filter,
-masks by the nearest pixel.
+masks by the nearest pixel where they are enlarged; where they shrink, a pixel is in the mask if any
+that it is made of is.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from fewstep.runtime.edit.given import Bools, Box
 from fewstep.runtime.errors import RequestError, choose
 
 Pixels = npt.NDArray[np.uint8]
+
+_ROUNDING = 1e-6  # of a pixel
 
 FITS = ("crop", "pad", "stretch", "none")
 
@@ -51,10 +54,10 @@ class Fit:
     def mask(self, mask: Bools) -> Bools:
         """A mask of the picture fitted, ``[H, W]``; what is beside the picture stays."""
         left, top, right, bottom = self.target
-        rows = _nearest(self.source[1], self.source[3], bottom - top, mask.shape[0])
-        columns = _nearest(self.source[0], self.source[2], right - left, mask.shape[1])
         found = np.zeros(self.size, np.bool_)
-        found[top:bottom, left:right] = mask[np.ix_(rows, columns)]
+        inner = _resized(mask, self.source[1], self.source[3], bottom - top)
+        inner = _resized(inner.T, self.source[0], self.source[2], right - left).T
+        found[top:bottom, left:right] = inner
         return found
 
     def _around(self, inner: Pixels) -> Pixels:
@@ -88,7 +91,19 @@ def fit_of(how: str, size: tuple[int, int], to: tuple[int, int]) -> Fit:
     return Fit((0, 0, width, height), (left, top, left + inner[0], top + inner[1]), to)
 
 
-def _nearest(start: float, end: float, count: int, most: int) -> npt.NDArray[np.int64]:
-    """Which of ``most`` pixels the centres of ``count`` between start and end lie in."""
-    centres = start + (np.arange(count) + 0.5) * (end - start) / count
-    return np.floor(centres).astype(np.int64).clip(0, most - 1)
+def _resized(mask: Bools, start: float, end: float, count: int) -> Bools:
+    """The rows of a mask between start and end, fractions as well, as ``count`` rows.
+
+    A row is the one that its centre lies in; or, where there are more than ``count``, any of those
+    that it covers, if only in part.
+    """
+    each, most = (end - start) / count, len(mask)
+    if each <= 1:
+        centres = start + (np.arange(count) + 0.5) * each
+        return mask[np.floor(centres).astype(np.int64).clip(0, most - 1)]
+    edges = start + np.arange(count + 1) * each
+    first = np.floor(edges[:-1] + _ROUNDING).astype(np.int64).clip(0, most - 1)
+    last = np.ceil(edges[1:] - _ROUNDING).astype(np.int64).clip(first + 1, most)
+    below = np.pad(mask, ((0, 1), (0, 0)))  # ``last`` has to be a row
+    found: Bools = np.logical_or.reduceat(below, np.stack([first, last], 1).ravel(), 0)[::2]
+    return found

@@ -87,18 +87,20 @@ def mask_of(mask: object, size: tuple[int, int]) -> Bools:
         return _box(mask, size)
     if isinstance(mask, np.ndarray) and mask.ndim == 2 and mask.dtype.kind in "biu":
         found: Bools = mask != 0
+        said = "it is 0 everywhere"
     else:
         picture = picture_of(mask, "mask")
         found = picture.transparent if picture.transparent is not None else _light(picture.rgb)
+        said = (
+            "what is lighter than mid-grey (127 of 255) is painted anew, or, of a mask with "
+            "transparency, what is transparent"
+        )
     if found.shape != size:
         raise RequestError(
-            f"mask must be as large as the image, {_size(size)}, got {_size(found.shape)}"
+            f"the mask must be as large as the image, {_size(size)}, got {_size(found.shape)}"
         )
     if not found.any():
-        raise RequestError(
-            "mask covers nothing: white (or, where it has transparency, transparent) is what is "
-            "painted anew"
-        )
+        raise RequestError(f"the mask covers nothing: {said}")
     return found
 
 
@@ -108,8 +110,8 @@ def _box(box: Sequence[Any], size: tuple[int, int]) -> Bools:
     left, top, right, bottom = box if whole else (0, 0, 0, 0)
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
         raise RequestError(
-            f"a box is (left, top, right, bottom) inside of the image, {_size(size)}, with right "
-            f"and bottom beyond left and top; got {brief(tuple(box))}"
+            f"a box is left, top, right, bottom inside of the image, {_size(size)}, with right "
+            f"and bottom beyond left and top; got {brief(', '.join(map(str, box)))}"
         )
     found = np.zeros(size, np.bool_)
     found[top:bottom, left:right] = True

@@ -19,7 +19,7 @@ from fewstep.runtime.edit.blend import Weights, blended, seam
 from fewstep.runtime.edit.edit import Edit
 from fewstep.runtime.edit.fit import Pixels
 from fewstep.runtime.edit.given import Bools
-from fewstep.runtime.edit.windows import windows
+from fewstep.runtime.edit.windows import Window, windows
 from fewstep.runtime.preview import Callback, StepPreview, steps_of
 from fewstep.runtime.progress import Progress, no_progress
 from fewstep.runtime.request import derived_seed, seeds_of
@@ -55,10 +55,12 @@ def painted(
         DeviceError: as of :meth:`Generator.run <fewstep.runtime.generator.Generator.run>`.
     """
     if planned.size != generator.model.info.image_size or planned.blend:
-        return _Canvas(generator, planned, every).paint(progress, callback)
+        found = _Canvas(generator, planned, every).paint(progress, callback)
+        return replace(found, notes=(*planned.notes, *found.notes))
     pixels = np.broadcast_to(planned.pixels, (len(every["seed"]), *planned.pixels.shape))
     request = _window_request(generator, pixels, planned.anew, planned.strength, every)
-    return generator.run(request, progress=progress, callback=callback)
+    found = generator.run(request, progress=progress, callback=callback)
+    return replace(found, notes=(*planned.notes, *found.notes))
 
 
 class _Canvas:
@@ -70,20 +72,20 @@ class _Canvas:
         self._pixels = np.repeat(planned.pixels[None], len(every["seed"]), 0)
         self._unknown = planned.anew.copy()
         info = generator.model.info
-        places = windows(planned.anew, info.image_size, info.cell, planned.origin)
-        self._places, self._seam = list(places), max(info.cell)
+        found = windows(planned.anew, info.image_size, info.cell, planned.origin)
+        self._windows, self._seam = list(found), max(info.cell)
 
     def paint(self, progress: Progress, callback: Callback | None) -> Result:
         """The result, whose images are of the whole picture."""
         results: list[Result] = []
         steps = 0
-        for number, place in enumerate(self._places):
+        for number, window in enumerate(self._windows):
 
             def made(what: str, done: float, number: int = number) -> None:
-                progress(what, (number + done) / len(self._places))
+                progress(what, (number + done) / len(self._windows))
 
             watch = None if callback is None else self._watching(number, steps, callback)
-            results.append(self._window(number, place, made, watch))
+            results.append(self._paint(number, window, made, watch))
             steps += steps_of(results[-1].trace)
         stages = dict.fromkeys(stage for each in results for stage in each.timings_ms)
         sums = {stage: sum(e.timings_ms.get(stage, 0.0) for e in results) for stage in stages}
@@ -92,43 +94,47 @@ class _Canvas:
         last = results[-1]
         return replace(last, images=self._pixels, seeds=seeds, timings_ms=sums, notes=notes)
 
-    def _window(
+    def _paint(
         self,
         number: int,
-        place: tuple[slice, slice],
+        window: Window,
         progress: Progress,
         callback: Callback | None,
     ) -> Result:
-        """Paint one window; from then on it is known."""
+        """Paint one window; from then on what it paints is known."""
+        place = window.place
         anew, inside = self._unknown[place], (slice(None), *place)
         own: list[int] = self._every["seed"]
         seeds = [derived_seed(each, "window", number) for each in own] if number else own
         every = {**self._every, "seed": seeds}
         request = _window_request(self._generator, self._pixels[inside], anew, None, every)
         result = self._generator.run(request, progress=progress, callback=callback)
-        self._pixels = _painted_over(self._pixels, place, result.images, self._weights(place))
+        self._pixels = _painted_over(self._pixels, place, result.images, self._weights(window))
         self._unknown = self._unknown.copy()  # previews still know what was unknown
-        self._unknown[place] = False
+        self._unknown[place] &= ~window.paints
         return result
 
-    def _weights(self, place: tuple[slice, slice]) -> Weights:
-        return seam(self._unknown[place], self._seam)
+    def _weights(self, window: Window) -> Weights:
+        return seam(window.paints, self._seam)
 
     def _watching(self, number: int, before: int, callback: Callback) -> Callback:
         """A callback for one window, that is told of the whole picture."""
-        place, several = self._places[number], len(self._places) > 1
-        pixels, unknown, weights = self._pixels, self._unknown, self._weights(place)
-        window = f"window {number + 1} of {len(self._places)}, " if several else ""
+        window, several = self._windows[number], len(self._windows) > 1
+        pixels, unknown, weights = self._pixels, self._unknown, self._weights(window)
+        place, said = window.place, ""
+        if several:
+            said = f"window {number + 1} of {len(self._windows)}, "
 
         def watch(step: int, preview: StepPreview) -> None:
             rows = slice(preview.rows.start, preview.rows.stop)
             undecided = np.repeat(unknown[None], len(preview.rows), 0)
-            undecided[(slice(None), *place)] &= _enlarged(preview.undecided, place)
+            left = _enlarged(preview.undecided, place) | ~window.paints  # to other windows
+            undecided[(slice(None), *place)] &= left
 
             def decode() -> Pixels:
                 return _painted_over(pixels[rows], place, preview.pixels, weights)
 
-            caption = window + preview.caption
+            caption = said + preview.caption
             seen = StepPreview(
                 preview.rows, caption, undecided, decode, preview.request, preview.trace
             )

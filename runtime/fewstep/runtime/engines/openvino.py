@@ -11,6 +11,7 @@ import contextlib
 import functools
 import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from fewstep.runtime.records import GraphInfo
 _CPU = "CPU"
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _CAPABILITIES = {"bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
+_IMPORTING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -95,14 +97,15 @@ def _loaded() -> OpenVino:
 def _without_telemetry() -> Iterator[None]:
     """Keep what is imported from reporting to Google Analytics: without this module it does not."""
     name = "openvino_telemetry"
-    before = sys.modules.get(name)
-    sys.modules[name] = None  # type: ignore[assignment]  # as Python has it for what is absent
-    try:
-        yield
-    finally:
-        del sys.modules[name]
-        if before is not None:
-            sys.modules[name] = before
+    with _IMPORTING:  # threads that open generators at once
+        before = sys.modules.get(name)
+        sys.modules[name] = None  # type: ignore[assignment]  # as Python has it for what is absent
+        try:
+            yield
+        finally:
+            sys.modules.pop(name, None)
+            if before is not None:
+                sys.modules[name] = before
 
 
 class OpenVinoEngine:

@@ -99,7 +99,7 @@ def open_backend(bundle: Bundle, wanted: Wanted) -> Opened:
         RequestError: a backend that does not run on this device, a precision that nothing makes.
         FewstepError: of the backend asked for, or of the last that ``auto`` tries.
     """
-    _require_known(bundle, wanted.precision)
+    require_possible(bundle, wanted)
     passed_over = dict[str, str]()
     for backend in MODULES if wanted.device != "cpu" else ():
         if wanted.backend == backend:
@@ -127,12 +127,6 @@ def open_backend(bundle: Bundle, wanted: Wanted) -> Opened:
 
 def _open_other(bundle: Bundle, wanted: Wanted) -> Opened:
     """ONNX Runtime on the GPU that was asked for, or what runs on the CPU."""
-    if wanted.backend in MODULES or (wanted.backend, wanted.device) == ("openvino", "cuda"):
-        place = "cuda" if wanted.backend in MODULES else "cpu"
-        raise RequestError(
-            f"backend {wanted.backend} needs device {place}, got {wanted.device}; leave the device "
-            "out, or use backend onnxruntime"
-        )
     if wanted.device == "cuda":
         return _open(bundle, wanted, "onnxruntime", "cuda")
     if wanted.backend != "auto":
@@ -151,6 +145,21 @@ def _image_ms(bundle: Bundle, wanted: Wanted, backend: str) -> float:
 
     with contextlib.closing(_open(bundle, wanted, backend, "cpu")) as opened:
         return image_ms(bundle, opened.device, opened.engines)
+
+
+def require_possible(bundle: Bundle, wanted: Wanted) -> None:
+    """Refuse what can be refused without opening anything.
+
+    Raises:
+        RequestError: a backend that does not run on this device, a precision that nothing makes.
+    """
+    _require_known(bundle, wanted.precision)
+    place = {**dict.fromkeys(MODULES, "cuda"), "openvino": "cpu"}.get(wanted.backend)
+    if place is not None and wanted.device not in ("auto", place):
+        raise RequestError(
+            f"backend {wanted.backend} needs device {place}, got {wanted.device}; leave the device "
+            "out, or use backend onnxruntime"
+        )
 
 
 def _require_known(bundle: Bundle, precision: str) -> None:

@@ -125,7 +125,7 @@ def _remask(
         *(confidence, sampled, parameters, mask, mask_token, at_least_one),
         *(ties, count, rows, next_tokens),
     )
-    moved = count * ((9 if at_least_one else 8) * batch + 4 * rows)
+    moved = count * (9 * batch + 4 * rows)
     return launch("remask", (batch, 1), THREADS, "PPPPiiiiiP", arguments, moved)
 
 

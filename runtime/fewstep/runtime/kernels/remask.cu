@@ -1,12 +1,12 @@
 // Top-k confidence masking: keep the most confident tokens, mask the rest again.
 //
-// With N tokens, mask ratio g (column 0 of the parameters) and confidences sorted ascending:
+// With M tokens masked at the start, mask ratio g (column 0 of the parameters) and confidences sorted
+// ascending:
 //
-//     k    = min(floor(N g), N - 1)
+//     k    = min(floor(M g), M - 1)
 //     next = mask token where confidence < sorted[k], else the sampled token
 //
-// With at_least_one, for M tokens masked at the start and m before the step (whose confidence is
-// not infinite):
+// With at_least_one, for m tokens masked before the step (whose confidence is not infinite):
 //
 //     k    = max(1, min(floor(M g), m - 1))     at_least_one = 1
 //     k    = min(max(1, floor(M g)), m - 1)     at_least_one = 2
@@ -14,7 +14,7 @@
 // With ties, what is known or has confidence > sorted[k - 1] stays instead, if k > 0.
 //
 // confidence [batch, count] float32, sampled [batch, count] int32, parameters [batch, 4] float32,
-// mask [batch, count] uint8 (not 0 where masked at the start; read with at_least_one only)
+// mask [batch, count] uint8 (not 0 where masked at the start)
 // -> next_tokens [rows, count] int32, rows = batch or 2 batch (the same twice). count <= 4096.
 //
 // The k-th smallest is selected digit by digit (radix 256, most significant first) on keys in
@@ -22,7 +22,7 @@
 //
 // Launch: one block of 256 threads per image.
 // Shared memory: 4 bytes per token of the largest image (16 KiB), a histogram of 1 KiB, 20 bytes.
-// Memory: reads 8 bytes per token, writes 4 bytes per token and row.
+// Memory: reads 9 bytes per token, writes 4 bytes per token and row.
 
 #include "warp.cuh"
 
@@ -74,19 +74,17 @@ extern "C" __global__ void __launch_bounds__(256)
   const int image = blockIdx.x, batch = gridDim.x, thread = threadIdx.x;
   const size_t first = static_cast<size_t>(image) * count;
   for (int at = thread; at < count; at += blockDim.x) keys[at] = key_of(confidence[first + at]);
-  if (thread == 0) started = undecided = at_least_one ? 0 : count;
+  if (thread == 0) started = undecided = 0;
   __syncthreads();
-  if (at_least_one) {
-    for (int at = thread; at < count; at += blockDim.x) {
-      if (mask[first + at] != 0) atomicAdd(&started, 1);
-      if (keys[at] != kKnown) atomicAdd(&undecided, 1);
-    }
-    __syncthreads();
+  for (int at = thread; at < count; at += blockDim.x) {
+    if (mask[first + at] != 0) atomicAdd(&started, 1);
+    if (at_least_one && keys[at] != kKnown) atomicAdd(&undecided, 1);
   }
+  __syncthreads();
   if (thread == 0) {
     int masked = static_cast<int>(floorf(static_cast<float>(started) * parameters[image * 4]));
     if (at_least_one == kDecided) masked = max(masked, 1);
-    masked = min(masked, undecided - 1);
+    masked = min(masked, (at_least_one ? undecided : started) - 1);
     if (at_least_one == kKept) masked = max(masked, 1);
     masked = max(0, min(masked, count - 1));
     with_ties = ties && masked > 0;

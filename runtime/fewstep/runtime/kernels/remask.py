@@ -1,16 +1,17 @@
 """Top-k confidence masking: keep the most confident tokens, mask the rest again.
 
-With N tokens, mask ratio γ and confidences sorted ascending:
+With M tokens masked at the start, mask ratio γ and confidences sorted ascending:
 
-    k    = min(⌊N·γ⌋, N − 1)
+    k    = min(⌊M·γ⌋, M − 1)
     next = mask where confidence < sorted[k], else the sampled token
 
 Strictly less, as in the official AdaNAT sampler: k positions are masked, fewer on a tie with the
-k-th. N·γ is taken in float32, as there. Where ties are masked, as in 1d-tokenizer and AutoNAT,
-confidence ≤ sorted[k − 1] is masked, which is k positions or more.
+k-th. M·γ is taken in float32, as there. M is all N tokens there; in an edit it is those that are
+decided anew, so that they are decided over all steps, as MaskGIT's are. Where ties are masked, as
+in 1d-tokenizer and AutoNAT, confidence ≤ sorted[k − 1] is masked, which is k positions or more.
 
-Where every step has to decide at least one token, with M tokens masked at the start and m before
-the step, as in MaskGIT (``parallel_decode.py`` of google-research/maskgit):
+Where every step has to decide at least one token, with m tokens masked before the step, as in
+MaskGIT (``parallel_decode.py`` of google-research/maskgit):
 
     k    = max(1, min(⌊M·γ⌋, m − 1))
 
@@ -83,12 +84,12 @@ def remask(
     """
     batch, count = confidence.shape
     for image in range(batch):
-        most, started = count, count
-        if at_least_one:
-            most, started = 0, 0
-            for position in range(count):
-                most += confidence[image, position] != np.inf
-                started += mask[image, position] != 0
+        most, started = 0, 0
+        for position in range(count):
+            most += confidence[image, position] != np.inf
+            started += mask[image, position] != 0
+        if not at_least_one:
+            most = started
         masked = int(np.floor(np.float32(started) * parameters[image, 0]))
         if at_least_one == _DECIDED:
             masked = max(masked, 1)

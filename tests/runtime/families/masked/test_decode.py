@@ -68,7 +68,7 @@ class Plain:
         It starts from all tokens masked, or from the tokens ``start [N]``.
         """
         tokens = np.full(_TOKENS, _MASK, np.int64) if start is None else start
-        sampled = tokens
+        sampled, free = tokens, int((tokens == _MASK).sum())
         for step in range(steps):
             logits, features = self._pass(tokens, condition)
             unguided, _ = self._pass(tokens, self.unconditional)
@@ -78,7 +78,7 @@ class Plain:
                 ratio, masking, sampling, guidance = parameters(step, steps)
             logits = logits + guidance * (logits - unguided)
             sampled, confidence = _sample(logits, tokens, seed, step, sampling, masking)
-            k = min(math.floor(_TOKENS * ratio), _TOKENS - 1)
+            k = max(0, min(math.floor(free * ratio), free - 1))
             tokens = np.where(confidence < np.sort(confidence)[k], _MASK, sampled)
         return sampled
 

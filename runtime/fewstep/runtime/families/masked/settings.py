@@ -10,13 +10,23 @@ from pydantic import BeforeValidator, Field
 
 from fewstep.runtime.decoders import DECODER_SETTING
 from fewstep.runtime.families.masked.schedule_file import expanded, named_file
-from fewstep.runtime.settings import PRESET, Alias, PerStep, RampOrList, Settings, Whole
+from fewstep.runtime.settings import (
+    PRESET,
+    Alias,
+    PerStep,
+    RampOrList,
+    Settings,
+    Whole,
+    at_most,
+)
 
 CONFIDENCE = "confidence"
 """The order that is not known before: the most confident positions first."""
 
 RAMPS = ("guidance", "sampling_temperature", "masking_temperature")
 """What a fixed schedule ramps, and a policy decides by itself."""
+
+_MOST = 1e6  # logits times more than this leave the range of float32
 
 
 def _named(value: object) -> object:
@@ -58,20 +68,20 @@ class MaskedSettings(Settings):
         "square-root, logarithmic, policy, a policy's name, mask ratios such as "
         "0.9,0.5,0, or a YAML or JSON file with values for every step.",
     )
-    guidance: RampOrList = Field(
+    guidance: Annotated[RampOrList, at_most(_MOST)] = Field(
         default=(0.0, 3.0),
         description="Guidance scale; START:END is a ramp, 0,1,2 a value for every step.",
     )
-    sampling_temperature: RampOrList = Field(
+    sampling_temperature: Annotated[RampOrList, at_most(_MOST)] = Field(
         default=(1.0, 1.0),
         description="Divides the logits; START:END is a ramp, 1,1,0.9 a value for every step.",
     )
-    masking_temperature: RampOrList = Field(
+    masking_temperature: Annotated[RampOrList, at_most(_MOST)] = Field(
         default=(4.5, 0.0),
         description="Scales the noise on confidences, 0 is greedy; START:END is a ramp, 3,1,0 a "
         "value for every step.",
     )
-    softmax_temperature: RampOrList = Field(
+    softmax_temperature: Annotated[RampOrList, at_most(_MOST)] = Field(
         default=(1.0, 1.0),
         description="Divides the logits before sampling and confidences, where these are logits "
         "(1d-tokenizer's annealing is 1.3:0.5); START:END is a ramp.",
