@@ -27,7 +27,7 @@ from fewstep.runtime.errors import RequestError, brief
 from fewstep.server.errors import FieldError, UneditableError, blamed
 from fewstep.server.models import is_editable
 from fewstep.server.openai_fields import EDIT, truth, whole
-from fewstep.server.order import MAX_IMAGES
+from fewstep.server.order import MAX_IMAGES, MAX_WINDOWS
 from fewstep.server.pictures import picture_of
 from fewstep.server.worker import Worker
 
@@ -42,10 +42,12 @@ _BOX = re.compile(r"\s*,\s*".join([r"(\d{1,9})"] * 4), re.ASCII)
 @dataclass(frozen=True)
 class Planned:
     """An edit that was checked: ``about``, arguments of ``Generator.edit`` about the picture, which
-    is fitted already. ``box``: where it lies in the result, if it was padded."""
+    is fitted already. ``box``: where it lies in the result, if it was padded. ``notes``: what to
+    know of it."""
 
     about: Mapping[str, Any]
     box: Box | None
+    notes: tuple[str, ...]
 
 
 def edit_of(
@@ -104,6 +106,13 @@ def planned(worker: Worker, given: Mapping[str, Any], count: int) -> Planned:
             f"{count} × {width} × {height} pixels are too many, at most {MOST_PAINTED:,} are "
             "painted at once",
         )
+    rows, columns = worker.model.info.image_size
+    if edit.anew is not None and edit.anew.sum() > MAX_WINDOWS // count * rows * columns:
+        raise FieldError(
+            "n",
+            f"what is painted anew would take more than {MAX_WINDOWS} windows of {columns}x{rows} "
+            "in all: paint less, or ask for fewer images",
+        )
     left, top, right, bottom = (edit.growth or dict.fromkeys(SIDES, 0)).values()
     inside = slice(top, height - bottom), slice(left, width - right)
     about: dict[str, Any] = {"image": np.ascontiguousarray(edit.pixels[inside]), "fit": "none"}
@@ -113,7 +122,7 @@ def planned(worker: Worker, given: Mapping[str, Any], count: int) -> Planned:
         about["outpaint"] = edit.growth
     if edit.strength is not None:
         about["strength"] = edit.strength
-    return Planned({**about, "blend": edit.blend}, edit.box)
+    return Planned({**about, "blend": edit.blend}, edit.box, edit.notes)
 
 
 def require_editable(worker: Worker) -> None:

@@ -12,6 +12,7 @@ import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ def router(models: Models) -> APIRouter:
         worker = models.named(_name(fields))
         edit = await decoding(lambda: edit_of(worker, fields, files))
         files.clear()
-        asked = asked_of(worker, fields, edit.about, edit.box)
+        asked = replace(asked_of(worker, fields, edit.about, edit.box), notes=edit.notes)
         return await _answer(request, worker, asked, "image_edit")
 
     return routes
@@ -287,7 +288,7 @@ def _told(worker: Worker, asked: Asked, made: Made) -> dict[str, Any]:
         "steps": made.steps,
         "timings_ms": {stage: round(ms, 3) for stage, ms in made.timings_ms.items()},
         "batch": made.batch,
-        "notes": list(made.notes),
+        "notes": [*asked.notes, *made.notes],
         **({} if asked.box is None else {"box": list(asked.box)}),
         **_parameters(made.parameters),
     }

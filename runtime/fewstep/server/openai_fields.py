@@ -45,7 +45,8 @@ _SHOWN = 60  # characters of what was given
 class Asked:
     """A request for images: of what, and how they are sent.
 
-    ``box``: where the picture of an edit lies in its images, if it was padded.
+    ``box``: where the picture of an edit lies in its images, if it was padded. ``notes``: what to
+    know of it.
     """
 
     order: Order
@@ -53,6 +54,7 @@ class Asked:
     format: Format
     quality: int | None
     box: Box | None = None
+    notes: tuple[str, ...] = ()
 
 
 def asked_of(
