@@ -48,7 +48,7 @@ class FieldError(RequestError):
 
 
 def blamed(error: RequestError, fields: Collection[str]) -> RequestError:
-    """The same with its field, where its message begins with the name of one."""
+    """The same with its field, where its message begins with the name of one, or "the" and that."""
     name = str(error).removeprefix("the ").partition(" ")[0]
     known = name in fields and not isinstance(error, FieldError)
     return FieldError(name, str(error)) if known else error
