@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import uvicorn
 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.generator import Generator
 from fewstep.server.app import create_app
 from fewstep.server.guard import Access
+from fewstep.server.job import Job
 from fewstep.server.metrics import Metrics
 from fewstep.server.models import Models, named_openings
+from fewstep.server.order import Order
 from fewstep.server.run import listening
 from fewstep.server.worker import Opening, Worker
 
@@ -133,3 +136,15 @@ def until(true: Callable[[], Any]) -> None:
     while not true():
         assert time.monotonic() < end, "it never came to be"
         time.sleep(0.005)
+
+
+def job_of(worker: Worker, prompt: str = "shirt", seed: int = 0, **order: Any) -> Job:
+    """A job for a worker."""
+    return Order(prompt, seed=seed, **order).job(worker.model, worker.steps_of)
+
+
+def alone(bundle: Path, class_id: int, seeds: Sequence[int], **settings: Any) -> np.ndarray:
+    """Images of a class, each made alone."""
+    with Generator.open(bundle, threads=1) as generator:
+        made = [generator.generate(class_ids=[class_id], seed=s, **settings) for s in seeds]
+    return np.concatenate([each.images for each in made])

@@ -72,7 +72,7 @@ WHERE_IS = {
     "which classes and seeds a run makes": "balanced",
     "what a PNG says of itself": "PngInfo",
     "seeds of candidates, and which is kept": "def candidates(",
-    "which requests run together, and how long one waits": "def batches(",
+    "which requests run together, and how long one waits": "class Line",
     "who is refused for lack of room; the thread of a generator": "raise BusyError(",
     "who may ask the server, and how much": "class Access:",
     "bulk generation on many machines": "def generate(",

@@ -116,7 +116,80 @@ def test_an_edit_is_not_made_again_from_nothing(
     assert fewstep("edit", edit_bundle, *words).code == 0
     again = fewstep("generate", edit_bundle, "--like", out, "--out", tmp_path / "again.png")
     assert again.code == 1
-    assert "an edit of another: make it again with fewstep edit" in again.err
+    assert "is an edit: make it again with fewstep edit --like" in again.err
+
+
+@pytest.mark.parametrize("how", ["--mask", "--box", "--outpaint", "--strength"])
+def test_an_edit_is_made_again_of_the_same_image(
+    fewstep: Terminal, edit_bundle: Path, picture: Path, mask: Path, tmp_path: Path, how: str
+) -> None:
+    values = {"--mask": mask, "--box": "2,1,5,4", "--outpaint": "left:4,top:2", "--strength": 0.5}
+    one, two = tmp_path / "one.png", tmp_path / "two.png"
+    words = ["edit", edit_bundle, "--image", picture, how, values[how], "--class", 2, 1]
+    more = ["--fit", "stretch", "--steps", 3, "--seed", 5, "--scale", 2]
+    made = fewstep(*words, *more, "--out", one)
+    assert made.code == 0, made.err
+    like = ["edit", edit_bundle, "--like", one, "--image", picture, "--out", two]
+    masked = ["--mask", mask] if how == "--mask" else []
+    again = fewstep(*like, *masked)
+    assert again.code == 0, again.err
+    assert (_pixels(one) == _pixels(two)).all()
+    assert read_record(one) == read_record(two)
+    assert "next: fewstep edit" in made.out and "--like" in made.out
+    assert "next: " not in again.out
+    other = fewstep(*like, "--box", "0,0,8,3", "--class", 0, "--count", 2)
+    assert other.code == 0, other.err
+    record = read_record(two)
+    assert (record["edit"]["box"], record["seeds"]) == ([0, 0, 8, 3], [5, 6])
+    assert record["settings"] == read_record(one)["settings"]
+    assert not {"mask", "outpaint", "strength"} & record["edit"].keys()
+
+
+def test_an_edit_of_something_else_is_not_made_again(
+    fewstep: Terminal, edit_bundle: Path, picture: Path, mask: Path, tmp_path: Path
+) -> None:
+    out, plain, other = tmp_path / "out.png", tmp_path / "plain.png", tmp_path / "other.png"
+    Image.new("RGB", (8, 8), "white").save(other)
+    words = ["--image", picture, "--mask", mask, "--class", 1, "--steps", 1, "--out", out]
+    assert fewstep("edit", edit_bundle, *words).code == 0
+    assert fewstep("generate", edit_bundle, "--class", 1, "--steps", 1, "--out", plain).code == 0
+    for like, image, more, said in (
+        (out, picture, (), "was made with a mask: give it too, as --mask"),
+        (out, picture, ("--mask", other), "other.png is not the mask of"),
+        (out, other, ("--mask", mask), "other.png is not what .*out.png was made of"),
+        (out, tmp_path / "absent.png", (), "absent.png is no picture.*no such file"),
+        (plain, picture, (), "is no edit: make it again with fewstep generate --like"),
+        (picture, picture, (), "does not say how it was made"),
+    ):
+        words = ["edit", edit_bundle, "--like", like, "--image", image, *more]
+        refused = fewstep(*words, "--out", tmp_path / "no.png")
+        assert refused.code == 1
+        assert re.search(said, refused.err), refused.err
+
+
+def test_a_folder_of_edits_goes_on(
+    fewstep: Terminal, edit_bundle: Path, picture: Path, tmp_path: Path
+) -> None:
+    words = ["edit", edit_bundle, "--image", picture, "--strength", 1, "--class", 1, "--steps", 1]
+    words += ["--out", tmp_path / "folder", "--resume", "--json"]
+    for count, kept in ((2, 0), (5, 2), (5, 5)):
+        outcome = fewstep(*words, "--count", count)
+        assert outcome.code == 0, outcome.err
+        said = json.loads(outcome.out)
+        assert (said["images"], said["kept"]) == (count - kept, kept)
+
+
+def test_transparency_that_says_nothing_is_noted(
+    fewstep: Terminal, edit_bundle: Path, picture: Path, tmp_path: Path
+) -> None:
+    holed = np.dstack([_pixels(picture), np.full((8, 8), 255, np.uint8)])
+    holed[:, 4:, 3] = 0
+    Image.fromarray(holed).save(tmp_path / "holed.png")
+    words = ["edit", edit_bundle, "--image", tmp_path / "holed.png", "--class", 1, "--steps", 1]
+    for how in (["--box", "0,0,3,3"], ["--strength", 0.5], []):
+        outcome = fewstep(*words, *how, "--out", tmp_path / "out.png")
+        assert outcome.code == 0, outcome.err
+        assert ("transparent parts of the image count as white" in outcome.err) == bool(how)
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
@@ -137,17 +210,21 @@ def _bomb(path: Path) -> None:
         ("--image absent.png --strength 1 --class 1", "absent.png is no picture.*no such file"),
         ("--image folder --strength 1 --class 1", "folder is no picture.*directory"),
         ("--image text.png --strength 1 --class 1", "text.png is no picture"),
-        ("--image cut.png --strength 1 --class 1", "cut.png is no picture"),
+        (
+            "--image cut.png --strength 1 --class 1",
+            "cut.png is no picture that can be read: it is truncated",
+        ),
         ("--image bomb.png --strength 1 --class 1", "bomb.png is no picture.*89,478,485 pixels"),
         ("--image in.png --mask absent.png --class 1", "absent.png is no picture"),
         ("--image in.png --mask wide.png --class 1", "as large as the image, 8 × 8, got 9 × 8"),
         ("--image in.png --mask mask.png --box 0,0,1,1 --class 1", "--mask or --box, not both"),
-        ("--image in.png --box 0,0,1 --class 1", "a box is"),
+        ("--image in.png --box 0,0,1 --class 1", "--box takes left, top.* got 0,0,1"),
+        ("--image in.png --box 0,0,9,1 --class 1", "a box is left, top.*; got '0, 0, 9, 1'"),
         ("--image in.png --box a,b,c,d --class 1", "--box takes left, top, right and bottom"),
-        ("--image in.png --outpaint left --class 1", "at least 0, got '' for left"),
+        ("--image in.png --outpaint left --class 1", "as left:64,top:32, got 'left'"),
         ("--image in.png --outpaint up:3 --class 1", "unknown side"),
         ("--image in.png --strength 2 --class 1", "at most 1, got 2"),
-        ("--image in.png --class 1", "nothing to paint anew"),
+        ("--image in.png --class 1", "give a mask, a box"),
         ("--image in.png --strength 1", "give --class"),
         ("--image in.png --strength 1 --class sheo", "unknown class"),
         ("--image in.png --strength 1 --text x", "class-conditional"),
@@ -159,9 +236,12 @@ def _bomb(path: Path) -> None:
             "--image in.png --outpaint left:9000 --class 1 --scale 64",
             "576,512 × 512 pixels is too large: use a smaller --scale",
         ),
-        ("--image in.png --strength 1 --class 1 --out in.png/x.png", "in.png"),
-        ("--image in.png --strength 1 --class 1 --out ./in.png", "in.png is what is edited"),
-        ("--image in.png --mask mask.png --class 1 --out mask.png", "mask.png is what is edited"),
+        ("--image in.png --strength 1 --class 1 --out in.png/x.png", "in.png is a file"),
+        ("--image in.png --strength 1 --class 1 --out ./in.png", "in.png is read for the edit"),
+        (
+            "--image in.png --mask mask.png --class 1 --out mask.png",
+            "mask.png is read for the edit",
+        ),
     ],
 )
 def test_bad_words_and_files_are_known_before_engines_load(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from tests.conftest import Terminal
 from tests.prompts import with_encoder
 
-from fewstep import EngineError
+from fewstep import EngineError, RequestError
 from fewstep.integrations.ray import bulk
 
 pytest.importorskip("pyarrow", reason="pyarrow is not installed")
@@ -38,6 +39,9 @@ class _Data:
             yield from self.actor(table).to_pylist()
 
     def ActorPoolStrategy(self, **how: Any) -> None: ...
+
+    def is_initialized(self) -> bool:
+        return True
 
 
 @pytest.fixture(autouse=True)
@@ -86,3 +90,24 @@ def test_errors_of_an_actor_stay_what_they_are(tiny_bundle: Path, tmp_path: Path
     with pytest.raises(EngineError, match="no engines of tensorrt; build them with"):
         bulk.generate(tiny_bundle, "shirt", **asked)
     assert not (tmp_path / "set").exists()
+
+
+def test_a_cluster_that_does_not_answer_is_told(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, of the one that is named and of the last one that was started here."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setattr(_Data, "is_initialized", lambda self: False)
+    monkeypatch.setattr(bulk, "_CURRENT", tmp_path / "current")
+    monkeypatch.setenv("RAY_ADDRESS", address)
+
+    def refused() -> None:
+        with pytest.raises(RequestError, match=f"{address} .*: set RAY_ADDRESS to another"):
+            bulk.generate(tiny_bundle, "all", out=tmp_path / "out", **_SAME)
+        assert not (tmp_path / "out").exists()
+
+    refused()
+    monkeypatch.delenv("RAY_ADDRESS")
+    (tmp_path / "current").write_text(f"{address}\n")
+    refused()

@@ -51,7 +51,7 @@ def test_trying_a_place_leaves_it_as_it_was(place: Path, there: bool) -> None:
     ("name", "reason"),
     [
         ("folder", "it is a folder"),
-        ("file/x.png", "File exists"),
+        ("file/x.png", "file is a file, not a folder"),
         ("file/deep/x.png", "Not a directory"),
         ("new/" + "x" * 300, "File name too long"),
         ("x" * 300 + "/x.png", "File name too long"),

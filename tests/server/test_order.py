@@ -13,6 +13,7 @@ from tests.serving import LONG_S, opening, serving, working
 
 from fewstep.cli.record import order_of, read_record
 from fewstep.runtime.bundle import Bundle
+from fewstep.runtime.edit.windows import growth_of, windows
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.families import Model, family_of, model_of
 from fewstep.runtime.families.masked.family import PARAMETERS, PARAMETERS_IN_ORDER
@@ -121,14 +122,26 @@ def test_what_is_out_of_range_is_told(tiny_bundle: Path, order: dict[str, Any]) 
 
 
 @pytest.mark.parametrize(
-    ("outpaint", "count", "windows"),
-    [({"left": 0, "top": 4}, 1, 1), ({"left": 16}, 2, 4), ({"right": 8, "bottom": 8}, 1, 5)],
+    ("outpaint", "count"),
+    [({"top": 4}, 1), ({"left": 16}, 2), ({"left": 3, "right": 8, "bottom": 8}, 3), ({}, 4)],
 )
 def test_windows_of_an_edit_are_counted(
-    edit_bundle: Path, outpaint: dict[str, int], count: int, windows: int
+    edit_bundle: Path, outpaint: dict[str, int], count: int
 ) -> None:
-    job = _job(edit_bundle, count=count, edit={"image": None, "outpaint": outpaint})
-    assert (job.windows, job.load) == (windows, windows * count)
+    model = model_of(Bundle.read(edit_bundle))
+    edit: dict[str, Any] = {"image": np.zeros((8, 20, 3), np.uint8), "mask": np.eye(8, 20) > 0}
+    left, top, right, bottom = 0, 0, 0, 0
+    if outpaint:
+        left, top, right, bottom = growth_of(outpaint).values()
+        edit = {"image": np.zeros((8, 8, 3), np.uint8), "outpaint": outpaint}
+    unknown = np.pad(
+        edit.get("mask", np.zeros((8, 8), np.bool_)),
+        ((top, bottom), (left, right)),
+        constant_values=True,
+    )
+    planned = len([*windows(unknown, (8, 8), model.info.cell, (top, left))])
+    job = _job(edit_bundle, count=count, edit=edit)
+    assert planned / 2 <= job.windows <= 2 * planned and job.load == count * job.windows
     assert job.timed != _job(edit_bundle, count=count).timed
 
 
@@ -136,8 +149,13 @@ def test_windows_of_an_edit_are_counted(
 def test_edits_of_too_many_windows_are_refused(edit_bundle: Path, pixels: int, count: int) -> None:
     sides = dict.fromkeys(("left", "top", "right", "bottom"), pixels)
     with pytest.raises(FieldError, match="128 in all are the most") as refused:
-        _job(edit_bundle, count=count, edit={"image": None, "outpaint": sides})
+        picture = np.zeros((8, 8, 3), np.uint8)
+        _job(edit_bundle, count=count, edit={"image": picture, "outpaint": sides})
     assert refused.value.field == "outpaint"
+    large = {"image": np.zeros((256, 256, 3), np.uint8), "mask": np.ones((256, 256), np.bool_)}
+    with pytest.raises(FieldError, match="128 in all are the most") as refused:
+        _job(edit_bundle, count=count, edit=large)
+    assert refused.value.field == "mask"
 
 
 def test_texts_and_negative_texts_are_prompts(text_bundle: Path) -> None:

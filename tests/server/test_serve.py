@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from tests.serving import LONG_S, gated, until
+from tests.serving import LONG_S, gated, opening, serving, until
 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import DeviceLostError, RequestError
@@ -152,6 +152,17 @@ def test_ready_is_told_once_all_are_open(tiny_bundle: Path, var_bundle: Path, en
     assert told == [[True, True]]
 
 
+def test_two_models_open_with_openvino_at_once(tiny_bundle: Path, var_bundle: Path) -> None:
+    openvino = pytest.importorskip("fewstep.runtime.engines.openvino")
+    pytest.importorskip("openvino")
+    openvino._loaded.cache_clear()
+    openings = [opening(each, backend="openvino") for each in (tiny_bundle, var_bundle)]
+    with serving(openings) as served:
+        for name in ("tiny", "tiny VAR"):
+            answer = served.post("/v1/images/generations", prompt="0", model=name)
+            assert answer.status_code == 200, answer.text
+
+
 # The command line
 
 
@@ -183,8 +194,7 @@ def test_requests_are_said_to_those_who_want_more(tiny_bundle: Path, end_of: Any
     def say(line: str, status: int) -> None:
         lines.append((line, status))
 
-    opening = Opening(Bundle.read(tiny_bundle), threads=1)
-    service = Service([opening], Access(), log=say, ending=lambda: ends.append(1))
+    service = Service([opening(tiny_bundle)], Access(), log=say, ending=lambda: ends.append(1))
 
     def beside(url: str) -> None:
         until(lambda: service.models.first.ready)

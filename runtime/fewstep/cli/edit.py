@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -16,6 +16,8 @@ from fewstep.cli.common import (
     JsonOption,
     PrecisionOption,
     ThreadsOption,
+    command,
+    say_next,
     say_note,
     say_notes,
     show,
@@ -28,7 +30,10 @@ from fewstep.runtime.errors import RequestError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from fewstep.runtime.edit.given import Box
+
 _BATCH = 8
+_AGAIN = "again.png"
 
 
 def edit_command(
@@ -58,13 +63,15 @@ def edit_command(
         typer.Option(help="Decide this part of all tokens anew, above 0 and at most 1."),
     ] = None,
     fit: Annotated[
-        str,
+        str | None,
         typer.Option(
+            metavar="FIT",
             help="How the image becomes one of the bundle's size: crop (its middle), pad (its "
-            "edges repeated), stretch; none: it is as large or larger, and is painted in windows.",
+            "edges repeated), stretch; none: it is as large or larger, and is painted in windows. "
+            "By default crop.",
             autocompletion=lambda: ["crop", "pad", "stretch", "none"],
         ),
-    ] = "crop",
+    ] = None,
     blend: Annotated[
         bool,
         typer.Option("--blend", help="Put kept pixels back over the result, with a soft seam."),
@@ -80,8 +87,19 @@ def edit_command(
     text: TextOption = None,
     text_file: TextFileOption = None,
     negative: NegativeOption = None,
-    count: Annotated[int, typer.Option(min=1, help="Images of each class or text.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the first image; others count up.")] = 0,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            help="Make this edit of the image again, but for what is given beside it; a mask "
+            "has to be given too."
+        ),
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Images of each class or text, 1 by default.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the first image, 0 by default; others count up.")
+    ] = None,
     out_path: Annotated[
         Path,
         typer.Option(
@@ -98,6 +116,9 @@ def edit_command(
         int | None, typer.Option(min=1, max=64, help="Enlarge pixels to squares of this side.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images decoded together.")] = _BATCH,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Leave out the images that the folder has.")
+    ] = False,
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
@@ -107,11 +128,13 @@ def edit_command(
     """Paint parts of a picture anew, let it grow, or vary it.
 
     For bundles that were exported with --encoder. What is not painted anew keeps its tokens.
+    Pictures say how they were made: --like makes them again, of the same image.
     """
     from fewstep.cli import animation, pictures
-    from fewstep.cli.edited import EditMaker
-    from fewstep.cli.order import ordered
+    from fewstep.cli.edited import EditMaker, Region, again
+    from fewstep.cli.order import changed, ordered
     from fewstep.cli.produce import Target, produce
+    from fewstep.cli.record import compare, order_of, read_record
     from fewstep.runtime.bundle import Bundle
     from fewstep.runtime.condition import ClassCondition
     from fewstep.runtime.edit.edit import edit_of
@@ -125,31 +148,40 @@ def edit_command(
         animation.check_suffix(trace)
     if mask is not None and box is not None:
         raise RequestError("give --mask or --box, not both")
-    _check_kept(image, mask, out_path, trace)
+    _check_kept(image, mask, out_path, trace, like)
     opened, settings = Bundle.read(bundle), given(context)
+    settings_of(opened.manifest.model.defaults, settings)
+    picture, painted = _read(image), None if mask is None else _read(mask)
+    region = Region(mask, _box_of(box), outpaint, strength, fit, blend)
+    record = None if like is None else read_record(like)
+    if record is not None and like is not None:
+        region = again(record, like, image, region)
+        settings = record["settings"] | settings
+        precision = str(record["precision"]) if precision == "auto" else precision
+        scale, columns = scale or record.get("scale"), columns or record.get("columns")
     model = model_of(opened)
     chosen, info = settings_of(model.info.defaults, settings), model.info.condition
     planned = edit_of(
         model,
-        _read(image),
-        mask=_read(mask) if mask is not None else _box_of(box),
-        outpaint=outpaint,
-        strength=strength,
-        fit=fit,
-        blend=blend,
+        picture,
+        mask=region.box if painted is None else painted,
+        outpaint=region.outpaint,
+        strength=region.strength,
+        fit=region.fit or "crop",
+        blend=region.blend,
     )
-    said = _said(image, mask, box, planned.growth, strength, fit, blend)
+    said = region.record(image, planned.growth)
     digits = len(str(info.num_classes - 1)) if isinstance(info, ClassCondition) else 1
-    target = Target(out_path, trace, columns, scale, digits=digits, edit=said)
-    order = ordered(
-        info,
-        classes,
-        Texts(text, text_file, negative).of(info),
-        count,
-        seed,
-        negative=negative,
-        check=lambda images: target.check_count(images, planned.size),
-    )
+    target = Target(out_path, trace, columns, scale, resume, digits, edit=said)
+    texts = Texts(text, text_file, negative).of(info)
+    check = functools.partial(target.check_count, size=planned.size)
+    if record is None:
+        order = ordered(info, classes, texts, count or 1, seed or 0, negative=negative, check=check)
+    else:
+        before = order_of(record, info, texts)
+        of_states = before.text is not None and before.prompts is None
+        texts = None if of_states else texts  # the same states again
+        order = changed(before, info, classes, texts, count, seed, negative=negative, check=check)
     for k in (0, len(order) - 1):  # before engines load
         checked_request(model, **order.take([k]), settings=settings)
     complete = family_of(model.info.kind).complete(model, chosen)
@@ -162,6 +194,8 @@ def edit_command(
         max_batch=batch,
         threads=threads,
     ) as generator:
+        if record is not None and like is not None:
+            compare(generator, record, like)
         taken = compiled(generator)
         maker = EditMaker(generator, planned, keep_steps=trace is not None)
         made = produce(maker, order, settings, target, complete=complete)
@@ -171,18 +205,25 @@ def edit_command(
         summary = summary_of(generator, order, complete, made)
     summary |= {"compile_seconds": taken, "edit": said, "box": planned.box}
     show(summary, [escape(line_of(generator, made, target, taken))], as_json)
+    if not as_json and like is None and made.images and made.files[0].name != _AGAIN:
+        words: list[object] = ["edit", bundle, "--like", made.files[0], "--image", image]
+        words += [] if mask is None else ["--mask", mask]
+        words += [] if order.text is None or order.prompts else ["--text-file", text_file]
+        say_next(command(*words, "--out", _AGAIN))
 
 
-def _check_kept(image: Path, mask: Path | None, *written: Path | None) -> None:
+def _check_kept(
+    image: Path, mask: Path | None, out_path: Path, trace: Path | None, like: Path | None
+) -> None:
     """Refuse to write over what is read.
 
     Raises:
         RequestError: a file is both.
     """
-    kept = {each.resolve() for each in (image, mask) if each is not None}
-    for path in written:
+    kept = {each.resolve() for each in (image, mask, like) if each is not None}
+    for path in (out_path, trace):
         if path is not None and path.resolve() in kept:
-            raise RequestError(f"{path} is what is edited: name another file to write to")
+            raise RequestError(f"{path} is read for the edit: name another file to write to")
 
 
 def _read(path: Path) -> Image:
@@ -204,36 +245,13 @@ def _read(path: Path) -> Image:
     return image
 
 
-def _box_of(text: str | None) -> tuple[int, ...] | None:
+def _box_of(text: str | None) -> Box | None:
     if text is None:
         return None
     try:
-        return tuple(int(each) for each in text.split(","))
-    except ValueError:
+        left, top, right, bottom = (int(each) for each in text.split(","))
+    except ValueError:  # other numbers of them too
         raise RequestError(
-            f"--box takes left, top, right and bottom in pixels, 8,8,24,24, got {text}"
+            f"--box takes left, top, right and bottom in pixels, as 8,8,24,24, got {text}"
         ) from None
-
-
-def _said(
-    image: Path,
-    mask: Path | None,
-    box: str | None,
-    growth: Mapping[str, int] | None,
-    strength: float | None,
-    fit: str,
-    blend: bool,
-) -> dict[str, Any]:
-    """What pictures say of the one that they were made of."""
-    from fewstep.runtime.files import sha256
-
-    said = {
-        "image": sha256(image),
-        "mask": None if mask is None else sha256(mask),
-        "box": _box_of(box),
-        "outpaint": growth,
-        "strength": strength,
-        "fit": fit,
-        "blend": blend,
-    }
-    return {name: value for name, value in said.items() if value is not None}
+    return left, top, right, bottom

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -21,17 +21,12 @@ from fewstep.cli.common import (
     say_next,
     say_note,
     say_notes,
-    say_warning,
     show,
 )
 from fewstep.cli.settings import given
 from fewstep.cli.texts import NegativeOption, TextFileOption, TextOption, Texts
 from fewstep.cli.told import compiled, line_of, summary_of
 from fewstep.runtime.errors import RequestError
-
-if TYPE_CHECKING:
-    from fewstep.cli.record import Record
-    from fewstep.runtime.generator import Generator
 
 _BATCH = 8
 _AGAIN = "again.png"
@@ -111,7 +106,7 @@ def generate_command(
     from fewstep.cli import animation, pictures
     from fewstep.cli.order import changed, ordered
     from fewstep.cli.produce import Maker, Target, produce
-    from fewstep.cli.record import order_of, read_record
+    from fewstep.cli.record import compare, order_of, read_record
     from fewstep.runtime.best_of import check_best_of
     from fewstep.runtime.bundle import Bundle
     from fewstep.runtime.condition import ClassCondition
@@ -124,6 +119,11 @@ def generate_command(
     if trace is not None:
         animation.check_suffix(trace)
     record = None if like is None else read_record(like)
+    if record is not None and "edit" in record:
+        raise RequestError(
+            f"{like} is an edit: make it again with fewstep edit --like {like} --image, and the "
+            "image that it was made of"
+        )
     opened, settings = Bundle.read(bundle), given(context)
     check_best_of(opened, best_of)
     settings_of(opened.manifest.model.defaults, settings)
@@ -163,7 +163,7 @@ def generate_command(
         threads=threads,
     ) as generator:
         if record is not None and like is not None:
-            _compare(generator, record, like)
+            compare(generator, record, like)
         taken = compiled(generator)
         made = produce(Maker(generator, best_of), order, settings, target, complete=complete)
         say_notes(generator)
@@ -179,18 +179,3 @@ def generate_command(
 
 def _is_again(path: Path) -> bool:
     return path.resolve() == Path(_AGAIN).resolve()
-
-
-def _compare(generator: Generator, record: Record, like: Path) -> None:
-    """Say what may make images differ from those of a picture."""
-    from fewstep.cli.record import bundle_record
-    from fewstep.runtime.class_names import normal
-
-    ours = bundle_record(generator.bundle)
-    if record["bundle"] != ours:
-        name = normal(record["bundle"]["name"])
-        say_warning(f"{like} is of other weights ({name}): the images will differ")
-    for what in ("precision", "backend"):
-        here = getattr(generator, what)
-        if record.get(what) != here:
-            say_note(f"{like} was made in {record.get(what)}, this is {here}: images may differ")

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, PositiveInt, ValidationError, model_vali
 from typing_extensions import Self
 
 from fewstep import __version__
-from fewstep.cli.common import say_note
+from fewstep.cli.common import say_note, say_warning
 from fewstep.cli.order import Order, labels_of
 from fewstep.runtime.edit.given import UNREADABLE
 from fewstep.runtime.errors import RequestError
@@ -259,6 +259,8 @@ def unreadable(path: Path, error: BaseException) -> RequestError:
     """The error for a file that Pillow does not read."""
     reason = getattr(error, "strerror", None)  # what else Pillow says is not for users
     reason = "no such file" if isinstance(error, FileNotFoundError) else reason
+    if reason is None and "truncated" in str(error).lower():
+        reason = "it is truncated, its end is missing"
     if isinstance(error, Image.DecompressionBombError):
         reason = f"it has far more than {Image.MAX_IMAGE_PIXELS:,} pixels"
     return RequestError(f"{path} is no picture that can be read{f': {reason}' if reason else ''}")
@@ -278,10 +280,6 @@ def order_of(record: Record, info: Condition, texts: tuple[str, ...] | Array | N
     """
     from fewstep.runtime.condition import ClassCondition
 
-    if "edit" in record:
-        raise RequestError(
-            "the picture is an edit of another: make it again with fewstep edit, of that one"
-        )
     seeds, of_classes = tuple(record["seeds"]), isinstance(info, ClassCondition)
     if of_classes != ("class_ids" in record):
         kinds = ("texts", "classes") if of_classes else ("classes", "texts")
@@ -306,6 +304,20 @@ def order_of(record: Record, info: Condition, texts: tuple[str, ...] | Array | N
             "the texts are not those of the picture: give the same file as --text-file"
         )
     return Order(rows, seeds, labels_of(texts, rows), together, texts, negative)
+
+
+def compare(generator: Generator, record: Record, like: Path) -> None:
+    """Say what may make images differ from those of a picture."""
+    from fewstep.runtime.class_names import normal
+
+    ours = bundle_record(generator.bundle)
+    if record["bundle"] != ours:
+        name = normal(record["bundle"]["name"])
+        say_warning(f"{like} is of other weights ({name}): the images will differ")
+    for what in ("precision", "backend"):
+        here = getattr(generator, what)
+        if record.get(what) != here:
+            say_note(f"{like} was made in {record.get(what)}, this is {here}: images may differ")
 
 
 def _order_of_prompts(record: Record, info: TextCondition) -> Order:

@@ -294,6 +294,8 @@ def _not_written(path: Path, error: OSError | ValueError, kept: Path | None = No
     if isinstance(error, OutputError):
         return OutputError(f"{error}{where}")
     reason = getattr(error, "strerror", None) or error
+    if isinstance(error, FileExistsError):  # a folder was to be made
+        reason = f"{error.filename} is a file, not a folder"
     return OutputError(f"cannot write {path}: {reason}; choose a writable place{where}")
 
 

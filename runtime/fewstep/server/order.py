@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import secrets
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fewstep.runtime.asked import asked
-from fewstep.runtime.edit.windows import growth_of, windows
+from fewstep.runtime.edit.windows import growth_of
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.examples import complete_settings
 from fewstep.runtime.families import Family, Model, family_of
@@ -33,7 +32,6 @@ MAX_PROMPT = 4_000
 
 _MOST_SEED = 2**32  # of seeds that are drawn: any reader of JSON holds them exactly
 _MOST_PROGRAMS = 256
-_GRID = 8  # parts of a window's side, by which windows are counted
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class Order:
         shown = shown_steps(self.partial_images, steps) if on_step else frozenset[int]()
         edit, in_windows = None, 1
         if self.edit is not None:
-            in_windows = self._windows(model, self.edit.get("outpaint"))
+            in_windows = self._windows(model)
             wanted = next(iter(condition.values()))[0]
             edit = {"wanted": wanted, "count": self.count, "seed": first, **self.edit}
         watched = "watched" if on_step else "plain"
@@ -99,29 +97,17 @@ class Order:
         told = edit, on_step, shown, tuple(notes), in_windows
         return Job(kind, condition, seeds, {**settings, **negative}, steps, *told)
 
-    def _windows(self, model: Model, outpaint: Mapping[str, Any] | None) -> int:
-        """In about how many windows each image of an edit is painted; refuses too many."""
-        if outpaint is None:
-            return 1
+    def _windows(self, model: Model) -> int:
+        """In about how many windows each image of the edit is painted; refuses too many."""
         height, width = model.info.image_size
-        growth, most = growth_of(outpaint), MAX_WINDOWS // self.count
-        left, top, right, bottom = (
-            math.ceil(_GRID * pixels / side)
-            for pixels, side in zip(growth.values(), (width, height) * 2, strict=True)
-        )
-        known = np.zeros((_GRID, _GRID), np.bool_)
-        area = (_GRID + top + bottom) * (_GRID + left + right) - known.size
-        found = math.ceil(area / known.size)  # at least
-        if found <= most:
-            unknown = np.pad(known, ((top, bottom), (left, right)), constant_values=True)
-            places = windows(unknown, known.shape, (1, 1), (top, left))
-            found = sum(1 for _ in itertools.islice(places, most + 1))
+        found, most = windows_of(model, self.edit or {}), MAX_WINDOWS // self.count
         if found > most:
+            field = "outpaint" if self.edit and "outpaint" in self.edit else "mask"
             raise FieldError(
-                "outpaint",
-                f"outpaint would take more than {most} windows of {width}x{height} for each of "
-                f"{self.count} images, {MAX_WINDOWS} in all are the most: let the picture grow by "
-                "less, or ask for fewer images",
+                field,
+                f"about {found:,} windows of {width}x{height} would be painted, for each of "
+                f"{self.count} images; {MAX_WINDOWS} in all are the most: let the picture grow by "
+                "less, mark less of it, use a smaller one, or ask for fewer images",
             )
         return found
 
@@ -132,6 +118,30 @@ class Order:
             raise FieldError("prompt", f"a prompt may have at most {MAX_PROMPT:,} characters")
         if not 0 <= (self.seed or 0) <= 2**64 - self.count:
             raise FieldError("seed", f"seeds must be 0 … 2^64 − 1, got {self.seed}")
+
+
+def windows_of(model: Model, edit: Mapping[str, Any]) -> int:
+    """About how many windows :mod:`fewstep.runtime.edit.windows` has for an edit.
+
+    Those of a model's size beside each other take one where at most half is painted anew, else two:
+    the second one knows what the first one painted.
+
+    Args:
+        model: that makes it.
+        edit: arguments of ``Generator.edit``, whose picture is fitted: ``image [H, W, 3]``,
+            ``mask [H, W]`` and ``outpaint`` if there are such.
+    """
+    size, growth = edit["image"].shape[:2], edit.get("outpaint")
+    left, top, right, bottom = growth_of(growth).values() if growth else (0, 0, 0, 0)
+    unknown = edit.get("mask", np.zeros(size, np.bool_))
+    unknown = np.pad(unknown, ((top, bottom), (left, right)), constant_values=True)
+    if unknown.shape == model.info.image_size:
+        return 1
+    for axis, (length, origin) in enumerate(zip(model.info.image_size, (top, left), strict=True)):
+        starts = np.unique([0, *range(origin % length, unknown.shape[axis], length)])
+        unknown = np.add.reduceat(unknown, starts, axis, dtype=np.int64)
+    half = math.prod(model.info.image_size) / 2
+    return int(np.ceil(unknown / half).sum())
 
 
 def own_settings(family: Family, given: Mapping[str, Any]) -> dict[str, Any]:

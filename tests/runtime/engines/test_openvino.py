@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,6 +99,19 @@ def _error(bindings: dict[str, CpuBuffer]) -> float:
 
 
 # --- running
+
+
+def test_threads_that_import_at_once_keep_out_telemetry_in_turn() -> None:
+    before = sys.modules.get("openvino_telemetry")
+
+    def imported(_: int) -> object:
+        with openvino._without_telemetry():
+            time.sleep(0.01)
+            return sys.modules["openvino_telemetry"]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert [*pool.map(imported, range(4))] == [None] * 4
+    assert sys.modules.get("openvino_telemetry") is before
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7])

@@ -7,6 +7,8 @@ another, and one that is there is left as it is.
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +31,8 @@ from fewstep.runtime.settings import settings_of
 from fewstep.runtime.unfinished import sweep
 
 _BATCHES = 16  # of a block
+_CURRENT = Path("/tmp/ray/ray_current_cluster")  # where Ray says that it looks for the last one
+_ANSWER_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,9 @@ def generate(
 ) -> Made:
     """Make the images of an order with Ray's actors, and write each once and whole.
 
-    Uses the cluster that the process is connected to, or that ``RAY_ADDRESS`` names, or this
-    machine. Machines that join or leave meanwhile are Ray's affair: no image is lost or made twice.
+    Uses the cluster that the process is connected to, or that ``RAY_ADDRESS`` names, or the last
+    one that was started here, or this machine; ``RAY_ADDRESS=local`` is this machine. Machines that
+    join or leave meanwhile are Ray's affair: no image is lost or made twice.
 
     Args:
         bundle: its folder, which every machine has under this name.
@@ -89,7 +94,8 @@ def generate(
         settings: as of ``Generator.generate``.
 
     Raises:
-        RequestError: what the bundle cannot serve, or numbers that do not go together.
+        RequestError: what the bundle cannot serve, numbers that do not go together, or a cluster
+            that does not answer.
         OutputError: the folder is not writable, or has images that were made otherwise.
         BundleError: the bundle is damaged, or absent on a machine.
         MissingDependencyError: Ray is not installed.
@@ -125,6 +131,7 @@ def generate(
         negative=order.negative,
         opened={**how, "max_batch": batch, "threads": num_cpus},
     )
+    _connect()
     data = ray_module("ray.data")
     stage = data.from_arrow(rows_of(blocks)).map_batches(
         Maker,
@@ -144,6 +151,31 @@ def generate(
     finally:
         sweep(place.folder)  # what killed actors left half-written
     return Made(*(sum(row[name] for row in rows) for name in ("made", "kept", "seconds")))
+
+
+def _connect() -> None:
+    """Connect the process to Ray's cluster, unless it is; Ray asks a dead one for minutes."""
+    ray, address = ray_module("ray"), _address()
+    if ray.is_initialized():
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        if port.isdecimal() and "//" not in host:
+            socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
+        ray.init()
+    except OSError as error:
+        raise RequestError(
+            f"no answer of Ray's cluster {address} ({error}): set RAY_ADDRESS to another, or to "
+            "local for one of this machine"
+        ) from error
+
+
+def _address() -> str:
+    """Of the cluster that Ray takes; empty for a new one."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address not in ("", "auto"):
+        return address
+    return _CURRENT.read_text().strip() if _CURRENT.is_file() else address
 
 
 def _order(model: Model, wanted: Any, count: int, seed: int, negative: str | None) -> Order:

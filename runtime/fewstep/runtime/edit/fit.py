@@ -100,7 +100,8 @@ def _resized(mask: Bools, start: float, end: float, count: int) -> Bools:
     each, most = (end - start) / count, len(mask)
     if each <= 1:
         centres = start + (np.arange(count) + 0.5) * each
-        return mask[np.floor(centres).astype(np.int64).clip(0, most - 1)]
+        nearest: Bools = mask[np.floor(centres).astype(np.int64).clip(0, most - 1)]
+        return nearest
     edges = start + np.arange(count + 1) * each
     first = np.floor(edges[:-1] + _ROUNDING).astype(np.int64).clip(0, most - 1)
     last = np.ceil(edges[1:] - _ROUNDING).astype(np.int64).clip(first + 1, most)

@@ -154,8 +154,9 @@ def require_possible(bundle: Bundle, wanted: Wanted) -> None:
         RequestError: a backend that does not run on this device, a precision that nothing makes.
     """
     _require_known(bundle, wanted.precision)
-    place = {**dict.fromkeys(MODULES, "cuda"), "openvino": "cpu"}.get(wanted.backend)
-    if place is not None and wanted.device not in ("auto", place):
+    places = {"openvino": "cpu"} | dict.fromkeys(MODULES, "cuda")
+    place = places.get(wanted.backend, wanted.device)
+    if wanted.device not in ("auto", place):
         raise RequestError(
             f"backend {wanted.backend} needs device {place}, got {wanted.device}; leave the device "
             "out, or use backend onnxruntime"
