@@ -273,6 +273,8 @@ def soak(bundle: Path, seconds: float, share: float) -> None:
                 f"| {minutes:.1f} | {made[0]} | {_memory_mb(server.process.pid):.1f} |", flush=True
             )
             time.sleep(every)
+            if not thread.is_alive():
+                raise SystemExit("the client has ended: no image came")
 
 
 def _memory_mb(process: int) -> float:
