@@ -37,8 +37,8 @@ def pair(
     [
         {"class_ids": [0]},
         {"class_ids": [0, 1, 2, 0, 1, 2], "seed": 9},
-        {"class_ids": [2, 1], "strength": 0.0},
-        {"class_ids": [1], "strength": (0.5, 3.0), "heat": 0.0},
+        {"class_ids": [2, 1], "pull": 0.0},
+        {"class_ids": [1], "pull": (0.5, 3.0), "heat": 0.0},
     ],
 )
 def test_images_and_tokens_are_the_cpus(

@@ -52,15 +52,15 @@ def _profiles(generator: Generator, graph: str) -> list[dict[str, ShapeRange]]:
     return list(found)
 
 
-@pytest.mark.parametrize("strength", [0.0, (0.5, 3.0)])
+@pytest.mark.parametrize("pull", [0.0, (0.5, 3.0)])
 @pytest.mark.parametrize("images", [1, 3, 6])
 def test_tokens_are_those_of_the_cpu(
-    on_engines: Generator, path: Path, emulated: bool, images: int, strength: Any
+    on_engines: Generator, path: Path, emulated: bool, images: int, pull: Any
 ) -> None:
     request: dict[str, Any] = {"class_ids": [image % 3 for image in range(images)], "seed": 4}
-    found = on_engines.generate(**request, strength=strength)
+    found = on_engines.generate(**request, pull=pull)
     with Generator.open(path, device="cpu", backend="onnxruntime", threads=1) as on_cpu:
-        expected = on_cpu.generate(**request, strength=strength)
+        expected = on_cpu.generate(**request, pull=pull)
     agreement = (found.trace.tokens == expected.trace.tokens).mean()
     assert agreement == 1 if emulated else agreement >= _AGREEMENT
 
