@@ -84,6 +84,8 @@ def end_of() -> Any:
     """Runs a service in this thread until it ends; a function beside it is given its address."""
 
     def run(service: Service, beside: Any) -> None:
+        # A signal that comes when the service has ended already must not end the tests.
+        before = signal.signal(signal.SIGTERM, lambda number, frame: None)
         with listening("127.0.0.1", 0) as listener:
             thread = threading.Thread(target=beside, args=(address_of("127.0.0.1", listener),))
             thread.start()
@@ -91,6 +93,7 @@ def end_of() -> Any:
                 service.run(listener)
             finally:
                 thread.join()
+                signal.signal(signal.SIGTERM, before)
 
     return run
 
