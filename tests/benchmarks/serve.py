@@ -48,7 +48,7 @@ PARTS = ("start", "latency", "clients", "load")
 _FACTORS = (1, 4, 10)
 _CLIENTS = (1, 2, 4, 8)
 _PATIENCE_S = 60.0
-_WAITED_S = 1.0  # a user of locust waits for an answer no longer than this, or asks too seldom
+_PERIOD_S = 2.0  # a user of locust asks so often; long, as it waits for its answer as well
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def _located(
     url: str, bundle: Path, rate: float, seconds: float, locust: str
 ) -> dict[str, dict[str, Any]]:
     """What locust counted, by status."""
-    users = math.ceil(rate * _WAITED_S)
+    users = math.ceil(rate * _PERIOD_S)
     file = Path(__file__).with_name("serve_users.py")
     command = [locust, "-f", str(file), "--headless", "--json", "--host", url, "--only-summary"]
     command += ["-u", str(users), "-r", str(users), "-t", f"{seconds:g}s", "--stop-timeout", "10"]

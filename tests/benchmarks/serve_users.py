@@ -12,7 +12,7 @@ import random
 import time
 from typing import Any
 
-from locust import FastHttpUser, constant_throughput, task  # type: ignore[import-not-found]
+from locust import FastHttpUser, task  # type: ignore[import-not-found]
 
 _RATE = float(os.environ.get("SERVE_RATE", "1"))  # images a second of one user
 _PROMPTS = os.environ.get("SERVE_PROMPTS", "0").split(",")
@@ -20,9 +20,10 @@ _seeds = itertools.count()
 
 
 class Painter(FastHttpUser):  # type: ignore[misc]
-    """Asks at its rate, however long answers take, unless one takes longer than that."""
+    """Asks at random times, as users who know nothing of each other do: many of them together are
+    Poisson's process. Locust's constant pace has them ask in bursts."""
 
-    wait_time = constant_throughput(_RATE)
+    wait_time = staticmethod(lambda: random.expovariate(_RATE))
     network_timeout = connection_timeout = 60.0
 
     def on_start(self) -> None:
