@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -132,11 +133,10 @@ def edit_command(
     """
     from fewstep.cli import animation, pictures
     from fewstep.cli.edited import EditMaker, Region, again
-    from fewstep.cli.order import changed, ordered
+    from fewstep.cli.order import digits_of
     from fewstep.cli.produce import Target, produce
-    from fewstep.cli.record import compare, order_of, read_record
+    from fewstep.cli.record import compare, order_again, read_record
     from fewstep.runtime.bundle import Bundle
-    from fewstep.runtime.condition import ClassCondition
     from fewstep.runtime.edit.edit import edit_of
     from fewstep.runtime.families import family_of, model_of
     from fewstep.runtime.generator import Generator
@@ -171,17 +171,11 @@ def edit_command(
         blend=region.blend,
     )
     said = region.record(image, planned.growth)
-    digits = len(str(info.num_classes - 1)) if isinstance(info, ClassCondition) else 1
-    target = Target(out_path, trace, columns, scale, resume, digits, edit=said)
+    target = Target(out_path, trace, columns, scale, resume, edit=said)
     texts = Texts(text, text_file, negative).of(info)
     check = functools.partial(target.check_count, size=planned.size)
-    if record is None:
-        order = ordered(info, classes, texts, count or 1, seed or 0, negative=negative, check=check)
-    else:
-        before = order_of(record, info, texts)
-        of_states = before.text is not None and before.prompts is None
-        texts = None if of_states else texts  # the same states again
-        order = changed(before, info, classes, texts, count, seed, negative=negative, check=check)
+    order = order_again(record, info, classes, texts, count, seed, negative=negative, check=check)
+    target = replace(target, digits=digits_of(info, order))
     for k in (0, len(order) - 1):  # before engines load
         checked_request(model, **order.take([k]), settings=settings)
     complete = family_of(model.info.kind).complete(model, chosen)

@@ -104,12 +104,11 @@ def generate_command(
     say how they were made: --like makes them again.
     """
     from fewstep.cli import animation, pictures
-    from fewstep.cli.order import changed, ordered
+    from fewstep.cli.order import digits_of
     from fewstep.cli.produce import Maker, Target, produce
-    from fewstep.cli.record import compare, order_of, read_record
+    from fewstep.cli.record import compare, order_again, read_record
     from fewstep.runtime.best_of import check_best_of
     from fewstep.runtime.bundle import Bundle
-    from fewstep.runtime.condition import ClassCondition
     from fewstep.runtime.families import family_of, model_of
     from fewstep.runtime.generator import Generator
     from fewstep.runtime.request import checked_request
@@ -134,25 +133,17 @@ def generate_command(
     model = model_of(opened)
     chosen = settings_of(model.info.defaults, settings)
     info = model.info.condition
-    digits = len(str(info.num_classes - 1)) if isinstance(info, ClassCondition) else 1
-    target = Target(out_path, trace, columns, scale, resume, digits, best_of)
+    target = Target(out_path, trace, columns, scale, resume, best_of=best_of)
     if shard is not None and not target.is_folder:
         raise RequestError("--shard shares a folder: name one as --out")
     texts = Texts(text, text_file, negative).of(info)
     check = functools.partial(target.check_count, size=model.info.image_size)
     shared: dict[str, Any] = {"negative": negative, "shard": shard, "check": check}
-    if record is None:
-        order = ordered(info, classes, texts, count or 1, seed or 0, **shared)
-    else:
-        before = order_of(record, info, texts)
-        of_states = before.text is not None and before.prompts is None
-        texts = None if of_states else texts  # the same states again
-        order = changed(before, info, classes, texts, count, seed, **shared)
+    order = order_again(record, info, classes, texts, count, seed, **shared)
+    target = replace(target, digits=digits_of(info, order))
     for k in (0, len(order) - 1):  # before engines load
         checked_request(model, **order.take([k]), settings=settings)
     complete = family_of(model.info.kind).complete(model, chosen)
-    if order.text is not None:
-        target = replace(target, digits=len(str(max(order.conditions))))
     target.check(order, model.info.image_size, pictures.title_of(order, complete))
     with Generator.open(
         opened,

@@ -203,6 +203,14 @@ def labels_of(texts: tuple[str, ...] | Array, rows: Sequence[int]) -> tuple[str,
     return tuple(f"text {row}" for row in rows)
 
 
+def digits_of(info: Condition, order: Order) -> int:
+    """Digits of the largest condition, so that names of files sort."""
+    from fewstep.runtime.condition import ClassCondition
+
+    most = info.num_classes - 1 if isinstance(info, ClassCondition) else max(order.conditions)
+    return len(str(most))
+
+
 def _classes(info: ClassCondition, classes: Sequence[str]) -> tuple[list[int], str]:
     """The ids to choose from, in order, and the word for how, if there is one."""
     words = [word for word in classes if _chooses(info, word)]

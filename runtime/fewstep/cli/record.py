@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from fewstep import __version__
 from fewstep.cli.common import say_note, say_warning
-from fewstep.cli.order import Order, labels_of
+from fewstep.cli.order import Order, changed, labels_of, ordered
 from fewstep.runtime.edit.given import UNREADABLE
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.records import Precision, Sha256, Strict
@@ -264,6 +264,28 @@ def unreadable(path: Path, error: BaseException) -> RequestError:
     if isinstance(error, Image.DecompressionBombError):
         reason = f"it has far more than {Image.MAX_IMAGE_PIXELS:,} pixels"
     return RequestError(f"{path} is no picture that can be read{f': {reason}' if reason else ''}")
+
+
+def order_again(
+    record: Record | None,
+    info: Condition,
+    classes: Sequence[str] | None,
+    texts: tuple[str, ...] | Array | None,
+    count: int | None,
+    seed: int | None,
+    **shared: Any,
+) -> Order:
+    """The order of a command's words; with a record, that of its picture but for these words.
+
+    ``shared``: ``negative``, ``shard`` and ``check``. Arguments and errors as of
+    :func:`fewstep.cli.order.ordered`, and of :func:`order_of`.
+    """
+    if record is None:
+        return ordered(info, classes, texts, count or 1, seed or 0, **shared)
+    before = order_of(record, info, texts)
+    of_states = before.text is not None and before.prompts is None
+    texts = None if of_states else texts  # the same states again
+    return changed(before, info, classes, texts, count, seed, **shared)
 
 
 def order_of(record: Record, info: Condition, texts: tuple[str, ...] | Array | None) -> Order:

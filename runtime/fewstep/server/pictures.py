@@ -6,7 +6,6 @@ import asyncio
 import base64
 import binascii
 import io
-import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar, get_args
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image, PngImagePlugin
 
 from fewstep.cli.record import save_options
+from fewstep.runtime.edit.given import UNREADABLE
 from fewstep.server.errors import FieldError
 
 Format = Literal["png", "jpeg", "webp"]
@@ -36,10 +36,7 @@ Given = TypeVar("Given")
 _TAKEN = ("PNG", "JPEG", "WEBP")
 _JPEG, _SCAN = b"\xff\xd8", b"\xff\xda"  # how one and its scans begin; no data has the second
 _QUALITY = 90
-_UNREADABLE = (  # what Pillow raises of pictures that are damaged, or far too large
-    *(OSError, Image.DecompressionBombError, SyntaxError, struct.error, ValueError),
-    *(KeyError, TypeError, EOFError, OverflowError, MemoryError),
-)
+_UNREADABLE = (*UNREADABLE, OverflowError, MemoryError)
 
 
 async def decoding(read: Callable[[], Given]) -> Given:

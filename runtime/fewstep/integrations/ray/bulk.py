@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fewstep.cli.order import Order, ordered
+from fewstep.cli.order import Order, digits_of, ordered
 from fewstep.integrations.ray import ray_module
 from fewstep.integrations.ray.places import Block, check_place, place_of
 from fewstep.integrations.ray.stage import Job, Maker, rows_of
@@ -31,7 +32,8 @@ from fewstep.runtime.settings import settings_of
 from fewstep.runtime.unfinished import sweep
 
 _BATCHES = 16  # of a block
-_CURRENT = Path("/tmp/ray/ray_current_cluster")  # where Ray says that it looks for the last one
+# Where Ray notes the cluster that was started last.
+_CURRENT = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray/ray_current_cluster")
 _ANSWER_S = 10.0
 
 
@@ -118,7 +120,7 @@ def generate(
     order = _order(model, wanted, count, seed, negative)
     for k in (0, len(order) - 1):
         checked_request(model, **order.take([k]), settings=settings)
-    place = place_of(format, Path(out).absolute(), _digits(model, order))
+    place = place_of(format, Path(out).absolute(), digits_of(model.info.condition, order))
     blocks = [*_blocks(order, block)]
     check_place(place, blocks, resume)
     how = {"backend": backend, "device": device, "precision": precision}
@@ -192,13 +194,6 @@ def _order(model: Model, wanted: Any, count: int, seed: int, negative: str | Non
     states, prompts = condition_of(info, None, wanted, model.tokenizer), prompts_of(wanted)
     texts = states if prompts is None else tuple(prompts)
     return ordered(info, None, texts, count, seed, negative=negative)
-
-
-def _digits(model: Model, order: Order) -> int:
-    """Digits of the largest condition, for names of files that sort."""
-    info = model.info.condition
-    most = info.num_classes - 1 if isinstance(info, ClassCondition) else max(order.conditions)
-    return len(str(most))
 
 
 def _blocks(order: Order, size: int) -> Iterator[Block]:
