@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from fewstep.cli.order import ordered
+from fewstep.cli.order import digits_of, ordered
 from fewstep.runtime.condition import ClassCondition, TextCondition
 from fewstep.runtime.errors import RequestError
 
@@ -105,6 +105,14 @@ def test_every_text_has_its_images() -> None:
     found = ordered(_TEXT, None, states, 2, 0)
     np.testing.assert_array_equal(found.take([0, 1, 2, 3])["text"], states[[0, 0, 1, 1]])
     assert found.labels == ("text 0", "text 0", "text 1", "text 1")
+
+
+def test_numbers_in_names_of_files_are_as_long_as_the_largest() -> None:
+    assert digits_of(_CLASSES, ordered(_CLASSES, ["2"], None, 30, 0)) == 1
+    many = ClassCondition(num_classes=1000, unconditional_id=1000)
+    assert digits_of(many, ordered(many, ["2"], None, 1, 0)) == 3
+    prompts = tuple(f"number {k}" for k in range(11))
+    assert digits_of(_TEXT, ordered(_TEXT, None, prompts, 2, 0)) == 2
 
 
 def test_every_prompt_has_its_images_and_its_name() -> None:

@@ -16,12 +16,11 @@ import signal
 import sys
 import threading
 import unicodedata
-import warnings
 from collections.abc import Iterator
 from types import FrameType
 from typing import TextIO
 
-from fewstep.runtime.errors import FewstepWarning, OutputError
+from fewstep.runtime.errors import OutputError, warnings_told
 
 _DEGRADED = "fewstep-degraded"
 _NEAREST = {"→": "->", "…": "...", "×": "x", "·": ".", "–": "-", "−": "-", "µ": "u"}
@@ -156,23 +155,12 @@ def warnings_as_notes() -> Iterator[None]:
     from fewstep.cli.common import say_note
 
     noted = set[str]()
-    with warnings.catch_warnings():
-        usual = warnings.showwarning
 
-        def show(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
-            if issubclass(category, FewstepWarning):
-                if str(message) not in noted:
-                    say_note(str(message))
-                noted.add(str(message))
-            else:
-                usual(message, category, filename, lineno, file, line)
+    def say(text: str) -> bool:
+        if text not in noted:
+            say_note(text)
+        noted.add(text)
+        return True
 
-        warnings.showwarning = show
+    with warnings_told(say):
         yield

@@ -6,8 +6,11 @@ prints it as one line; anything that is *not* a ``FewstepError`` is a defect of 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import TextIO
 
 _SHOWN = 60  # characters of a value in messages
 
@@ -62,6 +65,28 @@ class OutputError(FewstepError, OSError):
 
 class FewstepWarning(UserWarning):
     """Something that is no error but worth knowing; the command line shows it as a note."""
+
+
+@contextlib.contextmanager
+def warnings_told(say: Callable[[str], bool]) -> Iterator[None]:
+    """In the block warnings of fewstep go to ``say``; others, and those that it returns false for,
+    are shown as usual."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if not (issubclass(category, FewstepWarning) and say(str(message))):
+                usual(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
 
 
 def missing(package: str, extra: str) -> MissingDependencyError:

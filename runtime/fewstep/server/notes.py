@@ -7,9 +7,8 @@ import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import TextIO
 
-from fewstep.runtime.errors import FewstepWarning
+from fewstep.runtime.errors import FewstepWarning, warnings_told
 
 _notes: ContextVar[deque[str] | None] = ContextVar("notes", default=None)
 _MOST = 16
@@ -19,25 +18,15 @@ _MOST = 16
 def warnings_noted() -> Iterator[None]:
     """In the block warnings of fewstep go to :func:`noting`, where they are of a request. Nothing
     is kept of them, so that a server that runs for long does not grow."""
-    with warnings.catch_warnings():
+
+    def note(text: str) -> bool:
+        notes = _notes.get()
+        if notes is not None and text not in notes:
+            notes.append(text)
+        return notes is not None
+
+    with warnings_told(note):
         warnings.filterwarnings("always", category=FewstepWarning)
-        usual = warnings.showwarning
-
-        def show(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
-            notes = _notes.get()
-            if notes is None or not issubclass(category, FewstepWarning):
-                usual(message, category, filename, lineno, file, line)
-            elif str(message) not in notes:
-                notes.append(str(message))
-
-        warnings.showwarning = show
         yield
 
 
