@@ -9,7 +9,8 @@ GPU_INSTALLED := $(GPU_VENV)/.installed
 
 # What needs neither an export by PyTorch nor the emulated driver, once the tests' cache is warm.
 QUICK := tests/runtime tests/build tests/cli tests/calibration/quantize tests/toy tests/test_docs.py
-PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
+# A worker that dies ends the run: xdist (3.8) would wait forever for a file that has no tests left.
+PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # What `make gpu-kit` makes the kit for: the device's Python, and the CUDA version of its driver.
 PYTHON_VERSION ?= $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')

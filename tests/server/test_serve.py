@@ -9,13 +9,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from tests.serving import LONG_S, gated, opening, serving, until
+from tests.serving import LONG_S, gated, opening, until
 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.errors import DeviceLostError, RequestError
@@ -31,32 +31,37 @@ _ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def started(tiny_bundle: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server in a process of its own, and its address."""
+def start() -> Iterator[Callable[..., tuple[subprocess.Popen[str], str]]]:
+    """Starts servers in processes of their own, of bundles and options; each with its address."""
+    processes = list[subprocess.Popen[str]]()
     paths = os.pathsep.join(str(_ROOT / each) for each in ("runtime", "export", "calibration"))
-    command = [sys.executable, "-m", "fewstep", "serve", str(tiny_bundle), "--port", "0"]
-    process = subprocess.Popen(
-        [*command, "--threads", "1"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": paths},
-    )
-    try:
+
+    def started(*words: Path | str) -> tuple[subprocess.Popen[str], str]:
+        command = [sys.executable, "-m", "fewstep", "serve", *map(str, words), "--port", "0"]
+        process = subprocess.Popen(
+            [*command, "--threads", "1"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": paths},
+        )
+        processes.append(process)
         assert process.stdout is not None
         first = process.stdout.readline()
         found = re.fullmatch(r"listening on (http://127\.0\.0\.1:\d+)\n", first)
         assert found, first + process.stderr.read() if process.stderr else first
-        yield process, found[1]
-    finally:
+        return process, found[1]
+
+    yield started
+    for process in processes:
         process.kill()
         process.wait()
 
 
 def test_it_says_where_it_listens_serves_and_ends_with_what_runs(
-    started: tuple[subprocess.Popen[str], str],
+    start: Callable[..., tuple[subprocess.Popen[str], str]], tiny_bundle: Path
 ) -> None:
-    process, url = started
+    process, url = start(tiny_bundle)
     assert process.stdout is not None and process.stderr is not None
     assert process.stdout.readline().startswith("ready: tiny (onnxruntime in fp32 on cpu")
     with httpx.Client(base_url=url, timeout=LONG_S) as client:
@@ -155,15 +160,19 @@ def test_ready_is_told_once_all_are_open(tiny_bundle: Path, var_bundle: Path, en
     assert told == [[True, True]]
 
 
-def test_two_models_open_with_openvino_at_once(tiny_bundle: Path, var_bundle: Path) -> None:
-    openvino = pytest.importorskip("fewstep.runtime.engines.openvino")
+def test_two_models_open_with_openvino_at_once(
+    start: Callable[..., tuple[subprocess.Popen[str], str]], tiny_bundle: Path, var_bundle: Path
+) -> None:
+    """In a process of its own, which has not imported OpenVINO before."""
     pytest.importorskip("openvino")
-    openvino._loaded.cache_clear()
-    openings = [opening(each, backend="openvino") for each in (tiny_bundle, var_bundle)]
-    with serving(openings) as served:
+    process, url = start(tiny_bundle, var_bundle, "--backend", "openvino")
+    with httpx.Client(base_url=url, timeout=LONG_S) as client:
+        until(lambda: client.get("/ready").status_code == 200)
         for name in ("tiny", "tiny VAR"):
-            answer = served.post("/v1/images/generations", prompt="0", model=name)
+            body = {"prompt": "0", "model": name}
+            answer = client.post("/v1/images/generations", json=body)
             assert answer.status_code == 200, answer.text
+    assert process.poll() is None
 
 
 # The command line

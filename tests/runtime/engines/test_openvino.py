@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
 import sys
+import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -173,6 +176,28 @@ def test_threads_do_not_change_images(bundle_copy: Path) -> None:
     assert (made[0] == made[1]).all()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no stacks for signals")
+def test_signals_still_come_after_generators_have_closed(tiny_bundle: Path) -> None:
+    """Where two of OpenVINO's Cores end in the order they came, the next signal kills."""
+    code = f"""
+        import signal
+        from fewstep.runtime.generator import Generator
+
+        signal.signal(signal.SIGTERM, lambda *_: print("came"))
+        first, second = (
+            Generator.open({str(tiny_bundle)!r}, backend="openvino", threads=1) for _ in range(2)
+        )
+        first.close()
+        second.close()
+        del first, second
+        signal.raise_signal(signal.SIGTERM)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, (signal.strsignal(-done.returncode), done.stderr)
+    assert done.stdout == "came\n"
+
+
 # --- errors
 
 
@@ -232,7 +257,7 @@ def test_a_precision_that_the_cpu_does_not_have(
 def test_an_absent_module_is_named_with_its_extra(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    openvino._loaded.cache_clear()
+    monkeypatch.setattr(openvino, "_loaded", openvino._loaded.__wrapped__)  # what is kept stays
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'fewstep\[openvino\]'"):
         Generator.open(tiny_bundle, backend="openvino")

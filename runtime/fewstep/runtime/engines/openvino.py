@@ -77,6 +77,9 @@ class OpenVino:
         return {"INFERENCE_PRECISION_HINT": self.hint(precision), "SNIPPETS_MODE": "DISABLE"}
 
 
+# Kept, so that a process has one Core, which ends with it. OpenVINO 2026.4 gives the thread that
+# makes one a stack for signals; where two end in the order they came, that is unmapped, and the
+# next signal kills.
 @functools.cache
 def _loaded() -> OpenVino:
     try:
