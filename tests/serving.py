@@ -140,7 +140,7 @@ def until(true: Callable[[], Any]) -> None:
 
 def job_of(worker: Worker, prompt: str = "shirt", seed: int = 0, **order: Any) -> Job:
     """A job for a worker."""
-    return Order(prompt, seed=seed, **order).job(worker.model, worker.steps_of)
+    return Order(prompt, seed=seed, **order).job(worker.model, worker.checks)
 
 
 def alone(bundle: Path, class_id: int, seeds: Sequence[int], **settings: Any) -> np.ndarray:

@@ -1,6 +1,6 @@
 """`fewstep serve` under load: its start, what HTTP adds, and what happens beyond capacity.
 
-    pip install locust
+    apt-get install wrk
     python -m tests.benchmarks.serve BUNDLE                       # all but the soak
     python -m tests.benchmarks.serve BUNDLE --only load --seconds 60
     python -m tests.benchmarks.serve BUNDLE --soak 3600
@@ -9,11 +9,11 @@
     latency   milliseconds of one image by HTTP, in turn with a ``Generator`` of this process
     clients   images a second of 1 … 8 clients that ask again as soon as they have one, with batches
               and without, beside a ``Generator`` at batch 1 … 8
-    load      locust asks at 1, 4 and 10 times the capacity: times of images, and refusals
+    load      wrk asks at 1, 4 and 10 times the capacity: times of images, and refusals
     soak      memory of the server while it is asked at its capacity
 
-Locust may be in an environment of its own: ``--locust PATH``. Everything runs on this machine, so
-clients and server share its cores. Measures and prints; asserts nothing but that images come.
+Everything runs on this machine, so clients and server share its cores. Measures and prints; asserts
+nothing but that images come.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 
 from fewstep.runtime.bundle import Bundle
 from fewstep.runtime.condition import ClassCondition
@@ -48,7 +48,8 @@ PARTS = ("start", "latency", "clients", "load")
 _FACTORS = (1, 4, 10)
 _CLIENTS = (1, 2, 4, 8)
 _PATIENCE_S = 60.0
-_PERIOD_S = 2.0  # a user of locust asks so often; long, as it waits for its answer as well
+_USERS = 100  # of wrk at most, each of whom waits for an answer before asking again
+_PERIOD_S = 2.0  # in which one asks, or more often
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ def _closed_loop(url: str, bundle: Path, count: int, seconds: float) -> float:
     return rate
 
 
-def load(bundle: Path, seconds: float, locust: str) -> None:
+def load(bundle: Path, seconds: float) -> None:
     """Requests at several times the capacity."""
     with serving(bundle) as server:
         capacity = _closed_loop(server.url, bundle, _CLIENTS[-1], min(seconds, 10.0))
@@ -208,45 +209,28 @@ def load(bundle: Path, seconds: float, locust: str) -> None:
         print("| asked, images/s | images/s | p50, ms | p99, ms | refused with 429 | others |")
         print("|---|---|---|---|---|---|")
         for factor in _FACTORS:
-            rate = factor * capacity
-            found = _located(server.url, bundle, rate, seconds, locust)
-            made, refused = found.pop("200", {}), found.pop("429", {}).get("num_requests", 0)
-            p50, p99 = (_percentile(made.get("response_times", {}), q) for q in (0.5, 0.99))
-            others = sum(each["num_requests"] for each in found.values())
-            done = made.get("num_requests", 0) / seconds
-            row = f"| {factor} × = {rate:.0f} | {done:.1f} | {p50:.0f} | {p99:.0f} | {refused} "
-            print(f"{row}| {others} |", flush=True)
+            found = _asked_by_wrk(server.url, bundle, factor * capacity, seconds)
+            statuses, ms = found["statuses"], found["ms"]
+            made, refused = statuses.pop("200", 0), statuses.pop("429", 0)
+            others = sum(statuses.values())
+            rate = (made + refused + others) / found["seconds"]
+            p50, p99 = np.percentile(ms, (50, 99)) if ms else (math.nan, math.nan)
+            row = f"| {factor} × = {rate:.0f} | {made / found['seconds']:.1f} | {p50:.0f} "
+            print(f"{row}| {p99:.0f} | {refused} | {others} |", flush=True)
 
 
-def _located(
-    url: str, bundle: Path, rate: float, seconds: float, locust: str
-) -> dict[str, dict[str, Any]]:
-    """What locust counted, by status."""
-    users = math.ceil(rate * _PERIOD_S)
-    file = Path(__file__).with_name("serve_users.py")
-    command = [locust, "-f", str(file), "--headless", "--json", "--host", url, "--only-summary"]
-    command += ["-u", str(users), "-r", str(users), "-t", f"{seconds:g}s", "--stop-timeout", "10"]
-    prompts = ",".join(prompts_of(bundle))
-    environment = {**os.environ, "SERVE_RATE": str(rate / users), "SERVE_PROMPTS": prompts}
-    with tempfile.TemporaryDirectory() as folder:  # it reads a configuration where it runs
-        ran = subprocess.run(
-            command, env=environment, cwd=folder, capture_output=True, text=True, check=False
-        )
+def _asked_by_wrk(url: str, bundle: Path, rate: float, seconds: float) -> dict[str, Any]:
+    """What wrk counted; see ``serve_users.lua``."""
+    script = Path(__file__).with_name("serve_users.lua")
+    users = min(_USERS, math.ceil(rate * _PERIOD_S))
+    command = ["wrk", "-t", f"{users}", "-c", f"{users}", "-d", f"{round(seconds)}s"]
+    command += ["--timeout", f"{_PATIENCE_S:g}s", "-s", str(script), url, "--"]
+    command += [f"{rate:.3f}", f"{users}", ",".join(prompts_of(bundle))]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
-        counted = json.loads(ran.stdout)
-    except ValueError:
-        raise SystemExit(f"locust failed: {ran.stderr[-2000:]}") from None
-    return {each["name"]: each for each in counted}
-
-
-def _percentile(times: dict[str, int], part: float) -> float:
-    """Of locust's histogram, milliseconds → how many."""
-    left = part * sum(times.values())
-    for ms, count in sorted((float(ms), count) for ms, count in times.items()):
-        left -= count
-        if left <= 0:
-            return ms
-    return math.nan
+        return dict(json.loads(ran.stdout.splitlines()[-1]))
+    except (ValueError, IndexError):
+        raise SystemExit(f"wrk failed: {ran.stderr[-2000:]}{ran.stdout[-2000:]}") from None
 
 
 def soak(bundle: Path, seconds: float, share: float) -> None:
@@ -298,12 +282,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
     parser.add_argument("--runs", type=int, default=100, help="of latency; a tenth of start")
-    parser.add_argument("--locust", default=shutil.which("locust") or "locust")
     parser.add_argument("--soak", type=float, metavar="SECONDS", help="this, and nothing else")
     parser.add_argument("--share", type=float, default=0.8, help="of the capacity, for the soak")
     given = parser.parse_args()
-    if given.soak is None and "load" in given.only and shutil.which(given.locust) is None:
-        parser.error("locust is not installed: pip install locust, or --locust PATH")
+    if given.soak is None and "load" in given.only and shutil.which("wrk") is None:
+        parser.error("wrk is not installed: apt-get install wrk")
     print(f"{processor_name()}, {cores()} cores, load {os.getloadavg()[0]:.1f}\n", flush=True)
     if given.soak is not None:
         soak(given.bundle, given.soak, given.share)
@@ -312,7 +295,7 @@ def main() -> None:
         "start": lambda: start(given.bundle, max(given.runs // 10, 1)),
         "latency": lambda: latency(given.bundle, given.runs),
         "clients": lambda: clients(given.bundle, given.seconds / 2),
-        "load": lambda: load(given.bundle, given.seconds, given.locust),
+        "load": lambda: load(given.bundle, given.seconds),
     }
     for name in given.only:
         parts[name]()

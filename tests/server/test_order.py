@@ -22,14 +22,14 @@ from fewstep.runtime.kernels import sample_tokens, sample_top_k_top_p
 from fewstep.server.errors import FieldError
 from fewstep.server.job import Job
 from fewstep.server.models import settings_described
-from fewstep.server.order import Order, StepCount
+from fewstep.server.order import Checks, Order
 from fewstep.server.pictures import encoded
 from fewstep.server.recorded import recorded
 
 
 def _job(bundle: Path, prompt: str = "0", **order: Any) -> Job:
     model = model_of(Bundle.read(bundle))
-    return Order(prompt, **order).job(model, StepCount(model))
+    return Order(prompt, **order).job(model, Checks(model))
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +59,7 @@ def test_steps_are_those_that_a_generation_takes(any_bundle: Path) -> None:
 
 def test_parameters_have_a_row_for_every_step_image_and_name(any_bundle: Path) -> None:
     with working(opening(any_bundle)) as worker:
-        job = Order("1", count=2, seed=1).job(worker.model, worker.steps_of)
+        job = Order("1", count=2, seed=1).job(worker.model, worker.checks)
         made = worker.submit(job).future.result(LONG_S)
     assert made.parameters is not None
     names, numbers = made.parameters
@@ -162,7 +162,7 @@ def test_texts_and_negative_texts_are_prompts(text_bundle: Path) -> None:
     with working(opening(text_bundle, max_batch=4)) as worker:
         wanted = [("bag", None), ("shoe", "red"), ("bag", "red")]
         jobs = [
-            Order(text, count=2, seed=3, negative=no).job(worker.model, worker.steps_of)
+            Order(text, count=2, seed=3, negative=no).job(worker.model, worker.checks)
             for text, no in wanted
         ]
         assert jobs[0].kind != jobs[1].kind == jobs[2].kind
@@ -175,7 +175,7 @@ def test_texts_and_negative_texts_are_prompts(text_bundle: Path) -> None:
 
 def test_an_image_of_a_text_says_its_text(text_bundle: Path, tmp_path: Path) -> None:
     with working(opening(text_bundle)) as worker:
-        job = Order("bag", count=2, seed=3, negative="red").job(worker.model, worker.steps_of)
+        job = Order("bag", count=2, seed=3, negative="red").job(worker.model, worker.checks)
         made = worker.submit(job).future.result(LONG_S)
         file = tmp_path / "image.png"
         image = encoded(made.pixels[1], record=recorded(worker, job, made.seeds[1]))

@@ -86,7 +86,7 @@ def test_a_watched_job_stops_after_a_step_when_its_client_goes(tiny_bundle: Path
             steps.append(step)
             job.leave()
 
-        job = Order("shoe", seed=1).job(worker.model, worker.steps_of, seen)
+        job = Order("shoe", seed=1).job(worker.model, worker.checks, seen)
         worker.submit(job)
         with pytest.raises(GoneError):
             job.future.result(LONG_S)
@@ -98,7 +98,7 @@ def test_steps_are_told_with_parameters_and_the_images_that_are_wanted(tiny_bund
     steps = list[Step]()
     with working(opening(tiny_bundle, max_batch=2)) as worker:
         order = Order("shoe", count=3, seed=4, partial_images=2, settings={"steps": 6})
-        job = order.job(worker.model, worker.steps_of, steps.append)
+        job = order.job(worker.model, worker.checks, steps.append)
         made = worker.submit(job).future.result(LONG_S)
     assert made.steps == 6 and made.batch == 2
     seen = [(each.number, each.first) for each in steps]
@@ -196,5 +196,5 @@ def test_ten_times_the_load_does_not_make_accepted_jobs_wait_longer(tiny_bundle:
     gate = dataclasses.replace(gate, then=lambda: time.sleep(0.04))
     with working(gate) as worker:
         _load(worker, 8, 0.2)  # times are learned
-        usual, high = _load(worker, 8, 0.5), _load(worker, 40, 0.5)
-    assert np.percentile(high, 90) < 1.5 * np.percentile(usual, 90) + 0.02
+        usual, high = _load(worker, 8, 0.5), _load(worker, 80, 0.5)  # which may take 0.8 s
+    assert np.percentile(high, 90) < 2 * np.percentile(usual, 90) + 0.1

@@ -118,7 +118,7 @@ async def _answer(
     request: Request, session: _Session, worker: Worker, given: Mapping[str, Any], order: Order
 ) -> JSONResponse:
     progress = _Progress()
-    job = order.job(worker.model, worker.steps_of, progress)
+    job = order.job(worker.model, worker.checks, progress)
     worker.submit(job)
     session.jobs[job] = progress
     try:

@@ -105,11 +105,11 @@ async def _answer(request: Request, worker: Worker, asked: Asked, kind: str) -> 
     if asked.stream:
         updates = asyncio.Queue[Step | None]()
         post, unsent = posting(updates), _Unsent()
-        job = asked.order.job(worker.model, worker.steps_of, unsent.limiting(post))
+        job = asked.order.job(worker.model, worker.checks, unsent.limiting(post))
         job.future.add_done_callback(lambda _: post(None))
         worker.submit(job)
         return _Stream(_events(worker, asked, job, updates, unsent, kind), job)
-    job = asked.order.job(worker.model, worker.steps_of)
+    job = asked.order.job(worker.model, worker.checks)
     made = await made_for(request, worker.submit(job))
     return await asyncio.to_thread(_response, worker, asked, job, made)
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import secrets
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from fewstep.runtime.asked import asked
+from fewstep.runtime.condition import condition_of, negative_of
 from fewstep.runtime.edit.windows import growth_of
 from fewstep.runtime.errors import RequestError
-from fewstep.runtime.examples import complete_settings
+from fewstep.runtime.examples import complete_settings, example_request
 from fewstep.runtime.families import Family, Model, family_of
-from fewstep.runtime.request import checked_request
+from fewstep.runtime.settings import settings_of
 from fewstep.server.errors import FieldError, blamed
 from fewstep.server.job import Job, Step, shown_steps
 from fewstep.server.notes import noting
@@ -31,7 +33,7 @@ MAX_PROMPT = 4_000
 """Characters of a prompt."""
 
 _MOST_SEED = 2**32  # of seeds that are drawn: any reader of JSON holds them exactly
-_MOST_PROGRAMS = 256
+_MOST_CHECKED = 256
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,13 @@ class Order:
     partial_images: int = 0
 
     def job(
-        self, model: Model, steps_of: StepCount, on_step: Callable[[Step], None] | None = None
+        self, model: Model, checks: Checks, on_step: Callable[[Step], None] | None = None
     ) -> Job:
         """The job, checked.
 
         Args:
             model: that it is for.
-            steps_of: requests of the model.
+            checks: of the model's settings.
             on_step: called in the worker's thread after every step.
 
         Raises:
@@ -66,26 +68,14 @@ class Order:
             FieldError: the same, where it is known which field is to blame.
         """
         self._check()
-        family, first = family_of(model.info.kind), self.seed
-        if first is None:
-            first = secrets.randbelow(_MOST_SEED)
+        first = secrets.randbelow(_MOST_SEED) if self.seed is None else self.seed
         seeds = tuple(first + each for each in range(self.count))
         negative = {"negative": self.negative} if self.negative else {}
+        checked = checks(self.settings, self.count)
         with noting() as notes:
-            try:
-                settings = complete_settings(model, own_settings(family, self.settings))
-            except RequestError as error:
-                raise blamed(error, family.Settings.model_fields) from error
-            try:
-                condition, _ = asked(model.info.condition, self.prompt, self.count)
-            except RequestError as error:
-                raise FieldError("prompt", str(error)) from error
-            whole = {"class_ids": None, "text": None, **condition, **negative}
-            try:
-                request = checked_request(model, **whole, seed=seeds, settings=settings)
-            except RequestError as error:
-                raise blamed(error, family.Settings.model_fields) from error
-            steps = steps_of(request)
+            condition = self._condition(model)
+        told_of = (*checked.notes, *notes)
+        settings, steps = {**checked.settings, **negative}, checked.steps
         shown = shown_steps(self.partial_images, steps) if on_step else frozenset[int]()
         edit, in_windows = None, 1
         if self.edit is not None:
@@ -93,9 +83,22 @@ class Order:
             wanted = next(iter(condition.values()))[0]
             edit = {"wanted": wanted, "count": self.count, "seed": first, **self.edit}
         watched = "watched" if on_step else "plain"
-        kind = ("edit" if edit else watched, shown, json.dumps({**settings, **negative}))
-        told = edit, on_step, shown, tuple(notes), in_windows
-        return Job(kind, condition, seeds, {**settings, **negative}, steps, *told)
+        kind = ("edit" if edit else watched, shown, json.dumps(settings))
+        told = edit, on_step, shown, told_of, in_windows
+        return Job(kind, condition, seeds, settings, steps, *told)
+
+    def _condition(self, model: Model) -> dict[str, Any]:
+        """Classes or texts, one an image, by the name of the argument of ``Generator.request``."""
+        info = model.info.condition
+        try:
+            condition, _ = asked(info, self.prompt, self.count)
+        except RequestError as error:
+            raise FieldError("prompt", str(error)) from error
+        whole = {"class_ids": None, "text": None, **condition}
+        condition_of(info, tokenizer=model.tokenizer, **whole)
+        if self.negative and self.negative.strip():
+            negative_of(info, self.negative, model.tokenizer)
+        return condition
 
     def _windows(self, model: Model) -> int:
         """In about how many windows each image of the edit is painted; refuses too many."""
@@ -167,19 +170,40 @@ def own_settings(family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-class StepCount:
-    """How many steps requests of a model take, by the programs that they need."""
+@dataclass(frozen=True)
+class Checked:
+    """What is known of settings: the complete ones, as JSON has them; the steps that there will be;
+    what the client should know."""
+
+    settings: Mapping[str, Any]
+    steps: int
+    notes: tuple[str, ...]
+
+
+class Checks:
+    """Checks settings for a model. Many requests have the same ones, and checking them takes more
+    than all else of a request that is refused for others: so the last ones are kept."""
 
     def __init__(self, model: Model) -> None:
         self._model, self._family = model, family_of(model.info.kind)
-        self._known: dict[Hashable, int] = {}
+        self._found = functools.lru_cache(_MOST_CHECKED)(self._check)
 
-    def __call__(self, request: Any) -> int:
-        """Steps of a checked request."""
-        key = self._family.key(self._model, request, 1)
-        if key not in self._known:
-            if len(self._known) >= _MOST_PROGRAMS:
-                self._known.clear()
-            program = self._family.program(self._model, key)
-            self._known[key] = max(op.step for op in program.ops) + 1
-        return self._known[key]
+    def __call__(self, settings: Mapping[str, Any], count: int) -> Checked:
+        """Settings for so many images, as :attr:`Order.settings` has them.
+
+        Raises:
+            RequestError: what the model cannot serve.
+            FieldError: the same, where it is known which field is to blame.
+        """
+        return self._found(json.dumps(settings, sort_keys=True), count)
+
+    def _check(self, settings: str, count: int) -> Checked:
+        model, family = self._model, self._family
+        with noting() as notes:
+            try:
+                found = complete_settings(model, own_settings(family, json.loads(settings)))
+                request = example_request(model, settings_of(model.info.defaults, found), count)
+            except RequestError as error:
+                raise blamed(error, family.Settings.model_fields) from error
+        program = family.program(model, family.key(model, request, 1))
+        return Checked(found, max(op.step for op in program.ops) + 1, tuple(notes))

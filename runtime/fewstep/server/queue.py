@@ -7,10 +7,11 @@ have seeds of their own, and do not depend on what is made beside them.
 of a full batch of its settings, or of the batch that runs, if that takes longer.
 
 * The limit is F for who begins another batch where others of the same settings and size wait.
-  With requests of one kind, whatever the load, that is one full batch behind the one that runs:
-  what is accepted has its images after 2 F at most. Arrivals at capacity fill batches too, and
-  wait for most of the one that runs, so ten times the load hardly changes the tail of what is
-  accepted.
+  With requests of one kind, whatever the load, that is one full batch behind the one that runs.
+* It is three quarters of F for all where nothing of other settings or size runs or waits, and
+  somebody had to be refused within the last F. Then more come than can be served, and a batch that
+  begins to wait later is full as well: so what is accepted has its images after 1.75 F. Where
+  nobody is refused, who comes just after a batch began may wait for all of it.
 * It is 2 F, or half a second if that is more, for the first of its settings and size, and for who
   joins a batch that waits. A flood of one kind cannot use that: it has one such place. What differs
   in settings cannot run together, so that a few mixed requests at once make a line of many small
@@ -24,6 +25,7 @@ gets beyond its own limit by that.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +34,7 @@ from typing import Generic, Protocol, TypeVar
 MIXED_S = 0.5
 """Of a limit that allows for other settings: at least so long, whatever a batch takes."""
 
+_CROWDED = 0.75  # of a full batch: the limit where more come than can be served
 _KINDS = 64  # whose times are kept
 _NEWEST = 0.4  # weight of the newest time
 _UNKNOWN_MS = 1_000.0  # of an image, before any was made
@@ -115,11 +118,13 @@ class Line(Generic[Queued]):
         times: of batches.
         max_wait_s: everybody's limit, if one is given.
         gone: whether a job need not run any more.
+        refused: when the last newcomer was; by the clock of ``until``.
     """
 
     times: Times
     max_wait_s: float | None = None
     gone: Callable[[Queued], bool] = lambda job: False
+    refused: float = -math.inf
     batches: list[list[Queued]] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Queued]:
@@ -149,15 +154,16 @@ class Line(Generic[Queued]):
         waits = [abs(run_s - took_s) if running else 0.0]
         for batch in self.batches:
             waits.append(waits[-1] + self.times.seconds(batch))
-        most_s = self._limit_s(job, most, run_s, joins=True)
+        full_s = max(self.times.ms(job.timed, most) / 1e3, run_s)
+        joining_s, beginning_s = self._limits_s(job, full_s, running, now)
         for at, batch in enumerate(self.batches):
             if _fits(job, batch, most):
                 more = self.times.seconds([*batch, job]) - self.times.seconds(batch)
                 behind = zip(self.batches[at + 1 :], waits[at + 1 :], strict=False)
                 ends = ((min(each.until for each in later), wait) for later, wait in behind)
                 if more <= 0 or all(now + wait + more <= end for end, wait in ends):
-                    return Place(batch, waits[at], most_s)
-        return Place(None, waits[-1], self._limit_s(job, most, run_s, joins=False))
+                    return Place(batch, waits[at], joining_s)
+        return Place(None, waits[-1], beginning_s)
 
     def add(self, job: Queued, place: Place[Queued], now: float) -> None:
         """Let a job stand in its place."""
@@ -167,13 +173,22 @@ class Line(Generic[Queued]):
         else:
             place.batch.append(job)
 
-    def _limit_s(self, job: Queued, most: int, run_s: float, *, joins: bool) -> float:
+    def _limits_s(
+        self, job: Queued, full_s: float, running: Sequence[Queued], now: float
+    ) -> tuple[float, float]:
+        """Of a newcomer: to join a batch that waits, and to begin another."""
         if self.max_wait_s is not None:
-            return self.max_wait_s
-        full_s = max(self.times.ms(job.timed, most) / 1e3, run_s)
-        if not joins and any((each.kind, each.count) == (job.kind, job.count) for each in self):
-            return full_s
-        return max(2 * full_s, MIXED_S)
+            return self.max_wait_s, self.max_wait_s
+        waiting = [_alike(each, job) for each in self]
+        one_kind = all(waiting) and all(_alike(each, job) for each in running)
+        if one_kind and now - self.refused < full_s:
+            return _CROWDED * full_s, _CROWDED * full_s
+        mixed_s = max(2 * full_s, MIXED_S)
+        return mixed_s, full_s if any(waiting) else mixed_s
+
+
+def _alike(job: Countable, other: Countable) -> bool:
+    return (job.kind, job.count) == (other.kind, other.count)
 
 
 def _fits(job: Countable, batch: Sequence[Countable], most: int) -> bool:

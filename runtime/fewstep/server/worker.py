@@ -33,7 +33,7 @@ from fewstep.server.batch import AbandonedError, Watch, parameters_of, part, pla
 from fewstep.server.errors import BusyError, GoneError, UnavailableError
 from fewstep.server.job import Job, Made
 from fewstep.server.notes import note_nothing
-from fewstep.server.order import StepCount
+from fewstep.server.order import Checks
 from fewstep.server.queue import Line, Times, images
 
 WINDOW_S = 0.004
@@ -113,7 +113,7 @@ class Worker:
     ) -> None:
         self.name, self.bundle = name, opening.bundle
         self.model: Model = model_of(opening.bundle)
-        self.steps_of = StepCount(self.model)
+        self.checks = Checks(self.model)
         self.generator: Generator | None = None
         self.failure: FewstepError | None = None
         self._opening, self._watcher, self._changed = opening, watcher, changed
@@ -160,6 +160,7 @@ class Worker:
             place = self._line.place(job, self._most, self._running, took_s, now)
             full = self.queued >= MAX_JOBS
             if (self.queued or self._running) and (place.wait_s >= place.most_s or full):
+                self._line.refused = now
                 raise BusyError(
                     f"busy: a request would wait about {place.wait_s:.1f} s, {place.most_s:.1f} s "
                     "are the most; try again later",

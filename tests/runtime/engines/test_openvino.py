@@ -177,7 +177,7 @@ def test_threads_do_not_change_images(bundle_copy: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no stacks for signals")
-def test_signals_still_come_after_generators_have_closed(tiny_bundle: Path) -> None:
+def test_signals_still_come_after_generators_have_closed(bundle_copy: Path) -> None:
     """Where two of OpenVINO's Cores end in the order they came, the next signal kills."""
     code = f"""
         import signal
@@ -185,7 +185,7 @@ def test_signals_still_come_after_generators_have_closed(tiny_bundle: Path) -> N
 
         signal.signal(signal.SIGTERM, lambda *_: print("came"))
         first, second = (
-            Generator.open({str(tiny_bundle)!r}, backend="openvino", threads=1) for _ in range(2)
+            Generator.open({str(bundle_copy)!r}, backend="openvino", threads=1) for _ in range(2)
         )
         first.close()
         second.close()
