@@ -181,6 +181,16 @@ def test_two_models_open_with_openvino_at_once(
     assert process.poll() is None
 
 
+def test_an_answer_is_sent_at_once() -> None:
+    """Its body does not wait for the client to acknowledge its headers."""
+    with (
+        listening("127.0.0.1", 0) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as connection,
+    ):
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 # The command line
 
 
