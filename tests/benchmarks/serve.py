@@ -92,10 +92,11 @@ def asked(prompt: str, seed: int) -> dict[str, Any]:
 
 
 def image(client: httpx.Client, prompt: str, seed: int) -> float:
-    """Ask for an image until there is one; milliseconds of the last answer."""
+    """Ask for an image until there is one, as often as the server says; milliseconds of the last
+    answer."""
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
-        begun = time.perf_counter()
+        begun, pause_ms = time.perf_counter(), 5.0
         with contextlib.suppress(httpx.TransportError):
             answer = client.post("/v1/images/generations", json=asked(prompt, seed))
             if answer.status_code == 200:
@@ -103,7 +104,8 @@ def image(client: httpx.Client, prompt: str, seed: int) -> float:
                 return (time.perf_counter() - begun) * 1e3
             if answer.status_code not in (429, 503):
                 raise SystemExit(f"{answer.status_code}: {answer.text}")
-        time.sleep(0.005)
+            pause_ms = float(answer.headers.get("retry-after-ms", pause_ms))
+        time.sleep(pause_ms / 1e3)
     raise SystemExit(f"no image in {_PATIENCE_S:g} s")
 
 
