@@ -48,8 +48,8 @@ PARTS = ("start", "latency", "clients", "load")
 _FACTORS = (1, 4, 10)
 _CLIENTS = (1, 2, 4, 8)
 _PATIENCE_S = 60.0
-_USERS = 100  # of wrk at most, each of whom waits for an answer before asking again
-_PERIOD_S = 2.0  # in which one asks, or more often
+_USERS = 200  # of wrk at most, each of whom waits for an answer before asking again
+_PERIOD_S = 1.0  # in which one asks, or more often
 
 
 @dataclass(frozen=True)

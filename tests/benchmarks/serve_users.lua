@@ -1,10 +1,11 @@
 -- What wrk runs for serve.py: users who ask for an image each, so many a second together.
 --
---     wrk -t 100 -c 100 -d 20s -s serve_users.lua URL -- RATE USERS PROMPTS
+--     wrk -t 200 -c 200 -d 20s -s serve_users.lua URL -- RATE USERS PROMPTS
 --
 -- One connection a thread, so that a thread knows which of its requests is answered. Each user asks
--- at random times: many of them together are Poisson's process. Prints JSON: of every status how
--- often it came, "none" for no answer, and the milliseconds of each image.
+-- at random times, counted from when it asked before: many of them together are nearly Poisson's
+-- process. Prints JSON: of every status how often it came, "none" for no answer, and the
+-- milliseconds of each image.
 
 local ffi = require("ffi")
 ffi.cdef [[
@@ -31,13 +32,14 @@ function init(arguments)
   rate, users = tonumber(arguments[1]), tonumber(arguments[2])
   prompts = {}
   for prompt in arguments[3]:gmatch("[^,]+") do table.insert(prompts, prompt) end
-  counts, times, made, asked_at, begun, waiting = {}, {}, 0, 0, false, false
+  counts, times, made, asked_at, begun, waiting = {}, {}, 0, now_ms(), false, false
   math.randomseed(os.time() + 7919 * user)
 end
 
 function delay()
   begun = true -- wrk makes a request before, which it only looks at
-  return math.min(-math.log(1 - math.random()) * users / rate * 1e3, LONGEST_MS)
+  local interval = math.min(-math.log(1 - math.random()) * users / rate * 1e3, LONGEST_MS)
+  return math.max(0, asked_at + interval - now_ms())
 end
 
 local function count(status)
@@ -66,9 +68,7 @@ function done(summary, latency, requests)
     for name, count in pairs(thread:get("counts")) do all[name] = (all[name] or 0) + count end
     for _, ms in ipairs(thread:get("times")) do table.insert(images, string.format("%.2f", ms)) end
   end
-  local failures = summary.errors
-  all["none"] = (all["none"] or 0) + failures.connect + failures.read + failures.write
-    + failures.timeout
+  all["none"] = (all["none"] or 0) + summary.errors.connect
   local listed = {}
   for name, count in pairs(all) do table.insert(listed, string.format('"%s": %d', name, count)) end
   io.write(string.format('{"seconds": %.3f, "statuses": {%s}, "ms": [%s]}\n',

@@ -19,6 +19,7 @@ from fewstep.runtime.families import Model, family_of, model_of
 from fewstep.runtime.families.masked.family import PARAMETERS, PARAMETERS_IN_ORDER
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.kernels import sample_tokens, sample_top_k_top_p
+from fewstep.runtime.program import Program
 from fewstep.server.errors import FieldError
 from fewstep.server.job import Job
 from fewstep.server.models import settings_described
@@ -204,3 +205,44 @@ def test_what_a_request_is_warned_of_is_a_note_of_its_own_answer(
 def test_a_bundle_without_a_text_encoder_reads_no_prompts(tiny_text_bundle: Path) -> None:
     with pytest.raises(RequestError, match="no text encoder"):
         _job(tiny_text_bundle, "a bag")
+
+
+def test_settings_are_checked_once_and_do_not_mix(any_bundle: Path) -> None:
+    model = _model(any_bundle)
+    checks = Checks(model)
+    amounts = [Order("0", settings={"guidance": each}).job(model, checks) for each in (1, 2, 1)]
+    first, other, again = ((job.kind, job.settings) for job in amounts)
+    assert first == again != other
+    assert [job.settings for job in amounts] == [
+        _job(any_bundle, settings={"guidance": each}).settings for each in (1, 2, 1)
+    ]
+    for _ in range(2):
+        with pytest.raises(FieldError, match="guidance"):
+            Order("0", settings={"guidance": "much"}).job(model, checks)
+
+
+def test_programs_are_made_once_for_all_amounts_of_guidance(
+    any_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Making one takes long, and nobody else is answered meanwhile."""
+    model = _model(any_bundle)
+    family, made, checks = family_of(model.info.kind), list[Any](), Checks(model)
+    real = family.program
+
+    def program(model: Model, key: Any) -> Program:
+        made.append(key)
+        return real(model, key)
+
+    monkeypatch.setattr(family, "program", program)
+    for each in (1.5, 1.75, 2.5):
+        Order("0", settings={"guidance": each}).job(model, checks)
+    assert len(made) == 1
+
+
+def test_long_settings_are_not_kept(tiny_bundle: Path) -> None:
+    model = _model(tiny_bundle)
+    checks = Checks(model)
+    for each in range(3):
+        blanks = " " * (100_000 + each)
+        Order("0", settings={"softmax_temperature": "1" + blanks}).job(model, checks)
+    assert checks._found.cache_info().currsize == 0

@@ -55,7 +55,7 @@ def _enter(line: Line[_Job], job: _Job, running: list[_Job], since: float, now: 
     """Whether a job is taken."""
     place = line.place(job, _MOST, running, now - since, now)
     if (line.batches or running) and place.wait_s >= place.most_s:
-        line.refused = now
+        line.refused.append(now)
         return False
     job.since = now
     line.add(job, place, now)
@@ -104,8 +104,9 @@ class _Seen:
     took: list[float] = field(default_factory=list)
 
 
-def _load(clients: list[tuple[str, int]], seconds: float) -> list[_Seen]:
-    """Clients of some kind and count that ask again and again, by a clock of its own."""
+def _load(clients: list[tuple[str, int]], seconds: float, again_s: float = 0.02) -> list[_Seen]:
+    """Clients of some kind and count that ask again and again, by a clock of its own; after so long
+    where they are refused."""
     line, seen = _line(), [_Seen() for _ in clients]
     running, since, ends, jitter = list[_Job](), 0.0, 0.0, random.Random(0)
     owners = dict[int, int]()
@@ -127,7 +128,7 @@ def _load(clients: list[tuple[str, int]], seconds: float) -> list[_Seen]:
             else:
                 seen[at].row += 1
                 seen[at].worst = max(seen[at].worst, seen[at].row)
-                heapq.heappush(events, (now + 0.02 + 0.02 * jitter.random(), at))
+                heapq.heappush(events, (now + again_s + 0.02 * jitter.random(), at))
         if not running and line.batches:
             running, since = line.batches.pop(0), now
             for job in running:
@@ -168,6 +169,14 @@ def test_who_comes_just_after_a_batch_began_waits_for_it_unless_more_come_than_f
     assert _enter(line, _Job("b", 1), runs, begun, begun + 0.01)  # of other settings
     line.batches.clear()
     assert _enter(line, _Job("a", 1), runs, 4 * full, 4 * full + 0.01)  # nobody was refused lately
+
+
+def test_a_client_too_many_does_not_shut_out_others() -> None:
+    """Clients that come back after a second, as ``Retry-After`` says, which has no milliseconds."""
+    for clients in (16, 17, 20):
+        seen = _load([("a", 1)] * clients, 20, again_s=1.0)
+        made = sum(each.made for each in seen) / 20
+        assert made > 0.97 * _MOST / _seconds(_MOST), clients
 
 
 def test_two_clients_of_full_batches_take_turns() -> None:

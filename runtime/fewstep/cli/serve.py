@@ -52,7 +52,7 @@ def serve_command(
         typer.Option(
             min=0,
             help="Seconds that a request may have to wait, by estimate, before it is answered with "
-            "429. [one full batch; two for other settings and sizes]",
+            "429. [at most one full batch; two for other settings and sizes]",
         ),
     ] = None,
     api_key: Annotated[

@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from fewstep.runtime.edit.windows import growth_of
 from fewstep.runtime.errors import RequestError
 from fewstep.runtime.examples import complete_settings, example_request
 from fewstep.runtime.families import Family, Model, family_of
+from fewstep.runtime.program import Program
 from fewstep.runtime.settings import settings_of
 from fewstep.server.errors import FieldError, blamed
 from fewstep.server.job import Job, Step, shown_steps
@@ -34,6 +35,7 @@ MAX_PROMPT = 4_000
 
 _MOST_SEED = 2**32  # of seeds that are drawn: any reader of JSON holds them exactly
 _MOST_CHECKED = 256
+_LONGEST_KEPT = 2_000  # characters of settings
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,7 @@ class Checks:
     def __init__(self, model: Model) -> None:
         self._model, self._family = model, family_of(model.info.kind)
         self._found = functools.lru_cache(_MOST_CHECKED)(self._check)
+        self._steps = functools.lru_cache(_MOST_CHECKED)(self._count_steps)
 
     def __call__(self, settings: Mapping[str, Any], count: int) -> Checked:
         """Settings for so many images, as :attr:`Order.settings` has them.
@@ -195,7 +198,9 @@ class Checks:
             RequestError: what the model cannot serve.
             FieldError: the same, where it is known which field is to blame.
         """
-        return self._found(json.dumps(settings, sort_keys=True), count)
+        text = json.dumps(settings, sort_keys=True)
+        check = self._found if len(text) <= _LONGEST_KEPT else self._check
+        return check(text, count)
 
     def _check(self, settings: str, count: int) -> Checked:
         model, family = self._model, self._family
@@ -205,5 +210,9 @@ class Checks:
                 request = example_request(model, settings_of(model.info.defaults, found), count)
             except RequestError as error:
                 raise blamed(error, family.Settings.model_fields) from error
-        program = family.program(model, family.key(model, request, 1))
-        return Checked(found, max(op.step for op in program.ops) + 1, tuple(notes))
+        return Checked(found, self._steps(family.key(model, request, 1)), tuple(notes))
+
+    def _count_steps(self, key: Hashable) -> int:
+        """Of requests that need the program of a key, as those of many settings do."""
+        program: Program = self._family.program(self._model, key)
+        return max(op.step for op in program.ops) + 1

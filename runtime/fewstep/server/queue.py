@@ -9,9 +9,9 @@ of a full batch of its settings, or of the batch that runs, if that takes longer
 * The limit is F for who begins another batch where others of the same settings and size wait.
   With requests of one kind, whatever the load, that is one full batch behind the one that runs.
 * It is three quarters of F for all where nothing of other settings or size runs or waits, and
-  somebody had to be refused within the last F. Then more come than can be served, and a batch that
-  begins to wait later is full as well: so what is accepted has its images after 1.75 F. Where
-  nobody is refused, who comes just after a batch began may wait for all of it.
+  within the last F as many were refused as a batch holds. Then at least twice as many come as can
+  be served, and a batch that begins to wait later is full as well: so what is accepted has its
+  images after 1.75 F. Else, who comes just after a batch began may wait for all of it.
 * It is 2 F, or half a second if that is more, for the first of its settings and size, and for who
   joins a batch that waits. A flood of one kind cannot use that: it has one such place. What differs
   in settings cannot run together, so that a few mixed requests at once make a line of many small
@@ -25,8 +25,7 @@ gets beyond its own limit by that.
 
 from __future__ import annotations
 
-import math
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
@@ -35,7 +34,8 @@ MIXED_S = 0.5
 """Of a limit that allows for other settings: at least so long, whatever a batch takes."""
 
 _CROWDED = 0.75  # of a full batch: the limit where more come than can be served
-_KINDS = 64  # whose times are kept
+_REFUSALS = 256  # whose times are kept
+_KINDS = 64  # the same
 _NEWEST = 0.4  # weight of the newest time
 _UNKNOWN_MS = 1_000.0  # of an image, before any was made
 
@@ -118,13 +118,13 @@ class Line(Generic[Queued]):
         times: of batches.
         max_wait_s: everybody's limit, if one is given.
         gone: whether a job need not run any more.
-        refused: when the last newcomer was; by the clock of ``until``.
+        refused: when newcomers were, the last one last; by the clock of ``until``.
     """
 
     times: Times
     max_wait_s: float | None = None
     gone: Callable[[Queued], bool] = lambda job: False
-    refused: float = -math.inf
+    refused: deque[float] = field(default_factory=lambda: deque(maxlen=_REFUSALS))
     batches: list[list[Queued]] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Queued]:
@@ -155,7 +155,9 @@ class Line(Generic[Queued]):
         for batch in self.batches:
             waits.append(waits[-1] + self.times.seconds(batch))
         full_s = max(self.times.ms(job.timed, most) / 1e3, run_s)
-        joining_s, beginning_s = self._limits_s(job, full_s, running, now)
+        joining_s, beginning_s = self._limits_s(
+            job, full_s, running, self._is_crowded(most, full_s, now)
+        )
         for at, batch in enumerate(self.batches):
             if _fits(job, batch, most):
                 more = self.times.seconds([*batch, job]) - self.times.seconds(batch)
@@ -173,15 +175,18 @@ class Line(Generic[Queued]):
         else:
             place.batch.append(job)
 
+    def _is_crowded(self, most: int, full_s: float, now: float) -> bool:
+        """Whether as many as a batch holds were refused within the time of one."""
+        return len(self.refused) >= most and now - self.refused[-most] < full_s
+
     def _limits_s(
-        self, job: Queued, full_s: float, running: Sequence[Queued], now: float
+        self, job: Queued, full_s: float, running: Sequence[Queued], crowded: bool
     ) -> tuple[float, float]:
         """Of a newcomer: to join a batch that waits, and to begin another."""
         if self.max_wait_s is not None:
             return self.max_wait_s, self.max_wait_s
         waiting = [_alike(each, job) for each in self]
-        one_kind = all(waiting) and all(_alike(each, job) for each in running)
-        if one_kind and now - self.refused < full_s:
+        if crowded and all(waiting) and all(_alike(each, job) for each in running):
             return _CROWDED * full_s, _CROWDED * full_s
         mixed_s = max(2 * full_s, MIXED_S)
         return mixed_s, full_s if any(waiting) else mixed_s

@@ -160,7 +160,7 @@ class Worker:
             place = self._line.place(job, self._most, self._running, took_s, now)
             full = self.queued >= MAX_JOBS
             if (self.queued or self._running) and (place.wait_s >= place.most_s or full):
-                self._line.refused = now
+                self._line.refused.append(now)
                 raise BusyError(
                     f"busy: a request would wait about {place.wait_s:.1f} s, {place.most_s:.1f} s "
                     "are the most; try again later",

@@ -7,6 +7,7 @@ replayed for a bundle of every family.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -104,17 +105,19 @@ def _error(bindings: dict[str, CpuBuffer]) -> float:
 # --- running
 
 
-def test_threads_that_import_at_once_keep_out_telemetry_in_turn() -> None:
-    before = sys.modules.get("openvino_telemetry")
+def test_threads_that_load_at_once_share_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = list[object]()
 
-    def imported(_: int) -> object:
-        with openvino._without_telemetry():
-            time.sleep(0.01)
-            return sys.modules["openvino_telemetry"]
+    @functools.cache
+    def slow() -> object:
+        time.sleep(0.05)
+        made.append(object())
+        return made[-1]
 
+    monkeypatch.setattr(openvino, "_loaded", slow)
     with ThreadPoolExecutor(4) as pool:
-        assert [*pool.map(imported, range(4))] == [None] * 4
-    assert sys.modules.get("openvino_telemetry") is before
+        found = [each.result() for each in [pool.submit(OpenVino.load) for _ in range(4)]]
+    assert len(made) == 1 and all(each is made[0] for each in found)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7])

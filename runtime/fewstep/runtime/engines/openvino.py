@@ -27,7 +27,7 @@ from fewstep.runtime.records import GraphInfo
 _CPU = "CPU"
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _CAPABILITIES = {"bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
-_IMPORTING = threading.Lock()
+_LOADING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class OpenVino:
         Raises:
             MissingDependencyError: it is not installed, or does not load.
         """
-        return _loaded()
+        with _LOADING:  # threads that open generators at once
+            return _loaded()
 
     def graphs(self, precision: str) -> str:
         """The precision of the bundle's graphs that are compiled for this one.
@@ -100,15 +101,14 @@ def _loaded() -> OpenVino:
 def _without_telemetry() -> Iterator[None]:
     """Keep what is imported from reporting to Google Analytics: without this module it does not."""
     name = "openvino_telemetry"
-    with _IMPORTING:  # threads that open generators at once
-        before = sys.modules.get(name)
-        sys.modules[name] = None  # type: ignore[assignment]  # as Python has it for what is absent
-        try:
-            yield
-        finally:
-            sys.modules.pop(name, None)
-            if before is not None:
-                sys.modules[name] = before
+    before = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]  # as Python has it for what is absent
+    try:
+        yield
+    finally:
+        sys.modules.pop(name, None)
+        if before is not None:
+            sys.modules[name] = before
 
 
 class OpenVinoEngine:
