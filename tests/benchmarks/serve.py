@@ -10,7 +10,7 @@
     clients   images a second of 1 … 8 clients that ask again as soon as they have one, with batches
               and without, beside a ``Generator`` at batch 1 … 8
     load      wrk asks at 1, 4 and 10 times the capacity: times of images, and refusals
-    soak      memory of the server while it is asked at its capacity
+    soak      memory of the server while it is asked at a share of its capacity
 
 Everything runs on this machine, so clients and server share its cores. Measures and prints; asserts
 nothing but that images come.

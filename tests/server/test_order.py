@@ -207,7 +207,7 @@ def test_a_bundle_without_a_text_encoder_reads_no_prompts(tiny_text_bundle: Path
         _job(tiny_text_bundle, "a bag")
 
 
-def test_settings_are_checked_once_and_do_not_mix(any_bundle: Path) -> None:
+def test_settings_that_are_kept_do_not_mix(any_bundle: Path) -> None:
     model = _model(any_bundle)
     checks = Checks(model)
     amounts = [Order("0", settings={"guidance": each}).job(model, checks) for each in (1, 2, 1)]

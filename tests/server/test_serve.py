@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).parents[2]
 
+Start = Callable[..., tuple[subprocess.Popen[str], str]]
+
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., tuple[subprocess.Popen[str], str]]]:
+def start() -> Iterator[Start]:
     """Starts servers in processes of their own, of bundles and options; each with its address."""
     processes = list[subprocess.Popen[str]]()
     paths = os.pathsep.join(str(_ROOT / each) for each in ("runtime", "export", "calibration"))
@@ -60,7 +62,7 @@ def start() -> Iterator[Callable[..., tuple[subprocess.Popen[str], str]]]:
 
 
 def test_it_says_where_it_listens_serves_and_ends_with_what_runs(
-    start: Callable[..., tuple[subprocess.Popen[str], str]], tiny_bundle: Path
+    start: Start, tiny_bundle: Path
 ) -> None:
     process, url = start(tiny_bundle)
     assert process.stdout is not None and process.stderr is not None
@@ -162,10 +164,7 @@ def test_ready_is_told_once_all_are_open(tiny_bundle: Path, var_bundle: Path, en
 
 
 def test_two_models_open_with_openvino_at_once(
-    start: Callable[..., tuple[subprocess.Popen[str], str]],
-    bundle_copy: Path,
-    var_bundle: Path,
-    tmp_path: Path,
+    start: Start, bundle_copy: Path, var_bundle: Path, tmp_path: Path
 ) -> None:
     """In a process of its own, which has not imported OpenVINO before, and keeps what it compiles
     beside the bundles."""

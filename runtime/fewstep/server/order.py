@@ -73,12 +73,11 @@ class Order:
         first = secrets.randbelow(_MOST_SEED) if self.seed is None else self.seed
         seeds = tuple(first + each for each in range(self.count))
         negative = {"negative": self.negative} if self.negative else {}
-        checked = checks(self.settings, self.count)
+        checked = checks(self.settings)
+        settings = {**checked.settings, **negative}
         with noting() as notes:
             condition = self._condition(model)
-        told_of = (*checked.notes, *notes)
-        settings, steps = {**checked.settings, **negative}, checked.steps
-        shown = shown_steps(self.partial_images, steps) if on_step else frozenset[int]()
+        shown = shown_steps(self.partial_images, checked.steps) if on_step else frozenset[int]()
         edit, in_windows = None, 1
         if self.edit is not None:
             in_windows = self._windows(model)
@@ -86,8 +85,8 @@ class Order:
             edit = {"wanted": wanted, "count": self.count, "seed": first, **self.edit}
         watched = "watched" if on_step else "plain"
         kind = ("edit" if edit else watched, shown, json.dumps(settings))
-        told = edit, on_step, shown, told_of, in_windows
-        return Job(kind, condition, seeds, settings, steps, *told)
+        told = edit, on_step, shown, (*checked.notes, *notes), in_windows
+        return Job(kind, condition, seeds, settings, checked.steps, *told)
 
     def _condition(self, model: Model) -> dict[str, Any]:
         """Classes or texts, one an image, by the name of the argument of ``Generator.request``."""
@@ -183,16 +182,16 @@ class Checked:
 
 
 class Checks:
-    """Checks settings for a model. Many requests have the same ones, and checking them takes more
-    than all else of a request that is refused for others: so the last ones are kept."""
+    """Checks settings for a model. Many requests have the same ones, and checking them is half of
+    what a request costs that is then answered with 429: so what was found of the last is kept."""
 
     def __init__(self, model: Model) -> None:
         self._model, self._family = model, family_of(model.info.kind)
         self._found = functools.lru_cache(_MOST_CHECKED)(self._check)
         self._steps = functools.lru_cache(_MOST_CHECKED)(self._count_steps)
 
-    def __call__(self, settings: Mapping[str, Any], count: int) -> Checked:
-        """Settings for so many images, as :attr:`Order.settings` has them.
+    def __call__(self, settings: Mapping[str, Any]) -> Checked:
+        """Settings as :attr:`Order.settings` has them.
 
         Raises:
             RequestError: what the model cannot serve.
@@ -200,14 +199,14 @@ class Checks:
         """
         text = json.dumps(settings, sort_keys=True)
         check = self._found if len(text) <= _LONGEST_KEPT else self._check
-        return check(text, count)
+        return check(text)
 
-    def _check(self, settings: str, count: int) -> Checked:
+    def _check(self, settings: str) -> Checked:
         model, family = self._model, self._family
         with noting() as notes:
             try:
                 found = complete_settings(model, own_settings(family, json.loads(settings)))
-                request = example_request(model, settings_of(model.info.defaults, found), count)
+                request = example_request(model, settings_of(model.info.defaults, found))
             except RequestError as error:
                 raise blamed(error, family.Settings.model_fields) from error
         return Checked(found, self._steps(family.key(model, request, 1)), tuple(notes))

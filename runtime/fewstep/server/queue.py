@@ -33,9 +33,9 @@ from typing import Generic, Protocol, TypeVar
 MIXED_S = 0.5
 """Of a limit that allows for other settings: at least so long, whatever a batch takes."""
 
-_CROWDED = 0.75  # of a full batch: the limit where more come than can be served
+_CROWDED = 0.75  # of a full batch: the limit where twice as many come as can be served
 _REFUSALS = 256  # whose times are kept
-_KINDS = 64  # the same
+_KINDS = 64  # of batches whose times are kept
 _NEWEST = 0.4  # weight of the newest time
 _UNKNOWN_MS = 1_000.0  # of an image, before any was made
 
@@ -155,9 +155,8 @@ class Line(Generic[Queued]):
         for batch in self.batches:
             waits.append(waits[-1] + self.times.seconds(batch))
         full_s = max(self.times.ms(job.timed, most) / 1e3, run_s)
-        joining_s, beginning_s = self._limits_s(
-            job, full_s, running, self._is_crowded(most, full_s, now)
-        )
+        crowded = self._is_crowded(most, full_s, now)
+        joining_s, beginning_s = self._limits_s(job, full_s, running, crowded)
         for at, batch in enumerate(self.batches):
             if _fits(job, batch, most):
                 more = self.times.seconds([*batch, job]) - self.times.seconds(batch)
